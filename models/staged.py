@@ -1,0 +1,64 @@
+"""A network cut into consecutive stages, the shape in which this project sees every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Stage = Sequence[Callable[[Tensor], Tensor]]
+
+
+class StagedModel(nn.Module):
+    """Base class of every network here: an ordered list of stages, each ending in a *feature*.
+
+    With ``n`` features there are ``n + 1`` stages: stage ``k < n`` ends in feature ``k``, feature
+    ``n - 1`` is the pooled vector ``[B, D]``, and the last stage is the classifier. A subclass defines
+    its modules (whose names are the `state_dict` keys) and says in `stages` how they follow one another.
+    """
+
+    def stages(self) -> Sequence[Stage]:
+        """The stages in order; each is a sequence of callables applied one after another."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Apply stages ``start .. stop - 1``: from an image (``start=0``) or from feature ``start - 1``
+        to feature ``stop - 1``, or to the logits if `stop` is None."""
+        for stage in self.stages()[start:stop]:
+            for step in stage:
+                x = step(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to logits ``[B, num_classes]``."""
+        return self.run(x)
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Images ``[B, 3, H, W]`` to the list of the ``n`` features and the logits ``[B, num_classes]``."""
+        features = []
+        for stage in self.stages():
+            for step in stage:
+                x = step(x)
+            features.append(x)
+        return features[:-1], features[-1]
+
+    @torch.no_grad()
+    def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """Shape of every feature, without the batch dimension, for images of `height` x `width`.
+
+        Leaves the model as it was: training mode, running statistics, random state.
+        """
+        modes = {module: module.training for module in self.modules()}
+        reference = next(self.parameters())
+        image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
+        self.eval()
+        shapes = [tuple(feature.shape[1:]) for feature in self.features(image)[0]]
+        for module, mode in modes.items():
+            module.training = mode
+        return shapes
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """Average over all positions: ``[B, C, H, W]`` to ``[B, C]``."""
+    return x.mean(dim=(2, 3))

@@ -1,0 +1,1 @@
+"""Engine, configuration, checkpoints and the other things that are not the method itself."""
