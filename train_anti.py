@@ -1,0 +1,8 @@
+"""Train a student that is distilled where the policy says not to (anti-SAKD). See --help."""
+
+from functools import partial
+
+from utils.cli import guarded, main_distill
+
+if __name__ == "__main__":
+    guarded(partial(main_distill, "anti"))

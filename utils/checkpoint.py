@@ -1,0 +1,147 @@
+"""Writing checkpoints so that none is ever lost, and reading other people's weights."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.staged import StagedModel
+from utils.errors import UserError
+
+WEIGHT_KEYS = ("model", "state_dict", "net")  # where the checkpoints in circulation keep a network's weights
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Write `state` so that a reader finds the old file or the new one, whole, whatever happens meanwhile.
+
+    Raises:
+        UserError: the disk is full or not writable; the old file is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot write the checkpoint ({_one_line(error)}); the one before it is kept"
+        ) from error
+
+
+def publish_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` is now, atomically; a hard link where the file system has them."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{target}: cannot write the checkpoint ({_one_line(error)})") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that it may contain.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected a checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({_one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
+    return content
+
+
+def load_weights(model: StagedModel, path: Path, *, new_head: bool = False, name: str = "the model") -> None:
+    """Load a network's weights from any of the common kinds of file; everything must match.
+
+    Accepted are our own checkpoints, those of the published code and of the classic CIFAR KD benchmarks (weights
+    under ``model``), a bare state_dict, ``module.`` prefixes, and files from before BatchNorm counted batches.
+
+    Args:
+        model: the network; changed only if everything matches.
+        path: the file.
+        new_head: keep the classifier (last stage) of `model` as it is, whatever the file has there.
+        name: what to call the model in messages.
+
+    Raises:
+        UserError: the file does not hold this network's weights; the line says what was expected and found.
+    """
+    content = read_checkpoint(path)
+    weights = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
+    weights = {str(key).removeprefix("module."): value for key, value in weights.items()}
+    expected = model.state_dict()
+    head = head_keys(model) if new_head else set()
+    weights = {key: value for key, value in weights.items() if key not in head}
+    for key in expected:
+        if key in head or (key.endswith("num_batches_tracked") and key not in weights):
+            weights[key] = expected[key]
+    _check_weights(weights, expected, f"{path}: not the weights of {name}")
+    model.load_state_dict(weights)
+
+
+def head_keys(model: StagedModel) -> set[str]:
+    """state_dict keys of the classifier, the last stage."""
+    owned = {
+        id(t)
+        for step in model.stages()[-1]
+        if isinstance(step, torch.nn.Module)
+        for t in step.state_dict(keep_vars=True).values()
+    }
+    return {key for key, value in model.state_dict(keep_vars=True).items() if id(value) in owned}
+
+
+def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], what: str) -> None:
+    missing = [key for key in expected if key not in weights]
+    unknown = [key for key in weights if key not in expected]
+    if missing or unknown:
+        found = f"lacks {_sample(missing)}" if missing else f"has the unknown {_sample(unknown)}"
+        raise UserError(f"{what}: expected {len(expected)} entries, the file {found}")
+    for key, value in expected.items():
+        if not isinstance(weights[key], Tensor):
+            raise UserError(f"{what}: {key} is a {type(weights[key]).__name__}, expected a tensor")
+        if weights[key].shape != value.shape:
+            raise UserError(f"{what}: {key} has shape {tuple(weights[key].shape)}, expected {tuple(value.shape)}")
+        if weights[key].is_floating_point() and not torch.isfinite(weights[key]).all():
+            raise UserError(f"{what}: {key} holds NaN or infinite values")
+
+
+def _sample(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _sync_directory(folder: Path) -> None:
+    # The rename itself is on disk only once the directory is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,255 @@
+"""The one training loop: epochs, evaluation, checkpoints, resuming. It knows nothing of teachers or gates."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from datasets import Data
+from datasets.batch import Batch
+from models.staged import StagedModel
+from utils.config import Config
+from utils.device import rng_state, set_rng_state
+from utils.errors import UserError
+from utils.interrupt import Interrupted, StopRequest
+from utils.meter import Meter, top_k_hits
+from utils.optim import ScheduledOptimizer
+from utils.reporter import Reporter
+from utils.run_dir import RunDir
+from utils.task import Task
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass
+class Phase:
+    """A stretch of training with its own task and optimisers.
+
+    Attributes:
+        name: ``"train"`` for the one that is evaluated, otherwise what a distiller does before it.
+        task: gives the loss.
+        epochs: how many.
+        optimizers: by name of parameter group.
+    """
+
+    name: str
+    task: Task
+    epochs: int
+    optimizers: dict[str, ScheduledOptimizer]
+
+
+@dataclass
+class Progress:
+    """What to do next: step `step` of epoch `epoch` of phase `phase`, all counted from 0."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+class Engine:
+    """Trains phase after phase and leaves a checkpoint behind from which any step can be redone exactly.
+
+    Args:
+        phases: in order; the last one's task holds everything that is saved.
+        data: the loaders.
+        run: the folder, opened.
+        config: travels in the checkpoint.
+        device: where the tasks and the data are.
+        checkpoint: what to go on from.
+    """
+
+    def __init__(
+        self,
+        phases: list[Phase],
+        data: Data,
+        run: RunDir,
+        config: Config,
+        device: torch.device,
+        checkpoint: dict[str, Any] | None = None,
+    ):
+        self.phases, self.data, self.run, self.config, self.device = phases, data, run, config, device
+        self.task = phases[-1].task
+        self.progress = Progress(epoch=config.training.init_epoch if len(phases) == 1 else 0)
+        self.meter = Meter(device)
+        self.val: dict[str, float] = {}
+        self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.report = Reporter(run, resumed_at=self._global_epoch())
+        self._seconds_per_step: float | None = None
+
+    def fit(self) -> dict[str, Any]:
+        """Run what is left to run.
+
+        Returns:
+            ``best`` and ``last`` validation accuracies in percent, and the checkpoints' paths.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT arrived; the state after the last whole step is saved.
+            UserError: the loss is no longer finite, or a checkpoint cannot be written.
+        """
+        try:
+            with StopRequest() as stop:
+                while self.progress.phase < len(self.phases):
+                    self._fit_epoch(self.phases[self.progress.phase], stop)
+        finally:
+            self.report.close()
+        return {
+            "best_top1": self.best["top1"],
+            "best_epoch": self.best["epoch"],
+            "last_top1": self.val["top1"],
+            "last_top5": self.val["top5"],
+            "checkpoint": str(self.run.best),
+        }
+
+    def _fit_epoch(self, phase: Phase, stop: StopRequest) -> None:
+        started = time.monotonic()
+        lrs = {name: optimizer.lr_at(self.progress.epoch) for name, optimizer in phase.optimizers.items()}
+        self._train_epoch(phase, stop)
+        train = self._read_meter(phase)
+        record = {
+            "phase": phase.name,
+            "epoch": self.progress.epoch + 1,
+            "epochs": phase.epochs,
+            "global_epoch": self._global_epoch() + 1,
+            "lr": lrs,
+            "train": train,
+        }
+        is_best = False
+        if phase.name == "train":
+            record["val"] = self.val = evaluate(self.task.student, self.data.val, self.device, self._autocast)
+            is_best = self.val["top1"] > self.best["top1"]
+            if is_best:
+                self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
+        self._advance(phase)
+        self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
+        self.save(is_best=is_best)
+
+    def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
+        phase.task.train()
+        for optimizer in phase.optimizers.values():
+            optimizer.start_epoch(self.progress.epoch)
+        steps = len(self.data.train)
+        title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
+        training = self.config.training
+        self.report.start_epoch(title, steps, done=self.progress.step)
+        mark, marked_step = time.monotonic(), self.progress.step
+        for batch in self.data.train.epoch(self._global_epoch(), start=self.progress.step):
+            self._step(phase, batch)
+            self.progress.step += 1
+            self.report.step()
+            step = self.progress.step
+            if step % training.print_iter_freq == 0 and step < steps:
+                means = self._read_meter(phase)
+                self._seconds_per_step = (time.monotonic() - mark) / (step - marked_step)
+                self.report.interval(title, step, steps, means, self._seconds_left())
+            if training.save_every_steps and step % training.save_every_steps == 0:
+                self.save(is_best=False)
+            if stop.requested:
+                self.save(is_best=False)
+                raise Interrupted(
+                    f"stopped in {title} after step {step}/{steps}, all saved; the same command with --resume goes on"
+                )
+        if self.progress.step > marked_step:
+            self._seconds_per_step = (time.monotonic() - mark) / (self.progress.step - marked_step)
+
+    def _step(self, phase: Phase, batch: Batch) -> None:
+        with self._autocast():
+            output = phase.task(batch)
+        for scheduled in phase.optimizers.values():
+            scheduled.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        for scheduled in phase.optimizers.values():
+            scheduled.optimizer.step()
+        hits = {} if output.logits is None else top_k_hits(output.logits, batch.label)
+        self.meter.add(output.parts | hits, len(batch.label))
+
+    def save(self, *, is_best: bool) -> None:
+        """Write the checkpoint for the present progress."""
+        phase = self.phases[min(self.progress.phase, len(self.phases) - 1)]
+        state = {
+            "format": CHECKPOINT_FORMAT,
+            "model": self.task.student.state_dict(),
+            "extra": self.task.extra_state(),
+            "optimizers": {name: item.optimizer.state_dict() for name, item in phase.optimizers.items()},
+            "rng": rng_state(),
+            "progress": asdict(self.progress),
+            "meter": self.meter.state_dict(),
+            "val": self.val,
+            "best": self.best,
+            "config": self.config.to_dict(),
+        }
+        self.run.save(state, is_best=is_best)
+        every = self.config.training.save_ep_freq
+        if every and self.progress.step == 0 and self._global_epoch() % every == 0:
+            self.run.keep_epoch(self._global_epoch())
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            if checkpoint["format"] != CHECKPOINT_FORMAT:
+                raise ValueError(f"checkpoint format {checkpoint['format']}, expected {CHECKPOINT_FORMAT}")
+            self.progress = Progress(**checkpoint["progress"])
+            self.task.student.load_state_dict(checkpoint["model"])
+            self.task.load_extra_state(checkpoint["extra"])
+            phase = self.phases[min(self.progress.phase, len(self.phases) - 1)]
+            for name, item in phase.optimizers.items():
+                item.optimizer.load_state_dict(checkpoint["optimizers"][name])
+            self.meter.load_state_dict(checkpoint["meter"])
+            self.val, self.best = checkpoint["val"], checkpoint["best"]
+            set_rng_state(checkpoint["rng"])
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.run.path}: its checkpoint is not of this configuration ({reason})") from error
+
+    def _advance(self, phase: Phase) -> None:
+        self.meter = Meter(self.device)
+        self.progress = Progress(self.progress.phase, self.progress.epoch + 1)
+        if self.progress.epoch >= phase.epochs:
+            self.progress = Progress(self.progress.phase + 1)
+            if self.progress.phase == len(self.phases) - 1:
+                self.progress.epoch = self.config.training.init_epoch
+
+    def _read_meter(self, phase: Phase) -> dict[str, float]:
+        means = self.meter.means()
+        if not all(math.isfinite(value) for value in means.values()):
+            wrong = ", ".join(f"{name} {value}" for name, value in means.items() if not math.isfinite(value))
+            raise UserError(
+                f"{self.run.path}: no longer finite at {phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}: "
+                f"{wrong}; the last good checkpoint is {self.run.last}; try a smaller training.lr"
+            )
+        return means
+
+    def _global_epoch(self) -> int:
+        return sum(phase.epochs for phase in self.phases[: self.progress.phase]) + self.progress.epoch
+
+    def _seconds_left(self) -> float:
+        """Steps still to go at the pace of the last ones; evaluation is left out."""
+        if self._seconds_per_step is None:
+            return 0.0
+        epochs = sum(phase.epochs for phase in self.phases) - self._global_epoch()
+        return self._seconds_per_step * (epochs * len(self.data.train) - self.progress.step)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.training.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@torch.inference_mode()
+def evaluate(model: StagedModel, loader, device: torch.device, autocast) -> dict[str, float]:
+    """``loss/total``, ``top1`` and ``top5`` (percent) of `model` over `loader`; puts its training mode back."""
+    mode = model.training
+    model.eval()
+    meter = Meter(device)
+    for batch in loader.epoch(0):
+        with autocast():
+            logits = model(batch.image).float()
+        values = {"loss/total": F.cross_entropy(logits, batch.label)} | top_k_hits(logits, batch.label)
+        meter.add(values, len(batch.label))
+    model.train(mode)
+    return meter.means()

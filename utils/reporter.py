@@ -1,0 +1,128 @@
+"""Telling people how a run goes: console, log file, TensorBoard, and one JSON line per epoch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils.run_dir import RunDir
+
+log = logging.getLogger("sakd")
+
+
+def log_to_console() -> None:
+    """Send the project's log lines to standard output, once."""
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+class Reporter:
+    """Writes the records of one run. A progress bar on a terminal; whole lines only where output goes to a file.
+
+    Args:
+        run: the folder of the run.
+        resumed_at: number of finished epochs, phases counted together; what was recorded beyond is dropped.
+    """
+
+    def __init__(self, run: RunDir, resumed_at: int = 0):
+        self.run = run
+        log_to_console()
+        self._file = logging.FileHandler(run.log, encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(self._file)
+        self._redirect = logging_redirect_tqdm([log])
+        self._redirect.__enter__()
+        self._keep_epochs(resumed_at)
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=resumed_at)
+        self._bar: tqdm | None = None
+
+    def line(self, text: str) -> None:
+        log.info(text)
+
+    def start_epoch(self, title: str, steps: int, done: int) -> None:
+        self._bar = tqdm(
+            total=steps, initial=done, desc=title, leave=False, disable=not sys.stderr.isatty(), unit="step"
+        )
+
+    def step(self) -> None:
+        self._bar.update()
+
+    def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
+        """Show the means so far: beside the bar on a terminal, as a line of its own elsewhere."""
+        if self._bar.disable:
+            self.line(f"{title} step {step}/{steps} | {summary(means)} | left {clock(seconds_left)}")
+        else:
+            self._bar.set_postfix_str(summary(means))
+
+    def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
+        """Record an epoch.
+
+        Args:
+            record: ``phase``, ``epoch``, ``epochs``, ``global_epoch``, ``lr`` per optimiser, ``train`` and perhaps
+                ``val`` means, ``seconds``.
+            seconds_left: of the whole run, as far as can be told.
+        """
+        self._bar.close()
+        with self.run.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        step = record["global_epoch"]
+        prefix = "" if record["phase"] == "train" else f"{record['phase']}/"
+        for group in ("train", "val"):
+            for name, value in record.get(group, {}).items():
+                tag = name if "/" in name else f"accuracy/{name}"
+                self._board.add_scalar(
+                    f"{prefix}{tag}" if name.startswith("gate/") else f"{prefix}{tag}/{group}", value, step
+                )
+        for name, lr in record["lr"].items():
+            self._board.add_scalar(f"{prefix}lr/{name}", lr, step)
+        self._board.flush()
+        parts = [f"{record['phase']} {record['epoch']}/{record['epochs']}", summary(record["train"])]
+        if "val" in record:
+            parts.append(f"val {record['val']['top1']:.2f}% top-5 {record['val']['top5']:.2f}%")
+        parts += [
+            f"lr {next(iter(record['lr'].values())):.4g}",
+            f"{record['seconds']:.1f} s",
+            f"left {clock(seconds_left)}",
+        ]
+        self.line(" | ".join(parts))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._board.close()
+        self._redirect.__exit__(None, None, None)
+        log.removeHandler(self._file)
+        self._file.close()
+
+    def _keep_epochs(self, count: int) -> None:
+        if self.run.metrics.exists():
+            lines = self.run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["global_epoch"] <= count]
+            self.run.metrics.write_text("".join(kept), encoding="utf-8")
+
+
+def summary(means: dict[str, float]) -> str:
+    """One short phrase out of the means: loss, accuracy, share of samples distilled at each spot."""
+    text = f"loss {means['loss/total']:.3f}"
+    if "top1" in means:
+        text += f" train {means['top1']:.2f}%"
+    gates = {name.removeprefix("gate/"): share for name, share in means.items() if name.startswith("gate/")}
+    if gates:
+        text += " | distilled " + " ".join(f"{name} {100 * share:.0f}%" for name, share in gates.items())
+    return text
+
+
+def clock(seconds: float) -> str:
+    """``"1:02:03"``."""
+    return time.strftime(f"{int(seconds) // 3600}:%M:%S", time.gmtime(max(0.0, seconds)))
