@@ -1,0 +1,98 @@
+"""Settings laid on top of each other: base files, the file itself, the command line. Each remembers its source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from utils.config.yaml_loader import no_such_file, parse_yaml, read_yaml
+from utils.errors import UserError
+
+Key = tuple[str, ...]
+COMMAND_LINE = "command line"
+
+
+class Layers:
+    """A nested mapping that grows layer by layer; where two layers speak, the later one wins.
+
+    Attributes:
+        data: what all layers so far amount to.
+        name: what messages call the whole, for errors that no single layer is to blame for.
+    """
+
+    def __init__(self, name: str):
+        self.data: dict[str, Any] = {}
+        self.name = name
+        self._sources: dict[Key, str] = {}
+
+    def add(self, data: dict[str, Any], source: str) -> None:
+        """Lay `data` on top; messages will call its keys those of `source`."""
+        self._merge(self.data, data, source, ())
+
+    def add_file(self, path: str | Path, chain: tuple[Path, ...] = ()) -> None:
+        """Lay a file on top, its bases first.
+
+        Args:
+            chain: the files whose ``base:`` led here, outermost first.
+
+        Raises:
+            UserError: the file or one of its bases cannot be read, or the bases go in a circle.
+        """
+        path = Path(os.path.normpath(path))
+        data = read_yaml(path)
+        chain = (*chain, path)
+        for base in _bases(data.pop("base", None), path):
+            if any(base.samefile(other) for other in chain):
+                raise UserError(f"{path}: base: goes in a circle ({' -> '.join(map(str, (*chain, base)))})")
+            self.add_file(base, chain)
+        self.add(data, str(path))
+
+    def add_overrides(self, overrides: Iterable[str]) -> None:
+        """Lay ``key=value`` words of the command line on top, e.g. ``"training.epochs=10"``."""
+        for word in overrides:
+            key, equals, text = word.partition("=")
+            if not equals or not key:
+                raise UserError(f"{COMMAND_LINE}: found {word!r:.60}, must be key=value, e.g. training.epochs=10")
+            try:
+                value = parse_yaml(text)
+            except UserError as error:
+                raise UserError(f"{COMMAND_LINE}: {key:.60}: {error}") from None
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            self.add(value, COMMAND_LINE)
+
+    def source(self, key: Key) -> str:
+        """Who set `key`; for a key that nobody set, who set the section around it."""
+        while key:
+            if key in self._sources:
+                return self._sources[key]
+            key = key[:-1]
+        return self.name
+
+    def _merge(self, below: dict[str, Any], above: dict[str, Any], source: str, path: Key) -> None:
+        for name, value in above.items():
+            here = (*path, name)
+            is_section = isinstance(below.get(name), dict)
+            if value is None and is_section:
+                continue  # a heading with nothing under it says nothing
+            self._sources[here] = source
+            if isinstance(value, dict):
+                if not is_section:
+                    below[name] = {}
+                self._merge(below[name], value, source, here)
+            else:
+                below[name] = value
+
+
+def _bases(value: Any, path: Path) -> list[Path]:
+    """The files that ``base: value`` in `path` names."""
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{path}: base: found {value!r:.60}, must be a path or a list of paths")
+    bases = [Path(os.path.normpath(path.parent / name)) for name in names]
+    for base in bases:
+        if not base.exists():
+            raise UserError(f"{path}: base: {base}: {no_such_file(base)}")
+    return bases

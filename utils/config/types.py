@@ -1,0 +1,67 @@
+"""The kinds of value a config key can have. Each complaint completes the sentence "found ..., must be ..."."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _split_epochs(value: Any) -> Any:
+    """Read ``"150,180,210"`` and a lone ``150``, which are easier to type on a command line than a list."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if isinstance(value, str):
+        words = [word.strip() for word in value.split(",")]
+        if not all(word.isdecimal() for word in words):
+            raise ValueError("must be a list of epochs, e.g. [150, 180, 210]")
+        return [int(word) for word in words]
+    return value
+
+
+def _increasing(epochs: tuple[int, ...]) -> tuple[int, ...]:
+    if any(after <= before for before, after in pairwise(epochs)):
+        raise ValueError("must increase from epoch to epoch")
+    return epochs
+
+
+def _on_off(value: Any) -> Any:
+    """Readers of YAML 1.1 turn a bare ``on`` or ``off`` into a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _safe_name(name: str) -> str:
+    """Names become parts of paths under run/, so they hold nothing that could lead elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError("must be letters, digits, underscores, dashes and dots")
+    return name
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return name
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Integer = Annotated[int, Strict()]
+Count = Annotated[Integer, Field(ge=1, lt=2**31)]
+Index = Annotated[Integer, Field(ge=0, lt=2**31)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+Name = Annotated[Text, AfterValidator(_safe_name)]
+Device = Annotated[Text, AfterValidator(_known_device)]
+Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]
+Triple = tuple[Number, Number, Number]
+PositiveTriple = tuple[Positive, Positive, Positive]
+OnOff = BeforeValidator(_on_off)
