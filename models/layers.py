@@ -1,0 +1,55 @@
+"""Small parts that several families share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv1x1(channels: int, width: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A 1x1 convolution without bias, for a BatchNorm follows it."""
+    return nn.Conv2d(channels, width, kernel_size=1, stride=stride, groups=groups, bias=False)
+
+
+def conv3x3(channels: int, width: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution without bias that keeps the size of the map (at stride 1)."""
+    return nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, groups=groups, bias=False)
+
+
+def relu(x: Tensor) -> Tensor:
+    """ReLU that overwrites `x`: only for a tensor that was made within the same stage."""
+    return F.relu(x, inplace=True)
+
+
+def projection(channels: int, width: int, stride: int) -> nn.Sequential:
+    """The shortcut of a residual block ``[B, channels, H, W]`` -> ``[B, width, H / stride, W / stride]``:
+    nothing where the shape stays, 1x1 convolution and BatchNorm where it changes."""
+    if channels == width and stride == 1:
+        return nn.Sequential()
+    return nn.Sequential(conv1x1(channels, width, stride), nn.BatchNorm2d(width))
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of `groups` equal groups: ``[B, C, H, W]`` to the same shape."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def init_convolutions(model: nn.Module) -> None:
+    """Draw every convolution from N(0, 2 / (k² · out channels)) and clear its bias.
+
+    That is Kaiming's fan-out rule. A depthwise convolution counts all its output channels, as the
+    published networks do.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_linears(model: nn.Module) -> None:
+    """Draw every linear layer from N(0, 0.01²) and clear its bias."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
