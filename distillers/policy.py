@@ -52,5 +52,5 @@ def straight_through_gates(logits: Tensor, temperature: float) -> Tensor:
     noise = -torch.empty_like(logits).exponential_().clamp_min(torch.finfo(logits.dtype).tiny).log()
     soft = F.softmax((logits + noise) / temperature, dim=-1)[..., TEACHER_ROUTE]
     hard = (soft >= 0.5).to(soft.dtype)
-    # This order adds an exact zero, so that the gate is a true 0 or 1; hard - soft.detach() + soft may be off by an ulp.
+    # This order adds an exact zero, so that the gate is a true 0 or 1; hard - soft.detach() + soft can be an ulp off.
     return hard + (soft - soft.detach())

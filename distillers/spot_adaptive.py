@@ -157,7 +157,8 @@ def routing_loss(routed_ce: Tensor, student_ce: Tensor, logits_gate: Tensor, gam
     Args:
         routed_ce: cross-entropy of the routed logits.
         student_ce: cross-entropy of the student's own logits, no gradient.
-        logits_gate: last gate ``[B]``; a batch with fewer than half of its samples distilled there pays for each missing one.
+        logits_gate: last gate ``[B]``; where it sends fewer than half of the batch through the teacher, each missing
+            sample costs 1.
         gamma: weight of a routed loss above the student's; one below weighs ``1 / gamma``.
     """
     difference = (routed_ce - student_ce).detach()

@@ -21,7 +21,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; auto takes what is there"
+            f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; "
+            "auto takes what is there"
         )
     return device
 

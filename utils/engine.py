@@ -219,9 +219,9 @@ class Engine:
         means = self.meter.means()
         if not all(math.isfinite(value) for value in means.values()):
             wrong = ", ".join(f"{name} {value}" for name, value in means.items() if not math.isfinite(value))
+            where = f"{phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}"
             raise UserError(
-                f"{self.run.path}: no longer finite at {phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}: "
-                f"{wrong}; the last good checkpoint is {self.run.last}; try a smaller training.lr"
+                f"{self.run.path}: no longer finite at {where}: {wrong}; the last good checkpoint is {self.run.last}; try a smaller training.lr"
             )
         return means
 

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Check everything: ruff, shellcheck, and the tests. Arguments go to pytest, e.g. sh test.sh tests/test_engine.py
+set -eu
+cd "$(dirname "$0")"
+
+. utils/python.sh
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/shellcheck" -x ./*.sh utils/python.sh .ci/run
+exec "$python" -m pytest -q "$@"

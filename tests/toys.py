@@ -1,0 +1,64 @@
+"""Small stand-ins with which the whole machinery runs in milliseconds."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from datasets.batch import Batch
+from distillers import DISTILLERS
+from distillers.base import Setting
+from distillers.spot_adaptive import SpotAdaptiveDistillation
+from models.staged import StagedModel, global_pool
+
+NUM_CLASSES = 5
+IMAGE_SIZE = (8, 8)
+NUM_SAMPLES = 40
+
+
+class ToyNet(StagedModel):
+    """Three maps and a pooled vector, with BatchNorm everywhere: (w, 8, 8), (w, 8, 8), (2w, 4, 4), (2w,)."""
+
+    def __init__(self, width: int = 4, num_classes: int = NUM_CLASSES):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 2 * width, 3, 2, padding=1, bias=False), nn.BatchNorm2d(2 * width)
+        self.fc = nn.Linear(2 * width, num_classes)
+
+    def stages(self):
+        return (
+            (self.conv1, self.bn1, F.relu),
+            (self.conv2, self.bn2, F.relu),
+            (self.conv3, self.bn3, F.relu),
+            (global_pool,),
+            (self.fc,),
+        )
+
+
+def toy_labels() -> torch.Tensor:
+    return torch.arange(NUM_SAMPLES) % NUM_CLASSES
+
+
+def toy_batch(size: int = 6, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(NUM_SAMPLES, generator=generator)[:size]
+    return Batch(torch.randn(size, 3, *IMAGE_SIZE, generator=generator), toy_labels()[index], index)
+
+
+def toy_setting(student: StagedModel, teacher: StagedModel, **changes) -> Setting:
+    shapes = {"student": student.feature_shapes(*IMAGE_SIZE), "teacher": teacher.feature_shapes(*IMAGE_SIZE)}
+    return Setting(**shapes, labels=toy_labels(), feat_dim=8, pair="toy-toy", **changes)
+
+
+def toy_task(distiller: str = "at", seed: int = 0, spots=None, **options) -> SpotAdaptiveDistillation:
+    """A task of two toys of one width, so that every distiller applies; the same `seed` gives the same weights."""
+    torch.manual_seed(seed)
+    student, teacher = ToyNet(), ToyNet()
+    for _ in range(3):  # running statistics unlike those that a fresh network has
+        for net in (student, teacher):
+            net.train()(torch.randn(16, 3, *IMAGE_SIZE) * 1.5 + 0.3)
+    setting = toy_setting(student, teacher, spots=spots)
+    distill = DISTILLERS.get(distiller)(setting)
+    return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Train one network with cross-entropy, for example a teacher.
+#
+#   seed=1029 dataset=cifar-100 model=vgg13 sh train_single.sh [--resume | --overwrite] [key=value ...]
+#
+# Variables: seed, dataset, num_classes, model. Further arguments go to train_single.py (see --help there).
+set -eu
+cd "$(dirname "$0")"
+
+: "${seed:=1029}" "${dataset:=cifar-100}" "${model:=vgg13}"
+
+. utils/python.sh
+exec "$python" train_single.py --dataset "$dataset" --seed "$seed" --model "$model" \
+    ${num_classes:+"dataset.num_classes=$num_classes"} "$@"
