@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.config.errors import validate
+from utils.config.find import Composed, find_config
 from utils.config.layers import Layers
-from utils.config.schema import Config
+from utils.config.schema import Config, DatasetConfig, ModelConfig
 
-__all__ = ["Config", "load_config"]
+__all__ = ["Composed", "Config", "DatasetConfig", "ModelConfig", "find_config", "load_config"]
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -71,11 +71,9 @@ def _describe(error: dict[str, Any], source: Callable[[Key], str]) -> str:
         return f"{source(key)}: unknown key {_short(dotted)}{_suggestion(key)}"
     if kind == "missing":
         return f"{source(key)}: {dotted} is missing{_meaning(key)}"
-    if not key:
-        return f"{source(key)}: {error['ctx']['error']}"
     complaint = _complaint(error)
     found = f"found {_show(error['input'])}, " if complaint.startswith("must") else ""
-    return f"{source(key)}: {_short(dotted)}: {found}{complaint}"
+    return ": ".join(filter(None, (source(key), _short(dotted), found + complaint)))
 
 
 def _complaint(error: dict[str, Any]) -> str:

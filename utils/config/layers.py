@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,10 @@ class Layers:
             for part in reversed(key.split(".")):
                 value = {part: value}
             self.add(value, COMMAND_LINE)
+
+    def copy(self) -> Layers:
+        """Independent of this one from here on."""
+        return copy.deepcopy(self)
 
     def source(self, key: Key) -> str:
         """Who set `key`; for a key that nobody set, who set the section around it."""

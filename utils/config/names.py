@@ -17,7 +17,7 @@ def dataset_name(name: str) -> str:
         ValueError: neither one of ours nor registered in `datasets`.
     """
     for known in DATASETS:
-        if _fold(known) == _fold(name):
+        if fold(known) == fold(name):
             return known
     from datasets.registry import DATASETS as registry  # imported late: it brings torch
 
@@ -75,5 +75,6 @@ def _registered(registry, name: str) -> str:
         raise ValueError(str(error)) from None
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """`name` without what people spell differently: case, dashes, underscores."""
     return re.sub(r"[-_]", "", name).lower()

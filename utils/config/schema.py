@@ -40,7 +40,7 @@ class Section(BaseModel):
         return {} if value is None else value
 
 
-class Dataset(Section):
+class DatasetConfig(Section):
     name: Name = Field(description="cifar-10, cifar-100, tiny-imagenet, imagenet, imagefolder, digits, or your own")
     root: Text = Field("data", description="folder that holds the data")
     label: Name | None = Field(
@@ -66,7 +66,7 @@ class Dataset(Section):
         return info.data.get("name") if label is None else label
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     name: Text = Field("SGD", description="only SGD is implemented")
     lr: Positive | None = Field(None, description="used where training.lr is absent")
     weight_decay: NotNegative = Field(5e-4, description="of a model trained alone")
@@ -77,8 +77,8 @@ class Optimizer(Section):
     _known = field_validator("name")(optimizer_name)
 
 
-class Training(Section):
-    optimizer: Optimizer = Optimizer()
+class TrainingConfig(Section):
+    optimizer: OptimizerConfig = OptimizerConfig()
     lr: Positive = Field(None, validate_default=True, description="learning rate (default: optimizer.lr, else 0.05)")
     lr_agent: Positive = Field(
         None, validate_default=True, description="learning rate of policy and adapters (default: training.lr / 2)"
@@ -126,12 +126,12 @@ class Training(Section):
         return value
 
 
-class Validation(Section):
+class ValidationConfig(Section):
     batch_size: Count = Field(64, description="images per evaluation step")
     num_workers: Index = Field(4, description="worker processes of a streaming loader")
 
 
-class Model(Section):
+class ModelConfig(Section):
     name: Name = Field(description="a model of models/, or the import path of one, e.g. torchvision.models.resnet34")
     checkpoint: Text | None = Field(None, description="weights to start from")
     stages: list[list[Text]] | None = Field(
@@ -147,9 +147,9 @@ class LossWeights(Section):
     other_kd: NotNegative | None = Field(None, description="beta, weight of the distiller (default: its own)")
 
 
-class Distillation(Section):
-    teacher: Model
-    student: Model
+class DistillationConfig(Section):
+    teacher: ModelConfig
+    student: ModelConfig
     loss_weights: LossWeights = LossWeights()
     selection: Literal["adaptive", "anti", "fixed", "random"] = Field(
         "adaptive", description="where to distil: the policy's choice, its opposite, everywhere, or a coin's"
@@ -157,7 +157,7 @@ class Distillation(Section):
     gate_temperature: Positive = Field(5.0, description="of the Gumbel-softmax gates")
 
 
-class DistillationLoss(Section):
+class DistillationLossConfig(Section):
     name: Name = Field(description="kd, at, fitnet, sp, rkd, cc, vid, pkt, ft, fsp, nst, crd, or your own")
     T: Positive | None = Field(None, description="stands in published files; used as KD_T where that is absent")
     KD_T: Positive = Field(None, validate_default=True, description="temperature of the KL term (default: T, else 4)")
@@ -176,7 +176,7 @@ class DistillationLoss(Section):
         return value if value is not None else info.data.get("T") or 4.0
 
 
-class PretrainingOptimizer(Section):
+class PretrainingOptimizerConfig(Section):
     name: Text = Field("SGD", description="only SGD is implemented")
     lr: Positive = Field(0.01, description="learning rate")
     momentum: MomentumFactor = Field(0.9, description="momentum")
@@ -185,26 +185,26 @@ class PretrainingOptimizer(Section):
     _known = field_validator("name")(optimizer_name)
 
 
-class Pretraining(Section):
+class PretrainingConfig(Section):
     epochs: Count = Field(30, description="epochs of the phase that comes first for FT and FSP")
-    optimizer: PretrainingOptimizer = PretrainingOptimizer()
+    optimizer: PretrainingOptimizerConfig = PretrainingOptimizerConfig()
 
 
-class Run(Section):
+class RunConfig(Section):
     root: Text = Field("run", description="folder for everything a run writes")
 
 
 class Config(Section):
     """One experiment: `model` is trained alone, or `kd.student` is distilled from `kd.teacher`."""
 
-    dataset: Dataset
-    training: Training = Training()
-    validation: Validation = Validation()
-    model: Model | None = None
-    kd: Distillation | None = None
-    kd_loss: DistillationLoss | None = None
-    pretrain: Pretraining = Pretraining()
-    run: Run = Run()
+    dataset: DatasetConfig
+    training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    model: ModelConfig | None = None
+    kd: DistillationConfig | None = None
+    kd_loss: DistillationLossConfig | None = None
+    pretrain: PretrainingConfig = PretrainingConfig()
+    run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
     def _one_experiment(self) -> Config:

@@ -1,0 +1,51 @@
+"""``python -m utils.config``: the table of all keys. With a file: what it amounts to, as YAML."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from utils.cli import guarded
+from utils.config import load_config
+from utils.config.errors import all_fields
+
+BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m utils.config", description=__doc__)
+    parser.add_argument("file", nargs="?", help="a config file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that win over the file")
+    options = parser.parse_args()
+    if options.file is None:
+        print(key_table())
+    else:
+        config = load_config(options.file, options.overrides)
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+
+
+def key_table() -> str:
+    """Every key, its default and its meaning, one a line."""
+    rows = [("KEY", "DEFAULT", "MEANING"), BASE]
+    rows += [(".".join(key), _default(field), field.description) for key, field in all_fields()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{key:<{widths[0]}}  {default:<{widths[1]}}  {meaning}" for key, default, meaning in rows)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "-" if field.default is None else _flow(field.default)
+
+
+def _flow(value: Any) -> str:
+    """`value` as it would stand in a config."""
+    value = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+if __name__ == "__main__":
+    guarded(main)
