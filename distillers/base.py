@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -47,19 +48,30 @@ class Setting:
 class Distiller(nn.Module):
     """Base class of the distillers. A subclass overrides `default_spots` and `spot_loss`; one whose loss needs
     more than the two features of its spot overrides `forward` instead. Modules that it assigns to itself are
-    trained together with the student.
+    trained together with the student. Constants of the method are keyword arguments of its constructor, with
+    the published values as defaults.
 
     Attributes:
         spots: the resolved spots, strictly increasing on both sides, indices not negative.
         default_weight: the published β, used where the config does not give ``kd.loss_weights.other_kd``.
+        maps_only: the loss looks at positions, so the pooled vector cannot be a spot.
+
+    Raises:
+        UserError: the spots do not exist, do not fit together, or are of no use to this distiller; or an option
+            is impossible.
     """
 
     default_weight: ClassVar[float] = 1.0
+    maps_only: ClassVar[bool] = False
 
     def __init__(self, setting: Setting):
         super().__init__()
         chosen = self.default_spots(setting) if setting.spots is None else setting.spots
         self.spots = resolve_spots(chosen, setting)
+        if setting.spots is not None and not self.spots:
+            raise UserError("kd_loss.spots: empty; leave it out for the distiller's own, or take kd, which has none")
+        if self.maps_only:
+            require_maps(self.spots, setting, type(self).__name__)
 
     def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
         """Pairs of feature indices (student's, teacher's); negative ones count from the end."""
@@ -69,7 +81,8 @@ class Distiller(nn.Module):
         """Loss of spot number `k` over the chosen samples, times the chosen share ``n / B``; a scalar.
 
         Args:
-            student, teacher: the two features of the spot, ``[B, C, H, W]`` or ``[B, D]``.
+            k: place of the spot in `self.spots`.
+            student, teacher: the two features of the spot, ``[B, C, H, W]`` or ``[B, D]``; the teacher's is detached.
             gate: ``[B]``, 1 where the sample is chosen. With none chosen the loss is 0, never NaN.
         """
         raise NotImplementedError
@@ -78,11 +91,12 @@ class Distiller(nn.Module):
         """Loss of every spot, ``[K]``.
 
         Args:
-            student, teacher: all features of both networks, of the whole batch.
+            student, teacher: all features of both networks, of the whole batch. If they are in half precision,
+                call this under the same autocast, for the sake of the modules; the losses step out of it.
             gates: ``[B, K]`` zeros and ones, no gradient; column ``k`` belongs to ``self.spots[k]``.
         """
         losses = [
-            self.spot_loss(k, student[spot.student], teacher[spot.teacher], gates[:, k], batch)
+            self.spot_loss(k, student[spot.student], teacher[spot.teacher].detach(), gates[:, k], batch)
             for k, spot in enumerate(self.spots)
         ]
         return torch.stack(losses) if losses else gates.new_zeros(0)
@@ -125,15 +139,47 @@ def resolve_spots(spots: Sequence[tuple[int, int]], setting: Setting) -> list[Sp
         if len(setting.student[s]) != len(setting.teacher[t]):
             raise UserError(
                 f"kd_loss.spots {list(spot)}: {setting.pair} would pair {describe(setting.student[s])} (student) with "
-                f"{describe(setting.teacher[t])} (teacher); pair maps with maps and the pooled vector with the pooled vector"
+                f"{describe(setting.teacher[t])} (teacher); pair maps with maps and pooled vectors with pooled vectors"
             )
         resolved.append(Spot(s, t))
-    for before, after in zip(resolved, resolved[1:]):
+    for before, after in pairwise(resolved):
         if after.student <= before.student or after.teacher <= before.teacher:
             raise UserError(
                 f"kd_loss.spots: {list(after)} after {list(before)}; both indices must grow from spot to spot"
             )
     return resolved
+
+
+def require_maps(spots: Sequence[Spot], setting: Setting, distiller: str) -> None:
+    """Check that every spot is a map ``(C, H, W)``.
+
+    Raises:
+        UserError: one is not.
+    """
+    for spot in spots:
+        shape = setting.student[spot.student]
+        if len(shape) != 3:
+            raise UserError(
+                f"kd_loss.spots {list(spot)}: {distiller} compares maps, {setting.pair} has {describe(shape)} there; "
+                "pick an earlier feature, or a distiller of vectors such as CC, CRD, PKT or RKD"
+            )
+
+
+def check_option(name: str, value: object, fits: Callable[[float], bool], expected: str, kind: type = float) -> None:
+    """Check one of a distiller's keyword arguments.
+
+    Args:
+        name: ``"distiller.option"``, for the message.
+        fits: whether a number is possible.
+        expected: the same in words.
+        kind: ``int`` for a whole number.
+
+    Raises:
+        UserError: it is not a number, or not a possible one.
+    """
+    is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not (is_number and fits(value)):
+        raise UserError(f"kd_loss.options: {name} is {value!r}, expected {expected}")
 
 
 def describe(shape: Shape) -> str:

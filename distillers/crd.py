@@ -1,0 +1,253 @@
+"""Contrastive representation distillation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.batch import Batch
+from distillers.base import Distiller, Setting, check_option
+from distillers.features import linear_embedding
+from distillers.masking import chosen_count, masked_mean
+from distillers.precision import at_least
+from distillers.registry import register_distiller
+from utils.errors import UserError
+
+logger = logging.getLogger("sakd")
+
+EPS = 1e-7
+UNSET = -1.0
+
+
+@at_least(torch.float32)
+def crd_loss(positive: Tensor, negative: Tensor, normalizer: Tensor, gate: Tensor, *, samples: int) -> Tensor:
+    """Noise-contrastive loss of telling the one positive from `K` negatives, in one direction.
+
+    Tian, Krishnan, Isola: *Contrastive Representation Distillation*, ICLR 2020, arXiv 1910.10699.
+
+    Args:
+        positive: ``exp(similarity / temperature)`` of each sample and its own memory, ``[B]``.
+        negative: the same with the memories of samples of other classes, ``[B, K]``.
+        normalizer: Z, by which scores are divided to make them probabilities; a positive scalar.
+        gate: ``[B]``, 1 where the sample is chosen.
+        samples: number N of training samples; the noise distribution gives each ``1 / N``.
+    """
+    noise = negative.shape[1] / samples
+    p_positive = positive / normalizer
+    recognised = (p_positive / (p_positive + noise + EPS)).log()
+    # log(noise / (p + noise + EPS)); p is thousands of times smaller than the noise, hence log1p.
+    rejected = -((negative / normalizer + EPS) / noise).log1p().sum(dim=1)
+    return masked_mean(-(recognised + rejected), gate)
+
+
+def estimate_normalizer(positive: Tensor, negative: Tensor, gate: Tensor, samples: int) -> Tensor:
+    """Z: `samples` times the mean score over the chosen samples, a scalar; `UNSET` if none is chosen."""
+    total = gate @ (positive + negative.sum(dim=1))
+    mean = total / (chosen_count(gate) * (1 + negative.shape[1]))
+    return torch.where(gate.sum() > 0, samples * mean, UNSET)
+
+
+class NegativeSampler(nn.Module):
+    """Draws training samples of other classes, uniformly and independently, on the device of its buffers.
+
+    With all samples sorted by class, those of the other classes are what comes before and after one block.
+
+    Args:
+        labels: class of every training sample, ``[N]``.
+    """
+
+    # The buffers follow from the labels, so no checkpoint has them.
+    order: Tensor  # samples sorted by class
+    start: Tensor  # of each sample: where the block of its class starts in `order`
+    size: Tensor  # of each sample: the length of that block
+
+    def __init__(self, labels: Tensor):
+        super().__init__()
+        _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        self.register_buffer("order", classes.argsort(stable=True), persistent=False)
+        self.register_buffer("start", starts[classes], persistent=False)
+        self.register_buffer("size", counts[classes], persistent=False)
+        self.fewest = len(labels) - int(counts.max())  # samples of other classes, for the largest class
+
+    def forward(self, index: Tensor, amount: int) -> Tensor:
+        """Draw ``[B, amount]`` samples for the samples `index`, ``[B]``; with replacement."""
+        start, size = self.start[index, None], self.size[index, None]
+        # float64, because float32 has too few values to be uniform over a million samples.
+        uniform = torch.rand(len(index), amount, device=index.device, dtype=torch.float64)
+        place = (uniform * (len(self.order) - size)).long()
+        return self.order[torch.where(place < start, place, place + size)]
+
+
+class MemoryBank(nn.Module):
+    """The latest embedding of every training sample by one network, and the normaliser Z of scores against them.
+
+    Args:
+        samples: their number N.
+        width: of the embeddings.
+    """
+
+    rows: Tensor
+    normalizer: Tensor
+
+    def __init__(self, samples: int, width: int):
+        super().__init__()
+        bound = math.sqrt(3 / width)  # rows have unit length on average
+        self.register_buffer("rows", torch.empty(samples, width).uniform_(-bound, bound))
+        self.register_buffer("normalizer", torch.tensor(UNSET))
+
+    def scores(self, anchor: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+        """``exp(similarity / temperature)`` of each anchor, ``[B, D]``, and its candidates, ``[B, K + 1]``.
+
+        One product with the whole bank and a gather of numbers: gathering the candidates' vectors, ``[B, K + 1, D]``,
+        would take a hundred times the memory and twenty times the time.
+        """
+        return (anchor @ self.rows.T).gather(1, candidates).div(temperature).exp()
+
+    def keep_normalizer(self, normalizer: Tensor) -> Tensor:
+        """Z: the one kept, or else `normalizer`, which is kept from now on in training unless it is `UNSET`."""
+        normalizer = torch.where(self.normalizer > 0, self.normalizer, normalizer)
+        if self.training:
+            self.normalizer.copy_(normalizer)
+        return normalizer
+
+    @torch.no_grad()
+    def update(self, index: Tensor, embedding: Tensor, gate: Tensor, momentum: float) -> None:
+        """Move the rows of the chosen samples towards their new embeddings, and back to unit length."""
+        old = self.rows[index]
+        new = F.normalize(momentum * old + (1 - momentum) * embedding, dim=1)
+        self.rows.index_copy_(0, index, torch.where(gate[:, None] > 0, new, old))
+
+
+class Contrast(nn.Module):
+    """One spot: an embedding and a memory bank for each network.
+
+    Args:
+        student, teacher: shapes of the two features, batch dimension left out.
+        samples: number of training samples.
+        width: of the embeddings.
+        temperature, momentum: see `CRD`.
+    """
+
+    def __init__(
+        self,
+        student: Sequence[int],
+        teacher: Sequence[int],
+        samples: int,
+        width: int,
+        temperature: float,
+        momentum: float,
+    ):
+        super().__init__()
+        self.temperature = temperature
+        self.momentum = momentum
+        self.embed_student = linear_embedding(student, width)
+        self.embed_teacher = linear_embedding(teacher, width)
+        self.student_bank = MemoryBank(samples, width)
+        self.teacher_bank = MemoryBank(samples, width)
+
+    def forward(self, student: Tensor, teacher: Tensor, gate: Tensor, candidates: Tensor) -> Tensor:
+        """Loss of both directions over the chosen samples, a scalar; in training, the banks move on.
+
+        Args:
+            student, teacher: the features.
+            gate: ``[B]``.
+            candidates: training samples, ``[B, K + 1]``; the first column is the batch itself, the rest are negatives.
+        """
+        return self.contrast(self.embed_student(student), self.embed_teacher(teacher), gate, candidates)
+
+    @at_least(torch.float32)
+    def contrast(self, student: Tensor, teacher: Tensor, gate: Tensor, candidates: Tensor) -> Tensor:
+        """The same from the embeddings, ``[B, D]``, of any length."""
+        student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+        loss = self.direction(student, self.teacher_bank, gate, candidates)
+        loss = loss + self.direction(teacher, self.student_bank, gate, candidates)
+        if self.training:
+            self.student_bank.update(candidates[:, 0], student, gate, self.momentum)
+            self.teacher_bank.update(candidates[:, 0], teacher, gate, self.momentum)
+        return loss
+
+    def direction(self, anchor: Tensor, bank: MemoryBank, gate: Tensor, candidates: Tensor) -> Tensor:
+        """Loss of the unit vectors of one network, ``[B, D]``, against the memories of the other."""
+
+        def loss(anchor: Tensor) -> Tensor:
+            scores = bank.scores(anchor, candidates, self.temperature)
+            positive, negative, samples = scores[:, 0], scores[:, 1:], len(bank.rows)
+            with torch.no_grad():
+                normalizer = bank.keep_normalizer(estimate_normalizer(positive, negative, gate, samples))
+                # Unset means that no sample has been chosen yet, so the loss is 0 whatever stands here.
+                normalizer = torch.where(normalizer > 0, normalizer, 1.0)
+            return crd_loss(positive, negative, normalizer, gate, samples=samples)
+
+        return differentiated_now(loss, anchor)
+
+
+def differentiated_now(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``loss(x)`` with its gradient worked out at once instead of in the backward pass.
+
+    The banks change in place as soon as the scores are taken. An ordinary backward pass would still need them as they
+    were, hence a copy of a whole bank at every step. This needs none, and frees the ``[B, N]`` scores early. First
+    derivatives only.
+    """
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    # What is added is zero, and its derivative is the gradient.
+    return value.detach() + (gradient * (x - x.detach())).sum()
+
+
+@register_distiller("crd")
+class CRD(Distiller):
+    """Contrast of the pooled vectors with those of samples of other classes.
+
+    A step of training updates the banks at the chosen samples after the scores are taken: a checkpoint has the banks
+    with which the next step begins. In evaluation mode nothing is updated.
+
+    Args:
+        negatives: number K drawn for each sample, at most as many as the largest class leaves.
+        temperature: by which similarities are divided.
+        momentum: share of the old memory in the new one.
+
+    Raises:
+        UserError: all training samples are of one class.
+    """
+
+    default_weight = 0.8
+
+    def __init__(self, setting: Setting, *, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5):
+        super().__init__(setting)
+        check_option("crd.negatives", negatives, lambda value: value > 0, "a whole number above 0", int)
+        check_option("crd.temperature", temperature, lambda value: value > 0, "a number above 0")
+        check_option("crd.momentum", momentum, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+        self.sampler = NegativeSampler(setting.labels)
+        if self.sampler.fewest == 0:
+            raise UserError(
+                f"crd: all {len(setting.labels)} training samples are of one class, and CRD contrasts classes; "
+                "take data with at least two or another distiller"
+            )
+        self.negatives = min(negatives, self.sampler.fewest)
+        if self.negatives < negatives:
+            logger.info(
+                "crd: %d negatives instead of %d, as many samples as there are outside of the largest class",
+                self.negatives,
+                negatives,
+            )
+        self.contrasts = nn.ModuleList(
+            Contrast(
+                setting.student[s], setting.teacher[t], len(setting.labels), setting.feat_dim, temperature, momentum
+            )
+            for s, t in self.spots
+        )
+
+    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
+        return [(-1, -1)]
+
+    def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
+        candidates = torch.cat([batch.index[:, None], self.sampler(batch.index, self.negatives)], dim=1)
+        return self.contrasts[k](student, teacher, gate, candidates)

@@ -1,0 +1,36 @@
+"""What several distillers do to features before they compare them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def pool_to_match(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool the larger of two maps ``[B, C, H, W]`` to the height and width of the smaller."""
+    height, width = map(min, first.shape[2:], second.shape[2:])
+    return average_pool(first, height, width), average_pool(second, height, width)
+
+
+def average_pool(feature: Tensor, height: int, width: int) -> Tensor:
+    """Average-pool a map to `height` x `width`, neither larger than what it has."""
+    rows, columns = feature.shape[2:]
+    if (rows, columns) == (height, width):
+        return feature
+    if rows % height == 0 and columns % width == 0:
+        # The same numbers as adaptive pooling, which is slower and has no deterministic gradient on a GPU.
+        return F.avg_pool2d(feature, (rows // height, columns // width))
+    return F.adaptive_avg_pool2d(feature, (height, width))
+
+
+def attention(feature: Tensor) -> Tensor:
+    """Where a map is active: its mean square over channels, as a unit vector; ``[B, C, H, W]`` to ``[B, HW]``."""
+    return F.normalize(feature.square().mean(dim=1).flatten(1), dim=1)
+
+
+def linear_embedding(shape: Sequence[int], width: int) -> nn.Sequential:
+    """Linear map from features of `shape` (batch dimension left out), flattened, to vectors of `width`."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))

@@ -1,0 +1,109 @@
+"""The flow between two layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from datasets.batch import Batch
+from distillers.base import Distiller, Setting, Shape, Spot, all_middle
+from distillers.features import pool_to_match
+from distillers.masking import masked_mean
+from distillers.precision import at_least
+from distillers.registry import register_distiller
+from models.staged import StagedModel
+from utils.errors import UserError
+
+
+@at_least(torch.float32)
+def fsp_loss(
+    student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor, teacher_top: Tensor, gate: Tensor
+) -> Tensor:
+    """Mean squared difference of the flow matrices of both networks.
+
+    Yim, Joo, Bae, Kim: *A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+    Learning*, CVPR 2017 (FSP: flow of the solution procedure).
+
+    Args:
+        student_bottom, teacher_bottom: the earlier maps, ``[B, C, H, W]``, of one width.
+        student_top, teacher_top: the later maps, ``[B, D, H', W']``, of one width.
+        gate: ``[B]``, 1 where the sample is chosen.
+    """
+    difference = flow_matrix(student_bottom, student_top) - flow_matrix(teacher_bottom, teacher_top)
+    return masked_mean(difference.square().mean(dim=(1, 2)), gate)
+
+
+def flow_matrix(bottom: Tensor, top: Tensor) -> Tensor:
+    """``[B, C, D]``: mean product, over positions, of every channel of `bottom` with every channel of `top`."""
+    bottom, top = (x.flatten(2) for x in pool_to_match(bottom, top))
+    return bottom @ top.mT / bottom.shape[2]
+
+
+@register_distiller("fsp")
+class FSP(Distiller):
+    """Flow into each middle feature from the one before it, in networks of equal widths.
+
+    The paper's two phases: the student's stages learn the flows alone, then the usual training follows.
+
+    Raises:
+        UserError: a spot has no feature before it, or the widths of the two networks differ there.
+    """
+
+    default_weight = 50.0
+    maps_only = True
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        for spot in self.spots:
+            check_flow(spot, setting)
+
+    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
+        return all_middle(setting)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor, batch: Batch) -> Tensor:
+        return self.flow_losses(student, teacher, gates)
+
+    def flow_losses(self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor) -> Tensor:
+        """``[K]``: loss of the flow into every spot, between all features of both networks."""
+        losses = [
+            fsp_loss(student[s - 1], student[s], teacher[t - 1].detach(), teacher[t].detach(), gates[:, k])
+            for k, (s, t) in enumerate(self.spots)
+        ]
+        return torch.stack(losses)
+
+    def pretraining_parameters(self, student: StagedModel) -> list[nn.Parameter]:
+        """Those of the student's stages up to the last spot."""
+        stages = student.stages()[: self.spots[-1].student + 1]
+        # Steps without parameters may be plain functions; a list of modules names shared parameters once.
+        return list(
+            nn.ModuleList(step for stage in stages for step in stage if isinstance(step, nn.Module)).parameters()
+        )
+
+    def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Losses of all spots and all samples, summed over the spots."""
+        everything = torch.ones(len(student[0]), len(self.spots), device=student[0].device)
+        return self.flow_losses(student, teacher, everything).sum()
+
+
+def check_flow(spot: Spot, setting: Setting) -> None:
+    """Check that both networks have a flow into `spot`, and of one shape.
+
+    Raises:
+        UserError: they do not.
+    """
+    s, t = spot
+    if s == 0 or t == 0:
+        raise UserError(f"kd_loss.spots {[s, t]}: fsp needs a feature before the spot; spots start at 1")
+    student, teacher = widths(setting.student, s), widths(setting.teacher, t)
+    if student != teacher:
+        raise UserError(
+            f"fsp: {setting.pair}, spot {s if s == t else [s, t]}: student {student} channels, teacher {teacher}; "
+            "FSP compares channel by channel, pick a pair with equal widths or another distiller"
+        )
+
+
+def widths(shapes: Sequence[Shape], k: int) -> str:
+    """Channels before and after the flow into feature `k`: ``"32→64"``."""
+    return f"{shapes[k - 1][0]}→{shapes[k][0]}"

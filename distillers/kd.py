@@ -1,0 +1,27 @@
+"""Plain knowledge distillation: nothing but the logits."""
+
+from __future__ import annotations
+
+from distillers.base import Distiller, Setting
+from distillers.registry import register_distiller
+from utils.errors import UserError
+
+
+@register_distiller("kd")
+class KD(Distiller):
+    """Hinton, Vinyals, Dean: *Distilling the Knowledge in a Neural Network*, 2015, arXiv 1503.02531.
+
+    It has no spots. Its one term, the divergence of the softened predictions, is part of every distillation
+    and belongs to the wrapper.
+
+    Raises:
+        UserError: the user chose spots.
+    """
+
+    def __init__(self, setting: Setting):
+        if setting.spots:
+            raise UserError("kd_loss.spots: kd distils the logits alone; leave the spots out or name another distiller")
+        super().__init__(setting)
+
+    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
+        return []
