@@ -1,20 +1,45 @@
 """Networks cut into stages, and the adapters between their features."""
 
+import inspect
+
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
+from models.wrap import wrap_model
+from utils.errors import UserError
 
-__all__ = ["MODELS", "StagedModel", "get_model", "register_model"]
+__all__ = ["MODELS", "StagedModel", "get_model", "register_model", "wrap_model"]
 
 
-def get_model(name: str, num_classes: int, **kwargs) -> StagedModel:
+def get_model(
+    name: str,
+    num_classes: int,
+    *,
+    stages: list[list[str]] | None = None,
+    kwargs: dict | None = None,
+    image_size: tuple[int, int] = (32, 32),
+) -> StagedModel:
     """Build the model called `name`.
 
     Args:
-        name: a registered name (``list(models.MODELS)``).
+        name: a registered name (``list(models.MODELS)``), or the import path of a callable that returns any
+            module, e.g. ``torchvision.models.resnet34``; see `models.wrap.wrap_model`.
         num_classes: width of the logits.
-        **kwargs: passed on to the model.
+        stages: how to cut a module of the second kind, where that is not evident; registered models are cut already.
+        kwargs: further keyword arguments of the model.
+        image_size: height and width of the images, on which such a cut is checked; registered models take any.
 
     Raises:
-        utils.errors.UserError: there is no such model.
+        utils.errors.UserError: there is no such model, or it cannot be built or cut as asked.
     """
-    return MODELS.get(name)(num_classes=num_classes, **kwargs)
+    kwargs = kwargs or {}
+    if "." in name:
+        return wrap_model(name, num_classes, stages, kwargs, image_size)
+    build = MODELS.get(name)
+    if stages is not None:
+        raise UserError(f"model {name!r} is cut into stages already; `stages` is for models given by an import path")
+    arguments = inspect.signature(build)
+    try:
+        arguments.bind(num_classes=num_classes, **kwargs)
+    except TypeError as error:
+        raise UserError(f"model {name!r}: {error}; its arguments are {', '.join(arguments.parameters)}") from error
+    return build(num_classes=num_classes, **kwargs)

@@ -53,10 +53,11 @@ class StagedModel(nn.Module):
         reference = next(self.parameters())
         image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
         self.eval()
-        shapes = [tuple(feature.shape[1:]) for feature in self.features(image)[0]]
-        for module, mode in modes.items():
-            module.training = mode
-        return shapes
+        try:
+            return [tuple(feature.shape[1:]) for feature in self.features(image)[0]]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def global_pool(x: Tensor) -> Tensor:
