@@ -1,1 +1,14 @@
-"""Where images come from and how they reach the training device."""
+"""Where images come from and how they reach the training device.
+
+A *source* (one file each: `digits`, `cifar`, `tiny_imagenet`, `imagenet`, `imagefolder`) knows what a data set
+holds; a *loader* (`memory`, `streaming`) turns it into batches. To add a data set, put a file here that registers
+a function ``(root: Path) -> Source``.
+"""
+
+from datasets.batch import Batch
+from datasets.build import Data, build_data
+from datasets.loader import Loader
+from datasets.registry import DATASETS, register_dataset
+from datasets.source import Arrays, Files, Source
+
+__all__ = ["DATASETS", "Arrays", "Batch", "Data", "Files", "Loader", "Source", "build_data", "register_dataset"]

@@ -1,0 +1,137 @@
+"""Random crop, flip and normalisation of whole batches of uint8 images, on any device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Recipe(NamedTuple):
+    """What an augmentation consists of."""
+
+    crop: bool = False
+    flip: bool = False
+    resized_crop: bool = False
+
+
+AUGMENTATIONS: dict[str, Recipe] = {
+    "crop_flip": Recipe(crop=True, flip=True),
+    "crop": Recipe(crop=True),
+    "flip": Recipe(flip=True),
+    "resized_crop": Recipe(resized_crop=True, flip=True),
+    "none": Recipe(),
+}
+
+
+class Moves(NamedTuple):
+    """How images are moved: int64 tensors of one length.
+
+    Attributes:
+        top: first row of the crop, counted from the edge of the padding.
+        left: first column.
+        flip: 1 where the image is mirrored, else 0.
+    """
+
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+    def part(self, part: slice) -> Moves:
+        """The moves of some of the images."""
+        return Moves(*(move[part] for move in self))
+
+    def to(self, device: torch.device) -> Moves:
+        """The moves on `device`."""
+        return Moves(*(move.to(device, non_blocking=True) for move in self))
+
+
+class Augment:
+    """What happens to a batch between uint8 pixels and the network.
+
+    Nothing here depends on values on the device, so that no step waits for it, and a batch of n images always
+    runs the same kernels.
+
+    Args:
+        name: one of `AUGMENTATIONS`. Of ``"resized_crop"`` this does the flip only: the crop needs the image in
+            its full size and is the streaming loader's.
+        size: (height, width) of the images.
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+        device: where the batches are.
+
+    Attributes:
+        padding: width of the black frame that `pad` adds before crops are cut: 4 at 32, as published, and in
+            proportion.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+    ):
+        self.recipe = AUGMENTATIONS[name]
+        self.size = size
+        self.padding = size[0] // 8 if self.recipe.crop else 0
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
+        shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        self._shift = shift.float().view(3, 1, 1).to(device)
+
+    def draw(self, count: int, generator: torch.Generator) -> Moves:
+        """Moves for `count` images, uniform over the crops and the two sides, on the CPU."""
+
+        def uniform(high: int) -> Tensor:
+            return torch.randint(high, (count,), generator=generator)
+
+        corners = 2 * self.padding + 1
+        return Moves(uniform(corners), uniform(corners), uniform(2 if self.recipe.flip else 1))
+
+    def pad(self, images: Tensor) -> Tensor:
+        """`images` uint8 ``[N, 3, H, W]`` with the black frame that crops may reach into."""
+        return F.pad(images, [self.padding] * 4) if self.padding else images
+
+    def __call__(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+        """The batch, float32 ``[B, 3, H, W]``.
+
+        Args:
+            store: padded uint8 images ``[M, 3, H + 2p, W + 2p]``.
+            rows: which of them, int64 ``[B]``.
+            moves: how each is moved, ``[B]``.
+        """
+        images = self._crop(store, rows, moves) if self.recipe.crop else store.index_select(0, rows)
+        if self.recipe.flip:
+            images = _mirror(images, moves.flip)
+        return images.float().mul_(self._scale).add_(self._shift)
+
+    def _crop(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+        """Cut each image's window out of the store.
+
+        A window is read as `height` pieces of `width` bytes per channel. ``index_select`` over all possible
+        pieces (a view that overlaps itself) copies each piece at once: 2.4 times as fast on a CPU as indexing
+        ``store.unfold(2, H, 1).unfold(3, W, 1)[rows, :, top, left]``, 6 times as fast as ``gather``.
+        """
+        height, width = self.size
+        _, channels, full_h, full_w = store.shape
+        channel = torch.arange(channels, device=store.device).view(1, -1, 1) * (full_h * full_w)
+        line = torch.arange(height, device=store.device).view(1, 1, -1) * full_w
+        corner = rows * (channels * full_h * full_w) + moves.top * full_w + moves.left
+        starts = corner.view(-1, 1, 1) + channel + line
+        pieces = store.view(-1).unfold(0, width, 1)
+        return pieces.index_select(0, starts.view(-1)).view(len(rows), channels, height, width)
+
+
+def _mirror(images: Tensor, flip: Tensor) -> Tensor:
+    """Mirror the images ``[B, 3, H, W]`` whose `flip` is 1.
+
+    Picking from both versions copies whole images; ``torch.where`` decides pixel by pixel and takes four times
+    as long on a CPU.
+    """
+    count = len(images)
+    both = torch.cat((images, images.flip(3)))
+    return both.index_select(0, flip * count + torch.arange(count, device=images.device))

@@ -1,0 +1,84 @@
+"""Image files in one folder per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets.source import Files
+from utils.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+
+
+def find_folder(root: Path, names: Sequence[str]) -> Path:
+    """The first of `names` that is a folder in `root`.
+
+    Raises:
+        UserError: `root` or all of them are missing.
+    """
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    problem = f"{root} holds no folder {' or '.join(names)}" if root.is_dir() else f"{root} is no folder"
+    raise UserError(
+        f"dataset.root: {problem}; images belong in {root / names[0]}/<class>/, "
+        "or use dataset=digits, which needs no files"
+    )
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders in `folder`, sorted; hidden ones do not count.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder}: holds no class folders; images belong in {folder}/<class>/")
+    return tuple(names)
+
+
+def scan(folder: Path, classes: Sequence[str]) -> Files:
+    """The images in the class folders of `folder`, at any depth, class by class and sorted by path.
+
+    Args:
+        folder: holds one folder per class.
+        classes: all known classes, in the order of their labels; `folder` may lack some.
+
+    Raises:
+        UserError: `folder` has no class folders, an unknown one, or one without images.
+    """
+    present = class_names(folder)
+    if unknown := sorted(set(present) - set(classes)):
+        raise UserError(f"{folder}: no training images of class {enumerate_some(unknown)}")
+    label_of = {name: label for label, name in enumerate(classes)}
+    paths: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for name in present:
+        found = sorted(_images(folder / name))
+        paths += found
+        labels += [label_of[name]] * len(found)
+        if not found:
+            empty.append(name)
+    if empty:
+        raise UserError(
+            f"{folder}: no images in class folder {enumerate_some(empty)} (looked for {', '.join(EXTENSIONS)})"
+        )
+    return Files(paths, labels)
+
+
+def enumerate_some(names: Sequence[str], limit: int = 5) -> str:
+    """``a, b, c``, or the first few and how many more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _images(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            # Archives made on a Mac hold a hidden twin (._name.jpg) of every file.
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.join(parent, name)

@@ -1,0 +1,61 @@
+"""Image files of every kind, brought to RGB and to one size."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import functional as TF
+
+from utils.errors import UserError
+
+
+def open_rgb(path: str | os.PathLike) -> Image.Image:
+    """Decode the file at `path` to 8-bit RGB, whatever its own mode is.
+
+    Raises:
+        UserError: it is missing, damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except Exception as error:  # on damaged files PIL's decoders raise nearly anything
+        raise UserError(f"{os.fspath(path)}: cannot be read as an image ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "damaged, or of an unknown format"
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` in 8-bit RGB: grey is repeated, 16 bits keep their upper eight, transparency shows white."""
+    if image.mode.startswith("I"):
+        # PIL's own conversion clips 16-bit values at 255, which turns most pictures white.
+        upper = np.asarray(image).clip(0, 0xFFFF) >> 8
+        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        # The colour stored under a transparent pixel is arbitrary and must not be seen.
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: tuple[int, int], margin: bool = False) -> Image.Image:
+    """Scale `image` until it just covers the frame and cut the centre out.
+
+    Args:
+        image: RGB, any size.
+        size: height and width of the result.
+        margin: scale to 8/7 of the frame first, the custom of ImageNet's evaluation (256 for 224), where
+            training crops show the objects larger than they are.
+    """
+    cover_h, cover_w = (side * 8 // 7 for side in size) if margin else size
+    width, height = image.size
+    if cover_w * height <= cover_h * width:  # the image is the wider one: the heights meet
+        scaled = [cover_h, cover_h * width // height]
+    else:
+        scaled = [cover_w * height // width, cover_w]
+    return TF.center_crop(TF.resize(image, scaled), list(size))

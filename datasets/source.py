@@ -1,0 +1,100 @@
+"""What a data set hands to the loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.images import open_rgb
+
+Triple: TypeAlias = tuple[float, float, float]
+
+CIFAR10_NORM: tuple[Triple, Triple] = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR100_NORM: tuple[Triple, Triple] = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+IMAGENET_NORM: tuple[Triple, Triple] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images that are in memory already, all of one size.
+
+    Attributes:
+        images: uint8 ``[N, 3, H, W]``.
+        labels: int64 ``[N]``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def picture(self, index: int) -> Image.Image:
+        """Image `index` as PIL knows it."""
+        return Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
+
+
+class Files:
+    """Image files, decoded when they are asked for.
+
+    Args:
+        paths: one file per image.
+        labels: the class of each.
+
+    Attributes:
+        labels: int64 ``[N]``.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int]):
+        # One array of bytes instead of a list: reading a list's strings writes to their reference counts, which
+        # makes every worker process copy the pages of a million paths.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Where image `index` lies."""
+        return os.fsdecode(bytes(self._paths[index]))
+
+    def picture(self, index: int) -> Image.Image:
+        """Image `index`, in RGB.
+
+        Raises:
+            utils.errors.UserError: the file cannot be read.
+        """
+        return open_rgb(self.path(index))
+
+
+Split: TypeAlias = Arrays | Files
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: its images, and what is customary for it.
+
+    Attributes:
+        train: images to learn from.
+        val: images to be judged by.
+        class_names: one name per class, in the order of the labels.
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+        augment: customary augmentation, a name in `datasets.augment.AUGMENTATIONS`; None: it depends on the size.
+        image_size: native (height, width); None: the images are of any size.
+    """
+
+    train: Split
+    val: Split
+    class_names: tuple[str, ...]
+    mean: Triple
+    std: Triple
+    augment: str | None
+    image_size: tuple[int, int] | None
