@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, get_args
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from utils.config.schema import Config
+from utils.config.wording import closest, printable, short, show
 from utils.errors import UserError
 
 Key = tuple[str, ...]
@@ -50,7 +50,7 @@ def validate(data: dict[str, Any], source: Callable[[Key], str]) -> Config:
         # A misspelt key is often the cause of the others, e.g. of a missing one.
         found = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(_printable(_describe(found[0], source) + more)) from None
+        raise UserError(printable(_describe(found[0], source) + more)) from None
 
 
 def all_fields(section: type[BaseModel] = Config, prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
@@ -68,12 +68,12 @@ def _describe(error: dict[str, Any], source: Callable[[Key], str]) -> str:
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])[1:]
     kind = error["type"]
     if kind == "extra_forbidden":
-        return f"{source(key)}: unknown key {_short(dotted)}{_suggestion(key)}"
+        return f"{source(key)}: unknown key {short(dotted)}{_suggestion(key)}"
     if kind == "missing":
         return f"{source(key)}: {dotted} is missing{_meaning(key)}"
     complaint = _complaint(error)
-    found = f"found {_show(error['input'])}, " if complaint.startswith("must") else ""
-    return ": ".join(filter(None, (source(key), _short(dotted), found + complaint)))
+    found = f"found {show(error['input'])}, " if complaint.startswith("must") else ""
+    return ": ".join(filter(None, (source(key), short(dotted), found + complaint)))
 
 
 def _complaint(error: dict[str, Any]) -> str:
@@ -89,10 +89,9 @@ def _complaint(error: dict[str, Any]) -> str:
 def _suggestion(key: Key) -> str:
     """A known key that was probably meant: a sibling's spelling first, then the same word elsewhere."""
     known = _known_keys()
-    siblings = {".".join(other): other[-1] for other in known if other[:-1] == key[:-1]}
-    close = difflib.get_close_matches(key[-1], siblings.values(), n=1)
-    if close:
-        return f" (did you mean {'.'.join((*key[:-1], close[0]))}?)"
+    sibling = closest(key[-1], [other[-1] for other in known if other[:-1] == key[:-1]])
+    if sibling:
+        return f" (did you mean {'.'.join((*key[:-1], sibling))}?)"
     elsewhere = [".".join(other) for other in known if other[-1] == key[-1]]
     return f" (did you mean {elsewhere[0]}?)" if elsewhere else ""
 
@@ -114,20 +113,3 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "a mapping" if isinstance(value, dict) else _short(repr(value))
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _printable(text: str) -> str:
-    """Without the line breaks and control characters that keys and values may bring along."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

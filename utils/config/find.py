@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from utils.config.errors import validate
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import fold, needs_small_lr, same_family, short_name
 from utils.config.schema import Config
+from utils.config.wording import closest, one_line, show
 from utils.errors import UserError
 
 SMALL_LR = 0.01
@@ -36,6 +36,7 @@ class Composed:
         """The settings as plain nested dicts."""
         return self.layers.data
 
+    @one_line()
     def load(self, overrides: Iterable[str] = ()) -> Config:
         """Complete and check it, under ``key=value`` words that win over everything else.
 
@@ -71,12 +72,19 @@ class _Experiment:
             "kd_loss": {"name": self.method, "homo": homo},
         }
 
+    def full_names(self) -> dict[str, Any]:
+        """The import paths among the names: files are found by the last part alone, so theirs may be another's."""
+        roles = {"teacher": self.teacher, "student": self.student}
+        full = {role: {"name": name} for role, name in roles.items() if name and "." in name}
+        return {"kd": full} if self.teacher else {"model": full.get("student")}
+
     def explain(self) -> str:
         small = f", training.lr {SMALL_LR} as is usual for {self.student}" if needs_small_lr(self.student) else ""
         family = "" if self.teacher is None else f", homo {str(same_family(self.teacher, self.student)).lower()}"
         return small + family
 
 
+@one_line()
 def find_config(
     dataset: str,
     seed: int,
@@ -111,7 +119,7 @@ def find_config(
             layers.add_file(base)
         layers.add(experiment.settings(), layers.name)
         note = f"composed from {' and '.join(map(str, bases))}{experiment.explain()} (there is no {wanted})"
-    layers.add({"training": {"seed": seed}}, COMMAND_LINE)
+    layers.add({"training": {"seed": seed}} | experiment.full_names(), COMMAND_LINE)
     return Composed(path, note, layers)
 
 
@@ -129,10 +137,10 @@ def _dataset_folder(dataset: str, root: Path) -> Path:
     for name in known:
         if fold(name) == fold(dataset):
             return root / name
-    close = difflib.get_close_matches(dataset, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    close = closest(dataset, known)
+    hint = f"did you mean {close}? " if close else ""
     there = ", ".join(known) or "none"
-    raise UserError(f"{COMMAND_LINE}: no data set {dataset!r:.60} in {root}: {hint}those with a base.yml are {there}")
+    raise UserError(f"{COMMAND_LINE}: no dataset {show(dataset)} in {root}: {hint}those with a base.yml are {there}")
 
 
 def _of_other_seeds(folder: Path, experiment: _Experiment) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from utils.config.wording import show
 from utils.config.yaml_loader import no_such_file, parse_yaml, read_yaml
 from utils.errors import UserError
 
@@ -55,11 +56,11 @@ class Layers:
         for word in overrides:
             key, equals, text = word.partition("=")
             if not equals or not key:
-                raise UserError(f"{COMMAND_LINE}: found {word!r:.60}, must be key=value, e.g. training.epochs=10")
+                raise UserError(f"{COMMAND_LINE}: found {show(word)}, must be key=value, e.g. training.epochs=10")
             try:
                 value = parse_yaml(text)
             except UserError as error:
-                raise UserError(f"{COMMAND_LINE}: {key:.60}: {error}") from None
+                raise UserError(f"{COMMAND_LINE}: {show(word)}: {error}") from None
             for part in reversed(key.split(".")):
                 value = {part: value}
             self.add(value, COMMAND_LINE)
@@ -95,7 +96,7 @@ def _bases(value: Any, path: Path) -> list[Path]:
     """The files that ``base: value`` in `path` names."""
     names = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path}: base: found {value!r:.60}, must be a path or a list of paths")
+        raise UserError(f"{path}: base: found {show(value)}, must be a path or a list of paths")
     bases = [Path(os.path.normpath(path.parent / name)) for name in names]
     for base in bases:
         if not base.exists():

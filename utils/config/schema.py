@@ -19,6 +19,7 @@ from utils.config.types import (
     NotNegative,
     Number,
     OnOff,
+    Pair,
     Positive,
     PositiveTriple,
     Text,
@@ -89,7 +90,7 @@ class TrainingConfig(Section):
     )
     lr_decay_rate: Annotated[Positive, Field(le=1)] = Field(0.1, description="factor of each drop, for both")
     batch_size: Count = Field(64, description="images per step, over all devices together")
-    num_workers: Index = Field(4, description="worker processes of a streaming loader")
+    num_workers: Index = Field(4, description="processes or threads that read images")
     epochs: Count = Field(240, description="epochs in all")
     init_epoch: Index = Field(0, description="epoch to count from")
     seed: Index = Field(1029, description="decides initialisation, order, augmentation")
@@ -128,7 +129,7 @@ class TrainingConfig(Section):
 
 class ValidationConfig(Section):
     batch_size: Count = Field(64, description="images per evaluation step")
-    num_workers: Index = Field(4, description="worker processes of a streaming loader")
+    num_workers: Index = Field(4, description="processes or threads that read images")
 
 
 class ModelConfig(Section):
@@ -163,7 +164,7 @@ class DistillationLossConfig(Section):
     KD_T: Positive = Field(None, validate_default=True, description="temperature of the KL term (default: T, else 4)")
     homo: Flag = Field(False, description="teacher and student are of one family: gates start at the teacher's side")
     feat_dim: Count = Field(128, description="width of the embeddings of CC and CRD")
-    spots: list[tuple[Integer, Integer]] | None = Field(
+    spots: list[Pair] | None = Field(
         None, description="pairs [student feature, teacher feature] (default: the distiller's own)"
     )
     options: dict[Text, Any] = Field({}, description="keyword arguments of the distiller's constructor")
@@ -210,9 +211,10 @@ class Config(Section):
     def _one_experiment(self) -> Config:
         if (self.model is None) == (self.kd is None):
             given = "neither" if self.model is None else "both"
-            raise ValueError(f"found {given} of model and kd, must be model (train one) or kd (distil), not both")
+            raise ValueError(f"found {given} of model and kd, must be one: model trains alone, kd distils")
         if (self.kd is None) != (self.kd_loss is None):
-            raise ValueError("kd and kd_loss go together: who teaches whom, and by which distiller")
+            pair = "kd without kd_loss" if self.kd else "kd_loss without kd"
+            raise ValueError(f"{pair}; the two go together: who teaches whom, and how")
         return self
 
     @classmethod

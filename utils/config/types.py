@@ -38,9 +38,20 @@ def _on_off(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _of_length(length: int) -> BeforeValidator:
+    """Tell of a list that is too short as a whole, instead of the items that it lacks."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) != length:
+            raise ValueError(f"must be a list of {length}")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _safe_name(name: str) -> str:
     """Names become parts of paths under run/, so they hold nothing that could lead elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
         raise ValueError("must be letters, digits, underscores, dashes and dots")
     return name
 
@@ -62,6 +73,7 @@ Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(_safe_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]
 Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]
-Triple = tuple[Number, Number, Number]
-PositiveTriple = tuple[Positive, Positive, Positive]
+Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]
+PositiveTriple = Annotated[tuple[Positive, Positive, Positive], _of_length(3)]
+Pair = Annotated[tuple[Integer, Integer], _of_length(2)]
 OnOff = BeforeValidator(_on_off)

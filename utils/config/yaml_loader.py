@@ -6,13 +6,13 @@ Scalars follow YAML 1.2 rather than PyYAML's 1.1: ``5e-4`` is a number, ``on`` a
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from utils.config.wording import closest, show
 from utils.errors import UserError
 
 MAX_BYTES = 1_000_000
@@ -44,9 +44,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise _problem(f"found {key!r:.40} as a key; keys are words", key_node)
+                raise _problem(f"found {show(key)} as a key; keys are words", key_node)
             if key in mapping:
-                raise _problem(f"the key {key!r:.40} stands here a second time", key_node)
+                raise _problem(f"the key {show(key)} stands here a second time", key_node)
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
@@ -71,7 +71,7 @@ def parse_yaml(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         raise UserError(f"not YAML: character {error.character!r} at position {error.position}") from None
     except RecursionError:
-        raise UserError("not a config: nested too deeply") from None
+        raise UserError("nested too deeply to be a config") from None
     except ValueError as error:  # Python reads no integers of thousands of digits
         raise UserError(f"not YAML: {error}") from None
 
@@ -89,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         raise UserError(f"{path}: the file is empty; it needs keys such as dataset: and model:")
     if not isinstance(data, dict):
-        raise UserError(f"{path}: found a {type(data).__name__} at the top; must be `key: value` lines")
+        raise UserError(f"{path}: found {show(data)} at the top, must be `key: value` lines")
     return data
 
 
@@ -99,8 +99,8 @@ def no_such_file(path: Path) -> str:
     while not missing.parent.exists():
         missing = missing.parent
     siblings = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    close = difflib.get_close_matches(missing.name, siblings, n=1)
-    return "no such file" + (f" (did you mean {missing.parent / close[0]}?)" if close else "")
+    close = closest(missing.name, siblings)
+    return "no such file" + (f" (did you mean {missing.parent / close}?)" if close else "")
 
 
 def _read_text(path: Path) -> str:
