@@ -144,6 +144,13 @@ def test_an_unknown_data_set_lists_those_that_are_there():
     )
 
 
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a**", "a b", "."])
+def test_names_cannot_lead_out_of_the_configs(name):
+    assert refusal("cifar-100", 1, model=name) == (
+        f"command line: found '{name}', must be letters, digits, underscores, dashes and dots"
+    )
+
+
 @pytest.mark.parametrize("names", [{}, {"teacher": "a"}, {"model": "a", "distiller": "at"}, {**AT, "model": "a"}])
 def test_half_the_names_are_refused(names):
     assert refusal("cifar-100", 1, **names) == (

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.config.errors import validate
 from utils.config.layers import COMMAND_LINE, Layers
-from utils.config.names import fold, needs_small_lr, same_family, short_name
+from utils.config.names import fold, needs_small_lr, safe_name, same_family, short_name
 from utils.config.schema import Config
 from utils.config.wording import closest, one_line, show
 from utils.errors import UserError
@@ -78,7 +78,8 @@ class _Experiment:
         full = {role: {"name": name} for role, name in roles.items() if name and "." in name}
         return {"kd": full} if self.teacher else {"model": full.get("student")}
 
-    def explain(self) -> str:
+    def rules(self) -> str:
+        """The settings that follow from a rule, for the log."""
         small = f", training.lr {SMALL_LR} as is usual for {self.student}" if needs_small_lr(self.student) else ""
         family = "" if self.teacher is None else f", homo {str(same_family(self.teacher, self.student)).lower()}"
         return small + family
@@ -114,17 +115,27 @@ def find_config(
         note = str(path) if path == wanted else f"{path} with training.seed={seed} (there is no {wanted})"
     else:
         layers = Layers(f"{wanted} (composed)")
-        bases = _bases(folder, Path(root), experiment.method)
-        for base in bases:
-            layers.add_file(base)
-        layers.add(experiment.settings(), layers.name)
-        note = f"composed from {' and '.join(map(str, bases))}{experiment.explain()} (there is no {wanted})"
+        parts = _compose(layers, _bases(folder, Path(root), experiment.method), experiment)
+        note = f"composed from {parts} (there is no {wanted})"
     layers.add({"training": {"seed": seed}} | experiment.full_names(), COMMAND_LINE)
     return Composed(path, note, layers)
 
 
+def _compose(layers: Layers, bases: list[Path], experiment: _Experiment) -> str:
+    """Lay the bases and what follows from the names into `layers`; what these are, in words."""
+    for base in bases:
+        layers.add_file(base)
+    layers.add(experiment.settings(), layers.name)
+    return " and ".join(map(str, bases)) + experiment.rules()
+
+
 def _experiment(model: str | None, teacher: str | None, student: str | None, distiller: str | None) -> _Experiment:
     pair = (teacher, student, distiller)
+    for name in filter(None, (model, *pair)):
+        try:
+            safe_name(name)
+        except ValueError as error:
+            raise UserError(f"{COMMAND_LINE}: found {show(name)}, {error}") from None
     if model and not any(pair):
         return _Experiment("single", model)
     if not model and all(pair):
@@ -146,7 +157,7 @@ def _dataset_folder(dataset: str, root: Path) -> Path:
 def _of_other_seeds(folder: Path, experiment: _Experiment) -> list[Path]:
     """The same experiment under the published seed first, then under any other."""
     published = folder / "seed-1029" / experiment.file
-    return [published, *sorted(folder.glob(f"seed-*/{experiment.file}"))]
+    return [published, *(seed / experiment.file for seed in sorted(folder.glob("seed-*")))]
 
 
 def _bases(folder: Path, root: Path, method: str) -> list[Path]:

@@ -10,6 +10,17 @@ DATASETS = ("cifar-100", "cifar-10", "tiny-imagenet", "imagenet", "imagefolder",
 DISTILLERS = ("kd", "at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd")
 
 
+def safe_name(name: str) -> str:
+    """`name`, unchanged: it becomes part of paths, so it must hold nothing that could lead elsewhere.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
+        raise ValueError("must be letters, digits, underscores, dashes and dots")
+    return name
+
+
 def dataset_name(name: str) -> str:
     """``"CIFAR100"``, ``"cifar_100"`` → ``"cifar-100"``.
 

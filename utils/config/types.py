@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
 
+from utils.config.names import safe_name
+
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
@@ -49,13 +51,6 @@ def _of_length(length: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _safe_name(name: str) -> str:
-    """Names become parts of paths under run/, so they hold nothing that could lead elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
-        raise ValueError("must be letters, digits, underscores, dashes and dots")
-    return name
-
-
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
@@ -70,7 +65,7 @@ Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Index = Annotated[Integer, Field(ge=0, lt=2**31)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
-Name = Annotated[Text, AfterValidator(_safe_name)]
+Name = Annotated[Text, AfterValidator(safe_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]
 Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]
 Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]
