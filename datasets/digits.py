@@ -20,7 +20,7 @@ def digits(root: Path) -> Source:
     """776 training and 1,021 validation images of 10 digits; 8x8 in 17 shades of grey, enlarged to 32x32.
 
     The split is fixed and goes by writer: nobody who wrote validation digits wrote training digits. That makes it
-    harder than a random split of the same size: the nearest neighbour errs on 4.3 % of it, against 1.7 %. A
+    harder than a random split of the same size: the nearest neighbour errs on 4.7 % of it, against 2.0 %. A
     mirrored digit is another sign, so the customary augmentation is the crop alone.
 
     Args:
@@ -37,8 +37,8 @@ def digits(root: Path) -> Source:
         train=Arrays(images[:FIRST_UNSEEN_WRITER], labels[:FIRST_UNSEEN_WRITER]),
         val=Arrays(images[FIRST_UNSEEN_WRITER:], labels[FIRST_UNSEEN_WRITER:]),
         class_names=tuple(str(name) for name in bunch.target_names),
-        mean=(0.3050,) * 3,
-        std=(0.3345,) * 3,
+        mean=(0.3077,) * 3,
+        std=(0.3246,) * 3,
         augment="crop",
         image_size=(32, 32),
     )

@@ -100,9 +100,9 @@ class Archive:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Unpack a zip or tar file; nothing in it may land outside `target`."""
+    """Unpack a zip or tar.gz file; nothing in it may land outside `target`."""
     if archive.suffix != ".zip":
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             tar.extractall(target, filter="data")
         return
     with zipfile.ZipFile(archive) as content:

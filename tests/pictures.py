@@ -1,0 +1,80 @@
+"""Small image folders and configs for the tests of `datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets import Data, Loader, build_data
+
+SEED = 7
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random bytes."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth_picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A picture that scaling and JPEG change little."""
+    coarse = Image.fromarray(noise(4, 4, 3, seed=seed))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def save(picture: Image.Image, path: Path) -> Path:
+    """Write a picture, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def image_folder(root: Path, train: int = 6, val: int = 3, classes=("ant", "bee"), size=(40, 40)) -> Path:
+    """``train`` and ``val`` with so many pictures in each class, all different."""
+    seed = 0
+    for split, count in {"train": train, "val": val}.items():
+        for name in classes:
+            for number in range(count):
+                seed += 1
+                save(smooth_picture(*size, seed=seed), root / split / name / f"{number:03d}.png")
+    return root
+
+
+def data_config(name: str, root: Path | str = "data", **keys) -> SimpleNamespace:
+    """The keys ``dataset.*`` with their defaults."""
+    defaults = {
+        "img_h": None,
+        "img_w": None,
+        "num_classes": None,
+        "loader": "auto",
+        "augment": "auto",
+        "mean": None,
+        "std": None,
+    }
+    return SimpleNamespace(name=name, root=str(root), **{**defaults, **keys})
+
+
+def open_data(
+    name: str, root: Path | str = "data", *, batch_size=8, workers=0, seed=SEED, shard=(0, 1), **keys
+) -> Data:
+    """`build_data` with small batches on the CPU."""
+    return build_data(
+        data_config(name, root, **keys),
+        batch_size=batch_size,
+        val_batch_size=batch_size,
+        num_workers=workers,
+        val_num_workers=workers,
+        seed=seed,
+        device=torch.device("cpu"),
+        shard=shard,
+    )
+
+
+def whole(loader: Loader, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels of one epoch, in the order of their index."""
+    batches = list(loader.epoch(epoch))
+    order = torch.cat([batch.index for batch in batches]).argsort()
+    return tuple(torch.cat([getattr(batch, name) for batch in batches])[order] for name in ("image", "label"))

@@ -1,0 +1,433 @@
+"""What each source finds on disk, and what it says when it finds nothing."""
+
+import hashlib
+import os
+import pickle
+import urllib.error
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets.cifar
+from pictures import image_folder, noise, open_data, save, smooth_picture, whole
+from PIL import Image
+
+from datasets import DATASETS
+from datasets.download import Archive
+from datasets.images import open_rgb
+from utils.errors import UserError
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A machine without a network."""
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+@pytest.fixture
+def refused():
+    """Calls something that must end in a `UserError` of one line, and returns the line."""
+
+    def line(call, *args, **kwargs):
+        with pytest.raises(UserError) as error:
+            call(*args, **kwargs)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return line
+
+
+def source(name, root=None):
+    return DATASETS.get(name)(root)
+
+
+def digest(arrays):
+    """The first 16 digits of the SHA-256 of images and labels."""
+    return hashlib.sha256(arrays.images.numpy().tobytes() + arrays.labels.numpy().tobytes()).hexdigest()[:16]
+
+
+class TestDigits:
+    def test_split_is_fixed(self):
+        digits = source("digits")
+        content = [
+            split.images.numpy().tobytes() + split.labels.numpy().tobytes() for split in (digits.train, digits.val)
+        ]
+        assert [hashlib.sha256(split).hexdigest()[:16] for split in content] == ["7a80beb970579370", "cc77b52d9ed64b6f"]
+
+    def test_sizes_and_shapes(self):
+        data = open_data("digits")
+        assert (data.train.num_samples, data.val.num_samples) == (776, 1021)
+        assert data.image_size == (32, 32)
+        assert data.num_classes == 10
+        assert data.class_names == tuple("0123456789")
+        assert next(data.train.epoch(0)).image.shape == (8, 3, 32, 32)
+
+    def test_validation_begins_with_a_new_writer(self):
+        # A form opens with the ten digits in order, twice.
+        assert source("digits").val.labels[:20].tolist() == [*range(10), *range(10)]
+
+    def test_digits_of_other_writers_are_harder_than_other_digits_of_the_same(self):
+        digits = source("digits")
+        images = torch.cat([digits.train.images, digits.val.images])[:, 0].flatten(1).float()
+        labels = torch.cat([digits.train.labels, digits.val.labels])
+
+        def error(rows):
+            train, val = rows[:776], rows[776:]
+            nearest = torch.cdist(images[val], images[train]).argmin(1)
+            return (labels[train][nearest] != labels[val]).float().mean()
+
+        mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        assert error(torch.arange(len(labels))) > 1.5 * error(mixed)
+
+    def test_training_images_are_normalised_and_never_mirrored(self):
+        images, _ = whole(open_data("digits", augment="none").train)
+        assert images.mean().abs() < 1e-3
+        assert images.std() == pytest.approx(1, abs=1e-3)
+        assert source("digits").augment == "crop"
+
+    def test_other_sizes_are_had_by_scaling(self):
+        data = open_data("digits", img_h=16)
+        assert data.image_size == (16, 16)
+        assert next(data.train.epoch(0)).image.shape == (8, 3, 16, 16)
+
+    def test_a_wrong_number_of_classes_is_refused(self, refused):
+        assert refused(open_data, "digits", num_classes=100) == (
+            "dataset.num_classes: 100 in the config, but digits has 10 classes; set dataset.num_classes=10"
+        )
+        assert open_data("digits", num_classes=10).num_classes == 10
+
+
+def write_pickle(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+
+
+def write_cifar10(root):
+    folder = root / "cifar-10-batches-py"
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for number, name in enumerate(names):
+        write_pickle(folder / name, {"data": noise(4, 3072, seed=number), "labels": [number, 1, 2, 3]})
+    write_pickle(folder / "batches.meta", {"label_names": [f"class {number}" for number in range(10)]})
+
+
+def write_cifar100(root):
+    folder = root / "cifar-100-python"
+    for name, count in {"train": 6, "test": 3}.items():
+        write_pickle(folder / name, {"data": noise(count, 3072, seed=count), "fine_labels": list(range(count))})
+    write_pickle(folder / "meta", {"fine_label_names": [f"fine {number}" for number in range(100)]})
+
+
+class TestCIFAR:
+    @pytest.fixture
+    def unsigned(self, monkeypatch):
+        """Accept files of the right name in place of the published ones, whose checksums torchvision knows."""
+        monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))
+
+    def test_cifar10_is_read_from_torchvisions_files(self, tmp_path, unsigned):
+        write_cifar10(tmp_path)
+        data = open_data("CIFAR10", tmp_path, mean=[0.0] * 3, std=[1 / 255] * 3)
+        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (20, 4, 10)
+        assert data.class_names[9] == "class 9"
+        images, labels = whole(data.val)
+        assert labels.tolist() == [5, 1, 2, 3]
+        assert torch.equal(images.round().to(torch.uint8).flatten(1), torch.from_numpy(noise(4, 3072, seed=5)))
+
+    def test_cifar100_has_fine_labels(self, tmp_path, unsigned):
+        write_cifar100(tmp_path)
+        data = open_data("cifar_100", tmp_path)
+        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (6, 3, 100)
+        assert data.train.labels.tolist() == list(range(6))
+        assert data.image_size == (32, 32)
+
+    def test_the_published_normalisation_and_augmentation_are_the_default(self, tmp_path, unsigned):
+        write_cifar10(tmp_path)
+        write_cifar100(tmp_path)
+        ten, hundred = source("cifar-10", tmp_path), source("cifar-100", tmp_path)
+        assert ten.augment == hundred.augment == "crop_flip"
+        assert (ten.mean, ten.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+        assert (hundred.mean, hundred.std) == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+
+    def test_damaged_files_are_refused(self, tmp_path, refused):
+        write_cifar10(tmp_path)
+        assert "cifar-10-batches-py: files are missing or damaged; delete" in refused(open_data, "cifar-10", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "archive"),
+        [
+            ("cifar-10", "cifar-10-python.tar.gz"),
+            ("cifar-100", "cifar-100-python.tar.gz"),
+            ("tiny-imagenet", "tiny-imagenet-200.zip"),
+        ],
+    )
+    def test_without_files_and_network_it_says_where_the_files_go(
+        self, tmp_path, offline, refused, capfd, name, archive
+    ):
+        line = refused(open_data, name, tmp_path / "data")
+        assert f"put {archive} or the folder" in line
+        assert f"in {tmp_path / 'data'}" in line
+        assert "dataset=digits, which needs no files" in line
+        assert not (tmp_path / "data").exists()
+        assert capfd.readouterr() == ("", "")
+
+
+class TestDownload:
+    @pytest.fixture
+    def published(self, tmp_path):
+        """An archive on a "server"."""
+        path = tmp_path / "server" / "set.zip"
+        path.parent.mkdir()
+        with zipfile.ZipFile(path, "w") as content:
+            content.writestr("set/ä.txt", "content")
+        return path
+
+    def test_fetches_and_unpacks_once(self, tmp_path, published):
+        archive = Archive(published.as_uri(), "set")
+        root = tmp_path / "data" / "deep"
+        assert (archive.provide(root) / "ä.txt").read_text() == "content"
+        published.unlink()
+        assert archive.provide(root) == root / "set"
+        assert sorted(entry.name for entry in root.iterdir()) == ["set", "set.zip"]
+
+    def test_an_interrupted_download_leaves_nothing_behind(self, tmp_path, published, monkeypatch, refused):
+        archive, root = Archive(published.as_uri(), "set"), tmp_path / "data"
+        real = urllib.request.urlopen
+
+        def break_off(*args, **kwargs):
+            response = real(*args, **kwargs)
+            response.read(10)  # lost on the way
+            return response
+
+        monkeypatch.setattr(urllib.request, "urlopen", break_off)
+        assert "the connection broke off" in refused(archive.provide, root)
+        assert list(root.iterdir()) == []
+        monkeypatch.undo()
+        assert archive.provide(root).is_dir()
+
+    def test_a_wrong_checksum_is_refused(self, tmp_path, published, refused):
+        archive = Archive(published.as_uri(), "set", md5="0" * 32)
+        assert "the checksum is wrong" in refused(archive.provide, tmp_path / "data")
+        assert list((tmp_path / "data").iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt"])
+    def test_an_archive_that_reaches_outside_is_refused(self, tmp_path, refused, name):
+        (tmp_path / "data").mkdir()
+        with zipfile.ZipFile(tmp_path / "data" / "set.zip", "w") as content:
+            content.writestr("set/fine.txt", "content")
+            content.writestr(name, "content")
+        assert "would land outside" in refused(Archive("http://none/set.zip", "set").provide, tmp_path / "data")
+        assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["set.zip"]
+        assert not (tmp_path / "outside.txt").exists()
+
+    @pytest.mark.parametrize("name", ["set.zip", "set.tar.gz"])
+    def test_a_damaged_archive_is_refused(self, tmp_path, refused, name):
+        (tmp_path / name).write_bytes(b"half an archive")
+        assert "delete it and run again" in refused(Archive(f"http://none/{name}", "set").provide, tmp_path)
+        assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def write_tiny_imagenet(home, *, val_in_classes=False):
+    """The official layout with three classes: `wnids.txt` unsorted, grey and coloured files."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "wnids.txt").write_text("n03\nn01\nn02\n")
+    for number, wnid in enumerate(["n01", "n02", "n03"]):
+        for image in range(2):
+            save(smooth_picture(64, 64, seed=number), home / "train" / wnid / "images" / f"{wnid}_{image}.JPEG")
+        (home / "train" / wnid / f"{wnid}_boxes.txt").write_text("n01_0.JPEG\t0\t0\t9\t9\n")
+    wnids = ["n02", "n03", "n02", "n01"]
+    for number, wnid in enumerate(wnids):
+        folder = home / "val" / (f"{wnid}/images" if val_in_classes else "images")
+        save(smooth_picture(64, 64, seed=number).convert("L"), folder / f"val_{number}.JPEG")
+    if not val_in_classes:
+        lines = [f"val_{number}.JPEG\t{wnid}\t0\t0\t9\t9\n" for number, wnid in enumerate(wnids)]
+        (home / "val" / "val_annotations.txt").write_text("".join(lines))
+    return home
+
+
+class TestTinyImageNet:
+    def check(self, root):
+        data = open_data("tiny-imagenet", root)
+        assert data.class_names == ("n01", "n02", "n03")
+        assert data.image_size == (64, 64)
+        assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert next(data.train.epoch(0)).image.shape == (6, 3, 64, 64)
+        return data
+
+    def test_labels_number_the_sorted_ids_and_follow_the_annotations(self, tmp_path):
+        write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+        assert self.check(tmp_path).val.labels.tolist() == [1, 2, 1, 0]
+
+    def test_the_root_may_be_the_folder_itself(self, tmp_path):
+        self.check(write_tiny_imagenet(tmp_path / "elsewhere"))
+
+    def test_validation_images_may_be_sorted_into_classes(self, tmp_path):
+        root = write_tiny_imagenet(tmp_path / "tiny-imagenet-200", val_in_classes=True)
+        assert self.check(root).val.labels.tolist() == [0, 1, 1, 2]
+
+    def test_a_zip_in_the_root_is_unpacked(self, tmp_path, offline):
+        home = write_tiny_imagenet(tmp_path / "made" / "tiny-imagenet-200")
+        root = tmp_path / "data"
+        root.mkdir()
+        with zipfile.ZipFile(root / "tiny-imagenet-200.zip", "w") as archive:
+            for path in home.rglob("*"):
+                archive.write(path, path.relative_to(home.parent))
+        self.check(root)
+        self.check(root)  # from the unpacked folder now
+        assert sorted(entry.name for entry in root.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
+
+    def test_is_flipped_only_and_normalised_as_cifar10_is(self, tmp_path):
+        tiny = source("tiny-imagenet", write_tiny_imagenet(tmp_path))
+        assert tiny.augment == "flip"
+        assert tiny.mean == (0.4914, 0.4822, 0.4465)
+
+    def test_an_annotation_of_an_unknown_class_is_refused(self, tmp_path, refused):
+        table = write_tiny_imagenet(tmp_path) / "val" / "val_annotations.txt"
+        table.write_text(table.read_text().replace("n03", "n99"))
+        assert "val_annotations.txt: no training images of class n99" in refused(open_data, "tiny-imagenet", tmp_path)
+
+    def test_missing_annotations_are_refused(self, tmp_path, refused):
+        (write_tiny_imagenet(tmp_path) / "val" / "val_annotations.txt").unlink()
+        assert "val_annotations.txt: missing" in refused(open_data, "tiny-imagenet", tmp_path)
+
+
+class TestImageFolder:
+    def test_counts_classes_and_numbers_them_in_sorted_order(self, tmp_path):
+        data = open_data("imagefolder", image_folder(tmp_path, classes=("zebra", "ape", "bee")), img_h=32)
+        assert data.class_names == ("ape", "bee", "zebra")
+        assert data.num_classes == 3
+        assert data.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+
+    def test_finds_nested_files_of_all_common_kinds_whatever_their_size(self, tmp_path):
+        for number, name in enumerate(
+            ["a.jpg", "b.JPEG", "c.png", "deep/er/d.bmp", "e.webp", "f.tif", "g.GIF", "h.ppm"]
+        ):
+            save(smooth_picture(20 + number, 50 - number), tmp_path / "train" / "x" / name)
+            save(smooth_picture(40, 40), tmp_path / "test" / "x" / name)
+        (tmp_path / "train" / "x" / "notes.txt").write_text("not a picture")
+        (tmp_path / "train" / "x" / "._a.jpg").write_bytes(b"what macOS leaves in archives")
+        (tmp_path / "train" / ".cache").mkdir()
+        data = open_data("imagefolder", tmp_path, img_h=32)
+        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (8, 8, 1)
+        assert next(data.train.epoch(0)).image.shape == (8, 3, 32, 32)
+
+    def test_names_need_not_be_ascii(self, tmp_path):
+        root = image_folder(tmp_path / "bilder für später", classes=("čáp", "日本"))
+        for loader in ("memory", "stream"):
+            data = open_data("imagefolder", root, img_h=32, loader=loader)
+            assert data.class_names == ("čáp", "日本")
+            assert sum(len(batch.label) for batch in data.train.epoch(0)) == 12
+
+    def test_validation_may_lack_a_class(self, tmp_path):
+        root = image_folder(tmp_path)
+        image_folder(tmp_path, train=2, val=0, classes=("cow",))
+        assert open_data("imagefolder", root, img_h=32).val.labels.unique().tolist() == [0, 1]
+
+    def test_says_which_size_it_takes_when_none_is_set(self, tmp_path, caplog):
+        assert open_data("imagefolder", image_folder(tmp_path)).image_size == (32, 32)
+        assert "dataset.img_h and img_w are not set: images are scaled to 32x32" in caplog.text
+
+    def test_one_side_alone_means_a_square(self, tmp_path):
+        root = image_folder(tmp_path)
+        assert open_data("imagefolder", root, img_w=24).image_size == (24, 24)
+        assert open_data("imagefolder", root, img_h=16, img_w=24).image_size == (16, 24)
+
+    def test_a_missing_root_is_refused(self, tmp_path, refused):
+        line = refused(open_data, "imagefolder", tmp_path / "none")
+        assert line.startswith(f"dataset.root: {tmp_path / 'none'} is no folder")
+        assert "dataset=digits" in line
+
+    def test_a_missing_validation_folder_is_refused(self, tmp_path, refused):
+        image_folder(tmp_path, val=0)
+        assert "holds no folder val or test" in refused(open_data, "imagefolder", tmp_path)
+
+    def test_empty_classes_are_refused_by_name(self, tmp_path, refused):
+        image_folder(tmp_path)
+        for name in ("cow", "dog"):
+            (tmp_path / "train" / name).mkdir()
+        assert "no images in class folder cow, dog (looked for .jpg" in refused(open_data, "imagefolder", tmp_path)
+
+    def test_a_long_list_of_empty_classes_is_cut_short(self, tmp_path, refused):
+        image_folder(tmp_path)
+        for number in range(8):
+            (tmp_path / "train" / f"e{number}").mkdir()
+        assert "e0, e1, e2, e3, e4 and 3 more" in refused(open_data, "imagefolder", tmp_path)
+
+    def test_a_validation_class_without_training_images_is_refused(self, tmp_path, refused):
+        image_folder(tmp_path)
+        image_folder(tmp_path, train=0, val=1, classes=("yak",))
+        assert "no training images of class yak" in refused(open_data, "imagefolder", tmp_path)
+
+    def test_images_outside_class_folders_are_refused(self, tmp_path, refused):
+        save(smooth_picture(32, 32), tmp_path / "train" / "0.png")
+        (tmp_path / "val").mkdir()
+        assert "train: holds no class folders; images belong in" in refused(open_data, "imagefolder", tmp_path)
+
+    def test_an_unreadable_image_is_refused_by_name(self, tmp_path, refused):
+        broken = image_folder(tmp_path) / "train" / "bee" / "003.png"
+        broken.write_bytes(broken.read_bytes()[:100])
+        assert refused(open_data, "imagefolder", tmp_path).startswith(f"{broken}: cannot be read as an image (")
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), ("train_set", "test_set")])
+def test_imagenet_takes_both_names_of_its_folders(tmp_path, folders):
+    for folder in folders:
+        save(smooth_picture(80, 60), tmp_path / folder / "n01440764" / "0.JPEG")
+    data = open_data("imagenet", tmp_path, img_h=64, num_classes=1)
+    assert data.class_names == ("n01440764",)
+    assert next(data.train.epoch(0)).image.shape == (1, 3, 64, 64)
+
+
+class TestPictures:
+    """Whatever the file's mode, the image is 8-bit RGB."""
+
+    GREY = noise(8, 8)
+
+    def written(self, tmp_path, picture, name="picture.png", **options):
+        path = tmp_path / name
+        picture.save(path, **options)
+        return np.asarray(open_rgb(path))
+
+    def test_grey_is_repeated(self, tmp_path):
+        pixels = self.written(tmp_path, Image.fromarray(self.GREY))
+        assert np.array_equal(pixels, np.stack([self.GREY] * 3, -1))
+
+    def test_sixteen_bits_keep_the_upper_eight(self, tmp_path):
+        deep = self.GREY.astype(np.uint16) << 8 | 0x55
+        for name in ("deep.png", "deep.tif"):
+            assert np.array_equal(self.written(tmp_path, Image.fromarray(deep), name)[..., 0], self.GREY)
+
+    def test_transparent_pixels_show_white_instead_of_what_lies_under_them(self, tmp_path):
+        colours = noise(8, 8, 4)
+        colours[..., 3] = 255
+        colours[:4, :, 3] = 0
+        pixels = self.written(tmp_path, Image.fromarray(colours))
+        assert (pixels[:4] == 255).all()
+        assert np.array_equal(pixels[4:], colours[4:, :, :3])
+
+    def test_palettes_are_looked_up_with_or_without_a_transparent_entry(self, tmp_path):
+        picture = smooth_picture(8, 8).quantize(16)
+        expected = np.asarray(picture.convert("RGB"))
+        assert np.array_equal(self.written(tmp_path, picture), expected)
+        see_through = self.written(tmp_path, picture, "clear.png", transparency=0)
+        hidden = np.asarray(picture) == 0
+        assert hidden.any()
+        assert (see_through[hidden] == 255).all()
+        assert np.array_equal(see_through[~hidden], expected[~hidden])
+
+    def test_cmyk_and_bilevel_become_rgb(self, tmp_path):
+        assert self.written(tmp_path, smooth_picture(8, 8).convert("CMYK"), "print.jpg").shape == (8, 8, 3)
+        assert set(np.unique(self.written(tmp_path, Image.fromarray(self.GREY).convert("1")))) <= {0, 255}
+
+    def test_a_missing_file_is_refused_by_name(self, tmp_path, refused):
+        path = tmp_path / "none.png"
+        assert refused(open_rgb, path) == f"{path}: cannot be read as an image (No such file or directory)"
+
+
+def test_names_forgive_case_and_dashes():
+    assert {DATASETS.canonical(name) for name in ("CIFAR100", "cifar_100", "cifar-100")} == {"cifar-100"}
+    assert set(DATASETS) == {"cifar-10", "cifar-100", "digits", "imagefolder", "imagenet", "tiny-imagenet"}
