@@ -24,7 +24,8 @@ TORCHVISION_RESNET = [
 ]
 
 # What the forward of many networks calls between its last map and the classifier, and parts with the same purpose.
-BRIDGES = ([], ["flatten"], ["pool"], ["relu", "pool"])
+# Flattening comes last: of a 1x1 map it does the same as pooling, but it would not do for larger images.
+BRIDGES = ([], ["pool"], ["relu", "pool"], ["flatten"])
 POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 
 # How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
@@ -181,9 +182,9 @@ def _run_step(name: str, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fill_zeros(module: nn.Module, generator: torch.Generator) -> None:
-    """Noise for parameters that start at zero: behind a zero classifier every cut would look right."""
-    for parameter in module.parameters():
-        if not parameter.any():
+    """Noise for weights that start at zero: behind a classifier of zeros every cut would look right."""
+    for name, parameter in module.named_parameters():
+        if not name.endswith("bias") and not parameter.any():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 

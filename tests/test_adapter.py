@@ -1,0 +1,76 @@
+"""Adapters: which layers stand between two shapes, what comes out, and that they learn."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.adapter import Resize, make_adapter
+
+# (source, target, layers): every ratio of sizes that two features can have.
+MAPS = [
+    ((8, 16, 16), (12, 8, 8), [nn.Conv2d]),
+    ((8, 8, 8), (12, 16, 16), [nn.ConvTranspose2d]),
+    ((8, 8, 8), (12, 8, 8), [nn.Conv2d]),
+    ((8, 16, 16), (12, 4, 4), [Resize, nn.Conv2d]),
+    ((8, 7, 7), (12, 4, 4), [Resize, nn.Conv2d]),
+    ((8, 4, 4), (12, 16, 16), [Resize, nn.Conv2d]),
+    ((8, 4, 4), (12, 7, 7), [Resize, nn.Conv2d]),
+    ((8, 16, 8), (12, 8, 16), [Resize, nn.Conv2d]),
+    ((8, 16, 16), (12, 8, 16), [Resize, nn.Conv2d]),
+    ((8, 2, 2), (12, 1, 1), [nn.Conv2d]),
+]
+KERNELS = {"half": (3, 2), "double": (4, 2), "equal": (1, 1)}
+every_ratio = pytest.mark.parametrize(("source", "target", "layers"), MAPS)
+
+
+@every_ratio
+def test_a_map_takes_the_shape_of_the_target(source, target, layers):
+    assert make_adapter(source, target)(torch.randn(3, *source)).shape == (3, *target)
+
+
+@every_ratio
+def test_the_ratio_of_the_sizes_decides_on_the_layers(source, target, layers):
+    assert [type(layer) for layer in make_adapter(source, target)] == [*layers, nn.BatchNorm2d, nn.ReLU]
+
+
+@every_ratio
+def test_a_gradient_reaches_the_source_and_every_parameter(source, target, layers):
+    adapter, x = make_adapter(source, target), torch.randn(3, *source, requires_grad=True)
+    (adapter(x) * torch.randn(3, *target)).sum().backward()
+    assert x.grad.any()
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "target_size"), [("half", 16, 8), ("double", 8, 16), ("equal", 8, 8)], ids=KERNELS
+)
+def test_common_ratios_have_the_published_kernels(ratio, size, target_size):
+    convolution = make_adapter((8, size, size), (12, target_size, target_size))[0]
+    assert (convolution.kernel_size[0], convolution.stride[0]) == KERNELS[ratio]
+
+
+def test_other_ratios_take_no_more_parameters_than_a_1x1_convolution():
+    resized, equal = make_adapter((8, 32, 32), (12, 4, 4)), make_adapter((8, 4, 4), (12, 4, 4))
+    assert [p.shape for p in resized.parameters()] == [p.shape for p in equal.parameters()]
+
+
+def test_shrinking_averages_and_growing_interpolates():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert torch.equal(Resize(1, 1)(x), x.mean().view(1, 1, 1, 1))
+    assert torch.equal(Resize(2, 2)(x).flatten(), torch.tensor([2.5, 4.5, 10.5, 12.5]))
+    grown = Resize(8, 8)(x)
+    assert grown.shape == (1, 1, 8, 8)
+    assert grown.min() >= 0
+    assert grown.max() <= 15
+
+
+def test_vectors_meet_through_one_linear_layer():
+    adapter = make_adapter((64,), (100,))
+    assert [type(layer) for layer in adapter] == [nn.Linear]
+    assert adapter(torch.randn(3, 64)).shape == (3, 100)
+
+
+@pytest.mark.parametrize(("source", "target"), [((64, 8, 8), (64,)), ((64,), (64, 8, 8))])
+def test_a_map_and_a_vector_do_not_meet(source, target):
+    with pytest.raises(ValueError, match="no adapter between a map and a vector"):
+        make_adapter(source, target)

@@ -1,0 +1,408 @@
+"""Networks of one's own: cut by themselves or as told, with weights in the original's format, or one clear line."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from models import StagedModel, get_model, wrap_model
+from models.staged import global_pool
+from utils.errors import UserError
+
+SIZE = (32, 32)
+RESNET_STAGES = [
+    ["conv1", "bn1", "relu", "maxpool"],
+    ["layer1"],
+    ["layer2"],
+    ["layer3"],
+    ["layer4"],
+    ["avgpool", "flatten"],
+    ["fc"],
+]
+
+
+def wrap(network, stages=None, image_size=SIZE, num_classes=10, **kwargs) -> StagedModel:
+    """Wrap a class of this file, or whatever a path leads to."""
+    path = network if isinstance(network, str) else f"{__name__}.{network.__name__}"
+    return wrap_model(path, num_classes, stages, kwargs, image_size)
+
+
+def complaint(network, *args, **kwargs) -> str:
+    with pytest.raises(UserError) as caught:
+        wrap(network, *args, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def images(count: int = 2, size: tuple[int, int] = SIZE) -> torch.Tensor:
+    return torch.randn(count, 3, *size)
+
+
+class Chain(nn.Module):
+    """Parts called in order of definition, but for the flattening."""
+
+    def __init__(self, num_classes: int, width: int = 4):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.down = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(width, 8, 3, padding=1), nn.ReLU(inplace=True))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.pool(self.down(self.stem(x))).flatten(1))
+
+
+class Unchained(nn.Module):
+    """Parts defined in another order than called, and functions between them."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.fc = nn.Linear(8, num_classes)
+        self.conv2 = nn.Conv2d(4, 8, 3, stride=2)
+        self.conv1 = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean(dim=(2, 3)))
+
+
+UNCHAINED_STAGES = [["conv1", "relu"], ["conv2", "relu"], ["pool"], ["fc"]]
+
+
+class FunctionalDropout(Chain):
+    def forward(self, x):
+        return self.classifier(F.dropout(self.pool(self.down(self.stem(x))).flatten(1), 0.5, self.training))
+
+
+class ZeroHead(Unchained):
+    """Whose logits are zero, whatever the stages do."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+
+class Doubler(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+class Overwriting(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.twice = Doubler()
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.twice(self.conv(x)).mean(dim=(2, 3)))
+
+
+class WithRootTensors(Chain):
+    """Parameters and buffers of the root itself, and one part under two names."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+        self.head = self.classifier
+
+
+class Recurrent(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.rnn, self.fc = nn.RNN(12, 4), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.rnn(x.flatten(1))[0])
+
+
+class TwoOutputs(Chain):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class SevenClasses(Chain):
+    def __init__(self, num_classes: int):
+        super().__init__(7)
+
+
+class Failing(nn.Module):
+    def __init__(self, num_classes: int):
+        raise RuntimeError("no weights here\nsecond line")
+
+
+class Uncopyable(Chain):
+    def __deepcopy__(self, memo):
+        raise TypeError("holds a lock")
+
+
+class Own(StagedModel):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+
+    def stages(self):
+        return ((self.conv, F.relu), (global_pool,), (self.fc,))
+
+
+def plain_sequential(num_classes: int) -> nn.Sequential:
+    body = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def perceptron(num_classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, num_classes))
+
+
+def not_a_module(num_classes: int) -> int:
+    return num_classes
+
+
+TORCHVISION = ["resnet18", "resnet34", "resnet50", "mobilenet_v2"]
+
+
+class TestTorchvision:
+    @pytest.fixture(params=TORCHVISION)
+    def pair(self, request):
+        """A torchvision network and its wrapped version with the same weights."""
+        original = getattr(torchvision.models, request.param)(num_classes=10)
+        wrapped = wrap(f"torchvision.models.{request.param}")
+        wrapped.load_state_dict(original.state_dict(), strict=True)
+        return original.eval(), wrapped.eval()
+
+    def test_keys_and_logits_are_the_originals_and_weights_go_back(self, pair):
+        original, wrapped = pair
+        assert list(wrapped.state_dict()) == list(original.state_dict())
+        assert [name for name, _ in wrapped.named_parameters()] == [name for name, _ in original.named_parameters()]
+        original.load_state_dict(wrapped.state_dict(), strict=True)
+        with torch.no_grad():
+            x = images(size=(64, 64))
+            torch.testing.assert_close(wrapped(x), original(x), rtol=1e-5, atol=1e-6)
+
+    def test_resnets_are_cut_at_their_layers(self):
+        assert wrap("torchvision.models.resnet18").feature_shapes(64, 64) == [
+            (64, 16, 16), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512,),
+        ]  # fmt: skip
+
+    def test_mobilenet_is_cut_where_the_resolution_changes(self):
+        assert wrap("torchvision.models.mobilenet_v2", image_size=(64, 64)).feature_shapes(64, 64) == [
+            (16, 32, 32), (24, 16, 16), (32, 8, 8), (96, 4, 4), (1280, 2, 2), (1280,),
+        ]  # fmt: skip
+
+    def test_explicit_stages_say_the_same_as_the_automatic_cut(self):
+        torch.manual_seed(3)
+        automatic = wrap("torchvision.models.resnet18").eval()
+        torch.manual_seed(3)
+        explicit = wrap("torchvision.models.resnet18", RESNET_STAGES).eval()
+        x = images()
+        with torch.no_grad():
+            assert torch.equal(explicit(x), automatic(x))
+
+    def test_slices_and_operations_cut_a_mobilenet(self):
+        stages = [["features.0:4"], ["features.4", "features.5:7"], ["features.7:"], ["pool"], ["classifier"]]
+        model = wrap("torchvision.models.mobilenet_v2", stages, image_size=(64, 64))
+        assert model.feature_shapes(64, 64) == [(24, 16, 16), (32, 8, 8), (1280, 2, 2), (1280,)]
+
+    def test_get_model_takes_the_import_path_stages_and_arguments(self):
+        model = get_model(
+            "torchvision.models.resnet18",
+            7,
+            stages=RESNET_STAGES,
+            kwargs={"zero_init_residual": True},
+            image_size=(48, 32),
+        )
+        assert model(images(size=(48, 32))).shape == (2, 7)
+        assert not model.layer1[0].bn2.weight.any()
+
+
+class TestAutomaticCut:
+    @pytest.mark.parametrize(
+        ("network", "shapes"),
+        [
+            (Chain, [(4, 32, 32), (8, 16, 16), (8,)]),
+            (plain_sequential, [(4, 32, 32), (8, 16, 16), (8,)]),
+            (perceptron, [(16,)]),
+        ],
+    )
+    def test_a_chain_of_parts_is_cut_where_the_resolution_changes(self, network, shapes):
+        assert wrap(network).feature_shapes(*SIZE) == shapes
+
+    def test_a_staged_model_of_the_user_is_taken_as_it_is(self):
+        assert wrap(Own).feature_shapes(*SIZE) == [(4, 30, 30), (4,)]
+        assert "leave `stages` out" in complaint(Own, [["conv"], ["pool"], ["fc"]])
+
+    def test_what_does_not_chain_is_told_its_parts_and_what_to_write(self):
+        text = complaint(Unchained)
+        assert "stages: [[fc], [conv2], [pool], [conv1]]" in text
+        assert "relu, flatten, pool" in text
+
+    def test_a_dropout_called_as_a_function_is_not_lost_silently(self):
+        assert "does more than call stem, down, pool, classifier in turn" in complaint(FunctionalDropout)
+
+
+class TestWrapped:
+    def test_every_cut_gives_the_logits_of_forward(self):
+        model, x = wrap(Unchained, UNCHAINED_STAGES).eval(), images()
+        with torch.no_grad():
+            features, logits = model.features(x)
+            assert torch.equal(logits, model(x))
+            for index, feature in enumerate(features):
+                assert torch.equal(model.run(feature, start=index + 1), logits)
+
+    def test_no_part_overwrites_its_input_any_more(self):
+        model = wrap(Chain)
+        assert not any(getattr(module, "inplace", False) for module in model.modules())
+
+    def test_root_tensors_and_parts_with_two_names_keep_their_keys(self):
+        original = WithRootTensors(10)
+        model = wrap(WithRootTensors, [["stem"], ["down"], ["pool", "flatten"], ["head"]])
+        assert list(model.state_dict()) == list(original.state_dict())
+        assert [name for name, _ in model.named_buffers()] == [name for name, _ in original.named_buffers()]
+        assert len(list(model.parameters())) == len(list(original.parameters()))
+
+    @pytest.mark.parametrize("path", [f"{__name__}.Chain", "torchvision.models.mobilenet_v2"])
+    def test_a_copy_stands_on_its_own(self, path):
+        model, x = wrap(path).eval(), images()
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            logits = model(x)
+            for parameter in model.parameters():
+                parameter.zero_()
+            assert torch.equal(twin(x), logits)
+
+    def test_a_replaced_part_takes_effect(self):
+        model = wrap(Chain).eval()
+        model.classifier = nn.Linear(8, 3)
+        assert model(images()).shape == (2, 3)
+
+    def test_an_operation_gives_way_to_a_part_of_its_name(self):
+        model = wrap(Chain, [["stem"], ["down"], ["pool", "flatten"], ["classifier"]])
+        assert model.stages()[2][0] is model.pool
+
+    def test_trains(self):
+        model = wrap(Unchained, UNCHAINED_STAGES)
+        model(images()).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class TestVerification:
+    def test_draws_nothing_and_leaves_weights_statistics_and_modes_as_built(self):
+        torch.manual_seed(5)
+        original = torchvision.models.resnet18(num_classes=10)
+        random_state = torch.get_rng_state()
+        torch.manual_seed(5)
+        wrapped = wrap("torchvision.models.resnet18")
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert all(torch.equal(a, b) for a, b in zip(wrapped.state_dict().values(), original.state_dict().values()))
+        assert all(module.training for module in wrapped.modules())
+
+    def test_a_missing_step_is_noticed(self):
+        text = complaint(Unchained, [["conv1"], ["conv2", "relu"], ["pool"], ["fc"]])
+        assert "do not do what the network's own forward does" in text
+        assert "evaluation mode" in text
+
+    def test_a_missing_dropout_is_noticed_in_training_mode(self):
+        stages = [["stem"], ["down"], ["pool", "flatten"], ["classifier"]]
+        assert "training mode" in complaint(FunctionalDropout, stages)
+
+    def test_a_missing_step_is_noticed_behind_a_classifier_of_zeros(self):
+        assert "do not do what" in complaint(ZeroHead, [["conv1"], ["conv2"], ["pool"], ["fc"]])
+        assert not wrap(ZeroHead, UNCHAINED_STAGES).fc.weight.any()
+
+    def test_an_in_place_operation_on_a_feature_is_noticed(self):
+        assert "[twice, pool] overwrites the feature" in complaint(Overwriting, [["conv"], ["twice", "pool"], ["fc"]])
+        assert wrap(Overwriting, [["conv", "twice"], ["pool"], ["fc"]])
+
+    def test_the_last_feature_must_be_a_vector(self):
+        text = complaint(Unchained, [["conv1", "relu"], ["conv2", "relu"], ["pool", "fc"]])
+        assert "last feature, before [pool, fc], must be a vector and is a map of shape (8, 14, 14)" in text
+
+
+class TestComplaints:
+    """Each is one line that names what was found and what would do."""
+
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [
+            ("nowhere.nets.Net", "cannot import 'nowhere.nets', installed or in this directory: ModuleNotFoundError"),
+            ("torchvision.models.resnet43", "'torchvision.models' has no class or function 'resnet43'; it has resnet"),
+            ("torchvision.models.resnet18.", "cannot import 'torchvision.models.resnet18'"),
+            (".resnet18", "cannot import ''"),
+            (f"{__name__}.SIZE", "has no class or function 'SIZE'"),
+        ],
+    )
+    def test_about_the_import_path(self, path, expected):
+        text = complaint(path)
+        assert text.startswith(f"model {path!r}: ")
+        assert expected in text
+
+    @pytest.mark.parametrize(
+        ("network", "kwargs", "expected"),
+        [
+            (Failing, {}, "calling it with num_classes fails: RuntimeError: no weights here"),
+            (Chain, {"depth": 3}, "calling it with num_classes, depth fails: TypeError:"),
+            (not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
+            (SevenClasses, {}, "gives shape (4, 7) for 4 images in evaluation mode, not logits of shape (4, 10)"),
+            (TwoOutputs, {}, "gives a tuple for 4 images"),
+            (Uncopyable, {}, "cannot be copied, as distilling it needs: TypeError: holds a lock"),
+        ],
+    )
+    def test_about_the_callable(self, network, kwargs, expected):
+        assert expected in complaint(network, **kwargs)
+
+    def test_about_images_that_the_network_does_not_take(self):
+        assert "fails on images of 2x2 in evaluation mode" in complaint(Unchained, UNCHAINED_STAGES, image_size=(2, 2))
+
+    @pytest.mark.parametrize(
+        ("stages", "expected"),
+        [
+            ([["layer1"], ["fc"]], "there is no 'layer1': the network has stem, down, pool, classifier"),
+            ([["stem.7"], ["fc"]], "there is no 'stem.7': 'stem' has 0, 1, 2; operations are relu, flatten, pool"),
+            ([["stem.1:9:2"], ["fc"]], "'stem.1:9:2' is not a slice"),
+            ([["stem.a:b"], ["fc"]], "'stem.a:b' is not a slice"),
+            ([["stem.3:4"], ["fc"]], "the slice 'stem.3:4' is empty; the parts are 0, 1, 2"),
+            ([["classifier.0:1"], ["fc"]], "'classifier.0:1' slices a Linear, and only a Sequential has slices"),
+            ([["0:2"], ["fc"]], "'0:2' slices a Chain"),
+            ([], "two or more are needed, each of one or more steps; found with steps: none"),
+            ([["stem"], []], "two or more are needed, each of one or more steps; found with steps: 1, 0"),
+            ([["down"], ["classifier"]], "'down' fails on a tensor of shape (4, 3, 32, 32): RuntimeError"),
+            ([["stem", "down", "pool", "flatten"], ["relu"]], "the last one gives a tensor of shape (4, 8)"),
+        ],
+    )
+    def test_about_the_stages(self, stages, expected):
+        text = complaint(Chain, stages)
+        assert ": stages: " in text
+        assert expected in text
+
+    def test_about_a_step_that_gives_no_tensor(self):
+        text = complaint(Recurrent, [["flatten", "rnn"], ["fc"]], image_size=(2, 2))
+        assert "'rnn' gives a tuple, and a step must give a tensor" in text
+
+
+class TestCurrentDirectory:
+    SOURCE = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+    def test_a_file_there_can_be_named(self, tmp_path, monkeypatch):
+        (tmp_path / "my_nets_of_this_test.py").write_text(self.SOURCE)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+        assert wrap("my_nets_of_this_test.net").feature_shapes(*SIZE) == [(4, 30, 30), (4,)]
+
+    def test_an_error_within_the_file_is_told(self, tmp_path, monkeypatch):
+        (tmp_path / "broken_nets_of_this_test.py").write_text("import a_missing_package\n")
+        monkeypatch.chdir(tmp_path)
+        assert "No module named 'a_missing_package'" in complaint("broken_nets_of_this_test.net")
