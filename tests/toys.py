@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from datasets import Data
+from datasets.augment import Augment
 from datasets.batch import Batch
+from datasets.memory import MemoryLoader
+from datasets.order import Order
 from distillers import DISTILLERS
 from distillers.base import Setting
 from distillers.spot_adaptive import SpotAdaptiveDistillation
@@ -62,3 +66,20 @@ def toy_task(distiller: str = "at", seed: int = 0, spots=None, **options) -> Spo
     setting = toy_setting(student, teacher, spots=spots)
     distill = DISTILLERS.get(distiller)(setting)
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()
+
+
+def toy_data(batch_size: int = 8) -> Data:
+    """Forty coloured-noise images whose class shifts the mean: learnable, and five batches of eight."""
+    labels = toy_labels()
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.randint(0, 80, (NUM_SAMPLES, 3, *IMAGE_SIZE), generator=generator)
+    images = (noise + 35 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+
+    def loader(augment: str, *, shuffle: bool) -> MemoryLoader:
+        cpu = torch.device("cpu")
+        transform = Augment(augment, IMAGE_SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), cpu)
+        order = Order(NUM_SAMPLES, batch_size, shuffle=shuffle)
+        return MemoryLoader(images, labels, order, transform, seed=1029, device=cpu)
+
+    names = tuple(f"class {k}" for k in range(NUM_CLASSES))
+    return Data(loader("crop_flip", shuffle=True), loader("none", shuffle=False), NUM_CLASSES, names, IMAGE_SIZE)

@@ -95,7 +95,10 @@ def _load(options: argparse.Namespace, parser: argparse.ArgumentParser, names: d
     missing = [name for name, value in {"dataset": options.dataset, **names}.items() if value is None]
     if missing:
         parser.error(f"give --config FILE, or all of --dataset {' '.join('--' + name for name in names)}")
-    return find_config(options.dataset, options.seed, **names).load(options.overrides)
+    composed = find_config(options.dataset, options.seed, **names)
+    config = composed.load(options.overrides)
+    print(f"config: {composed.note}", flush=True)
+    return config
 
 
 def _train(config: Config, options: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ class Engine:
     ):
         self.phases, self.data, self.run, self.config, self.device = phases, data, run, config, device
         self.task = phases[-1].task
-        self.progress = Progress(epoch=config.training.init_epoch if len(phases) == 1 else 0)
+        self.progress = Progress(epoch=self._first_epoch(0))
         self.meter = Meter(device)
         self.val: dict[str, float] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
@@ -83,6 +83,11 @@ class Engine:
             self._restore(checkpoint)
         self.report = Reporter(run, resumed_at=self._global_epoch())
         self._seconds_per_step: float | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase under way."""
+        return self.phases[self.progress.phase]
 
     def fit(self) -> dict[str, Any]:
         """Run what is left to run.
@@ -96,8 +101,8 @@ class Engine:
         """
         try:
             with StopRequest() as stop:
-                while self.progress.phase < len(self.phases):
-                    self._fit_epoch(self.phases[self.progress.phase], stop)
+                while self.progress.epoch < self.phase.epochs:
+                    self._fit_epoch(self.phase, stop)
         finally:
             self.report.close()
         return {
@@ -172,12 +177,11 @@ class Engine:
 
     def save(self, *, is_best: bool) -> None:
         """Write the checkpoint for the present progress."""
-        phase = self.phases[min(self.progress.phase, len(self.phases) - 1)]
         state = {
             "format": CHECKPOINT_FORMAT,
             "model": self.task.student.state_dict(),
             "extra": self.task.extra_state(),
-            "optimizers": {name: item.optimizer.state_dict() for name, item in phase.optimizers.items()},
+            "optimizers": {name: item.optimizer.state_dict() for name, item in self.phase.optimizers.items()},
             "rng": rng_state(),
             "progress": asdict(self.progress),
             "meter": self.meter.state_dict(),
@@ -197,8 +201,7 @@ class Engine:
             self.progress = Progress(**checkpoint["progress"])
             self.task.student.load_state_dict(checkpoint["model"])
             self.task.load_extra_state(checkpoint["extra"])
-            phase = self.phases[min(self.progress.phase, len(self.phases) - 1)]
-            for name, item in phase.optimizers.items():
+            for name, item in self.phase.optimizers.items():
                 item.optimizer.load_state_dict(checkpoint["optimizers"][name])
             self.meter.load_state_dict(checkpoint["meter"])
             self.val, self.best = checkpoint["val"], checkpoint["best"]
@@ -208,12 +211,14 @@ class Engine:
             raise UserError(f"{self.run.path}: its checkpoint is not of this configuration ({reason})") from error
 
     def _advance(self, phase: Phase) -> None:
+        """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
         self.meter = Meter(self.device)
         self.progress = Progress(self.progress.phase, self.progress.epoch + 1)
-        if self.progress.epoch >= phase.epochs:
-            self.progress = Progress(self.progress.phase + 1)
-            if self.progress.phase == len(self.phases) - 1:
-                self.progress.epoch = self.config.training.init_epoch
+        if self.progress.epoch == phase.epochs and phase is not self.phases[-1]:
+            self.progress = Progress(self.progress.phase + 1, self._first_epoch(self.progress.phase + 1))
+
+    def _first_epoch(self, phase: int) -> int:
+        return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
     def _read_meter(self, phase: Phase) -> dict[str, float]:
         means = self.meter.means()
@@ -221,7 +226,8 @@ class Engine:
             wrong = ", ".join(f"{name} {value}" for name, value in means.items() if not math.isfinite(value))
             where = f"{phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}"
             raise UserError(
-                f"{self.run.path}: no longer finite at {where}: {wrong}; the last good checkpoint is {self.run.last}; try a smaller training.lr"
+                f"{self.run.path}: no longer finite at {where}: {wrong}; "
+                f"the last good checkpoint is {self.run.last}; try a smaller training.lr"
             )
         return means
 

@@ -81,6 +81,12 @@ class RunDir:
     def write_result(self, result: dict[str, Any]) -> None:
         self.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
+    def close(self) -> None:
+        """Let others have the folder; the end of the process does the same."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def _newest_checkpoint(self) -> dict[str, Any]:
         problem: UserError | None = None
         for path in (self.last, self.previous):

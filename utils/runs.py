@@ -48,10 +48,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     data = load_data(config, device)
     log.info(describe(config, data, device))
     phases, result = (build_distillation if config.kd else build_single)(config, data, device)
-    checkpoint = run.open(resume=resume, overwrite=overwrite)
-    run.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    result |= Engine(phases, data, run, config, device, checkpoint).fit()
-    run.write_result(result)
+    try:
+        checkpoint = run.open(resume=resume, overwrite=overwrite)
+        run.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+        result |= Engine(phases, data, run, config, device, checkpoint).fit()
+        run.write_result(result)
+    finally:
+        run.close()
     log.info(farewell(config, result))
     return result
 
@@ -193,5 +196,5 @@ def farewell(config: Config, result: dict) -> str:
         pair = f"net1={config.kd.teacher.name} net2={config.kd.student.name} distiller={config.kd_loss.name}"
         other = "train.sh kd.selection=fixed" if config.kd.selection == "anti" else "train_anti.sh"
         lines.append(f"next: dataset={label} seed={seed} {pair} sh {other}")
-    lines.append(f"curves: tensorboard --logdir {config.run_dir.parts[0]}")
+    lines.append(f"curves: tensorboard --logdir {config.run.root}")
     return "\n".join(lines)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from models.staged import StagedModel
 
-
 _STORED_ELSEWHERE = ("student.", "teacher.")
 
 
