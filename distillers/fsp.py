@@ -38,7 +38,7 @@ def fsp_loss(
 def flow_matrix(bottom: Tensor, top: Tensor) -> Tensor:
     """``[B, C, D]``: mean product, over positions, of every channel of `bottom` with every channel of `top`."""
     bottom, top = (x.flatten(2) for x in pool_to_match(bottom, top))
-    return bottom @ top.mT / bottom.shape[2]
+    return bottom / bottom.shape[2] @ top.mT  # dividing the product would copy what is by far the largest tensor
 
 
 @register_distiller("fsp")

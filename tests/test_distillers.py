@@ -334,6 +334,11 @@ def test_vid_starts_from_the_variance_it_is_given(variance):
         torch.testing.assert_close(F.softplus(rho) + 1e-5, torch.full((channels,), variance))
 
 
+def test_vid_predicts_with_three_convolutions_of_the_teachers_width_without_bias():
+    weights = [tuple(weight.shape) for name, weight in build("vid").named_parameters() if name.startswith("means.1.")]
+    assert weights == [(16, 8, 1, 1), (16, 16, 1, 1), (16, 16, 1, 1)]
+
+
 @pytest.mark.parametrize("name", ["cc", "crd"])
 def test_embeddings_have_the_width_of_the_setting(name):
     widths = {layer.out_features for layer in build(name, feat_dim=5).modules() if isinstance(layer, nn.Linear)}

@@ -321,6 +321,14 @@ class TestRKD:
         torch.testing.assert_close(rkd_loss(*inputs), 25 * distance + 50 * angle)
 
 
+def test_pkt_of_networks_that_almost_agree_is_more_than_rounding():
+    """The loss is the tiny difference of large terms, and is multiplied by 30000."""
+    teacher = torch.rand(64, 256)
+    student = teacher + 1e-3 * torch.randn(64, 256)
+    expected = pkt(student.double().numpy(), teacher.double().numpy())
+    assert pkt_loss(student, teacher, torch.ones(64)).item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("shapes", [((5, 30), (8, 30)), ((30, 5), (20, 5))])
 def test_both_ways_to_the_selectivity_discrepancy_agree(shapes):
     student, teacher = (torch.randn(3, *shape, dtype=torch.float64) for shape in shapes)
