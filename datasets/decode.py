@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,8 +35,8 @@ class Job(NamedTuple):
 class Decoder(Dataset):
     """A job in, uint8 ``[B, 3, H, W]`` out.
 
-    An unreadable file comes back as a `UserError` instead of being raised, because the DataLoader would wrap its
-    one line in a traceback.
+    For an unreadable file the line of its `UserError` comes back, see `readable`: were the error raised here, the
+    DataLoader would wrap that line in a traceback.
 
     Args:
         split: files, or arrays.
@@ -50,11 +51,11 @@ class Decoder(Dataset):
         self._margin = margin
         self._random_crop = RandomResizedCrop(size) if resized_crop else None
 
-    def __getitem__(self, job: Job) -> Tensor | UserError:
+    def __getitem__(self, job: Job) -> Tensor | str:
         try:
             return torch.stack([self._decode(index, job.seed) for index in job.index])
         except UserError as error:
-            return error
+            return str(error)
 
     def _decode(self, index: int, seed: int) -> Tensor:
         picture = self._split.picture(index)
@@ -93,14 +94,19 @@ def decode_all(split: Split, size: tuple[int, int], *, margin: bool = False, wor
     count = len(split)
     jobs = [Job(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
     images = torch.empty(count, 3, *size, dtype=torch.uint8)
-    decoded = decode_loader(Decoder(split, size, margin=margin), jobs, min(workers, len(jobs)), torch.device("cpu"))
+    workers = min(workers, len(jobs), os.cpu_count() or 1)
+    decoded = decode_loader(Decoder(split, size, margin=margin), jobs, workers, torch.device("cpu"))
     for job, part in zip(jobs, decoded):
         images[job.index.start : job.index.stop] = readable(part)
     return images
 
 
-def readable(decoded: Tensor | UserError) -> Tensor:
-    """`decoded`, or the error in its place raised."""
-    if isinstance(decoded, UserError):
-        raise decoded
+def readable(decoded: Tensor | str) -> Tensor:
+    """What a `Decoder` returned, or the error that it met.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if isinstance(decoded, str):
+        raise UserError(decoded)
     return decoded

@@ -27,7 +27,7 @@ class Order:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.rank, self.world = shard
-        self._steps = max(1, -(-count // batch_size))
+        self._steps = -(-count // batch_size)
         # BatchNorm cannot train on one value per channel. A last batch that would leave a process with fewer than
         # two images (with none, in evaluation) joins the batch before it.
         tail = count - (self._steps - 1) * batch_size

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from datasets import Data, Loader, build_data
+from utils.errors import UserError
 
 SEED = 7
 
@@ -78,3 +81,11 @@ def whole(loader: Loader, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     batches = list(loader.epoch(epoch))
     order = torch.cat([batch.index for batch in batches]).argsort()
     return tuple(torch.cat([getattr(batch, name) for batch in batches])[order] for name in ("image", "label"))
+
+
+def refusal(call: Callable, *args, **kwargs) -> str:
+    """The one line of the `UserError` that the call must end in."""
+    with pytest.raises(UserError) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
