@@ -7,4 +7,4 @@ cd "$(dirname "$0")"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/shellcheck" -x ./*.sh utils/python.sh .ci/run
-exec "$python" -m pytest -q "$@"
+exec "$python" -m pytest -q -n auto "$@"

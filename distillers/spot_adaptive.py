@@ -65,7 +65,7 @@ class SpotAdaptiveDistillation(Task):
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.temperature, self.gate_temperature = temperature, gate_temperature
         self.num_gates = len(distiller.spots) + 1
-        self.labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
+        self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy: Policy | None = None
         if selection in ("adaptive", "anti"):
             self.policy = Policy(teacher_shapes[-1][0], student_shapes[-1][0], self.num_gates, homogeneous)
@@ -103,8 +103,8 @@ class SpotAdaptiveDistillation(Task):
         kl = distillation_kl(logits, teacher_logits, chosen[:, -1], self.temperature)
         loss = ce + self.beta * spots.sum() + self.alpha * kl
         parts = {"loss/total": loss, "loss/ce": ce, "loss/kl": kl}
-        parts |= {f"loss/{label}": spot for label, spot in zip(self.labels, spots.unbind())}
-        parts |= {f"gate/{label}": share for label, share in zip(self.labels, chosen.mean(dim=0).unbind())}
+        parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}
+        parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
 
         if self.policy is not None:
             routed = self.router(batch.image, self._twin[0], self.teacher, teacher_features, teacher_logits, gates)
@@ -112,7 +112,8 @@ class SpotAdaptiveDistillation(Task):
             policy_loss = routing_loss(routed_ce, ce.detach(), gates[:, -1], self.gamma)
             parts |= {"loss/routed_ce": routed_ce, "loss/policy": policy_loss}
             loss = loss + policy_loss
-        return TaskOutput(loss, {name: part.detach() for name, part in parts.items()}, logits.detach())
+        parts = {name: part.detach() for name, part in parts.items()}
+        return TaskOutput(loss, parts, logits.detach(), chosen)
 
     def draw_gates(self, teacher_vector: Tensor, student_vector: Tensor) -> Tensor:
         """Gates ``[B, K + 1]`` of the selection; those of the policy carry its gradient."""

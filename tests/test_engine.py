@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -92,6 +93,10 @@ def finish(engine):
         engine.run.close()
 
 
+def gate_records(run):
+    return [json.loads(line) for line in run.gates.read_text().splitlines()]
+
+
 class PowerCut(BaseException):
     """Like kill -9: nothing gets a chance to react."""
 
@@ -163,6 +168,8 @@ class TestResuming:
         assert_equal(read_checkpoint(run.last), read_checkpoint(expected.last))
         assert_equal(read_checkpoint(run.best)["model"], read_checkpoint(expected.best)["model"])
         assert records(run) == records(expected)
+        if distiller is not None:
+            assert gate_records(run) == gate_records(expected)
 
     @pytest.mark.parametrize("epochs", [1, 2])
     @pytest.mark.parametrize("distiller", [None, "kd", "at", "fitnet", "sp", "rkd"])
@@ -296,3 +303,19 @@ class TestRecords:
     def test_keeps_a_checkpoint_of_every_so_many_epochs(self, finished_run):
         assert sorted(path.name for path in finished_run.last.parent.glob("epoch-*")) == ["epoch-2.pth"]
         assert read_checkpoint(finished_run.last.with_name("epoch-2.pth"))["progress"]["epoch"] == 2
+
+    def test_gates_are_recorded_by_class_and_agree_with_the_shares(self, finished_run):
+        lines = gate_records(finished_run)
+        assert [line["global_epoch"] for line in lines] == [1, 2, 3]
+        for line, record in zip(lines, records(finished_run)):
+            assert line["gates"] == ["f1", "f2", "logits"]
+            shares = torch.tensor(line["classes"])
+            assert shares.shape == (5, 3)  # the toy classes are of equal size, so the mean over them is that of all
+            expected = [record["train"][f"gate/{gate}"] for gate in line["gates"]]
+            assert shares.mean(dim=0).tolist() == pytest.approx(expected, abs=1e-3)
+
+    def test_the_last_gates_of_every_sample_are_written_at_the_end(self, finished_run):
+        stored = np.load(finished_run.gate_samples / "epoch-3.npz")
+        shares = gate_records(finished_run)[-1]["classes"]
+        by_class = [stored["gates"][k::5].mean(axis=0).tolist() for k in range(5)]
+        assert by_class == [pytest.approx(row, abs=1e-3) for row in shares]

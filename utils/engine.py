@@ -16,6 +16,7 @@ from models.staged import StagedModel
 from utils.config import Config
 from utils.device import rng_state, set_rng_state
 from utils.errors import UserError
+from utils.gates import GateRecorder
 from utils.interrupt import Interrupted, StopRequest
 from utils.meter import Meter, top_k_hits
 from utils.optim import ScheduledOptimizer
@@ -77,6 +78,7 @@ class Engine:
         self.task = phases[-1].task
         self.progress = Progress(epoch=self._first_epoch(0))
         self.meter = Meter(device)
+        self.gates = GateRecorder(list(self.task.gate_labels), data.num_classes, data.train.num_samples, device)
         self.val: dict[str, float] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
         if checkpoint is not None:
@@ -132,9 +134,19 @@ class Engine:
             is_best = self.val["top1"] > self.best["top1"]
             if is_best:
                 self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
+            self._record_gates()
         self._advance(phase)
         self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
         self.save(is_best=is_best)
+
+    def _record_gates(self) -> None:
+        if not self.gates.labels:
+            return
+        epoch, every = self._global_epoch() + 1, self.config.training.gate_samples_freq
+        self.gates.write(self.run.gates, epoch)
+        if (every and epoch % every == 0) or self.progress.epoch + 1 == self.phase.epochs:
+            self.gates.write_samples(self.run.gate_samples / f"epoch-{epoch}.npz")
+        self.gates.reset()
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
         phase.task.train()
@@ -174,6 +186,8 @@ class Engine:
             scheduled.optimizer.step()
         hits = {} if output.logits is None else top_k_hits(output.logits, batch.label)
         self.meter.add(output.parts | hits, len(batch.label))
+        if output.gates is not None:
+            self.gates.add(output.gates, batch)
 
     def save(self, *, is_best: bool) -> None:
         """Write the checkpoint for the present progress."""
@@ -185,6 +199,7 @@ class Engine:
             "rng": rng_state(),
             "progress": asdict(self.progress),
             "meter": self.meter.state_dict(),
+            "gates": self.gates.state_dict(),
             "val": self.val,
             "best": self.best,
             "config": self.config.to_dict(),
@@ -204,9 +219,10 @@ class Engine:
             for name, item in self.phase.optimizers.items():
                 item.optimizer.load_state_dict(checkpoint["optimizers"][name])
             self.meter.load_state_dict(checkpoint["meter"])
+            self.gates.load_state_dict(checkpoint["gates"])
             self.val, self.best = checkpoint["val"], checkpoint["best"]
             set_rng_state(checkpoint["rng"])
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{self.run.path}: its checkpoint is not of this configuration ({reason})") from error
 

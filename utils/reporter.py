@@ -106,10 +106,12 @@ class Reporter:
         self._file.close()
 
     def _keep_epochs(self, count: int) -> None:
-        if self.run.metrics.exists():
-            lines = self.run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["global_epoch"] <= count]
-            self.run.metrics.write_text("".join(kept), encoding="utf-8")
+        for file in (self.run.metrics, self.run.gates):
+            if file.exists():
+                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+                # A line without its end was being written when the process died.
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["global_epoch"] <= count]
+                file.write_text("".join(kept), encoding="utf-8")
 
 
 def summary(means: dict[str, float]) -> str:

@@ -13,8 +13,9 @@ from utils.errors import UserError
 
 
 class RunDir:
-    """``run/<dataset>/<seed>/<name>/``: checkpoints in ``ckpt/``, ``log.txt``, ``metrics.jsonl``, TensorBoard files,
-    ``config.yml``, and ``result.json`` once the run is finished.
+    """``run/<dataset>/<seed>/<name>/``: checkpoints in ``ckpt/``, ``log.txt``, ``metrics.jsonl``, ``gates.jsonl`` and
+    ``gates/`` (what the gates did, see `utils.gates`), TensorBoard files, ``config.yml``, and ``result.json`` once the
+    run is finished.
 
     Args:
         path: the folder; made if it is not there.
@@ -27,6 +28,8 @@ class RunDir:
         self.best = path / "ckpt" / "best.pth"
         self.log = path / "log.txt"
         self.metrics = path / "metrics.jsonl"
+        self.gates = path / "gates.jsonl"
+        self.gate_samples = path / "gates"
         self.tensorboard = path / "tensorboard"
         self.config = path / "config.yml"
         self.result = path / "result.json"
@@ -100,9 +103,9 @@ class RunDir:
         raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
 
     def _clear(self) -> None:
-        for folder in (self.last.parent, self.tensorboard):
+        for folder in (self.last.parent, self.tensorboard, self.gate_samples):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.log, self.metrics, self.config, self.result):
+        for file in (self.log, self.metrics, self.gates, self.config, self.result):
             file.unlink(missing_ok=True)
         self.last.parent.mkdir(parents=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -20,20 +21,26 @@ class TaskOutput(NamedTuple):
         loss: the scalar to differentiate.
         parts: named scalars for the log, detached, means over the batch; ``"loss/..."`` and ``"gate/..."``.
         logits: the trained network's logits ``[B, num_classes]``, detached; None where there is nothing to score.
+        gates: where each sample was distilled, ``[B, K + 1]``; None where nothing is.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     logits: Tensor | None
+    gates: Tensor | None = None
 
 
 class Task(nn.Module):
     """Base class: forward turns a `Batch` into a `TaskOutput`. It must not wait for the device.
 
     The network being trained is the submodule ``student``; a frozen ``teacher`` may stand beside it.
+
+    Attributes:
+        gate_labels: names of the columns of `TaskOutput.gates`.
     """
 
     student: StagedModel
+    gate_labels: Sequence[str] = ()
 
     def extra_state(self) -> dict[str, Tensor]:
         """What a checkpoint needs besides the network's own weights: policy, adapters, the distiller's modules."""

@@ -96,6 +96,9 @@ class TrainingConfig(Section):
     seed: Index = Field(1029, description="decides initialisation, order, augmentation")
     save_ep_freq: Count | None = Field(None, description="also keep a checkpoint of every so many epochs")
     save_every_steps: Count | None = Field(None, description="write last.pth inside an epoch, every so many steps")
+    gate_samples_freq: Count | None = Field(
+        None, description="write every sample's gates every so many epochs (they are written after the last one anyway)"
+    )
     print_iter_freq: Count = Field(100, description="steps between two log lines")
     gpu_preserve: Flag = Field(False, description="accepted because published files carry it; no effect")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of convolutions and matrix products")
