@@ -21,7 +21,7 @@ from datasets.source import Arrays, Source, Split
 from datasets.streaming import StreamLoader
 from utils.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sakd")
 
 DEFAULT_SIZE = (32, 32)  # of images that have no native size
 LARGEST_CROPPED = 64  # beyond, objects in photographs vary in scale, and so should the crops

@@ -19,7 +19,7 @@ from torchvision.datasets.utils import check_integrity
 
 from utils.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sakd")
 
 TIMEOUT = 30  # seconds without an answer
 

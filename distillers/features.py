@@ -8,22 +8,13 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.pooling import average_pool
+
 
 def pool_to_match(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two maps ``[B, C, H, W]`` to the height and width of the smaller."""
     height, width = map(min, first.shape[2:], second.shape[2:])
     return average_pool(first, height, width), average_pool(second, height, width)
-
-
-def average_pool(feature: Tensor, height: int, width: int) -> Tensor:
-    """Average-pool a map to `height` x `width`, neither larger than what it has."""
-    rows, columns = feature.shape[2:]
-    if (rows, columns) == (height, width):
-        return feature
-    if rows % height == 0 and columns % width == 0:
-        # The same numbers as adaptive pooling, which is slower and has no deterministic gradient on a GPU.
-        return F.avg_pool2d(feature, (rows // height, columns // width))
-    return F.adaptive_avg_pool2d(feature, (height, width))
 
 
 def attention(feature: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.pooling import average_pool
+
 
 class Resize(nn.Module):
     """Bring a map ``[B, C, *, *]`` to ``[B, C, height, width]``: average pooling down, bilinear interpolation up."""
@@ -18,7 +20,7 @@ class Resize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shrinks = x.shape[2] >= self.size[0] and x.shape[3] >= self.size[1]
         if shrinks:
-            return F.adaptive_avg_pool2d(x, self.size)
+            return average_pool(x, *self.size)
         return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
     def extra_repr(self) -> str:
