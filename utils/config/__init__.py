@@ -13,12 +13,10 @@ from utils.config.errors import validate
 from utils.config.find import Composed, find_config
 from utils.config.layers import Layers
 from utils.config.schema import Config, DatasetConfig, ModelConfig
-from utils.config.wording import one_line
 
 __all__ = ["Composed", "Config", "DatasetConfig", "ModelConfig", "find_config", "load_config"]
 
 
-@one_line()
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read, complete and check a config.
 

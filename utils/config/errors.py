@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from utils.config.schema import Config
-from utils.config.wording import closest, printable, short, show
+from utils.config.wording import closest, short, show
 from utils.errors import UserError
 
 Key = tuple[str, ...]
@@ -50,7 +50,7 @@ def validate(data: dict[str, Any], source: Callable[[Key], str]) -> Config:
         # A misspelt key is often the cause of the others, e.g. of a missing one.
         found = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(printable(_describe(found[0], source) + more)) from None
+        raise UserError(_describe(found[0], source) + more) from None
 
 
 def all_fields(section: type[BaseModel] = Config, prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:

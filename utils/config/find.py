@@ -11,7 +11,7 @@ from utils.config.errors import validate
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import fold, needs_small_lr, safe_name, same_family, short_name
 from utils.config.schema import Config
-from utils.config.wording import closest, one_line, show
+from utils.config.wording import closest, show
 from utils.errors import UserError
 
 SMALL_LR = 0.01
@@ -36,7 +36,6 @@ class Composed:
         """The settings as plain nested dicts."""
         return self.layers.data
 
-    @one_line()
     def load(self, overrides: Iterable[str] = ()) -> Config:
         """Complete and check it, under ``key=value`` words that win over everything else.
 
@@ -85,7 +84,6 @@ class _Experiment:
         return small + family
 
 
-@one_line()
 def find_config(
     dataset: str,
     seed: int,

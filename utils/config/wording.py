@@ -3,25 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
-
-from utils.errors import UserError
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Keep the errors raised inside to one line, whatever keys, values and file names they quote."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(printable(str(error))) from None
-
-
-def printable(text: str) -> str:
-    """`text` with line breaks and control characters spelt out, e.g. as ``\\n``."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def short(text: str, limit: int = 60) -> str:
