@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from toys import ToyNet
-from utils.checkpoint import head_keys, load_weights, publish_copy, read_checkpoint, save_atomically
+from utils.checkpoint import head_keys, load_weights, read_checkpoint, save_atomically
 from utils.errors import UserError
+from utils.files import publish_copy
 from utils.run_dir import RunDir
 
 

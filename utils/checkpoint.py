@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +13,30 @@ import torch
 from torch import Tensor
 
 from models.staged import StagedModel
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import replacing
 
 WEIGHT_KEYS = ("model", "state_dict", "net")  # where the checkpoints in circulation keep a network's weights
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
+def save_atomically(state: dict[str, Any], path: Path, also: Sequence[Path] = ()) -> None:
     """Write `state` so that a reader finds the old file or the new one, whole, whatever happens meanwhile.
+
+    Args:
+        state: what to write.
+        path: the file.
+        also: further names for it, see `utils.files.replacing`.
 
     Raises:
         UserError: the disk is full or not writable; the old file is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, also) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot write the checkpoint ({_one_line(error)}); the one before it is kept"
-        ) from error
-
-
-def publish_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` is now, atomically; a hard link where the file system has them."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{target}: cannot write the checkpoint ({_one_line(error)})") from error
+    except (OSError, RuntimeError) as error:
+        # torch turns a failed write into a RuntimeError about its own bookkeeping; the cause is in its context.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"{path}: cannot write the checkpoint ({reason(cause)}); the one before it is kept") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -64,14 +50,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected a checkpoint file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about file formats that nobody can do anything about
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
+        raise UserError(f"{path}: refused, {_what_is_wrong(error)}") from error
     except Exception as error:  # on bytes that are no pickle at all the unpickler may raise anything
-        raise UserError(f"{path}: not a readable checkpoint ({_one_line(error)})") from error
+        raise UserError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
     return content
+
+
+def _what_is_wrong(error: pickle.UnpicklingError) -> str:
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    found = f"it holds {code[1]}" if code else "it is damaged, or holds more"
+    return f"{found}; expected nothing but tensors and plain values, which cannot run code"
 
 
 def load_weights(model: StagedModel, path: Path, *, new_head: bool = False, name: str = "the model") -> None:
@@ -130,17 +124,3 @@ def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], what: s
 
 def _sample(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
-def _sync_directory(folder: Path) -> None:
-    # The rename itself is on disk only once the directory is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

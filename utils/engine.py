@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from datasets import Data
+from datasets import Data, Loader
 from datasets.batch import Batch
 from models.staged import StagedModel
 from utils.config import Config
 from utils.device import rng_state, set_rng_state
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.gates import GateRecorder
 from utils.interrupt import Interrupted, StopRequest
 from utils.meter import Meter, top_k_hits
@@ -103,6 +104,8 @@ class Engine:
         """
         try:
             with StopRequest() as stop:
+                if self.progress.epoch < self.phase.epochs:
+                    self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
                 while self.progress.epoch < self.phase.epochs:
                     self._fit_epoch(self.phase, stop)
         finally:
@@ -119,7 +122,7 @@ class Engine:
         started = time.monotonic()
         lrs = {name: optimizer.lr_at(self.progress.epoch) for name, optimizer in phase.optimizers.items()}
         self._train_epoch(phase, stop)
-        train = self._read_meter(phase)
+        train = self._check_finite(phase)
         record = {
             "phase": phase.name,
             "epoch": self.progress.epoch + 1,
@@ -130,7 +133,9 @@ class Engine:
         }
         is_best = False
         if phase.name == "train":
-            record["val"] = self.val = evaluate(self.task.student, self.data.val, self.device, self._autocast)
+            record["val"] = self.val = evaluate(
+                self.task.student, self.data.val, self.device, self._autocast, lambda: self._obey(stop, phase)
+            )
             is_best = self.val["top1"] > self.best["top1"]
             if is_best:
                 self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
@@ -138,6 +143,8 @@ class Engine:
         self._advance(phase)
         self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
         self.save(is_best=is_best)
+        if stop.requested and self.progress.epoch < self.phase.epochs:
+            raise self._interruption(self.phase)
 
     def _record_gates(self) -> None:
         if not self.gates.labels:
@@ -167,12 +174,9 @@ class Engine:
                 self._seconds_per_step = (time.monotonic() - mark) / (step - marked_step)
                 self.report.interval(title, step, steps, means, self._seconds_left())
             if training.save_every_steps and step % training.save_every_steps == 0:
+                self._check_finite(phase)
                 self.save(is_best=False)
-            if stop.requested:
-                self.save(is_best=False)
-                raise Interrupted(
-                    f"stopped in {title} after step {step}/{steps}, all saved; the same command with --resume goes on"
-                )
+            self._obey(stop, phase)
         if self.progress.step > marked_step:
             self._seconds_per_step = (time.monotonic() - mark) / (self.progress.step - marked_step)
 
@@ -189,6 +193,18 @@ class Engine:
         if output.gates is not None:
             self.gates.add(output.gates, batch)
 
+    def _obey(self, stop: StopRequest, phase: Phase) -> None:
+        """Save and leave if a signal asked for it."""
+        if stop.requested:
+            self._check_finite(phase)
+            self.save(is_best=False)
+            raise self._interruption(phase)
+
+    def _interruption(self, phase: Phase) -> Interrupted:
+        place = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
+        steps = f"step {self.progress.step}/{len(self.data.train)}"
+        return Interrupted(f"stopped in {place} after {steps}, all saved; the same command with --resume goes on")
+
     def save(self, *, is_best: bool) -> None:
         """Write the checkpoint for the present progress."""
         state = {
@@ -204,10 +220,9 @@ class Engine:
             "best": self.best,
             "config": self.config.to_dict(),
         }
-        self.run.save(state, is_best=is_best)
-        every = self.config.training.save_ep_freq
-        if every and self.progress.step == 0 and self._global_epoch() % every == 0:
-            self.run.keep_epoch(self._global_epoch())
+        training, epoch = self.config.training, self._global_epoch()
+        keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
+        self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
@@ -222,9 +237,10 @@ class Engine:
             self.gates.load_state_dict(checkpoint["gates"])
             self.val, self.best = checkpoint["val"], checkpoint["best"]
             set_rng_state(checkpoint["rng"])
-        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.run.path}: its checkpoint is not of this configuration ({reason})") from error
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self.run.path}: its checkpoint is not of this configuration ({reason(error)})"
+            ) from error
 
     def _advance(self, phase: Phase) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
@@ -236,16 +252,29 @@ class Engine:
     def _first_epoch(self, phase: int) -> int:
         return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
+    def _check_finite(self, phase: Phase) -> dict[str, float]:
+        """The means so far. Called before anything is saved, so that a checkpoint is always worth going on from."""
+        means = self._read_meter(phase)
+        weights = self.task.student.state_dict() | self.task.extra_state()
+        floats = {name: value for name, value in weights.items() if value.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()
+        self._refuse(phase, [name for name, fine in zip(floats, finite) if not fine])
+        return means
+
     def _read_meter(self, phase: Phase) -> dict[str, float]:
         means = self.meter.means()
-        if not all(math.isfinite(value) for value in means.values()):
-            wrong = ", ".join(f"{name} {value}" for name, value in means.items() if not math.isfinite(value))
-            where = f"{phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}"
-            raise UserError(
-                f"{self.run.path}: no longer finite at {where}: {wrong}; "
-                f"the last good checkpoint is {self.run.last}; try a smaller training.lr"
-            )
+        self._refuse(phase, [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)])
         return means
+
+    def _refuse(self, phase: Phase, wrong: list[str]) -> None:
+        if wrong:
+            where = f"{phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}"
+            kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "nothing is saved yet"
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise UserError(
+                f"{self.run.path}: no longer finite at {where}: {', '.join(wrong[:5])}{more}; {kept}; "
+                "try a smaller training.lr"
+            )
 
     def _global_epoch(self) -> int:
         return sum(phase.epochs for phase in self.phases[: self.progress.phase]) + self.progress.epoch
@@ -263,12 +292,15 @@ class Engine:
 
 
 @torch.inference_mode()
-def evaluate(model: StagedModel, loader, device: torch.device, autocast) -> dict[str, float]:
+def evaluate(
+    model: StagedModel, loader: Loader, device: torch.device, autocast: Callable, before_batch: Callable = lambda: None
+) -> dict[str, float]:
     """``loss/total``, ``top1`` and ``top5`` (percent) of `model` over `loader`; puts its training mode back."""
     mode = model.training
     model.eval()
     meter = Meter(device)
     for batch in loader.epoch(0):
+        before_batch()
         with autocast():
             logits = model(batch.image).float()
         values = {"loss/total": F.cross_entropy(logits, batch.label)} | top_k_hits(logits, batch.label)

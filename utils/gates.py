@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
+from utils.files import append_line, replacing
 
 
 class GateRecorder:
@@ -49,13 +50,13 @@ class GateRecorder:
 
     def write(self, file: Path, epoch: int) -> None:
         """Append this epoch's shares as one JSON line: ``global_epoch``, ``gates`` (names), ``classes``."""
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"global_epoch": epoch, "gates": self.labels, "classes": self.shares()}) + "\n")
+        append_line(file, json.dumps({"global_epoch": epoch, "gates": self.labels, "classes": self.shares()}))
 
     def write_samples(self, file: Path) -> None:
         """Write the last gates of every sample as ``gates`` (uint8 ``[N, K + 1]``) and ``labels`` into an ``.npz``."""
         file.parent.mkdir(exist_ok=True)
-        np.savez_compressed(file, gates=self.samples.cpu().numpy(), labels=np.array(self.labels))
+        with replacing(file) as stream:
+            np.savez_compressed(stream, gates=self.samples.cpu().numpy(), labels=np.array(self.labels))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).cpu() for name in ("chosen", "seen", "samples")}

@@ -4,26 +4,56 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
+from utils.files import append_line, write_text
 from utils.run_dir import RunDir
 
 log = logging.getLogger("sakd")
 
 
+class ConsoleHandler(logging.Handler):
+    """Lines on standard output, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class LogFileHandler(logging.FileHandler):
+    """Raises the errors of writing, e.g. that the disk is full, where `logging` would print each and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # called by `logging` in its `except` block
+
+
 def log_to_console() -> None:
     """Send the project's log lines to standard output, once."""
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = ConsoleHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """TensorBoard's writing thread hands an error over to the next call, and then has it printed as well."""
+    usual = threading.excepthook
+    threading.excepthook = lambda error: None if issubclass(error.exc_type, OSError) else usual(error)
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 class Reporter:
@@ -37,14 +67,13 @@ class Reporter:
     def __init__(self, run: RunDir, resumed_at: int = 0):
         self.run = run
         log_to_console()
-        self._file = logging.FileHandler(run.log, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        log.addHandler(self._file)
-        self._redirect = logging_redirect_tqdm([log])
-        self._redirect.__enter__()
-        self._keep_epochs(resumed_at)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=resumed_at)
         self._bar: tqdm | None = None
+        with ExitStack() as stack:
+            self._open_log_file(stack)
+            self._keep_epochs(resumed_at)
+            stack.enter_context(quiet_threads())
+            self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at))
+            self._open = stack.pop_all()
 
     def line(self, text: str) -> None:
         log.info(text)
@@ -73,8 +102,7 @@ class Reporter:
             seconds_left: of the whole run, as far as can be told.
         """
         self._bar.close()
-        with self.run.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.run.metrics, json.dumps(record))
         step = record["global_epoch"]
         prefix = "" if record["phase"] == "train" else f"{record['phase']}/"
         for group in ("train", "val"):
@@ -97,20 +125,31 @@ class Reporter:
         self.line(" | ".join(parts))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._board.close()
-        self._redirect.__exit__(None, None, None)
-        log.removeHandler(self._file)
-        self._file.close()
+        """Close everything, even if closing something fails."""
+        with self._open:
+            if self._bar is not None:
+                self._bar.close()
+
+    def _open_log_file(self, stack: ExitStack) -> None:
+        handler = LogFileHandler(self.run.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(handler)
+        stack.callback(handler.close)
+        stack.callback(log.removeHandler, handler)
 
     def _keep_epochs(self, count: int) -> None:
         for file in (self.run.metrics, self.run.gates):
             if file.exists():
-                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-                # A line without its end was being written when the process died.
-                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["global_epoch"] <= count]
-                file.write_text("".join(kept), encoding="utf-8")
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                write_text(file, "".join(line for line in lines if _epoch_of(line) <= count))
+
+
+def _epoch_of(line: str) -> float:
+    """``global_epoch`` of a line of ``metrics.jsonl``; infinite if it was being written when the process died."""
+    try:
+        return json.loads(line)["global_epoch"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def summary(means: dict[str, float]) -> str:

@@ -95,6 +95,7 @@ class TrainingConfig(Section):
     init_epoch: Index = Field(0, description="epoch to count from")
     seed: Index = Field(1029, description="decides initialisation, order, augmentation")
     save_ep_freq: Count | None = Field(None, description="also keep a checkpoint of every so many epochs")
+    keep_checkpoints: Count | None = Field(None, description="of these, how many to leave, the newest (default: all)")
     save_every_steps: Count | None = Field(None, description="write last.pth inside an epoch, every so many steps")
     gate_samples_freq: Count | None = Field(
         None, description="write every sample's gates every so many epochs (they are written after the last one anyway)"

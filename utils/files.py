@@ -1,0 +1,89 @@
+"""Writing files so that neither a dying process nor a power cut leaves half of one behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".*.tmp"  # what a killed process may leave
+
+
+@contextlib.contextmanager
+def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the name `path` once it is complete and on disk, and not at all otherwise.
+
+    Args:
+        path: its name.
+        also: further names, taken before `path`: whoever finds the new file at `path` finds it at these as well.
+    """
+    temporary = _beside(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        for name in also:
+            publish_copy(temporary, name)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # gone by now if all went well
+            temporary.unlink()
+
+
+def publish_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` is now, atomically; a hard link where the file system has them."""
+    temporary = _beside(target)
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            _copy(source, temporary)
+        temporary.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Make `text` the content of the file, atomically."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line and wait until it is on disk, so that no checkpoint written later can be older than it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes did not finish writing. Only for a folder that nobody else writes to."""
+    for path in folder.glob(TEMPORARY):
+        path.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(folder: Path) -> None:
+    # A rename is on disk only once its directory is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
