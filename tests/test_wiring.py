@@ -188,7 +188,8 @@ def assemble_pair(distiller: str, teacher: str, student: str, *overrides: str):
     names = {"teacher": teacher, "student": student, "distiller": distiller}
     config = find_config("cifar-100", 1029, **names, root=CONFIGS).load(overrides)
     data = SimpleNamespace(image_size=(32, 32), train=SimpleNamespace(labels=torch.arange(400) % 100))
-    return config, assemble(config, copy.deepcopy(network(student)), network(teacher), data)
+    trained = copy.deepcopy(network(student)).requires_grad_()  # as a teacher elsewhere, it was frozen
+    return config, assemble(config, trained, network(teacher), data)
 
 
 class TestUnequalDepth:
