@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.augment import AUGMENTATIONS, Augment
+from datasets.check import check_labels, without_unreadable
 from datasets.decode import decode_all
 from datasets.loader import Loader
 from datasets.memory import MemoryLoader
@@ -38,6 +39,7 @@ class DataConfig(Protocol):
     num_classes: int | None
     loader: str
     augment: str
+    on_corrupt: str
     mean: Sequence[float] | None
     std: Sequence[float] | None
 
@@ -89,6 +91,9 @@ def build_data(
     """
     source = DATASETS.get(config.name)(Path(config.root).expanduser())
     _check_classes(config, source)
+    check_labels(source)
+    if config.on_corrupt == "skip":
+        source = without_unreadable(source, num_workers)
     builder = _Builder(config, source, seed, torch.device(device), shard)
     return Data(
         train=builder.train(batch_size, num_workers),
@@ -121,7 +126,8 @@ class _Builder:
         return self._make("validation", self._source.val, "none", batch_size, workers, shuffle=False)
 
     def _make(self, what: str, split: Split, augment: str, batch_size: int, workers: int, *, shuffle: bool) -> Loader:
-        _check_shards(what, batch_size, len(split), self._shard[1])
+        # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
+        _check_batches(what, batch_size, len(split), self._shard[1], least=2 if shuffle else 1)
         order = Order(len(split), batch_size, shuffle=shuffle, shard=self._shard)
         transform = Augment(augment, self.size, *self._norm, self._device)
         if self._in_memory(len(split), transform):
@@ -192,9 +198,9 @@ def _check_classes(config: DataConfig, source: Source) -> None:
         )
 
 
-def _check_shards(what: str, batch_size: int, count: int, world: int) -> None:
-    if min(batch_size, count) < world:
+def _check_batches(what: str, batch_size: int, count: int, world: int, least: int) -> None:
+    if min(batch_size, count) < least * world:
         raise UserError(
-            f"{what}.batch_size: batches of {batch_size} from {count} images cannot be shared by {world} processes; "
-            "use a larger batch or fewer processes"
+            f"{what}.batch_size: batches of {batch_size} from {count} images give each of {world} processes fewer than "
+            f"{least}; use a larger batch, more images or fewer processes"
         )

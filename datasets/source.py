@@ -65,6 +65,10 @@ class Files:
         """Where image `index` lies."""
         return os.fsdecode(bytes(self._paths[index]))
 
+    def subset(self, index: Sequence[int]) -> Files:
+        """These of the images, in this order."""
+        return Files([self.path(i) for i in index], self.labels[list(index)].tolist())
+
     def picture(self, index: int) -> Image.Image:
         """Image `index`, in RGB.
 

@@ -45,7 +45,14 @@ class StreamLoader(Loader):
         super().__init__(split.labels, order, augment, seed, device)
         decoder = Decoder(split, augment.size, margin=margin, resized_crop=augment.recipe.resized_crop)
         self._jobs: list[Job] = []
-        self._decoded = decode_loader(decoder, self._jobs, workers, device, persistent_workers=workers > 0)
+        self._decoded = decode_loader(
+            decoder,
+            self._jobs,
+            batch_size=-(-order.batch_size // order.world),
+            workers=workers,
+            pinned=device.type == "cuda",
+            persistent=True,
+        )
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:

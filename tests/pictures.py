@@ -54,6 +54,7 @@ def data_config(name: str, root: Path | str = "data", **keys) -> SimpleNamespace
         "num_classes": None,
         "loader": "auto",
         "augment": "auto",
+        "on_corrupt": "error",
         "mean": None,
         "std": None,
     }

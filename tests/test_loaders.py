@@ -181,7 +181,7 @@ class TestStreaming:
         root = image_folder(tmp_path)
         (root / "train" / "bee" / "002.png").write_bytes(b"no picture")
         data = open_data("imagefolder", root, img_h=32, loader="stream", workers=workers)
-        with pytest.raises(UserError, match=r"^\S*train/bee/002\.png: cannot be read as an image \([^\n]*\)$"):
+        with pytest.raises(UserError, match=r"train/bee/002\.png: cannot be read as an image \([^\n]*\); [^\n]*=skip"):
             list(data.train.epoch(0))
 
 
@@ -215,7 +215,8 @@ class TestEvaluation:
         assert same(held.train.epoch(0), streamed.train.epoch(0))
 
     def test_covers_a_frame_that_is_not_square(self, tmp_path):
-        save(smooth_picture(100, 100), tmp_path / "train" / "a" / "0.png")
+        for name in ("0.png", "1.png"):
+            save(smooth_picture(100, 100), tmp_path / "train" / "a" / name)
         save(smooth_picture(100, 100), tmp_path / "val" / "a" / "0.png")
         data = open_data("imagefolder", tmp_path, img_h=20, img_w=50, **UNSCALED)
         pipeline = transforms.Compose(
@@ -262,7 +263,7 @@ class TestChoice:
             self.kinds(image_folder(tmp_path), img_h=96, loader="memory")
 
     def test_more_processes_than_images_are_refused(self):
-        with pytest.raises(UserError, match=r"^training\.batch_size: batches of 2 .* shared by 4 processes"):
+        with pytest.raises(UserError, match=r"^training\.batch_size: batches of 2 .* give each of 4 .* fewer than 2;"):
             open_data("digits", batch_size=2, shard=(3, 4))
 
     def test_workers_decode_into_memory_what_the_main_process_would(self, tmp_path):

@@ -56,6 +56,9 @@ class DatasetConfig(Section):
     augment: Literal["auto", "crop_flip", "crop", "flip", "resized_crop", "none"] = Field(
         "auto", description="training augmentation (auto: the data set's)"
     )
+    on_corrupt: Literal["error", "skip"] = Field(
+        "error", description="refuse images that cannot be read, or decode all once and leave those out"
+    )
     mean: Triple | None = Field(None, description="normalisation, three channels (default: the data set's)")
     std: PositiveTriple | None = Field(None, description="normalisation, three channels (default: the data set's)")
 

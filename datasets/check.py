@@ -1,0 +1,69 @@
+"""Is what a source found fit to train on? Asked once, before anything is built on it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from datasets.decode import find_unreadable
+from datasets.folders import enumerate_some
+from datasets.source import Files, Source, Split
+from utils.errors import UserError
+
+log = logging.getLogger("sakd")
+
+
+def check_labels(source: Source) -> None:
+    """Refuse images without a label, and labels that stand for no class.
+
+    Raises:
+        UserError: the line names the split, the image and the label.
+    """
+    classes = len(source.class_names)
+    for what, split in _splits(source):
+        if len(split) == 0:
+            raise UserError(f"the data set holds no {what} images")
+        if not isinstance(split, Files) and len(split.images) != len(split.labels):
+            raise UserError(f"the data set holds {len(split.images)} {what} images, {len(split.labels)} labels")
+        wrong = ((split.labels < 0) | (split.labels >= classes)).nonzero().flatten().tolist()
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise UserError(
+                f"{what} image {wrong[0]}{more} has the label {split.labels[wrong[0]]}, out of range: "
+                f"{classes} classes are numbered from 0"
+            )
+
+
+def without_unreadable(source: Source, workers: int) -> Source:
+    """`source` without the files that cannot be decoded.
+
+    Every file is decoded once to find them, which takes about as long as an epoch without training. The alternative,
+    to pass over a file when its turn comes, would give batches of changing size, and shift what follows.
+
+    Args:
+        source: the data set.
+        workers: processes that decode.
+
+    Raises:
+        UserError: a training class, or the whole of validation, has no readable file.
+    """
+    train, val = (_readable_part(what, split, source, workers) for what, split in _splits(source))
+    return replace(source, train=train, val=val)
+
+
+def _splits(source: Source) -> list[tuple[str, Split]]:
+    return [("training", source.train), ("validation", source.val)]
+
+
+def _readable_part(what: str, split: Split, source: Source, workers: int) -> Split:
+    broken = find_unreadable(split, workers) if isinstance(split, Files) else {}
+    if not broken:
+        return split
+    first = next(iter(broken.values()))
+    rest = split.subset([index for index in range(len(split)) if index not in broken])
+    lost = sorted(set(split.labels.tolist()) - set(rest.labels.tolist()))
+    if len(rest) == 0 or (lost and what == "training"):
+        names = enumerate_some([source.class_names[label] for label in lost])
+        raise UserError(f"no {what} image of class {names} can be read; the first: {first}")
+    log.warning("dataset.on_corrupt: %d of %d %s images skipped, the first: %s", len(broken), len(split), what, first)
+    return rest
