@@ -13,6 +13,16 @@ TEMPORARY = ".*.tmp"  # what a killed process may leave
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path` into the errors of writing, which do not say of themselves what was being written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """A file to write to, which takes the name `path` once it is complete and on disk, and not at all otherwise.
 
@@ -22,7 +32,7 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """
     temporary = _beside(path)
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -58,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add a line and wait until it is on disk, so that no checkpoint written later can be older than it."""
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped early, everything saved, try again
+EXIT_KILLED = 128 + signal.SIGINT  # what a shell makes of a process that SIGINT ends
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved itself; the message says how to resume."""
+class Interrupted(BaseException):
+    """The run was asked to stop and has nothing left to save; the message says how to resume.
+
+    Like KeyboardInterrupt no `Exception`: code that recovers from errors must not recover from this.
+    """
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM raise `Interrupted` where no `StopRequest` is active, that is before and after training."""
+    usual = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(
+        "stopped outside of training, nothing to save; the same command goes on, with --resume if there is a checkpoint"
+    )
 
 
 class StopRequest:
