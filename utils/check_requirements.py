@@ -12,7 +12,7 @@ from pathlib import Path
 def lacking(requirements: str) -> list[str]:
     """Lines of `requirements` (``name>=version``) that this interpreter does not meet."""
     lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
-    return [line for line in lines if line and not _met(*line.split(">="))]
+    return [line for line in lines if line and not _met(*re.split(r"\s*>=\s*", line))]
 
 
 def _met(name: str, minimum: str = "0") -> bool:
