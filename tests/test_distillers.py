@@ -146,6 +146,14 @@ class TestEveryDistiller:
                 torch.testing.assert_close(mine.grad[chosen], wanted.grad, rtol=1e-9, atol=1e-13)
 
     @every_spotted
+    @pytest.mark.parametrize("k", [0, 1, 2])
+    def test_gives_every_spot_its_own_gate(self, name, k):
+        spots = [(1, 1), (2, 2), (3, 3)]
+        features, teacher, gates, batch = make_inputs(name, spots=spots)
+        losses = build(name, spots=spots)(features, teacher, F.one_hot(torch.tensor(k), 3) * gates, batch)
+        assert losses.nonzero().tolist() == [[k]]
+
+    @every_spotted
     def test_sends_gradients_to_its_spots_and_everything_it_trains_but_not_to_the_teacher(self, name):
         distiller = build(name)
         features, teacher, *rest = make_inputs(name)
