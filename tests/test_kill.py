@@ -1,0 +1,127 @@
+"""Real training processes, killed at random moments and resumed until they are done, end as if left alone."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import config_file, fingerprint, prepare, start
+
+from utils.checkpoint import read_checkpoint
+from utils.config import load_config
+from utils.interrupt import EXIT_INTERRUPTED
+from utils.run_dir import RunDir
+
+STREAMED = {"dataset": {"loader": "stream"}, "training": {"num_workers": 2}}
+CASES = [
+    ("at", "adaptive", {}),
+    ("ft", "anti", {}),
+    ("fsp", "adaptive", {}),
+    ("crd", "random", {}),
+    ("vid", "fixed", {}),
+    ("nst", "adaptive", STREAMED),
+    (None, "alone", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Runs that nobody killed: what they left, and for how many seconds they trained."""
+    known = {}
+
+    def get(distiller, selection, keys):
+        if (distiller, selection) not in known:
+            folder = prepare(tmp_path_factory.mktemp("alone"))
+            attempt = Attempt(config_file(folder, distiller, selection, **keys))
+            attempt.wait_for_training()
+            started = time.monotonic()
+            assert attempt.finish() == 0, attempt.errors
+            known[distiller, selection] = fingerprint(attempt.run), time.monotonic() - started
+        return known[distiller, selection]
+
+    return get
+
+
+class Attempt:
+    """One process that trains, or goes on training, what a config says."""
+
+    def __init__(self, config: Path):
+        self.run = RunDir(load_config(config).run_dir)
+        self._opened = self._age()
+        self._errors = tempfile.TemporaryFile("w+")  # a pipe would stay open for as long as orphaned workers live
+        words = ["--resume"] if self.run.last.exists() else []
+        self.process = start(config, *words, stdout=subprocess.DEVNULL, stderr=self._errors)
+
+    def wait_for_training(self) -> None:
+        """Until it has taken the folder, or ended."""
+        while self._age() == self._opened and self.process.poll() is None:
+            time.sleep(0.002)
+
+    def finish(self) -> int:
+        return self.process.wait(timeout=120)
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def _age(self) -> int | None:
+        return self.run.config.stat().st_mtime_ns if self.run.config.exists() else None
+
+
+def progress(run: RunDir) -> tuple[int, ...]:
+    return tuple(read_checkpoint(run.last)["progress"].values()) if run.last.exists() else (-1,)
+
+
+def kill_until_done(config: Path, seconds: float, kills: int, rng: random.Random) -> tuple[RunDir, int]:
+    """Kill `kills` attempts at random moments of an equal share of the `seconds` that training takes, then finish."""
+    done, number = 0, None
+    while True:
+        attempt = Attempt(config)
+        reached = progress(attempt.run)
+        attempt.wait_for_training()
+        if done < kills:
+            time.sleep(rng.uniform(0, 1.5 * seconds / kills))
+            number = rng.choice([signal.SIGKILL, signal.SIGTERM])
+            attempt.process.send_signal(number)
+        status = attempt.finish()
+        assert progress(attempt.run) >= reached, "nothing that was saved is lost"
+        if attempt.run.result.exists():  # a late signal meets a process that is done and only cleans up
+            assert status in (0, -(number or 0)), attempt.errors
+            return attempt.run, done
+        check_ending(status, number, attempt.errors)
+        done += 1
+
+
+def check_ending(status: int, number: int, errors: str) -> None:
+    assert status == (-signal.SIGKILL if number == signal.SIGKILL else EXIT_INTERRUPTED), errors
+    if number == signal.SIGTERM:
+        assert errors.count("\n") == 1
+        assert "--resume" in errors
+
+
+def check(tmp_path, left_alone, case, kills, seed):
+    distiller, selection, keys = case
+    expected, seconds = left_alone(*case)
+    config = config_file(prepare(tmp_path), distiller, selection, **keys)
+    run, killed = kill_until_done(config, seconds, kills, random.Random(seed))
+    assert fingerprint(run) == expected
+    print(f"{distiller} {selection}: killed {killed} times in {seconds:.1f} s of training")
+    assert killed >= kills // 2
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_left_alone(tmp_path, left_alone):
+    check(tmp_path, left_alone, ("ft", "adaptive", {}), kills=3, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_holds_for_many_kills_of_many_kinds_of_run(tmp_path, left_alone, case):
+    check(tmp_path, left_alone, case, kills=8, seed=str(case))
