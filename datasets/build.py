@@ -20,6 +20,7 @@ from datasets.order import Order
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Source, Split
 from datasets.streaming import StreamLoader
+from utils.distributed import main_first
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
@@ -89,7 +90,8 @@ def build_data(
     Raises:
         UserError: the data is missing, damaged or not what the config says.
     """
-    source = DATASETS.get(config.name)(Path(config.root).expanduser())
+    with main_first():  # it may have to download and unpack
+        source = DATASETS.get(config.name)(Path(config.root).expanduser())
     _check_classes(config, source)
     check_labels(source)
     if config.on_corrupt == "skip":

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
 from distillers.features import linear_embedding
-from distillers.masking import chosen_count, masked_mean
+from distillers.masking import masked_mean
 from distillers.precision import at_least
 from distillers.registry import register_distiller
+from utils.distributed import all_sum, gather_rows
 from utils.errors import UserError
 
 logger = logging.getLogger("sakd")
@@ -46,10 +47,10 @@ def crd_loss(positive: Tensor, negative: Tensor, normalizer: Tensor, gate: Tenso
 
 
 def estimate_normalizer(positive: Tensor, negative: Tensor, gate: Tensor, samples: int) -> Tensor:
-    """Z: `samples` times the mean score over the chosen samples, a scalar; `UNSET` if none is chosen."""
-    total = gate @ (positive + negative.sum(dim=1))
-    mean = total / (chosen_count(gate) * (1 + negative.shape[1]))
-    return torch.where(gate.sum() > 0, samples * mean, UNSET)
+    """Z: `samples` times the mean score over all processes' chosen samples, a scalar; `UNSET` if none is chosen."""
+    total, chosen = all_sum(gate @ (positive + negative.sum(dim=1)), gate.sum())
+    mean = total / (chosen.clamp_min(1) * (1 + negative.shape[1]))
+    return torch.where(chosen > 0, samples * mean, UNSET)
 
 
 class NegativeSampler(nn.Module):
@@ -168,8 +169,10 @@ class Contrast(nn.Module):
         loss = self.direction(student, self.teacher_bank, gate, candidates)
         loss = loss + self.direction(teacher, self.student_bank, gate, candidates)
         if self.training:
-            self.student_bank.update(candidates[:, 0], student, gate, self.momentum)
-            self.teacher_bank.update(candidates[:, 0], teacher, gate, self.momentum)
+            # With the samples of all processes, so that the banks stay the same on each.
+            index, gate, student, teacher = gather_rows(candidates[:, 0], gate, student, teacher)
+            self.student_bank.update(index, student, gate, self.momentum)
+            self.teacher_bank.update(index, teacher, gate, self.momentum)
         return loss
 
     def direction(self, anchor: Tensor, bank: MemoryBank, gate: Tensor, candidates: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from distillers.policy import Policy, straight_through_gates
 from distillers.routing import Router
 from models.staged import StagedModel
 from models.twin import frozen_twin, tie
+from utils.distributed import world_size
 from utils.task import Task, TaskOutput
 
 Selection = Literal["adaptive", "anti", "fixed", "random"]
@@ -159,10 +160,11 @@ def routing_loss(routed_ce: Tensor, student_ce: Tensor, logits_gate: Tensor, gam
         routed_ce: cross-entropy of the routed logits.
         student_ce: cross-entropy of the student's own logits, no gradient.
         logits_gate: last gate ``[B]``; where it sends fewer than half of the batch through the teacher, each missing
-            sample costs 1.
+            sample costs 1. Every process asks for half of its own part of the batch.
         gamma: weight of a routed loss above the student's; one below weighs ``1 / gamma``.
     """
     difference = (routed_ce - student_ce).detach()
     weight = torch.where(difference > 0, gamma, torch.where(difference < 0, 1 / gamma, 1.0))
     missing = F.relu(logits_gate.shape[0] / 2 - logits_gate.sum())
-    return routed_ce * weight + missing
+    # A sum over the batch, whereas gradients are averaged over processes.
+    return routed_ce * weight + missing * world_size()

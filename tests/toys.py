@@ -68,7 +68,7 @@ def toy_task(distiller: str = "at", seed: int = 0, spots=None, **options) -> Spo
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()
 
 
-def toy_data(batch_size: int = 8) -> Data:
+def toy_data(batch_size: int = 8, shard: tuple[int, int] = (0, 1)) -> Data:
     """Forty coloured-noise images whose class shifts the mean: learnable, and five batches of eight."""
     labels = toy_labels()
     generator = torch.Generator().manual_seed(7)
@@ -78,7 +78,7 @@ def toy_data(batch_size: int = 8) -> Data:
     def loader(augment: str, *, shuffle: bool) -> MemoryLoader:
         cpu = torch.device("cpu")
         transform = Augment(augment, IMAGE_SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), cpu)
-        order = Order(NUM_SAMPLES, batch_size, shuffle=shuffle)
+        order = Order(NUM_SAMPLES, batch_size, shuffle=shuffle, shard=shard)
         return MemoryLoader(images, labels, order, transform, seed=1029, device=cpu)
 
     names = tuple(f"class {k}" for k in range(NUM_CLASSES))

@@ -8,23 +8,40 @@ import torch
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.launch import place
 
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; ``auto`` is CUDA where there is a GPU, else the CPU.
 
+    Of several processes on one machine each has a GPU of its own, in the order of their numbers.
+
     Raises:
-        UserError: a GPU is asked for that is not there.
+        UserError: a GPU is asked for that is not there, or one for several processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and place().world > 1:
+        return _own_gpu(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; "
             "auto takes what is there"
         )
     return device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    local_rank, count = place().local_rank, torch.cuda.device_count()
+    if device.index is not None:
+        raise UserError(f"training.device: {device} is one GPU for {place().world} processes; cuda gives each its own")
+    if local_rank >= count:
+        raise UserError(
+            f"nproc: process {local_rank + 1} of this machine has no GPU, PyTorch sees {count}; nproc={count} uses "
+            "them all, training.device=cpu none"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def set_up(config: Config) -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from datasets import Data, Loader
 from datasets.batch import Batch
+from datasets.order import derive_seed
 from models.staged import StagedModel
 from utils.config import Config
 from utils.device import rng_state, set_rng_state
+from utils.distributed import Agreement, Replica, barrier, gather_objects, is_main, rank, world_size
 from utils.errors import UserError, reason
 from utils.gates import GateRecorder
 from utils.interrupt import Interrupted, StopRequest
 from utils.meter import Meter, top_k_hits
 from utils.optim import ScheduledOptimizer
-from utils.reporter import Reporter
+from utils.reporter import Reporter, Silence
 from utils.run_dir import RunDir
 from utils.task import Task
 
@@ -44,6 +47,12 @@ class Phase:
     epochs: int
     optimizers: dict[str, ScheduledOptimizer]
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is trained."""
+        for scheduled in self.optimizers.values():
+            for group in scheduled.optimizer.param_groups:
+                yield from group["params"]
+
 
 @dataclass
 class Progress:
@@ -56,6 +65,8 @@ class Progress:
 
 class Engine:
     """Trains phase after phase and leaves a checkpoint behind from which any step can be redone exactly.
+
+    On several processes each has an engine of its own, and all of them take the same steps together.
 
     Args:
         phases: in order; the last one's task holds everything that is saved.
@@ -82,9 +93,18 @@ class Engine:
         self.gates = GateRecorder(list(self.task.gate_labels), data.num_classes, data.train.num_samples, device)
         self.val: dict[str, float] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
+        self._replica: Replica | None = None
+        self._agreed = Agreement()
+        if rank():  # all are built alike, but each draws gates and negatives of its own
+            torch.manual_seed(derive_seed(config.training.seed, rank()))
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.report = Reporter(run, resumed_at=self._global_epoch())
+        self.report = Reporter(run, resumed_at=self._global_epoch()) if is_main() else Silence()
+        if checkpoint is not None and len(checkpoint["processes"]) != world_size():
+            self.report.line(
+                f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
+                "same, their division among processes and the gates' random draws do not"
+            )
         self._seconds_per_step: float | None = None
 
     @property
@@ -104,7 +124,7 @@ class Engine:
         """
         try:
             with StopRequest() as stop:
-                if self.progress.epoch < self.phase.epochs:
+                if is_main() and self.progress.epoch < self.phase.epochs:
                     self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
                 while self.progress.epoch < self.phase.epochs:
                     self._fit_epoch(self.phase, stop)
@@ -143,20 +163,24 @@ class Engine:
         self._advance(phase)
         self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
         self.save(is_best=is_best)
-        if stop.requested and self.progress.epoch < self.phase.epochs:
+        if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
             raise self._interruption(self.phase)
 
     def _record_gates(self) -> None:
         if not self.gates.labels:
             return
         epoch, every = self._global_epoch() + 1, self.config.training.gate_samples_freq
-        self.gates.write(self.run.gates, epoch)
-        if (every and epoch % every == 0) or self.progress.epoch + 1 == self.phase.epochs:
-            self.gates.write_samples(self.run.gate_samples / f"epoch-{epoch}.npz")
+        self.gates.collect()
+        if is_main():
+            self.gates.write(self.run.gates, epoch)
+            if (every and epoch % every == 0) or self.progress.epoch + 1 == self.phase.epochs:
+                self.gates.write_samples(self.run.gate_samples / f"epoch-{epoch}.npz")
         self.gates.reset()
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
         phase.task.train()
+        if self._replica is None or self._replica.module is not phase.task:
+            self._replica = Replica(phase.task, phase.parameters())
         for optimizer in phase.optimizers.values():
             optimizer.start_epoch(self.progress.epoch)
         steps = len(self.data.train)
@@ -182,12 +206,13 @@ class Engine:
 
     def _step(self, phase: Phase, batch: Batch) -> None:
         with self._autocast():
-            output = phase.task(batch)
+            output = self._replica(batch)
         for scheduled in phase.optimizers.values():
             scheduled.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         for scheduled in phase.optimizers.values():
             scheduled.optimizer.step()
+        self._replica.end_step()
         hits = {} if output.logits is None else top_k_hits(output.logits, batch.label)
         self.meter.add(output.parts | hits, len(batch.label))
         if output.gates is not None:
@@ -195,7 +220,7 @@ class Engine:
 
     def _obey(self, stop: StopRequest, phase: Phase) -> None:
         """Save and leave if a signal asked for it."""
-        if stop.requested:
+        if self._agreed(stop.requested):
             self._check_finite(phase)
             self.save(is_best=False)
             raise self._interruption(phase)
@@ -206,15 +231,21 @@ class Engine:
         return Interrupted(f"stopped in {place} after {steps}, all saved; the same command with --resume goes on")
 
     def save(self, *, is_best: bool) -> None:
-        """Write the checkpoint for the present progress."""
+        """Write the checkpoint for the present progress. The first process does, with what only the others know."""
+        self.gates.collect()
+        processes = gather_objects({"rng": rng_state(), "meter": self.meter.state_dict()})
+        if is_main():
+            self._write(processes, is_best=is_best)
+        barrier()  # once this returns it is saved, on whichever process
+
+    def _write(self, processes: list[dict[str, Any]], *, is_best: bool) -> None:
         state = {
             "format": CHECKPOINT_FORMAT,
             "model": self.task.student.state_dict(),
             "extra": self.task.extra_state(),
             "optimizers": {name: item.optimizer.state_dict() for name, item in self.phase.optimizers.items()},
-            "rng": rng_state(),
+            "processes": processes,
             "progress": asdict(self.progress),
-            "meter": self.meter.state_dict(),
             "gates": self.gates.state_dict(),
             "val": self.val,
             "best": self.best,
@@ -233,10 +264,12 @@ class Engine:
             self.task.load_extra_state(checkpoint["extra"])
             for name, item in self.phase.optimizers.items():
                 item.optimizer.load_state_dict(checkpoint["optimizers"][name])
-            self.meter.load_state_dict(checkpoint["meter"])
-            self.gates.load_state_dict(checkpoint["gates"])
+            if is_main():
+                self.gates.load_state_dict(checkpoint["gates"])
             self.val, self.best = checkpoint["val"], checkpoint["best"]
-            set_rng_state(checkpoint["rng"])
+            self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
+            for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
+                set_rng_state(process["rng"])
         except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{self.run.path}: its checkpoint is not of this configuration ({reason(error)})"

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
+from utils.distributed import all_max, all_sum, is_main, world_size
 from utils.files import append_line, replacing
+
+NOT_SEEN = 255  # by this process since it last told the first one
 
 
 class GateRecorder:
@@ -28,12 +31,27 @@ class GateRecorder:
         self.chosen = torch.zeros(num_classes, len(labels), dtype=torch.float64, device=device)
         self.seen = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.samples = torch.zeros(num_samples, len(labels), dtype=torch.uint8, device=device)
+        if not is_main():
+            self.samples.fill_(NOT_SEEN)
 
     def add(self, gates: Tensor, batch: Batch) -> None:
         """Count one batch; `gates` is ``[B, K + 1]``, 1 where the sample was distilled."""
         self.chosen.index_add_(0, batch.label, gates.double())
         self.seen.index_add_(0, batch.label, torch.ones_like(batch.label, dtype=torch.float64))
         self.samples.index_copy_(0, batch.index, gates.to(torch.uint8))
+
+    def collect(self) -> None:
+        """Bring what all processes counted to the first one, which alone is read; do so at least once per epoch."""
+        if world_size() == 1:
+            return
+        self.chosen, self.seen = all_sum(self.chosen, self.seen)
+        # Within an epoch a sample is seen by one process: what another one saw is newer than what the first one kept.
+        seen_here = (self.samples + 2).masked_fill(self.samples == NOT_SEEN, 0)
+        newest = all_max(self.samples if is_main() else seen_here)
+        self.samples = torch.where(newest >= 2, newest - 2, newest)
+        if not is_main():
+            self.reset()
+            self.samples.fill_(NOT_SEEN)
 
     def shares(self) -> list[list[float | None]]:
         """Share of each class's samples distilled at each spot, ``[num_classes][K + 1]``; None for a class not seen.

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.distributed import all_sum, rank, world_size
+
 
 class Meter:
     """Sums of named scalars, weighted by the number of samples; reading them is the only host sync of an epoch.
+
+    Each process has the sums of its own samples. Reading adds them up, so all processes have to do it together.
 
     Args:
         device: where the sums live.
@@ -28,17 +32,22 @@ class Meter:
         self.count += samples
 
     def means(self) -> dict[str, float]:
-        """Mean of every name so far; waits for the device."""
+        """Mean of every name so far, over the samples of all processes; waits for the device."""
         if self.sums is None:
             return {}
-        return dict(zip(self.names, (self.sums / self.count).tolist()))
+        sums, count = all_sum(self.sums, torch.tensor(self.count, dtype=torch.float64, device=self.device))
+        return dict(zip(self.names, (sums / count).tolist()))
 
     def state_dict(self) -> dict:
         return {"names": self.names, "sums": None if self.sums is None else self.sums.cpu(), "count": self.count}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.names, self.count = list(state["names"]), state["count"]
-        self.sums = None if state["sums"] is None else state["sums"].to(self.device)
+    def load_state_dicts(self, states: list[dict]) -> None:
+        """Go on from what all processes of the run had; there may be more or fewer of them now."""
+        own = states[rank() :: world_size()]
+        self.names, self.count = list(states[0]["names"]), sum(state["count"] for state in own)
+        if states[0]["sums"] is not None:
+            zero = torch.zeros_like(states[0]["sums"])
+            self.sums = sum((state["sums"] for state in own), start=zero).to(self.device)
 
 
 def top_k_hits(logits: Tensor, label: Tensor, ks: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:

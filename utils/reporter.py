@@ -8,7 +8,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -142,6 +142,13 @@ class Reporter:
             if file.exists():
                 lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 write_text(file, "".join(line for line in lines if _epoch_of(line) <= count))
+
+
+class Silence:
+    """A reporter for processes that have nothing to say: in a job of several, all but the first."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
 
 
 def _epoch_of(line: str) -> float:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from datasets import Data, build_data
+from datasets.decode import naming_dead_workers
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
 from distillers.pretraining import Pretraining
@@ -17,6 +18,7 @@ from models import StagedModel, get_model
 from utils.checkpoint import load_weights
 from utils.config import Config, ModelConfig
 from utils.device import choose_device, set_up
+from utils.distributed import from_main, is_main, process_group, rank, world_size
 from utils.engine import Engine, Phase, evaluate
 from utils.errors import UserError
 from utils.optim import make_optimizers
@@ -25,6 +27,7 @@ from utils.run_dir import RunDir
 from utils.task import Classification, Task
 
 
+@naming_dead_workers()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict:
     """Run what `config` describes, a single network or a distillation, and say where the result is.
 
@@ -45,18 +48,28 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         run.refuse_if_taken()
     device = choose_device(config.training.device)
     set_up(config)
-    data = load_data(config, device)
-    log.info(describe(config, data, device))
-    phases, result = (build_distillation if config.kd else build_single)(config, data, device)
-    try:
-        checkpoint = run.open(resume=resume, overwrite=overwrite)
-        run.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-        result |= Engine(phases, data, run, config, device, checkpoint).fit()
-        run.write_result(result)
-    finally:
-        run.close()
+    with process_group(device):
+        data = load_data(config, device)
+        log.info(describe(config, data, device))
+        phases, result = (build_distillation if config.kd else build_single)(config, data, device)
+        try:
+            checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
+            result |= Engine(phases, data, run, config, device, checkpoint).fit()
+            if is_main():
+                run.write_result(result)
+        finally:
+            run.close()
     log.info(farewell(config, result))
     return result
+
+
+def open_run(run: RunDir, config: Config, *, resume: bool, overwrite: bool) -> dict | None:
+    """Take the folder and put the config there, which the first process does for all. The checkpoint to go on from."""
+    checkpoint = None
+    if is_main():
+        checkpoint = run.open(resume=resume, overwrite=overwrite)
+        run.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    return from_main(checkpoint)
 
 
 def load_data(config: Config, device: torch.device) -> Data:
@@ -70,6 +83,7 @@ def load_data(config: Config, device: torch.device) -> Data:
         val_num_workers=validation.num_workers,
         seed=training.seed,
         device=device,
+        shard=(rank(), world_size()),
     )
 
 
@@ -78,7 +92,8 @@ def build_single(config: Config, data: Data, device: torch.device) -> tuple[list
     model = build_network(config.model, data)
     if config.model.checkpoint:
         load_weights(model, Path(config.model.checkpoint), new_head=config.model.new_head, name=config.model.name)
-    return [make_phase("train", Classification(model).to(device), config.training.epochs, config)], {}
+    task = synchronize_batchnorm(Classification(model).to(device), config, device)
+    return [make_phase("train", task, config.training.epochs, config)], {}
 
 
 def build_distillation(config: Config, data: Data, device: torch.device) -> tuple[list[Phase], dict]:
@@ -90,7 +105,7 @@ def build_distillation(config: Config, data: Data, device: torch.device) -> tupl
         load_weights(student, Path(kd.student.checkpoint), new_head=kd.student.new_head, name=kd.student.name)
     teacher = build_network(kd.teacher, data)
     load_weights(teacher, find_teacher(config), name=f"the teacher {kd.teacher.name}")
-    task = assemble(config, student, teacher, data).to(device)
+    task = synchronize_batchnorm(assemble(config, student, teacher, data).to(device), config, device)
     accuracy = evaluate(task.teacher, data.val, device, lambda: torch.autocast(device.type, enabled=False))
     log.info(f"teacher {kd.teacher.name}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
     phases = [make_phase("train", task, config.training.epochs, config)]
@@ -148,6 +163,18 @@ def build_network(config: ModelConfig, data: Data) -> StagedModel:
     )
 
 
+def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> Task:
+    """With ``training.sync_bn``, let every BatchNorm layer normalise by the statistics of all processes together.
+
+    Parameters and buffers stay the same tensors, so optimisers and the student's frozen twin need not know.
+    """
+    if not config.training.sync_bn:
+        return task
+    if device.type != "cuda":
+        raise UserError(f"training.sync_bn: needs GPUs, PyTorch has it for no other device, and this is the {device}")
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(task) if world_size() > 1 else task
+
+
 def make_phase(name: str, task: Task, epochs: int, config: Config) -> Phase:
     return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config))
 
@@ -169,6 +196,8 @@ def find_teacher(config: Config) -> Path:
 
 def describe(config: Config, data: Data, device: torch.device) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if world_size() > 1:
+        where = f"{world_size()} processes, each on {where}"
     what = (
         config.model.name
         if config.model
