@@ -3,12 +3,16 @@
 #
 #   seed=1029 dataset=cifar-100 net1=vgg13 net2=vgg8 distiller=at sh train.sh [--resume | --overwrite] [key=value ...]
 #
+# Those are the defaults; with dataset=digits the networks are resnet20 and resnet8, which take minutes on a CPU.
 # Variables: seed, dataset, num_classes, net1 (teacher), net2 (student), distiller; teacher_args holds further
-# arguments for the teacher's training. Further arguments go to train.py (see --help there).
+# arguments for the teacher's training; nproc is the number of processes that share each batch, one GPU each
+# (default 1), for the teacher as well. Further arguments go to train.py (see --help there).
 set -eu
 cd "$(dirname "$0")"
 
-: "${seed:=1029}" "${dataset:=cifar-100}" "${net1:=vgg13}" "${net2:=vgg8}" "${distiller:=at}"
+: "${seed:=1029}" "${dataset:=cifar-100}"
+case $dataset in digits) : "${net1:=resnet20}" "${net2:=resnet8}" ;; esac
+: "${net1:=vgg13}" "${net2:=vgg8}" "${distiller:=at}" "${nproc:=1}"
 : "${entry:=train.py}" # train_anti.sh sets this
 
 . utils/python.sh
@@ -35,10 +39,10 @@ case $status in
             set -- $resume $shared
             IFS=' '
             # shellcheck disable=SC2086
-            model=$net1 dataset=$dataset seed=$seed sh train_single.sh "$@" ${teacher_args:-}
+            nproc=$nproc model=$net1 dataset=$dataset seed=$seed sh train_single.sh "$@" ${teacher_args:-}
         )
         ;;
     *) exit "$status" ;;
 esac
 
-exec "$python" "$entry" "$@"
+exec "$python" -m utils.launch "$nproc" "$entry" "$@"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NoReturn
 
 from utils.config import Config, find_config, load_config
-from utils.errors import UserError
-from utils.interrupt import EXIT_INTERRUPTED, Interrupted
+from utils.errors import UserError, printable, reason
+from utils.interrupt import EXIT_INTERRUPTED, EXIT_KILLED, Interrupted, stoppable
+from utils.launch import fail, keep_quiet_unless_first, place
 
 EXIT_USER_ERROR = 2
 EXIT_TEACHER_MISSING = 3
@@ -16,15 +21,42 @@ EXIT_TEACHER_UNFINISHED = 4
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit: errors meant for the user are one line on standard error and exit code 2."""
+    """Run `main` and exit. Whatever the user or the machine is to blame for is one line on standard error.
+
+    Of several processes only the first one, or the first to fail, is heard.
+    """
+    keep_quiet_unless_first()
+    alone = place().world == 1
     try:
-        sys.exit(main() or 0)
+        # SIGTERM may just as well be the launcher's answer to the failure of another process: nothing to report.
+        with stoppable() if alone else nullcontext():
+            status = main() or 0
+            sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _leave(f"error: {error}", EXIT_USER_ERROR)
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        _leave(f"error: {file}{reason(error)}; checkpoints written before are kept", EXIT_USER_ERROR)
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(str(interruption), EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        _leave("stopped at once; --resume goes on from the last checkpoint, if there is one", EXIT_KILLED)
+    except Exception:
+        if alone:
+            raise
+        fail(traceback.format_exc(), 1, perhaps_not_the_cause=True)
+    sys.exit(status)
+
+
+def _leave(line: str, status: int) -> NoReturn:
+    if place().world > 1:
+        fail(printable(line), status)
+    print(printable(line), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def main_single(arguments: Sequence[str] | None = None) -> int:
@@ -72,8 +104,15 @@ def teacher_status(config: Config) -> int:
     return 0 if checkpoint.exists() or not ours else EXIT_TEACHER_MISSING
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like everything else that is wrong: in one line, and on one process only."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help tells more")
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description, epilog="Every key of the config can be set: python -m utils.config lists them."
     )
     source = parser.add_argument_group("what to run: a file, or names from which the file is found or composed")
