@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distillers.base import Shape, Spot
 from models.adapter import make_adapter
+from models.frozen import InputGradientsOnly
 from models.staged import StagedModel
 
 
@@ -53,8 +54,9 @@ class Router(nn.Module):
             stop_s, stop_t = (None, None) if last else (self.spots[k + 1].student + 1, self.spots[k + 1].teacher + 1)
             into_teacher = mix(self.to_teacher[k](u_s), u_t, gates[:, k])
             into_student = mix(u_s, self.to_student[k](u_t), gates[:, k])
-            u_s = student.run(into_student, spot.student + 1, stop_s)
-            u_t = teacher.run(into_teacher, spot.teacher + 1, stop_t)
+            with InputGradientsOnly():
+                u_s = student.run(into_student, spot.student + 1, stop_s)
+                u_t = teacher.run(into_teacher, spot.teacher + 1, stop_t)
         return mix(u_s, u_t, gates[:, -1])
 
 

@@ -1,0 +1,81 @@
+"""Running frozen networks so that they remember only what the gradient of their input needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class InputGradientsOnly(TorchFunctionMode):
+    """Context in which convolutions and evaluated BatchNorms of frozen networks keep no activations.
+
+    PyTorch saves the input of both for the gradient of their weights, asked for or not. Without, a residual block
+    remembers two maps instead of four, and a normalisation is one multiply-add. The numbers are the same; layers
+    that are being trained are left alone.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        replacement = _REPLACEMENTS.get(func)
+        if replacement is not None:
+            return replacement(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _FrozenConv2d(torch.autograd.Function):
+    """`F.conv2d` whose weight and bias take no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding, dilation, groups):
+        ctx.save_for_backward(weight)
+        ctx.geometry = (stride, padding, dilation, False, (0, 0), groups)
+        ctx.input_shape = x.shape
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        # Of the input, nothing but the shape is looked at.
+        shape_only = gradient.new_empty(1).expand(ctx.input_shape)
+        weight = weight.to(gradient.dtype)  # autocast ran the convolution in the gradient's type
+        wanted = (True, False, False)
+        operands = (gradient, shape_only, weight, None)
+        of_input, _, _ = torch.ops.aten.convolution_backward(*operands, *ctx.geometry, wanted)
+        return of_input, None, None, None, None, None, None
+
+
+def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    if weight.requires_grad or isinstance(padding, str) or not (torch.is_grad_enabled() and x.requires_grad):
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
+    return _FrozenConv2d.apply(x, weight, bias, *geometry)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    frozen = not training and weight is not None and bias is not None and not weight.requires_grad
+    if not (frozen and torch.is_grad_enabled() and x.requires_grad):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = weight * torch.rsqrt(running_var + eps)
+    shift = torch.addcmul(bias, running_mean, scale, value=-1)
+    shape = (-1, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+_REPLACEMENTS: dict[Callable, Callable] = {F.conv2d: _conv2d, F.batch_norm: _batch_norm}
