@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -146,6 +147,20 @@ def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
     jobs = _all_jobs(split)
     found = _loader(Checker(split), jobs, _possible(_worthwhile(workers, jobs)))
     return {index: line for part in found for index, line in part.items()}
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Turn what PyTorch raises, wherever the program is, when a worker process dies into a line with advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that decodes images died ({reason(error)}); is there enough memory? fewer of them, "
+            "training.num_workers and validation.num_workers, need less"
+        ) from error
 
 
 def readable(decoded: Decoded) -> Tensor:

@@ -154,7 +154,7 @@ class Silence:
 def _epoch_of(line: str) -> float:
     """``global_epoch`` of a line of ``metrics.jsonl``; infinite if it was being written when the process died."""
     try:
-        return json.loads(line)["global_epoch"] if line.endswith("\n") else math.inf
+        return float(json.loads(line)["global_epoch"]) if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
 
