@@ -34,8 +34,6 @@ class Pretraining(Task):
     def train(self, mode: bool = True) -> Pretraining:
         super().train(mode)
         self.teacher.eval()
-        # A student that is not being trained must not have its running statistics moved either.
-        self.student.train(mode and self.runs_student)
         return self
 
     def forward(self, batch: Batch) -> TaskOutput:
