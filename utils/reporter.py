@@ -113,6 +113,8 @@ class Reporter:
                 )
         for name, lr in record["lr"].items():
             self._board.add_scalar(f"{prefix}lr/{name}", lr, step)
+        if record["phase"] == "train" and record["epoch"] == record["epochs"]:
+            self._add_figures(step)
         self._board.flush()
         parts = [f"{record['phase']} {record['epoch']}/{record['epochs']}", summary(record["train"])]
         if "val" in record:
@@ -129,6 +131,15 @@ class Reporter:
         with self._open:
             if self._bar is not None:
                 self._bar.close()
+
+    def _add_figures(self, step: int) -> None:
+        """Put what the gates did on the board, at the end of the run."""
+        from utils.report.board import add_figures  # brings matplotlib, which takes a second
+
+        try:
+            add_figures(self._board, self.run, step)
+        except Exception as error:  # a picture is not worth a run whose last epoch is not saved yet
+            self.line(f"TensorBoard has no gate figures: {type(error).__name__}: {error}")
 
     def _open_log_file(self, stack: ExitStack) -> None:
         handler = LogFileHandler(self.run.log, encoding="utf-8")
