@@ -1,0 +1,204 @@
+"""How good and how costly a checkpoint's network is; for a distilled student, its teacher beside it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.cli import guarded
+from utils.errors import UserError
+from utils.report.tables import Table
+from utils.restore import Restored, restore
+
+LATENCY_BATCHES = (1, 64)
+WARM_UP, TIMED = 5, 30  # forward passes
+EXTREMES = 5  # classes named on the terminal, at either end
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        parameters: their number.
+        megabytes: parameters and buffers, as stored.
+        gflops: of one image's forward pass, in 10⁹; a multiplication and an addition count as two.
+        milliseconds: median forward pass by batch size, on this machine.
+    """
+
+    parameters: int
+    megabytes: float
+    gflops: float
+    milliseconds: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a network achieves on the validation images.
+
+    Attributes:
+        top1, top5: percent.
+        confusion: ``[num_classes, num_classes]`` counts; true class by row, predicted by column.
+    """
+
+    top1: float
+    top5: float
+    confusion: Tensor
+
+    def per_class(self) -> list[float | None]:
+        """Accuracy of every class in percent; None for one without images."""
+        counts = self.confusion.sum(dim=1)
+        return [100 * hit / n if n else None for hit, n in zip(self.confusion.diag().tolist(), counts.tolist())]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m utils.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (best.pth)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
+    parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")
+    parser.add_argument("--no-teacher", action="store_true", help="leave the teacher out")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: evaluation/ in the run's folder)")
+    options = parser.parse_intermixed_args(arguments)
+    restored = restore(Path(options.checkpoint), options.overrides, options.config)
+    networks = {(restored.config.model or restored.config.kd.student).name: restored.student()}
+    if restored.config.kd and not options.no_teacher:
+        networks[f"{restored.config.kd.teacher.name} (teacher)"] = restored.teacher()
+    results = {name: (scores(net, restored), cost(net, restored)) for name, net in networks.items()}
+    print(f"{restored.path}\n{summary_table(results).markdown()}\n")
+    student = next(iter(results.values()))[0]
+    print(class_extremes(student.per_class(), restored.data.class_names))
+    out = Path(options.out) if options.out else default_folder(restored.path)
+    write(out, results, restored)
+    print(f"\n{out}: evaluation.json, per_class.csv, confusion.csv, confusion.png")
+    return 0
+
+
+@torch.inference_mode()
+def scores(model: nn.Module, restored: Restored) -> Scores:
+    """Run `model` over the validation images."""
+    classes = restored.data.num_classes
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=restored.device)
+    in_five = torch.zeros((), dtype=torch.int64, device=restored.device)
+    for batch in restored.data.val.epoch(0):
+        best = model(batch.image).float().topk(min(5, classes), dim=1).indices
+        confusion += torch.bincount(batch.label * classes + best[:, 0], minlength=classes * classes)
+        in_five += (best == batch.label[:, None]).sum()
+    confusion = confusion.view(classes, classes).cpu()
+    total = int(confusion.sum())
+    return Scores(100 * int(confusion.diag().sum()) / total, 100 * int(in_five) / total, confusion)
+
+
+def cost(model: nn.Module, restored: Restored) -> Cost:
+    """Measure `model` on images of the data set's size."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return Cost(
+        parameters=sum(p.numel() for p in model.parameters()),
+        megabytes=sum(t.numel() * t.element_size() for t in tensors) / 1e6,
+        gflops=flops(model, restored.data.image_size, restored.device) / 1e9,
+        milliseconds={n: latency(model, n, restored.data.image_size, restored.device) for n in LATENCY_BATCHES},
+    )
+
+
+@torch.no_grad()
+def flops(model: nn.Module, size: tuple[int, int], device: torch.device) -> int:
+    """Floating-point operations of one image's forward pass: those of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *size, device=device))
+    return counter.get_total_flops()
+
+
+@torch.inference_mode()
+def latency(model: nn.Module, batch: int, size: tuple[int, int], device: torch.device) -> float:
+    """Median time of a forward pass in milliseconds, after a warm-up."""
+    images = torch.zeros(batch, 3, *size, device=device)
+    times = []
+    for _ in range(WARM_UP + TIMED):
+        _wait_for(device)
+        start = time.perf_counter()
+        model(images)
+        _wait_for(device)
+        times.append(1000 * (time.perf_counter() - start))
+    return median(times[WARM_UP:])
+
+
+def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
+    """One column per network."""
+    rows: list[list[str]] = []
+    scored, costs = zip(*results.values())
+    rows.append(["top-1 (%)", *(f"{item.top1:.2f}" for item in scored)])
+    rows.append(["top-5 (%)", *(f"{item.top5:.2f}" for item in scored)])
+    rows.append(["parameters", *(f"{item.parameters:,}" for item in costs)])
+    rows.append(["weights (MB)", *(f"{item.megabytes:.2f}" for item in costs)])
+    rows.append(["GFLOPs per image (2 x multiply-adds)", *(f"{item.gflops:.4f}" for item in costs)])
+    for batch in LATENCY_BATCHES:
+        rows.append([f"latency, batch {batch} (ms, median)", *(f"{c.milliseconds[batch]:.2f}" for c in costs)])
+    return Table(["", *results], rows)
+
+
+def class_extremes(accuracies: Sequence[float | None], names: Sequence[str]) -> str:
+    """The worst and the best classes, in two lines."""
+    known = sorted((accuracy, name) for accuracy, name in zip(accuracies, names) if accuracy is not None)
+    worst, best = known[:EXTREMES], known[::-1][:EXTREMES]
+    lines = [("lowest", worst), ("highest", best)]
+    return "\n".join(
+        f"{label} class accuracy: " + ", ".join(f"{name} {accuracy:.1f} %" for accuracy, name in group)
+        for label, group in lines
+    )
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """``evaluation/`` in the run's folder, or beside a checkpoint from elsewhere."""
+    folder = checkpoint.parent
+    return (folder.parent if folder.name == "ckpt" else folder) / "evaluation"
+
+
+def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored) -> None:
+    """Write every figure of every network, and the first one's confusion matrix and its picture."""
+    names = restored.data.class_names
+    first = next(iter(results.values()))[0]
+    values = {
+        name: {"top1": scored.top1, "top5": scored.top5, **asdict(spent)} for name, (scored, spent) in results.items()
+    }
+    accuracies = zip(names, *(scored.per_class() for scored, _ in results.values()))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "evaluation.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (out / "per_class.csv").write_text(_csv([["class", *results], *accuracies]), encoding="utf-8")
+        confusion = [[name, *row] for name, row in zip(names, first.confusion.tolist())]
+        (out / "confusion.csv").write_text(_csv([["true \\ predicted", *names], *confusion]), encoding="utf-8")
+        (out / "confusion.png").write_bytes(_confusion_png(first.confusion, names, next(iter(results))))
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
+
+
+def _confusion_png(confusion: Tensor, names: Sequence[str], network: str) -> bytes:
+    from utils.report.confusion import confusion_figure  # brings matplotlib
+    from utils.report.style import png
+
+    return png(confusion_figure(confusion.numpy(), names, network))
+
+
+def _csv(lines: Sequence[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    guarded(main)

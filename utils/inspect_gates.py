@@ -1,0 +1,112 @@
+"""Which spots a run's policy picks: for image files, for a class, or for every class of the validation images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distillers.policy import TEACHER_ROUTE
+from distillers.spot_adaptive import SpotAdaptiveDistillation
+from utils.cli import guarded
+from utils.errors import UserError
+from utils.report.tables import Table
+from utils.restore import Restored, restore
+
+ALL = "all classes"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.inspect_gates",
+        description=__doc__,
+        epilog="Without images and --class: every class. Spots: fN is feature N, logits the KL term.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint of an adaptive or anti run, or the run's folder (best.pth)")
+    parser.add_argument(
+        "words", nargs="*", metavar="IMAGE|key=value", help="image files; config keys, e.g. dataset.root=data"
+    )
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="each validation image of one class")
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="images of that class to list (default: %(default)s)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    images = [word for word in options.words if "=" not in word]
+    restored = restore(Path(options.checkpoint), [word for word in options.words if "=" in word])
+    kd = restored.config.kd
+    if kd is None or kd.selection not in ("adaptive", "anti"):
+        kind = "a network trained alone" if kd is None else f"a {kd.selection} run"
+        raise UserError(f"{restored.path}: of {kind}, which has no policy; see an adaptive or anti run")
+    task = restored.task()
+    print(f"{restored.path}: {task.selection}; chance of being distilled at each spot, in percent")
+    if images:
+        table = of_files(restored, task, images)
+    elif options.class_name:
+        table = of_class(restored, task, options.class_name, options.limit)
+    else:
+        table = of_classes(restored, task)
+    print(table.markdown())
+    return 0
+
+
+@torch.inference_mode()
+def distil_chances(task: SpotAdaptiveDistillation, images: Tensor) -> Tensor:
+    """Probability of being distilled at each spot, ``[B, K + 1]``, for normalised images ``[B, 3, H, W]``.
+
+    The gate is the larger of two logits after Gumbel noise, so its distribution is the softmax at temperature 1,
+    whatever the temperature that the training uses for its gradient.
+    """
+    features, _ = task.student.features(images)
+    teacher_features, _ = task.teacher.features(images)
+    chances = task.policy(teacher_features[-1], features[-1]).softmax(dim=-1)[..., TEACHER_ROUTE]
+    return task.choose(chances)
+
+
+def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence[str]) -> Table:
+    """One line per image file."""
+    return _table("image", task, [(file, distil_chances(task, restored.read_image(file))[0]) for file in files])
+
+
+def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limit: int) -> Table:
+    """The mean over the validation images of a class, then the first `limit` of them, by their place in the split."""
+    names = restored.data.class_names
+    if name not in names:
+        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise UserError(f"--class: the data set has no class {name!r}; known are {known}")
+    index, label, chances = validation_chances(restored, task)
+    chosen = label == names.index(name)
+    if not chosen.any():
+        raise UserError(f"--class: no validation image is of class {name!r}")
+    rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
+    rows += [(f"validation image {k}", row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
+    return _table(f"class {name}", task, rows)
+
+
+def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> Table:
+    """The mean over the validation images of every class."""
+    _, label, chances = validation_chances(restored, task)
+    rows = [(ALL, chances.mean(dim=0))]
+    for k, name in enumerate(restored.data.class_names):
+        if (label == k).any():
+            rows.append((name, chances[label == k].mean(dim=0)))
+    return _table("class", task, rows)
+
+
+def validation_chances(restored: Restored, task: SpotAdaptiveDistillation) -> tuple[Tensor, Tensor, Tensor]:
+    """Index ``[N]``, label ``[N]`` and chances ``[N, K + 1]`` of every validation image."""
+    parts = [(b.index, b.label, distil_chances(task, b.image)) for b in restored.data.val.epoch(0)]
+    return tuple(torch.cat(column).cpu() for column in zip(*parts))
+
+
+def _table(heading: str, task: SpotAdaptiveDistillation, rows: Iterable[tuple[str, Tensor]]) -> Table:
+    return Table(
+        [heading, *task.gate_labels],
+        [(name, *(f"{100 * chance:.0f}" for chance in row.tolist())) for name, row in rows],
+    )
+
+
+if __name__ == "__main__":
+    guarded(main)
