@@ -1,0 +1,154 @@
+"""Run several selections x distillers x pairs x seeds of one data set, teachers first, and report on them.
+
+What is finished is skipped, what is not is resumed, and what fails is listed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.cli import guarded
+from utils.errors import UserError
+from utils.grid.plan import Job, plan, state
+from utils.grid.pool import DONE, Outcome, Pool
+from utils.grid.progress import Progress
+from utils.interrupt import EXIT_INTERRUPTED
+from utils.report.__main__ import report
+from utils.report.collect import read_run
+
+EXIT_FAILED = 1
+TEACHER_ARG = "--teacher-arg"
+SELECTIONS = ("fixed", "adaptive", "anti", "random", "single")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    jobs = plan(
+        options.dataset,
+        options.selections,
+        options.distillers,
+        options.pairs,
+        options.seeds,
+        overrides,
+        options.teacher_arg,
+    )
+    if options.dry_run:
+        for job in jobs:
+            print(f"{state(job).status:<10}  {job.name}  {job.folder}")
+        return 0
+    root = Path(jobs[0].config.run.root)
+    progress = Progress(len(jobs))
+    outcomes = Pool(jobs, slots(options.jobs), root / "grid", progress.say, progress).work()
+    _report(jobs, Path(options.out) if options.out else root / "report")
+    return conclude(outcomes)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The ``key=value`` words apart from the rest; argparse would take them for further values of a list."""
+    words: list[str] = []
+    overrides: list[str] = []
+    for word in arguments:
+        takes_it = bool(words) and words[-1] in (TEACHER_ARG, "--out")
+        (overrides if "=" in word and not word.startswith("-") and not takes_it else words).append(word)
+    return words, overrides
+
+
+def conclude(outcomes: Sequence[Outcome]) -> int:
+    """Print what is missing; the exit code."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    for outcome in outcomes:
+        if outcome.status not in DONE or outcome.reason:
+            print(f"{outcome.status}: {outcome.job.name}" + (f": {outcome.reason}" if outcome.reason else ""))
+    if counts["failed"]:
+        return EXIT_FAILED
+    return 0 if all(outcome.status in DONE for outcome in outcomes) else EXIT_INTERRUPTED
+
+
+def slots(jobs: int | None) -> list[dict[str, str]]:
+    """The environment of every process that may run at a time; GPUs are dealt out in turn.
+
+    Args:
+        jobs: how many; None: one per GPU, or one.
+    """
+    devices = visible_gpus()
+    count = jobs or max(len(devices), 1)
+    if devices:
+        return [{"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} for k in range(count)]
+    # Processes that each take all cores are slower than one after another.
+    threads = max((os.cpu_count() or 1) // count, 1)
+    return [{"OMP_NUM_THREADS": str(threads)} if count > 1 else {} for _ in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """Names under which CUDA knows the GPUs that this process may use."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(k) for k in range(count)]
+
+
+def _report(jobs: Sequence[Job], out: Path) -> None:
+    runs = [read_run(job.folder) for job in jobs if (job.folder / "config.yml").exists()]
+    if runs:
+        print()
+        try:
+            report([run for run in runs if run is not None], out)
+        except UserError as error:  # the list of what failed must still come
+            print(f"no report: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.grid",
+        description=__doc__,
+        epilog=f"Exit code: 0 all done, {EXIT_FAILED} a run failed, {EXIT_INTERRUPTED} stopped early; "
+        "the same command goes on.",
+    )
+    parser.add_argument("--dataset", required=True, help="folder below configs/, e.g. cifar-100 or digits")
+    parser.add_argument("--pairs", nargs="+", required=True, metavar="TEACHER-STUDENT", help="e.g. vgg13-vgg8")
+    parser.add_argument("--distillers", nargs="+", default=["at"], metavar="NAME", help="e.g. at sp crd (default: at)")
+    parser.add_argument(
+        "--selections",
+        nargs="+",
+        choices=SELECTIONS,
+        default=["fixed", "adaptive"],
+        metavar="NAME",
+        help=f"of {' '.join(SELECTIONS)}; single is the student alone (default: fixed adaptive)",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1029], metavar="N", help="default: 1029")
+    parser.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time (default: one per GPU, or one)")
+    parser.add_argument(
+        TEACHER_ARG,
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a config key of the teachers that have to be trained; may be given several times",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: report/ in run.root)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and how far they are, and end")
+    # Taken out by `split_overrides`; named here for --help.
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="config keys, e.g. training.epochs=10; those of data, folder, device and precision hold for teachers too",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,149 @@
+"""From lists of names to the runs that a grid consists of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+from utils.config import Config, find_config
+from utils.errors import UserError
+from utils.report.collect import SINGLE, effective_settings, is_locked, read_run
+
+ROOT = Path(__file__).parents[2]
+
+# What a teacher, trained along the way, shares with the runs that it is trained for; the same as in train.sh.
+_TEACHERS_TOO = ("dataset.", "run.", "training.device", "training.precision")
+_DISTILLING_ONLY = ("kd.", "kd_loss.", "pretrain.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        name: for people.
+        arguments: of the entry point `script`.
+        config: what these amount to.
+        teacher: folder of the run that has to be finished first, if that is part of the grid.
+    """
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+    config: Config
+    teacher: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+    @property
+    def epochs(self) -> int:
+        return self.config.training.epochs
+
+    def command(self, *, resume: bool) -> list[str]:
+        return [sys.executable, str(ROOT / self.script), *self.arguments, *(["--resume"] if resume else [])]
+
+
+@dataclass(frozen=True)
+class State:
+    """What is in a job's folder.
+
+    Attributes:
+        status: ``new``, ``unfinished``, ``finished``, or ``busy`` while another process is at it.
+        differs: settings of what is there that are not the job's, e.g. ``"training.lr 0.1, now 0.05"``.
+    """
+
+    status: str
+    differs: str = ""
+
+
+def plan(
+    dataset: str,
+    selections: Sequence[str],
+    distillers: Sequence[str],
+    pairs: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    teacher_overrides: Sequence[str] = (),
+) -> list[Job]:
+    """All jobs, each folder once: per seed the teachers, then the students alone, then everything distilled.
+
+    Args:
+        selections: of ``kd.selection``, and ``single`` for the student alone.
+        pairs: ``teacher-student``, or ``teacher:student`` where a name has a dash.
+        overrides: ``key=value`` words for the runs; data, folder, device and precision go to the teachers as well.
+        teacher_overrides: ``key=value`` words for the teachers.
+
+    Raises:
+        UserError: a name or a key is wrong; nothing has been started then.
+    """
+    networks = [split_pair(pair) for pair in pairs]
+    to_distil = [selection for selection in selections if selection != SINGLE]
+    shared = [word for word in overrides if word.startswith(_TEACHERS_TOO)]
+    alone = [word for word in overrides if not word.startswith(_DISTILLING_ONLY)]
+    jobs: list[Job] = []
+    for seed in seeds:
+        distilled = [
+            _distilled(dataset, seed, teacher, student, distiller, [*overrides, f"kd.selection={selection}"])
+            for (teacher, student), distiller, selection in product(networks, distillers, to_distil)
+        ]
+        teachers = {job.config.kd.teacher.name for job in distilled if job.teacher}
+        jobs += [_single(dataset, seed, name, [*shared, *teacher_overrides]) for name in sorted(teachers)]
+        if SINGLE in selections:
+            jobs += [_single(dataset, seed, student, alone) for _, student in networks]
+        jobs += distilled
+    return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """``"vgg13-vgg8"`` → ``("vgg13", "vgg8")``."""
+    names = pair.split(":" if ":" in pair else "-")
+    if len(names) != 2 or not all(names):
+        raise UserError(f"--pairs: found {pair!r}, must be teacher-student, or teacher:student where a name has a dash")
+    return names[0], names[1]
+
+
+def state(job: Job) -> State:
+    """How far the job is already."""
+    folder = job.folder
+    if is_locked(folder / ".lock"):
+        return State("busy")
+    if (folder / "ckpt" / "best.pth").exists() and not (folder / "config.yml").exists():
+        return State("finished")  # weights from elsewhere, put where a teacher's are looked for
+    begun = any((folder / "ckpt" / name).exists() for name in ("last.pth", "previous.pth"))
+    run = read_run(folder) if (folder / "config.yml").exists() else None
+    if not begun or run is None:
+        return State("unfinished" if begun else "new")
+    differs = differences(yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8")), job.config.to_dict())
+    finished = run.status == "finished" and run.epochs_done >= job.epochs
+    return State("finished" if finished else "unfinished", differs)
+
+
+def differences(there: dict, wanted: dict) -> str:
+    """Settings in which two configs differ, of those that decide the outcome; more epochs are no difference."""
+    old, new = effective_settings(there), effective_settings(wanted)
+    # A config written before a key existed says nothing of it.
+    keys = [key for key in old if key in new and old[key] != new[key] and key != "training.epochs"]
+    return ", ".join(f"{key} {old[key]}, now {new[key]}" for key in keys)
+
+
+def _single(dataset: str, seed: int, model: str, overrides: Iterable[str]) -> Job:
+    overrides = tuple(overrides)
+    config = find_config(dataset, seed, model=model).load(overrides)
+    arguments = ("--dataset", dataset, "--seed", str(seed), "--model", model, *overrides)
+    return Job(f"{model} alone, seed {seed}", "train_single.py", arguments, config)
+
+
+def _distilled(dataset: str, seed: int, teacher: str, student: str, distiller: str, overrides: Sequence[str]) -> Job:
+    config = find_config(dataset, seed, teacher=teacher, student=student, distiller=distiller).load(overrides)
+    arguments = ("--dataset", dataset, "--seed", str(seed), "--net1", teacher, "--net2", student)
+    arguments = (*arguments, "--distiller", distiller, *overrides)
+    name = f"{distiller} {config.kd.selection}, {teacher}-{student}, seed {seed}"
+    own = None if config.kd.teacher.checkpoint else config.teacher_checkpoint.parents[1]
+    return Job(name, "train.py", arguments, config, own)
