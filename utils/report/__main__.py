@@ -1,4 +1,4 @@
-"""``python -m utils.report run``: tables, plots and one HTML page of any set of runs."""
+"""Tables, plots and one HTML page of any set of runs, finished or not."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from datasets.source import Source
 from utils.errors import UserError
 from utils.report.collect import Run
@@ -112,29 +114,32 @@ def _shares(dataset: str, runs: Sequence[Run]) -> Section:
 
 def _details(runs: Sequence[Run], limit: int, with_images: bool) -> Iterator[Section]:
     chosen = [run for run in runs if run.has_policy and run.records]
-    chosen.sort(key=lambda run: (run.status != "finished", run.selection != "adaptive"))
-    for run in chosen[:limit]:
-        section = Section(f"{run.dataset}: {run.title}", figures=list(_detail_figures(run, with_images)))
-        if len(chosen) > limit and run is chosen[limit - 1]:
+    # A seed of every pair and distiller comes before a second seed of any.
+    chosen.sort(key=lambda run: (run.status != "finished", run.selection != "adaptive", run.seed))
+    for number, run in enumerate(chosen[:limit], 1):
+        section = Section(
+            f"{run.dataset}: {run.title}", figures=list(_detail_figures(f"run {number:03}", run, with_images))
+        )
+        if number == limit < len(chosen):
             section.texts.append(
-                f"{len(chosen) - limit} further runs with a policy have no section; --details N shows more."
+                f"{len(chosen) - limit} further runs with a policy are left out; --details N shows more."
             )
         yield section
 
 
-def _detail_figures(run: Run, with_images: bool) -> Iterator[ShownFigure]:
+def _detail_figures(name: str, run: Run, with_images: bool) -> Iterator[ShownFigure]:
     caption = "Terms of the training loss before their weights, epoch means, logarithmic."
-    yield ShownFigure.draw(f"{run.dataset} {run.title} losses", caption, loss_figure(run))
+    yield ShownFigure.draw(f"{name} {run.title} losses", caption, loss_figure(run))
     source = load_source(run) if with_images else None
     gates = run.final_gates()
     if gates is not None:
         names = class_names_of(source, len(gates.shares))
         figure = class_heatmap(gates, names, run.title)
-        yield ShownFigure.draw(f"{run.dataset} {run.title} classes", _CLASSES.format(gates.epoch), figure)
+        yield ShownFigure.draw(f"{name} {run.title} classes", _CLASSES.format(gates.epoch), figure)
     samples = run.gate_samples()
     if samples is not None and source is not None and matches(samples, source):
         figure = gallery_figure(samples, source, run.title)
-        yield ShownFigure.draw(f"{run.dataset} {run.title} gallery", _GALLERY, figure)
+        yield ShownFigure.draw(f"{name} {run.title} gallery", _GALLERY, figure)
 
 
 def load_source(run: Run) -> Source | None:
@@ -155,9 +160,8 @@ def _load_source(name: str, root: str) -> Source | None:
         return None
 
 
-def _drawn(name: str, caption: str, figures: Iterator) -> list[ShownFigure]:
-    drawn = [ShownFigure.draw(f"{name} {number}", caption, figure) for number, figure in enumerate(figures, 1)]
-    return drawn
+def _drawn(name: str, caption: str, figures: Iterator[Figure]) -> list[ShownFigure]:
+    return [ShownFigure.draw(f"{name} {number}", caption, figure) for number, figure in enumerate(figures, 1)]
 
 
 def _runs_caption(runs: Sequence[Run]) -> str:

@@ -32,6 +32,8 @@ ROWS_PER_FOREST = 40
 LONG = 20  # epochs; curves of longer runs are cut off below where they are after ...
 CUT_OFF = 0.25  # ... this part
 
+_ORDER = ("single", "fixed", "random", "anti", "adaptive")  # from the bottom to the top
+
 
 def by_panel(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that belong in one panel: one data set, pair and distiller; a network alone has a panel of its own."""
@@ -128,7 +130,7 @@ def _forest(rows: Sequence[Row], measure: Measure) -> Figure:
 
 def _forest_limits(rows: Sequence[Row], differences: Sequence[Difference]) -> tuple[float, float]:
     """Room for every mean, and for the intervals of three seeds or more: one of two may be ten times as wide."""
-    reach = [0.1, *(abs(d.mean) for d in differences)]
+    reach = [0.5, *(abs(d.mean) for d in differences)]
     reach += [abs(row.published.difference or 0) for row in rows]
     enough = [d for d in differences if d.half_width is not None and d.n > 2] or [
         d for d in differences if d.half_width
@@ -161,7 +163,18 @@ def _curve(panel: Axes, run: Run, values: Sequence[float], crowd: int, linestyle
     color = SELECTION_COLORS[run.selection]
     epochs = [record["epoch"] for record in run.records]
     width = 1.4 if crowd <= 8 else 0.9
-    panel.plot(epochs, values, color=color, lw=width, ls=linestyle, alpha=0.85, marker="." if len(epochs) == 1 else "")
+    if run.selection == "fixed":  # shows on both sides of an adaptive line that it coincides with
+        width *= 2
+    panel.plot(
+        epochs,
+        values,
+        color=color,
+        lw=width,
+        ls=linestyle,
+        alpha=0.85,
+        zorder=_ORDER.index(run.selection) + 2,
+        marker="." if len(epochs) == 1 else "",
+    )
     if run.status != "finished":
         panel.plot(epochs[-1], values[-1], "o", ms=5, mfc="white", color=color)
 

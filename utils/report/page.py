@@ -53,10 +53,6 @@ class Section:
     tables: list[ShownTable] = field(default_factory=list)
     figures: list[ShownFigure] = field(default_factory=list)
 
-    @property
-    def anchor(self) -> str:
-        return _slug(self.title)
-
 
 def render(title: str, subtitle: str, unfinished: str, sections: list[Section]) -> str:
     """The page as HTML; every text in it is escaped."""
