@@ -101,11 +101,6 @@ def test_t_is_the_temperature_only_where_kd_t_is_absent(overrides, temperature):
     assert temperature == loss.KD_T
 
 
-@pytest.mark.parametrize(("text", "value"), [("on", "on"), ("off", "off"), ("true", "on"), ("false", "off")])
-def test_bare_on_and_off_are_words(text, value):
-    assert load(SINGLE + f"training:\n  cuda_graph: {text}\n").training.cuda_graph == value
-
-
 @pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("'5e-4'", 5e-4), ("1", 1.0), (".5", 0.5), ("2.", 2.0)])
 def test_numbers_can_be_written_in_every_usual_way(text, value):
     lr = load(SINGLE + f"training: {{lr: {text}}}\n").training.lr

@@ -51,7 +51,6 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("training.init_epoch=-1", "training.init_epoch: found -1, must be at least 0"),
         ("training.gpu_preserve=1", "training.gpu_preserve: found 1, must be true or false"),
         ("training.precision=fp16", "training.precision: found 'fp16', must be 'fp32', 'tf32' or 'bf16'"),
-        ("training.channels_last=2", "training.channels_last: found 2, must be 'auto', True or False"),
         ("training.device=gpu", "training.device: found 'gpu', must be auto, cpu, cuda or cuda:N"),
         ("training.device=cpu:0", "training.device: found 'cpu:0', must be auto, cpu, cuda or cuda:N"),
         ("training=3", "training: found 3, must be a mapping of keys"),

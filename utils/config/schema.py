@@ -18,7 +18,6 @@ from utils.config.types import (
     Name,
     NotNegative,
     Number,
-    OnOff,
     Pair,
     Positive,
     PositiveTriple,
@@ -108,10 +107,6 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of convolutions and matrix products")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     deterministic: Flag = Field(False, description="bit-equal reruns, slower on a GPU")
-    channels_last: Literal["auto", True, False] = Field("auto", description="memory layout of images and convolutions")
-    cuda_graph: Annotated[Literal["auto", "on", "off"], OnOff] = Field(
-        "auto", description="replay the whole step as one CUDA graph"
-    )
     sync_bn: Flag = Field(False, description="BatchNorm statistics over all devices")
 
     @field_validator("lr", "lr_agent", "lr_agent_decay_epochs", mode="before")

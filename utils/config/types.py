@@ -35,11 +35,6 @@ def _increasing(epochs: tuple[int, ...]) -> tuple[int, ...]:
     return epochs
 
 
-def _on_off(value: Any) -> Any:
-    """Readers of YAML 1.1 turn a bare ``on`` or ``off`` into a boolean."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
 def _of_length(length: int) -> BeforeValidator:
     """Tell of a list that is too short as a whole, instead of the items that it lacks."""
 
@@ -71,4 +66,3 @@ Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValid
 Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]
 PositiveTriple = Annotated[tuple[Positive, Positive, Positive], _of_length(3)]
 Pair = Annotated[tuple[Integer, Integer], _of_length(2)]
-OnOff = BeforeValidator(_on_off)
