@@ -75,10 +75,11 @@ def write_run(
     return folder
 
 
-def write_samples(folder: Path, epoch: int, gates: np.ndarray, labels: Sequence[str]) -> None:
-    """Every sample's gates ``[N, K + 1]`` after `epoch`."""
+def write_samples(folder: Path, epochs: int, distilled: np.ndarray, labels: Sequence[str]) -> None:
+    """How often, in `epochs` epochs, every sample was distilled at each gate, ``[N, K + 1]``."""
     (folder / "gates").mkdir(exist_ok=True)
-    np.savez_compressed(folder / "gates" / f"epoch-{epoch}.npz", gates=gates.astype(np.uint8), labels=np.array(labels))
+    counts = {"distilled": distilled.astype(np.int32), "seen": np.full(len(distilled), epochs, dtype=np.int32)}
+    np.savez_compressed(folder / "gates" / f"epoch-{epochs}.npz", **counts, labels=np.array(labels))
 
 
 def _record(epoch: int, epochs: int, top1: float, gates: list[str], selection: str) -> dict:

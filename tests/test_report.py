@@ -169,11 +169,11 @@ def test_among_equals_the_gallery_spreads_its_choice_over_the_data_set():
     assert extremes(np.ones(100), 4, most=True).size == 0
 
 
-def test_sample_gates_of_several_epochs_become_frequencies(tmp_path):
-    write_samples(tmp_path, 5, np.array([[1, 0], [1, 1]]), ["f1", "logits"])
-    write_samples(tmp_path, 10, np.array([[0, 0], [1, 1]]), ["f1", "logits"])
+def test_the_newest_counts_of_the_samples_become_frequencies(tmp_path):
+    write_samples(tmp_path, 5, np.array([[5, 5], [0, 0]]), ["f1", "logits"])
+    write_samples(tmp_path, 10, np.array([[5, 0], [10, 10]]), ["f1", "logits"])
     samples = read_gate_samples(tmp_path / "gates")
-    assert samples.epochs == [5, 10]
+    assert samples.epochs == 10
     assert samples.frequency.tolist() == [[0.5, 0], [1, 1]]
 
 
@@ -213,7 +213,7 @@ def test_a_class_that_was_not_seen_leaves_its_cells_blank(tmp_path):
 def test_the_page_is_self_contained_and_mentions_every_run(tmp_path, capsys):
     runs = tmp_path / "run"
     folder = write_run(runs, selection="adaptive")
-    write_samples(folder, 4, np.random.default_rng(0).integers(0, 2, (776, 4)), ["f1", "f2", "f3", "logits"])
+    write_samples(folder, 4, np.random.default_rng(0).integers(0, 5, (776, 4)), ["f1", "f2", "f3", "logits"])
     write_run(runs, selection="fixed", done=1)
     write_run(runs, selection="anti", dataset="cifar-100", teacher="vgg13", student="vgg8", done=0)
     write_run(runs, selection="single", student="resnet8")
@@ -252,7 +252,7 @@ def test_names_in_the_page_are_escaped(tmp_path):
 
 def test_tensorboard_gets_the_figures_and_images_at_the_end_of_a_run(tmp_path):
     folder = write_run(tmp_path, selection="adaptive")
-    write_samples(folder, 4, np.random.default_rng(0).integers(0, 2, (776, 4)), ["f1", "f2", "f3", "logits"])
+    write_samples(folder, 4, np.random.default_rng(0).integers(0, 5, (776, 4)), ["f1", "f2", "f3", "logits"])
     reporter = Reporter(RunDir(folder), resumed_at=3)
     (folder / "gates.jsonl").write_text(
         json.dumps({"global_epoch": 4, "gates": ["f1"], "classes": [[1.0]] * 10}) + "\n"

@@ -97,20 +97,12 @@ def from_main(value: Any) -> Any:
 
 
 def all_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Sums over all processes, without gradient; tensors of one floating type, in one message."""
+    """Sums over all processes, without gradient; tensors of one type, in one message."""
     if world_size() == 1:
         return tensors
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     dist.all_reduce(flat)
     return _unflatten(flat, tensors)
-
-
-def all_max(tensor: Tensor) -> Tensor:
-    """Entry by entry, the largest on any process."""
-    if world_size() > 1:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor
 
 
 def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -100,7 +100,7 @@ class TrainingConfig(Section):
     keep_checkpoints: Count | None = Field(None, description="of these, how many to leave, the newest (default: all)")
     save_every_steps: Count | None = Field(None, description="write last.pth inside an epoch, every so many steps")
     gate_samples_freq: Count | None = Field(
-        None, description="write every sample's gates every so many epochs (they are written after the last one anyway)"
+        None, description="write each sample's gate counts every so many epochs, besides after the last one"
     )
     print_iter_freq: Count = Field(100, description="steps between two log lines")
     gpu_preserve: Flag = Field(False, description="accepted because published files carry it; no effect")

@@ -50,12 +50,12 @@ class GateSamples:
     """How often every training sample was distilled at each spot.
 
     Attributes:
-        epochs: the epochs that were recorded.
+        epochs: how many epochs were counted.
         gates: names of the gates.
         frequency: ``[N, K + 1]`` in [0, 1], over those epochs.
     """
 
-    epochs: list[int]
+    epochs: int
     gates: list[str]
     frequency: np.ndarray
 
@@ -240,16 +240,14 @@ def read_gate_shares(file: Path) -> GateShares | None:
 
 
 def read_gate_samples(folder: Path) -> GateSamples | None:
-    """All of a run's ``gates/epoch-N.npz`` together, or None."""
+    """The newest of a run's ``gates/epoch-N.npz``, or None; each counts from the beginning."""
     files = {int(file.stem.removeprefix("epoch-")): file for file in folder.glob("epoch-*.npz")}
     if not files:
         return None
-    total, gates = 0, []
-    for file in files.values():
-        with np.load(file) as content:
-            total = total + content["gates"].astype(np.float32)
-            gates = content["labels"].tolist()
-    return GateSamples(sorted(files), gates, total / len(files))
+    with np.load(files[max(files)]) as content:
+        seen = content["seen"]
+        frequency = content["distilled"] / np.maximum(seen, 1)[:, None]
+        return GateSamples(int(seen.max()), content["labels"].tolist(), frequency)
 
 
 def effective_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def gallery_figure(samples: GateSamples, source: Source, title: str) -> Figure:
             for most, panel in zip((True, False), axes[k]):
                 panel.set_title(f"{label}: {'most' if most else 'least'} often distilled")
                 _strip(panel, samples.frequency[:, k], source, most=most)
-        epochs = f"{len(samples.epochs)} recorded epoch{'s' if len(samples.epochs) > 1 else ''}"
+        epochs = f"{samples.epochs} epoch{'s' if samples.epochs > 1 else ''}"
         figure.suptitle(f"{title}, {epochs}", x=0.01, ha="left", fontsize=9)
     return figure
 
