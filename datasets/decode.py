@@ -225,6 +225,6 @@ def _has_shared_memory(size: int) -> bool:
     log.warning(
         "%s has less than the %d MiB that the workers may need: images go through pipes, which is slower",
         SHARED_MEMORY,
-        size >> 20,
+        -(-size // 2**20),
     )
     return False
