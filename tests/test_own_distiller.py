@@ -86,3 +86,7 @@ def test_it_works_with_every_selection_and_between_unequal_widths(example, selec
     losses = distiller(features, of_teacher, torch.ones(len(batch.label), 2), batch)
     losses.sum().backward()
     assert all(parameter.grad.any() for parameter in distiller.parameters())
+
+
+def test_the_readme_shows_this_very_file():
+    assert EXAMPLE.read_text(encoding="utf-8") in (REPO / "README.md").read_text(encoding="utf-8")
