@@ -19,29 +19,34 @@ case $dataset in digits) : "${net1:=resnet20}" "${net2:=resnet8}" ;; esac
 set -- --dataset "$dataset" --seed "$seed" --net1 "$net1" --net2 "$net2" --distiller "$distiller" \
     ${num_classes:+"dataset.num_classes=$num_classes"} "$@"
 
+for argument in "$@"; do
+    case $argument in -h | --help) exec "$python" "$entry" --help ;; esac
+done
+
+# Says on the first three lines which teacher is wanted (model, data set, seed), on the others what else its run
+# has in common with the student's.
 status=0
-"$python" "$entry" --check-teacher "$@" || status=$?
+teacher=$("$python" "$entry" --check-teacher "$@") || status=$?
 case $status in
     0) ;;
-    3 | 4)
-        # The teacher sees the same data and writes below the same folder.
-        shared=$(for argument in "$@"; do
-            case $argument in dataset.*=* | run.*=* | training.device=* | training.precision=*) printf '%s\n' "$argument" ;; esac
-        done)
-        case $status in
-            3) resume='' && echo "teacher $net1 is missing: training it first (train_single.sh)" ;;
-            4) resume=--resume && echo "teacher $net1 is unfinished: going on with it (train_single.sh --resume)" ;;
-        esac
-        (
-            IFS='
+    3 | 4) (
+        IFS='
 '
-            # shellcheck disable=SC2086  # one argument per line of $shared; teacher_args is split at blanks
-            set -- $resume $shared
-            IFS=' '
-            # shellcheck disable=SC2086
-            nproc=$nproc model=$net1 dataset=$dataset seed=$seed sh train_single.sh "$@" ${teacher_args:-}
-        )
-        ;;
+        set -f
+        # shellcheck disable=SC2086  # one argument per line
+        set -- $teacher
+        model=$1 dataset=$2 seed=$3
+        shift 3
+        if [ "$status" = 3 ]; then
+            echo "teacher $model is missing: training it first (train_single.sh)"
+        else
+            echo "teacher $model is unfinished: going on with it (train_single.sh --resume)"
+            set -- --resume "$@"
+        fi
+        unset IFS
+        # shellcheck disable=SC2086  # teacher_args is split at blanks
+        nproc=$nproc model=$model dataset=$dataset seed=$seed sh train_single.sh "$@" ${teacher_args:-}
+    ) ;;
     *) exit "$status" ;;
 esac
 

@@ -15,8 +15,9 @@ class InputGradientsOnly(TorchFunctionMode):
     """Context in which convolutions and evaluated BatchNorms of frozen networks keep no activations.
 
     PyTorch saves the input of both for the gradient of their weights, asked for or not. Without, a residual block
-    remembers two maps instead of four, and a normalisation is one multiply-add. The numbers are the same; layers
-    that are being trained are left alone.
+    remembers two maps instead of four, and a normalisation is one multiply-add. The numbers are the same. Layers
+    that are being trained are left alone, and so are normalisations in half precision, whose native form computes in
+    float32 inside.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -66,12 +67,13 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     frozen = not training and weight is not None and bias is not None and not weight.requires_grad
+    frozen = frozen and x.dtype == weight.dtype
     if not (frozen and torch.is_grad_enabled() and x.requires_grad):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     scale = weight * torch.rsqrt(running_var + eps)
     shift = torch.addcmul(bias, running_mean, scale, value=-1)
     shape = (-1, *[1] * (x.dim() - 2))
-    return torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

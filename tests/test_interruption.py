@@ -158,7 +158,7 @@ class TestNonFiniteWeights:
         engine = make_engine(tmp_path / "run", config=toy_config(save_every_steps=1))
         self.poison(engine, at=2)
         with pytest.raises(
-            UserError, match=r"no longer finite at train epoch 1 step 2: fc\.bias; the last good .*last"
+            UserError, match=r"no longer finite, noticed at train epoch 1 step 2: fc\.bias; the last good .*last"
         ):
             finish(engine)
         assert read_checkpoint(engine.run.last)["progress"]["step"] == 1

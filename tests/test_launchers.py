@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from pictures import image_folder
 
 from utils.checkpoint import read_checkpoint
@@ -90,6 +91,30 @@ class TestDistilling:
         assert again.returncode == 0, again.stderr
         assert "teacher resnet14 is unfinished: going on with it (train_single.sh --resume)" in again.stdout
         assert (folder / "adaptive-sp/resnet14-resnet8/result.json").exists()
+
+
+def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
+    config = {
+        "dataset": {"name": "imagefolder", "label": "mine", "root": str(images), "img_h": 16},
+        "training": {"epochs": 1, "batch_size": 8, "seed": 3},
+        "kd": {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}},
+        "kd_loss": {"name": "kd"},
+        "run": {"root": str(tmp_path / "a folder")},
+    }
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(config))
+    quick = "training.epochs=1 training.num_workers=0 training.batch_size=8"
+    run = sh("train.sh", "--config", str(tmp_path / "mine.yml"), teacher_args=quick)
+    assert run.returncode == 0, run.stderr
+    assert "teacher resnet14 is missing: training it first" in run.stdout
+    folder = tmp_path / "a folder/mine/3"
+    assert {path.parent.name for path in folder.rglob("result.json")} == {"resnet14", "resnet14-resnet8"}
+
+
+def test_help_is_printed_once_and_names_the_variables():
+    run = sh("train.sh", "--help")
+    assert run.stdout.count("usage:") == 1
+    for variable in ("seed", "dataset", "num_classes", "net1", "net2", "distiller", "nproc", "teacher_args"):
+        assert variable in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NoReturn
 
 from utils.config import Config, find_config, load_config
@@ -81,8 +83,8 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
     parser.add_argument(
         "--check-teacher",
         action="store_true",
-        help=f"train nothing; exit with 0 if the teacher is there, {EXIT_TEACHER_MISSING} if not, "
-        f"{EXIT_TEACHER_UNFINISHED} if its training was interrupted",
+        help=f"train nothing; exit with 0 if the teacher is there, else say what trains it and exit with "
+        f"{EXIT_TEACHER_MISSING}, or {EXIT_TEACHER_UNFINISHED} if its training was interrupted",
     )
     options = parser.parse_intermixed_args(arguments)
     if selection:
@@ -90,7 +92,9 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
     names = {"teacher": options.teacher, "student": options.student, "distiller": options.distiller}
     config = _load(options, parser, names)
     if options.check_teacher:
-        return teacher_status(config)
+        status = teacher_status(config)
+        print(*(teacher_arguments(config) if status else ()), sep="\n")
+        return status
     return _train(config, options)
 
 
@@ -104,6 +108,18 @@ def teacher_status(config: Config) -> int:
     return 0 if checkpoint.exists() or not ours else EXIT_TEACHER_MISSING
 
 
+def teacher_arguments(config: Config) -> list[str]:
+    """For `train.sh`: model, data set and seed of the teacher, and the keys that it shares with the student's run."""
+    data = config.dataset
+    # A label of one's own may stand in a file alone; the bases of the data set itself then serve the teacher.
+    folder = data.label if Path("configs", data.label, "base.yml").exists() else data.name
+    shared = {f"dataset.{key}": value for key, value in config.to_dict()["dataset"].items()}
+    shared |= {"run.root": config.run.root}
+    shared |= {f"training.{key}": getattr(config.training, key) for key in ("device", "precision")}
+    given = [f"{key}={json.dumps(value)}" for key, value in shared.items() if value is not None]
+    return [config.kd.teacher.name, folder, str(config.training.seed), *given]
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line like everything else that is wrong: in one line, and on one process only."""
 
@@ -113,7 +129,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        description=description, epilog="Every key of the config can be set: python -m utils.config lists them."
+        description=description,
+        epilog="Every key of the config can be set: python -m utils.config lists them. The launchers train_single.sh, "
+        "train.sh and train_anti.sh take these names from variables: seed, dataset, num_classes (dataset.num_classes), "
+        "model, or net1, net2 and distiller; nproc is the number of processes, and teacher_args holds arguments for "
+        "the teacher that train.sh trains if it is missing.",
     )
     source = parser.add_argument_group("what to run: a file, or names from which the file is found or composed")
     source.add_argument("--config", metavar="FILE", help="a config file")
@@ -136,7 +156,8 @@ def _load(options: argparse.Namespace, parser: argparse.ArgumentParser, names: d
         parser.error(f"give --config FILE, or all of --dataset {' '.join('--' + name for name in names)}")
     composed = find_config(options.dataset, options.seed, **names)
     config = composed.load(options.overrides)
-    print(f"config: {composed.note}", flush=True)
+    if not getattr(options, "check_teacher", False):
+        print(f"config: {composed.note}", flush=True)
     return config
 
 

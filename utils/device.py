@@ -29,6 +29,8 @@ def choose_device(name: str) -> torch.device:
             f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; "
             "auto takes what is there"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what names no device, such as the default generator, then means this one
     return device
 
 
@@ -51,23 +53,23 @@ def set_up(config: Config) -> None:
     torch.backends.cudnn.allow_tf32 = config.training.precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = False
     if config.training.deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS is reproducible only with a fixed workspace
+        # cuBLAS is reproducible only with a fixed workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
 
 
-def rng_state() -> dict[str, torch.Tensor]:
-    """State of every generator that a training step may draw from."""
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """State of every generator that a training step on `device` may draw from."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_rng_state(state: dict[str, torch.Tensor]) -> None:
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore what `rng_state` gave; a run that moves to another kind of device draws anew there."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

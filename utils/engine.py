@@ -96,7 +96,7 @@ class Engine:
         self._replica: Replica | None = None
         self._agreed = Agreement()
         if rank():  # all are built alike, but each draws gates and negatives of its own
-            torch.manual_seed(derive_seed(config.training.seed, rank()))
+            torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
         if checkpoint is not None:
             self._restore(checkpoint)
         self.report = Reporter(run, resumed_at=self._global_epoch()) if is_main() else Silence()
@@ -233,7 +233,7 @@ class Engine:
     def save(self, *, is_best: bool) -> None:
         """Write the checkpoint for the present progress. The first process does, with what only the others know."""
         self.gates.collect()
-        processes = gather_objects({"rng": rng_state(), "meter": self.meter.state_dict()})
+        processes = gather_objects({"rng": rng_state(self.device), "meter": self.meter.state_dict()})
         if is_main():
             self._write(processes, is_best=is_best)
         barrier()  # once this returns it is saved, on whichever process
@@ -269,7 +269,7 @@ class Engine:
             self.val, self.best = checkpoint["val"], checkpoint["best"]
             self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
             for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
-                set_rng_state(process["rng"])
+                set_rng_state(process["rng"], self.device)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{self.run.path}: its checkpoint is not of this configuration ({reason(error)})"
@@ -305,7 +305,7 @@ class Engine:
             kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "nothing is saved yet"
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise UserError(
-                f"{self.run.path}: no longer finite at {where}: {', '.join(wrong[:5])}{more}; {kept}; "
+                f"{self.run.path}: no longer finite, noticed at {where}: {', '.join(wrong[:5])}{more}; {kept}; "
                 "try a smaller training.lr"
             )
 

@@ -25,7 +25,7 @@ class Meter:
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
         """Add means over `samples` samples. The names must be the same at every call."""
-        row = torch.stack([value.double() for value in values.values()]) * samples
+        row = torch.stack(list(values.values())).double() * samples
         if self.sums is None:
             self.names, self.sums = list(values), torch.zeros_like(row)
         self.sums += row

@@ -72,7 +72,7 @@ class Reporter:
             self._open_log_file(stack)
             self._keep_epochs(resumed_at)
             stack.enter_context(quiet_threads())
-            self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at))
+            self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1))
             self._open = stack.pop_all()
 
     def line(self, text: str) -> None:

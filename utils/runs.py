@@ -17,10 +17,12 @@ from distillers.spot_adaptive import SpotAdaptiveDistillation
 from models import StagedModel, get_model
 from utils.checkpoint import load_weights
 from utils.config import Config, ModelConfig
+from utils.config.changes import differences
 from utils.device import choose_device, set_up
 from utils.distributed import from_main, is_main, process_group, rank, world_size
 from utils.engine import Engine, Phase, evaluate
 from utils.errors import UserError
+from utils.files import write_text
 from utils.optim import make_optimizers
 from utils.reporter import log, log_to_console
 from utils.run_dir import RunDir
@@ -57,6 +59,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             result |= Engine(phases, data, run, config, device, checkpoint).fit()
             if is_main():
                 run.write_result(result)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{device}: out of memory; a smaller training.batch_size or training.precision=bf16 takes less"
+            ) from error
         finally:
             run.close()
     log.info(farewell(config, result))
@@ -68,8 +74,27 @@ def open_run(run: RunDir, config: Config, *, resume: bool, overwrite: bool) -> d
     checkpoint = None
     if is_main():
         checkpoint = run.open(resume=resume, overwrite=overwrite)
-        run.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+        if checkpoint is not None:
+            check_unchanged(checkpoint.get("config", {}), config, checkpoint.get("progress", {}).get("step", 0))
+        write_text(run.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
     return from_main(checkpoint)
+
+
+def check_unchanged(before: dict, config: Config, step: int) -> None:
+    """Say which settings of a resumed run have changed; in the middle of an epoch its batches must not.
+
+    Raises:
+        UserError: the batch size is another one and the epoch is not at its end.
+    """
+    changes = differences(before, config.to_dict())
+    for key, (old, new) in changes.items():
+        log.info(f"resumed with {key} {new}, which was {old}")
+    if step and "training.batch_size" in changes:
+        old, new = changes["training.batch_size"]
+        raise UserError(
+            f"training.batch_size: found {new}, but the run was stopped in the middle of an epoch of batches of {old}; "
+            f"resume with training.batch_size={old}"
+        )
 
 
 def load_data(config: Config, device: torch.device) -> Data:

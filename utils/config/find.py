@@ -77,11 +77,10 @@ class _Experiment:
         full = {role: {"name": name} for role, name in roles.items() if name and "." in name}
         return {"kd": full} if self.teacher else {"model": full.get("student")}
 
-    def rules(self) -> str:
+    def rules(self, homo: bool | None) -> str:
         """The settings that follow from a rule, for the log."""
         small = f", training.lr {SMALL_LR} as is usual for {self.student}" if needs_small_lr(self.student) else ""
-        family = "" if self.teacher is None else f", homo {str(same_family(self.teacher, self.student)).lower()}"
-        return small + family
+        return small if homo is None else f"{small}, homo {str(homo).lower()}"
 
 
 def find_config(
@@ -123,8 +122,11 @@ def _compose(layers: Layers, bases: list[Path], experiment: _Experiment) -> str:
     """Lay the bases and what follows from the names into `layers`; what these are, in words."""
     for base in bases:
         layers.add_file(base)
-    layers.add(experiment.settings(), layers.name)
-    return " and ".join(map(str, bases)) + experiment.rules()
+    settings = experiment.settings()
+    if "homo" in layers.data.get("kd_loss", {}):  # a data set may settle it for all its pairs
+        settings["kd_loss"].pop("homo")
+    layers.add(settings, layers.name)
+    return " and ".join(map(str, bases)) + experiment.rules(layers.data.get("kd_loss", {}).get("homo"))
 
 
 def _experiment(model: str | None, teacher: str | None, student: str | None, distiller: str | None) -> _Experiment:

@@ -104,7 +104,7 @@ class TrainingConfig(Section):
     )
     print_iter_freq: Count = Field(100, description="steps between two log lines")
     gpu_preserve: Flag = Field(False, description="accepted because published files carry it; no effect")
-    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of convolutions and matrix products")
+    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of the networks; losses keep float32")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     deterministic: Flag = Field(False, description="bit-equal reruns, slower on a GPU")
     sync_bn: Flag = Field(False, description="BatchNorm statistics over all devices")

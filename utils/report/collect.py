@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from utils.config.changes import flatten
 from utils.config.names import short_name
 from utils.errors import UserError
 
@@ -252,13 +253,5 @@ def read_gate_samples(folder: Path) -> GateSamples | None:
 
 def effective_settings(config: dict[str, Any]) -> dict[str, Any]:
     """`config` flattened, without the keys in `INCIDENTAL`."""
-    flat = dict(_flatten(config, ""))
+    flat = flatten(config)
     return {k: v for k, v in flat.items() if not any(k == name or k.startswith(f"{name}.") for name in INCIDENTAL)}
-
-
-def _flatten(section: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

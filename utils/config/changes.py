@@ -1,0 +1,25 @@
+"""What is different between two configs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as one dict of dotted keys."""
+    return dict(_walk(config, ""))
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, each with both. A key that one side does not know says nothing."""
+    old, new = flatten(before), flatten(after)
+    return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}
+
+
+def _walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _walk(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
