@@ -374,7 +374,7 @@ class TestInput:
         config, run = started
         before = read_checkpoint(run.last)["model"]
         line = refusal(config, "--resume", *SHORT, "training.lr=1e30", "training.save_every_steps=1", main=main_single)
-        assert "no longer finite, noticed at train epoch 2 step " in line
+        assert "no longer finite, at train epoch 2 step " in line
         assert f"the last good checkpoint is {run.last}" in line
         kept = read_checkpoint(run.last)["model"]
         assert all(value.isfinite().all() for value in kept.values())

@@ -296,16 +296,20 @@ class Engine:
 
     def _read_meter(self, phase: Phase) -> dict[str, float]:
         means = self.meter.means()
-        self._refuse(phase, [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)])
+        wrong = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            self._refuse(phase, wrong, self.meter.first_bad_step())
         return means
 
-    def _refuse(self, phase: Phase, wrong: list[str]) -> None:
+    def _refuse(self, phase: Phase, wrong: list[str], step: int | None = None) -> None:
+        """End the run if something is wrong, since step `step`, or nobody knows since when."""
         if wrong:
-            where = f"{phase.name} epoch {self.progress.epoch + 1} step {self.progress.step}"
+            when = "at" if step else "noticed at"
+            where = f"{when} {phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"
             kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "nothing is saved yet"
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise UserError(
-                f"{self.run.path}: no longer finite, noticed at {where}: {', '.join(wrong[:5])}{more}; {kept}; "
+                f"{self.run.path}: no longer finite, {where}: {', '.join(wrong[:5])}{more}; {kept}; "
                 "try a smaller training.lr"
             )
 

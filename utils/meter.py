@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from utils.distributed import all_sum, rank, world_size
+from utils.distributed import all_sum, gather_objects, rank, world_size
 
 
 class Meter:
@@ -22,6 +22,7 @@ class Meter:
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.count = 0
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
         """Add means over `samples` samples. The names must be the same at every call."""
@@ -30,6 +31,7 @@ class Meter:
             self.names, self.sums = list(values), torch.zeros_like(row)
         self.sums += row
         self.count += samples
+        self.finite_steps += self.sums.isfinite().all()  # a sum that is not finite stays so
 
     def means(self) -> dict[str, float]:
         """Mean of every name so far, over the samples of all processes; waits for the device."""
@@ -38,13 +40,19 @@ class Meter:
         sums, count = all_sum(self.sums, torch.tensor(self.count, dtype=torch.float64, device=self.device))
         return dict(zip(self.names, (sums / count).tolist()))
 
+    def first_bad_step(self) -> int:
+        """Number of the first step, counted from 1, after which a sum was no longer finite; waits for the device."""
+        return 1 + min(gather_objects(self.finite_steps.item()))
+
     def state_dict(self) -> dict:
-        return {"names": self.names, "sums": None if self.sums is None else self.sums.cpu(), "count": self.count}
+        sums = None if self.sums is None else self.sums.cpu()
+        return {"names": self.names, "sums": sums, "count": self.count, "finite_steps": self.finite_steps.item()}
 
     def load_state_dicts(self, states: list[dict]) -> None:
         """Go on from what all processes of the run had; there may be more or fewer of them now."""
         own = states[rank() :: world_size()]
         self.names, self.count = list(states[0]["names"]), sum(state["count"] for state in own)
+        self.finite_steps.fill_(states[0]["finite_steps"])  # the same for all: only a finite state is saved
         if states[0]["sums"] is not None:
             zero = torch.zeros_like(states[0]["sums"])
             self.sums = sum((state["sums"] for state in own), start=zero).to(self.device)
