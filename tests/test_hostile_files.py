@@ -443,7 +443,10 @@ class TestProcesses:
         ],
     )
     def test_a_signal_before_training_is_one_line(self, folder, number, code, line):
-        process = start(config_file(folder))
+        # Whatever started the tests in the background may have had SIGINT ignored, and children inherit that.
+        process = start(
+            config_file(folder), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        )
         process.stdout.readline()  # the first thing it tells is that it decodes the images
         process.send_signal(number)
         found, errors = self.ending(process)

@@ -11,18 +11,21 @@ from utils.errors import UserError
 from utils.runs import check_unchanged
 
 
+def checkpoint(step):
+    return {"config": toy_config().to_dict(), "progress": {"phase": 0, "epoch": 1, "step": step}}
+
+
 def test_a_resumed_run_says_which_settings_have_changed(caplog):
     caplog.set_level(logging.INFO, "sakd")
-    check_unchanged(toy_config().to_dict(), toy_config(lr=0.01, epochs=9), step=0)
+    check_unchanged(checkpoint(step=0), toy_config(lr=0.01, epochs=9))
     assert "resumed with training.lr 0.01, which was 0.05" in caplog.messages
     assert "resumed with training.epochs 9, which was 3" in caplog.messages
 
 
 def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
-    before = toy_config().to_dict()
-    check_unchanged(before, toy_config(batch_size=4), step=0)
+    check_unchanged(checkpoint(step=0), toy_config(batch_size=4))
     with pytest.raises(UserError, match=r"found 4, .* batches of 8; resume with training.batch_size=8"):
-        check_unchanged(before, toy_config(batch_size=4), step=3)
+        check_unchanged(checkpoint(step=3), toy_config(batch_size=4))
 
 
 def test_a_key_that_an_older_config_did_not_have_is_no_difference():

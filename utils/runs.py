@@ -75,18 +75,22 @@ def open_run(run: RunDir, config: Config, *, resume: bool, overwrite: bool) -> d
     if is_main():
         checkpoint = run.open(resume=resume, overwrite=overwrite)
         if checkpoint is not None:
-            check_unchanged(checkpoint.get("config", {}), config, checkpoint.get("progress", {}).get("step", 0))
+            check_unchanged(checkpoint, config)
         write_text(run.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
     return from_main(checkpoint)
 
 
-def check_unchanged(before: dict, config: Config, step: int) -> None:
+def check_unchanged(checkpoint: dict, config: Config) -> None:
     """Say which settings of a resumed run have changed; in the middle of an epoch its batches must not.
 
     Raises:
         UserError: the batch size is another one and the epoch is not at its end.
     """
-    changes = differences(before, config.to_dict())
+    match checkpoint:
+        case {"config": dict(before), "progress": {"step": int(step)}}:
+            changes = differences(before, config.to_dict())
+        case _:  # no checkpoint of a run; the engine is about to say so
+            return
     for key, (old, new) in changes.items():
         log.info(f"resumed with {key} {new}, which was {old}")
     if step and "training.batch_size" in changes:
