@@ -49,15 +49,20 @@ def _own_gpu(device: torch.device) -> torch.device:
 def set_up(config: Config) -> None:
     """Seed everything that draws random numbers and set the precision of fp32 convolutions."""
     torch.manual_seed(config.training.seed)
-    # Convolutions alone: a matrix product in TF32 would reach the losses, which keep float32 in every precision.
-    torch.backends.cudnn.allow_tf32 = config.training.precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = False
+    set_precision(config.training.precision)
     if config.training.deterministic:
         # cuBLAS is reproducible only with a fixed workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
+
+
+def set_precision(precision: str) -> None:
+    """Set what float32 convolutions on a GPU may compute in: TF32, unless `precision` is ``"fp32"``."""
+    # Convolutions alone: a matrix product in TF32 would reach the losses, which keep float32 in every precision.
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
