@@ -55,6 +55,10 @@ class Distiller(nn.Module):
         spots: the resolved spots, strictly increasing on both sides, indices not negative.
         default_weight: the published β, used where the config does not give ``kd.loss_weights.other_kd``.
         maps_only: the loss looks at positions, so the pooled vector cannot be a spot.
+        capturable: on a GPU, a step may be recorded once and repeated as a CUDA graph, in which Python does not run
+            again. A distiller whose steps look at values on the device (``.item()``, ``if loss > 1``) or whose Python
+            does something else in every step (a list that grows, a random number of its own) says False here. Numbers
+            and tensors that it replaces at every step instead of writing into them are noticed without.
 
     Raises:
         UserError: the spots do not exist, do not fit together, or are of no use to this distiller; or an option
@@ -63,6 +67,7 @@ class Distiller(nn.Module):
 
     default_weight: ClassVar[float] = 1.0
     maps_only: ClassVar[bool] = False
+    capturable: ClassVar[bool] = True
 
     def __init__(self, setting: Setting):
         super().__init__()

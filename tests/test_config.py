@@ -34,6 +34,14 @@ def test_a_published_file_loads_unchanged():
     assert config.model is None
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_a_cuda_graph_is_made_where_possible_unless_the_config_says_otherwise(text, value):
+    assert load(SINGLE).training.cuda_graph == "auto"
+    config = load(SINGLE, f"training.cuda_graph={text}")
+    assert repr(config.training.cuda_graph) == repr(value)
+    assert Config.from_dict(config.to_dict()) == config
+
+
 def test_the_defaults_are_those_of_the_published_experiments():
     config = load(PAIR)
     spelt_out = load(PUBLISHED)

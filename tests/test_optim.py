@@ -1,5 +1,7 @@
 """Each group of parameters under the hyper-parameters that the config has for it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -48,3 +50,71 @@ def test_a_group_is_trained_as_the_config_says(group, momentum, weight_decay, ra
     for epoch, rate in enumerate(rates):
         scheduled.start_epoch(epoch)
         assert used["lr"] == rate
+
+
+class TestOnAGpu:
+    """There the learning rate is a tensor, so that a captured step sees it change; tried out on a CPU."""
+
+    @pytest.fixture(params=[False, True], ids=["from_cpu", "from_gpu"])
+    def before(self, request, monkeypatch):
+        """An optimiser after a step, of either kind."""
+        return self.stepped(monkeypatch, on_gpu=request.param)
+
+    @pytest.fixture(params=[False, True], ids=["to_cpu", "to_gpu"])
+    def fresh(self, request, monkeypatch):
+        return self.make(monkeypatch, on_gpu=request.param)
+
+    def make(self, monkeypatch, on_gpu):
+        with monkeypatch.context() as patch:
+            if on_gpu:
+                patch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+            return make_optimizers({"student": [nn.Parameter(torch.ones(3))]}, CONFIG)["student"]
+
+    def stepped(self, monkeypatch, on_gpu):
+        scheduled = self.make(monkeypatch, on_gpu)
+        scheduled.start_epoch(3)
+        step(scheduled)
+        return scheduled
+
+    def test_one_kernel_does_all_and_the_learning_rate_changes_in_place(self, monkeypatch):
+        scheduled = self.make(monkeypatch, on_gpu=True)
+        (group,) = scheduled.optimizer.param_groups
+        rate = group["lr"]
+        assert group["fused"] is True
+        for epoch, expected in enumerate([1, 1, 1, 0.5, 0.5, 0.25]):
+            scheduled.start_epoch(epoch)
+            assert group["lr"] is rate
+            assert rate.item() == expected
+
+    def test_a_cpus_optimizers_are_left_alone(self, monkeypatch):
+        (group,) = self.make(monkeypatch, on_gpu=False).optimizer.param_groups
+        assert group["fused"] is None
+        assert isinstance(group["lr"], float)
+
+    def test_the_saved_state_has_plain_numbers_wherever_it_comes_from(self, before):
+        (group,) = before.state_dict()["param_groups"]
+        assert type(group["lr"]) is float
+        assert group["lr"] == 0.5
+
+    def test_goes_on_from_either_kind_as_the_kind_that_it_is(self, before, fresh):
+        (group,) = fresh.optimizer.param_groups
+        kind = {key: group[key] for key in ("fused", "foreach")}
+        rate = group["lr"]
+        fresh.load_state_dict(copy.deepcopy(before.state_dict()))
+        (group,) = fresh.optimizer.param_groups
+        assert {key: group[key] for key in kind} == kind
+        assert group["lr"] is rate
+        for scheduled in (before, fresh):
+            scheduled.start_epoch(4)
+            weights_of(scheduled).data.fill_(2.0)
+            step(scheduled)
+        torch.testing.assert_close(weights_of(fresh), weights_of(before))
+
+
+def weights_of(scheduled):
+    return scheduled.optimizer.param_groups[0]["params"][0]
+
+
+def step(scheduled):
+    weights_of(scheduled).grad = torch.tensor([1.0, 2.0, 3.0])
+    scheduled.optimizer.step()

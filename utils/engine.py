@@ -4,54 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from datasets import Data, Loader
+from datasets import Data
 from datasets.batch import Batch
 from datasets.order import derive_seed
-from models.staged import StagedModel
 from utils.config import Config
+from utils.cuda_graph import choose_recorder
 from utils.device import rng_state, set_rng_state
-from utils.distributed import Agreement, Replica, barrier, gather_objects, is_main, rank, world_size
+from utils.distributed import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.errors import UserError, reason
 from utils.gates import GateRecorder
 from utils.interrupt import Interrupted, StopRequest
-from utils.meter import Meter, top_k_hits
-from utils.optim import ScheduledOptimizer
+from utils.meter import Meter, not_finite
 from utils.reporter import Reporter, Silence
 from utils.run_dir import RunDir
-from utils.task import Task
+from utils.step import CapturedStep, EagerStep, Phase, make_step
+from utils.validation import evaluate
 
 CHECKPOINT_FORMAT = 1
-
-
-@dataclass
-class Phase:
-    """A stretch of training with its own task and optimisers.
-
-    Attributes:
-        name: ``"train"`` for the one that is evaluated, otherwise what a distiller does before it.
-        task: gives the loss.
-        epochs: how many.
-        optimizers: by name of parameter group.
-    """
-
-    name: str
-    task: Task
-    epochs: int
-    optimizers: dict[str, ScheduledOptimizer]
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All that is trained."""
-        for scheduled in self.optimizers.values():
-            for group in scheduled.optimizer.param_groups:
-                yield from group["params"]
 
 
 @dataclass
@@ -93,13 +67,15 @@ class Engine:
         self.gates = GateRecorder(list(self.task.gate_labels), data.num_classes, data.train.num_samples, device)
         self.val: dict[str, float] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
-        self._replica: Replica | None = None
+        self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._agreed = Agreement()
         if rank():  # all are built alike, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
         if checkpoint is not None:
             self._restore(checkpoint)
         self.report = Reporter(run, resumed_at=self._global_epoch()) if is_main() else Silence()
+        tasks = [phase.task for phase in phases]
+        self._recorder = choose_recorder(config.training.cuda_graph, device, tasks, tell=self.report.line)
         if checkpoint is not None and len(checkpoint["processes"]) != world_size():
             self.report.line(
                 f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
@@ -179,8 +155,6 @@ class Engine:
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
         phase.task.train()
-        if self._replica is None or self._replica.module is not phase.task:
-            self._replica = Replica(phase.task, phase.parameters())
         for optimizer in phase.optimizers.values():
             optimizer.start_epoch(self.progress.epoch)
         steps = len(self.data.train)
@@ -205,18 +179,15 @@ class Engine:
             self._seconds_per_step = (time.monotonic() - mark) / (self.progress.step - marked_step)
 
     def _step(self, phase: Phase, batch: Batch) -> None:
-        with self._autocast():
-            output = self._replica(batch)
-        for scheduled in phase.optimizers.values():
-            scheduled.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
-        for scheduled in phase.optimizers.values():
-            scheduled.optimizer.step()
-        self._replica.end_step()
-        hits = {} if output.logits is None else top_k_hits(output.logits, batch.label)
-        self.meter.add(output.parts | hits, len(batch.label))
-        if output.gates is not None:
-            self.gates.add(output.gates, batch)
+        if self._take_step is None:
+            self._take_step = make_step(phase, self.meter, self.gates, self._autocast, self._recorder, self._stay_eager)
+        self._take_step(batch)
+
+    def _stay_eager(self, why: str) -> None:
+        """The steps of the phase under way cannot be captured."""
+        if self.config.training.cuda_graph is True:
+            raise UserError(f"training.cuda_graph: true, but {self.phase.name} cannot be captured: {why}; auto goes on")
+        self.report.line(f"steps of {self.phase.name} run eagerly, not as one CUDA graph: {why}")
 
     def _obey(self, stop: StopRequest, phase: Phase) -> None:
         """Save and leave if a signal asked for it."""
@@ -243,7 +214,7 @@ class Engine:
             "format": CHECKPOINT_FORMAT,
             "model": self.task.student.state_dict(),
             "extra": self.task.extra_state(),
-            "optimizers": {name: item.optimizer.state_dict() for name, item in self.phase.optimizers.items()},
+            "optimizers": {name: item.state_dict() for name, item in self.phase.optimizers.items()},
             "processes": processes,
             "progress": asdict(self.progress),
             "gates": self.gates.state_dict(),
@@ -263,7 +234,7 @@ class Engine:
             self.task.student.load_state_dict(checkpoint["model"])
             self.task.load_extra_state(checkpoint["extra"])
             for name, item in self.phase.optimizers.items():
-                item.optimizer.load_state_dict(checkpoint["optimizers"][name])
+                item.load_state_dict(checkpoint["optimizers"][name])
             if is_main():
                 self.gates.load_state_dict(checkpoint["gates"])
             self.val, self.best = checkpoint["val"], checkpoint["best"]
@@ -277,9 +248,10 @@ class Engine:
 
     def _advance(self, phase: Phase) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
-        self.meter = Meter(self.device)
+        self.meter.reset()
         self.progress = Progress(self.progress.phase, self.progress.epoch + 1)
         if self.progress.epoch == phase.epochs and phase is not self.phases[-1]:
+            self.meter, self._take_step = Meter(self.device), None  # another loss, under other names
             self.progress = Progress(self.progress.phase + 1, self._first_epoch(self.progress.phase + 1))
 
     def _first_epoch(self, phase: int) -> int:
@@ -289,9 +261,7 @@ class Engine:
         """The means so far. Called before anything is saved, so that a checkpoint is always worth going on from."""
         means = self._read_meter(phase)
         weights = self.task.student.state_dict() | self.task.extra_state()
-        floats = {name: value for name, value in weights.items() if value.is_floating_point()}
-        finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()
-        self._refuse(phase, [name for name, fine in zip(floats, finite) if not fine])
+        self._refuse(phase, not_finite(weights))
         return means
 
     def _read_meter(self, phase: Phase) -> dict[str, float]:
@@ -326,21 +296,3 @@ class Engine:
     def _autocast(self) -> torch.autocast:
         enabled = self.config.training.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-@torch.inference_mode()
-def evaluate(
-    model: StagedModel, loader: Loader, device: torch.device, autocast: Callable, before_batch: Callable = lambda: None
-) -> dict[str, float]:
-    """``loss/total``, ``top1`` and ``top5`` (percent) of `model` over `loader`; puts its training mode back."""
-    mode = model.training
-    model.eval()
-    meter = Meter(device)
-    for batch in loader.epoch(0):
-        before_batch()
-        with autocast():
-            logits = model(batch.image).float()
-        values = {"loss/total": F.cross_entropy(logits, batch.label)} | top_k_hits(logits, batch.label)
-        meter.add(values, len(batch.label))
-    model.train(mode)
-    return meter.means()

@@ -17,6 +17,8 @@ from utils.files import append_line, replacing
 class GateRecorder:
     """Counts on the device how often each class and each sample is distilled at each spot; read once per epoch.
 
+    On a single process the tensors stay the same ones for good: a CUDA graph may write to them.
+
     Args:
         labels: name of every gate, the logits' last.
         num_classes: number of classes.

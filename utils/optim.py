@@ -5,11 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.config import Config
+
+# What belongs to the device rather than to the training: the tensor of the learning rate, and the kind of kernels.
+_OF_THE_DEVICE = ("lr", "foreach", "fused")
 
 
 @dataclass
@@ -34,7 +38,24 @@ class ScheduledOptimizer:
 
     def start_epoch(self, epoch: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_at(epoch)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.lr_at(epoch))  # a CUDA graph reads this very tensor
+            else:
+                group["lr"] = self.lr_at(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's own, with the learning rate as a plain number: the same on every device."""
+        state = self.optimizer.state_dict()
+        for group in state["param_groups"]:
+            group["lr"] = float(group["lr"])
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, on whatever device; how this device computes stays as it is."""
+        own = [{key: group[key] for key in _OF_THE_DEVICE} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, kept in zip(self.optimizer.param_groups, own):
+            group.update(kept)
 
 
 def make_optimizers(groups: dict[str, list[nn.Parameter]], config: Config) -> dict[str, ScheduledOptimizer]:
@@ -61,4 +82,10 @@ def _make_optimizer(name: str, parameters: list[nn.Parameter], config: Config) -
 
 
 def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    how = _on_gpu(lr, parameters[0].device) if parameters[0].is_cuda else {"lr": lr}
+    return torch.optim.SGD(parameters, **how, momentum=momentum, weight_decay=weight_decay)
+
+
+def _on_gpu(lr: float, device: torch.device) -> dict[str, Any]:
+    """One kernel for all parameters; a learning rate on the device can change under a graph, a number could not."""
+    return {"lr": torch.tensor(lr, dtype=torch.float32, device=device), "fused": True}

@@ -18,6 +18,7 @@ from models import StagedModel, get_model
 from utils.checkpoint import load_weights
 from utils.config import Config, ModelConfig
 from utils.config.changes import differences
+from utils.cuda_graph import refuse_impossible
 from utils.device import choose_device, set_up
 from utils.distributed import from_main, is_main, process_group, rank, world_size
 from utils.engine import Engine, Phase, evaluate
@@ -54,6 +55,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         data = load_data(config, device)
         log.info(describe(config, data, device))
         phases, result = (build_distillation if config.kd else build_single)(config, data, device)
+        refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
         try:
             checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
             result |= Engine(phases, data, run, config, device, checkpoint).fit()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from utils.config.names import dataset_name, distiller_name, optimizer_name, short_name
 from utils.config.types import (
+    AutoFlag,
     Count,
     Device,
     Epochs,
@@ -106,6 +107,7 @@ class TrainingConfig(Section):
     gpu_preserve: Flag = Field(False, description="accepted because published files carry it; no effect")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of the networks; losses keep float32")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    cuda_graph: AutoFlag = Field("auto", description="replay a training step as one CUDA graph (auto: where possible)")
     deterministic: Flag = Field(False, description="bit-equal reruns, slower on a GPU")
     sync_bn: Flag = Field(False, description="BatchNorm statistics over all devices")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
 
@@ -46,6 +46,12 @@ def _of_length(length: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _auto_or_flag(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("must be auto, true or false")
+    return value
+
+
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
@@ -59,6 +65,7 @@ Integer = Annotated[int, Strict()]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Index = Annotated[Integer, Field(ge=0, lt=2**31)]
 Flag = Annotated[bool, Strict()]
+AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(safe_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]
