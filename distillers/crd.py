@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
+from distillers.early import with_gradient
 from distillers.features import linear_embedding
 from distillers.masking import masked_mean
 from distillers.precision import at_least
@@ -187,22 +188,12 @@ class Contrast(nn.Module):
                 normalizer = torch.where(normalizer > 0, normalizer, 1.0)
             return crd_loss(positive, negative, normalizer, gate, samples=samples)
 
-        return differentiated_now(loss, anchor)
-
-
-def differentiated_now(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``loss(x)`` with its gradient worked out at once instead of in the backward pass.
-
-    The banks change in place as soon as the scores are taken. An ordinary backward pass would still need them as they
-    were, hence a copy of a whole bank at every step. This needs none, and frees the ``[B, N]`` scores early. First
-    derivatives only.
-    """
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = loss(leaf)
-    (gradient,) = torch.autograd.grad(value, leaf)
-    # What is added is zero, and its derivative is the gradient.
-    return value.detach() + (gradient * (x - x.detach())).sum()
+        # The banks change in place as soon as the scores are taken. An ordinary backward pass would still need them as
+        # they were, hence a copy of a whole bank at every step; and it would keep the [B, N] scores.
+        leaf = anchor.detach().requires_grad_()
+        with torch.enable_grad():
+            value = loss(leaf)
+        return with_gradient(value.detach(), torch.autograd.grad(value, [leaf]), [anchor])
 
 
 @register_distiller("crd")

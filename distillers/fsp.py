@@ -31,14 +31,41 @@ def fsp_loss(
         student_top, teacher_top: the later maps, ``[B, D, H', W']``, of one width.
         gate: ``[B]``, 1 where the sample is chosen.
     """
-    difference = flow_matrix(student_bottom, student_top) - flow_matrix(teacher_bottom, teacher_top)
-    return masked_mean(difference.square().mean(dim=(1, 2)), gate)
+    student = flattened(student_bottom, student_top)
+    teacher = flattened(teacher_bottom, teacher_top)
+    (channels, positions), width = student[0].shape[1:], student[1].shape[1]
+    # Multiplications of the two ways to the same number, over 2 * positions.
+    by_positions, by_channels = 2 * positions * (channels + width), channels * width
+    if by_positions < by_channels and positions == teacher[0].shape[2]:
+        squares = difference_by_positions(*student, *teacher)
+    else:
+        squares = (flow_matrix(*student) - flow_matrix(*teacher)).square().sum(dim=(1, 2))
+    return masked_mean(squares / (channels * width), gate)
+
+
+def flattened(bottom: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the size of the smaller, ``[B, C, P]`` and ``[B, D, P]``."""
+    bottom, top = pool_to_match(bottom, top)
+    return bottom.flatten(2), top.flatten(2)
 
 
 def flow_matrix(bottom: Tensor, top: Tensor) -> Tensor:
     """``[B, C, D]``: mean product, over positions, of every channel of `bottom` with every channel of `top`."""
-    bottom, top = (x.flatten(2) for x in pool_to_match(bottom, top))
     return bottom / bottom.shape[2] @ top.mT  # dividing the product would copy what is by far the largest tensor
+
+
+def difference_by_positions(
+    student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor, teacher_top: Tensor
+) -> Tensor:
+    """Squared norms ``[B]`` of the differences of both flow matrices, from products of positions alone.
+
+    With ``P = [student bottom, teacher bottom]`` and ``Q = [student top, -teacher top]``, joined along the positions,
+    the difference is ``P Qᵀ`` and its squared norm the inner product of ``Pᵀ P`` and ``Qᵀ Q``. That is the square of
+    what may be a small difference of large terms, hence float64.
+    """
+    bottom = torch.cat([student_bottom, teacher_bottom], dim=2).double() / student_bottom.shape[2]
+    top = torch.cat([student_top, -teacher_top], dim=2).double()
+    return ((bottom.mT @ bottom) * (top.mT @ top)).sum(dim=(1, 2)).to(student_top.dtype)
 
 
 @register_distiller("fsp")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot
+from distillers.early import differentiated
 from distillers.masking import masked_mean
 from distillers.policy import Policy, straight_through_gates
 from distillers.routing import Router
@@ -27,7 +28,7 @@ Selection = Literal["adaptive", "anti", "fixed", "random"]
 class SpotAdaptiveDistillation(Task):
     """The student's loss at the chosen spots, and the routing loss that teaches the policy to choose.
 
-    The two losses have disjoint parameters and no gradient crosses between them, so their sum is differentiated once.
+    The two losses have disjoint parameters and no gradient crosses between them, so one backward pass serves both.
 
     Args:
         student, teacher: the networks; the teacher is frozen and stays in evaluation mode.
@@ -95,10 +96,23 @@ class SpotAdaptiveDistillation(Task):
         """Losses of one batch; ``parts`` has every loss apart and the share of samples distilled at each spot."""
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher.features(batch.image)
+        output, gates = self._distil(batch, (teacher_features, teacher_logits))
+        if self.policy is None:
+            return output
+        # What both losses remember need not be there at the same time: neither looks at the other's gradients.
+        student_loss = differentiated(output.loss, self.parameter_groups()["student"])
+        routed = self.router(batch.image, self._twin[0], self.teacher, teacher_features, teacher_logits, gates)
+        routed_ce = F.cross_entropy(routed.float(), batch.label)
+        policy_loss = routing_loss(routed_ce, output.parts["loss/ce"], gates[:, -1], self.gamma)
+        parts = output.parts | {"loss/routed_ce": routed_ce.detach(), "loss/policy": policy_loss.detach()}
+        return output._replace(loss=student_loss + policy_loss, parts=parts)
+
+    def _distil(self, batch: Batch, teacher: tuple[list[Tensor], Tensor]) -> tuple[TaskOutput, Tensor]:
+        """The student's own loss, and the gates with the policy's gradient. Nothing else keeps its activations."""
+        teacher_features, teacher_logits = teacher
         features, logits = self.student.features(batch.image)
         gates = self.draw_gates(teacher_features[-1], features[-1])
         chosen = self.choose(gates)
-
         ce = F.cross_entropy(logits.float(), batch.label)
         spots = self.distiller(features, teacher_features, chosen[:, :-1], batch)
         kl = distillation_kl(logits, teacher_logits, chosen[:, -1], self.temperature)
@@ -106,15 +120,8 @@ class SpotAdaptiveDistillation(Task):
         parts = {"loss/total": loss, "loss/ce": ce, "loss/kl": kl}
         parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}
         parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
-
-        if self.policy is not None:
-            routed = self.router(batch.image, self._twin[0], self.teacher, teacher_features, teacher_logits, gates)
-            routed_ce = F.cross_entropy(routed.float(), batch.label)
-            policy_loss = routing_loss(routed_ce, ce.detach(), gates[:, -1], self.gamma)
-            parts |= {"loss/routed_ce": routed_ce, "loss/policy": policy_loss}
-            loss = loss + policy_loss
         parts = {name: part.detach() for name, part in parts.items()}
-        return TaskOutput(loss, parts, logits.detach(), chosen)
+        return TaskOutput(loss, parts, logits.detach(), chosen), gates
 
     def draw_gates(self, teacher_vector: Tensor, student_vector: Tensor) -> Tensor:
         """Gates ``[B, K + 1]`` of the selection; those of the policy carry its gradient."""

@@ -51,6 +51,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("training.init_epoch=-1", "training.init_epoch: found -1, must be at least 0"),
         ("training.gpu_preserve=1", "training.gpu_preserve: found 1, must be true or false"),
         ("training.cuda_graph=on", "training.cuda_graph: found 'on', must be auto, true or false"),
+        ("training.channels_last=last", "training.channels_last: found 'last', must be auto, true or false"),
         ("training.cuda_graph=1", "training.cuda_graph: found 1, must be auto, true or false"),
         ("training.precision=fp16", "training.precision: found 'fp16', must be 'fp32', 'tf32' or 'bf16'"),
         ("training.device=gpu", "training.device: found 'gpu', must be auto, cpu, cuda or cuda:N"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.launch import place
+from utils.task import Task
+
+log = logging.getLogger("sakd")
 
 
 def choose_device(name: str) -> torch.device:
@@ -63,6 +67,42 @@ def set_precision(precision: str) -> None:
     # Convolutions alone: a matrix product in TF32 would reach the losses, which keep float32 in every precision.
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def place_task(task: Task, config: Config, device: torch.device, image_size: tuple[int, int]) -> Task:
+    """Move `task` to `device`, with the channels of its maps last in memory where that pays or is asked for.
+
+    The layout of the weights decides: every convolution hands it on to its output.
+
+    Raises:
+        UserError: it is asked for, but a network cannot do with it.
+    """
+    setting = config.training.channels_last
+    if setting == "auto":
+        setting = channels_last_pays(device, config.training.precision)
+    task.to(device)
+    if not setting:
+        return task
+    task.to(memory_format=torch.channels_last)
+    try:
+        for network in task.networks():
+            network.feature_shapes(*image_size)
+    except RuntimeError as error:  # a user's own network, which says view() of a map
+        if config.training.channels_last is True:
+            raise UserError(f"training.channels_last: true, but a network fails: {reason(error)}; try auto") from error
+        log.info("training.channels_last: off, a network fails with it: %s", reason(error))
+        task.to(memory_format=torch.contiguous_format)
+    return task
+
+
+def channels_last_pays(device: torch.device, precision: str) -> bool:
+    """Whether convolutions are faster so: always on a CPU (measured), on a GPU for its tensor cores alone."""
+    return device.type != "cuda" or precision != "fp32"
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

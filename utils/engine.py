@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from datasets.batch import Batch
 from datasets.order import derive_seed
 from utils.config import Config
 from utils.cuda_graph import choose_recorder
-from utils.device import rng_state, set_rng_state
+from utils.device import autocast, rng_state, set_rng_state
 from utils.distributed import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.errors import UserError, reason
 from utils.gates import GateRecorder
@@ -65,6 +66,7 @@ class Engine:
         self.progress = Progress(epoch=self._first_epoch(0))
         self.meter = Meter(device)
         self.gates = GateRecorder(list(self.task.gate_labels), data.num_classes, data.train.num_samples, device)
+        self._autocast = partial(autocast, device, config.training.precision)
         self.val: dict[str, float] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
@@ -212,7 +214,7 @@ class Engine:
     def _write(self, processes: list[dict[str, Any]], *, is_best: bool) -> None:
         state = {
             "format": CHECKPOINT_FORMAT,
-            "model": self.task.student.state_dict(),
+            "model": {name: value.contiguous() for name, value in self.task.student.state_dict().items()},
             "extra": self.task.extra_state(),
             "optimizers": {name: item.state_dict() for name, item in self.phase.optimizers.items()},
             "processes": processes,
@@ -292,7 +294,3 @@ class Engine:
             return 0.0
         epochs = sum(phase.epochs for phase in self.phases) - self._global_epoch()
         return self._seconds_per_step * (epochs * len(self.data.train) - self.progress.step)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.training.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

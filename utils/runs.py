@@ -19,7 +19,7 @@ from utils.checkpoint import load_weights
 from utils.config import Config, ModelConfig
 from utils.config.changes import differences
 from utils.cuda_graph import refuse_impossible
-from utils.device import choose_device, set_up
+from utils.device import choose_device, place_task, set_up
 from utils.distributed import from_main, is_main, process_group, rank, world_size
 from utils.engine import Engine, Phase, evaluate
 from utils.errors import UserError
@@ -123,7 +123,7 @@ def build_single(config: Config, data: Data, device: torch.device) -> tuple[list
     model = build_network(config.model, data)
     if config.model.checkpoint:
         load_weights(model, Path(config.model.checkpoint), new_head=config.model.new_head, name=config.model.name)
-    task = synchronize_batchnorm(Classification(model).to(device), config, device)
+    task = synchronize_batchnorm(place_task(Classification(model), config, device, data.image_size), config, device)
     return [make_phase("train", task, config.training.epochs, config)], {}
 
 
@@ -136,7 +136,8 @@ def build_distillation(config: Config, data: Data, device: torch.device) -> tupl
         load_weights(student, Path(kd.student.checkpoint), new_head=kd.student.new_head, name=kd.student.name)
     teacher = build_network(kd.teacher, data)
     load_weights(teacher, find_teacher(config), name=f"the teacher {kd.teacher.name}")
-    task = synchronize_batchnorm(assemble(config, student, teacher, data).to(device), config, device)
+    task = place_task(assemble(config, student, teacher, data), config, device, data.image_size)
+    task = synchronize_batchnorm(task, config, device)
     accuracy = evaluate(task.teacher, data.val, device, lambda: torch.autocast(device.type, enabled=False))
     log.info(f"teacher {kd.teacher.name}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
     phases = [make_phase("train", task, config.training.epochs, config)]

@@ -42,6 +42,10 @@ class Task(nn.Module):
     student: StagedModel
     gate_labels: Sequence[str] = ()
 
+    def networks(self) -> list[StagedModel]:
+        """Student and teacher, as far as there are any."""
+        return [network for name, network in self.named_children() if name in ("student", "teacher")]
+
     def extra_state(self) -> dict[str, Tensor]:
         """What a checkpoint needs besides the network's own weights: policy, adapters, the distiller's modules."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith(_STORED_ELSEWHERE)}

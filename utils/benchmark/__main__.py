@@ -77,7 +77,7 @@ def _at_least_two(text: str) -> int:
 
 def pair_table(results: Iterable[Result]) -> Table:
     """One line per distiller and selection."""
-    phases = ["data", "teacher", "student", "routing", "loss", "backward", "optimisers"]
+    phases = ["data", "teacher", "student", "routing", "loss", "backward", "optimisers", "records"]
     header = ["", "ms", "images/s", "x KD", "MiB", "x KD", *(f"{name} %" for name in phases)]
     rows = [
         [

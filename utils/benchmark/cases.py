@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -12,9 +14,16 @@ from datasets.batch import Batch
 from distillers.spot_adaptive import SpotAdaptiveDistillation
 from models import MODELS, StagedModel, get_model
 from utils.config import Config, find_config
+from utils.cuda_graph import choose_recorder
+from utils.device import autocast, place_task
 from utils.errors import UserError
+from utils.gates import GateRecorder
+from utils.meter import Meter
 from utils.optim import make_optimizers
 from utils.runs import assemble
+from utils.step import CapturedStep, EagerStep, Phase
+
+log = logging.getLogger("sakd")
 
 SEED = 1029
 
@@ -106,36 +115,24 @@ class Case:
         data = SimpleNamespace(
             train=SimpleNamespace(labels=conditions.labels()), image_size=(conditions.size, conditions.size)
         )
-        self.task: SpotAdaptiveDistillation = assemble(self.config, student, teacher, data).to(conditions.device)
-        self.task.train()
+        self.task: SpotAdaptiveDistillation = assemble(self.config, student, teacher, data)
+        place_task(self.task, self.config, conditions.device, data.image_size).train()
         self.optimizers = make_optimizers(self.task.parameter_groups(), self.config)
         self.batch = conditions.batch()
+        phase = Phase("train", self.task, 1, self.optimizers)
+        gates = GateRecorder(list(self.task.gate_labels), conditions.num_classes, conditions.samples, conditions.device)
+        context = partial(autocast, conditions.device, conditions.precision)
+        self.eager = EagerStep(phase, Meter(conditions.device), gates, context)
+        recorder = choose_recorder(self.config.training.cuda_graph, conditions.device, [self.task], log.info)
+        self._step = self.eager if recorder is None else CapturedStep(self.eager, recorder, log.info)
 
     @property
     def name(self) -> str:
         return f"{self.distiller} {self.selection}"
 
     def step(self) -> None:
-        """One training step."""
-        self.backward(self.forward())
-        self.optimise()
-
-    def forward(self) -> Tensor:
-        """The loss."""
-        enabled = self.config.training.precision == "bf16"
-        with torch.autocast(self.batch.image.device.type, dtype=torch.bfloat16, enabled=enabled):
-            return self.task(self.batch).loss
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of everything that is trained."""
-        for scheduled in self.optimizers.values():
-            scheduled.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-
-    def optimise(self) -> None:
-        """One step of every optimiser."""
-        for scheduled in self.optimizers.values():
-            scheduled.optimizer.step()
+        """One training step, as the engine takes it."""
+        self._step(self.batch)
 
 
 def make_teacher(pair: Pair, conditions: Conditions) -> StagedModel:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from distillers import spot_adaptive
 from utils.benchmark.cases import Case
 
 WARM_UP = 2  # steps: the first one makes momentum buffers, and libraries choose and compile their kernels
@@ -94,18 +95,27 @@ def phase_seconds(case: Case, rounds: int, device: torch.device) -> dict[str, fl
     clock.watch(case.task.student, "features", "student")
     if case.task.policy is not None:
         clock.watch(case.task.router, "forward", "routing")
-    clock.watch(case, "forward", "forward")
-    clock.watch(case, "backward", "backward")
-    clock.watch(case, "optimise", "optimisers")
+    clock.watch(spot_adaptive, "differentiated", "student backward")
+    clock.watch(case.task, "forward", "forward")
+    clock.watch(Tensor, "backward", "backward")
+    for scheduled in case.optimizers.values():
+        clock.watch(scheduled.optimizer, "step", "optimisers")
+    clock.watch(case.eager, "compute", "step")
     laps = []
     for _ in range(rounds):
         clock.times.clear()
-        case.step()
-        lap = dict(clock.times)
-        inner = sum(lap.get(name, 0.0) for name in ("teacher", "student", "routing"))
-        laps.append(lap | {"loss": lap.pop("forward") - inner})
+        case.eager(case.batch)
+        laps.append(_phases(dict(clock.times)))
     clock.release()
     return {name: median(lap[name] for lap in laps) for name in laps[0]}
+
+
+def _phases(lap: dict[str, float]) -> dict[str, float]:
+    """Nested times taken apart. An adaptive step differentiates the student's loss within the forward pass."""
+    step, forward, early = lap.pop("step"), lap.pop("forward"), lap.pop("student backward", 0.0)
+    rest = step - forward - lap["backward"] - lap["optimisers"]
+    loss = forward - early - sum(lap.get(name, 0.0) for name in ("teacher", "student", "routing"))
+    return lap | {"backward": lap["backward"] + early, "loss": loss, "records": rest}
 
 
 class Stopwatch:
@@ -118,11 +128,11 @@ class Stopwatch:
     def __init__(self, device: torch.device):
         self.device = device
         self.times: dict[str, float] = defaultdict(float)
-        self._watched: list[tuple[object, str]] = []
+        self._watched: list[tuple[object, str, Any]] = []
 
     def watch(self, owner: object, method: str, name: str) -> None:
-        """From now on, count the time of ``owner.method()`` as `name`."""
-        original = getattr(owner, method)
+        """From now on, count the time of ``owner.method()`` as `name`; the owner may be a module of functions."""
+        original, own = getattr(owner, method), vars(owner).get(method)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             wait_for(self.device)
@@ -133,10 +143,10 @@ class Stopwatch:
             return result
 
         setattr(owner, method, watched)
-        self._watched.append((owner, method))
+        self._watched.append((owner, method, own))
 
     def release(self) -> None:
         """Give the methods back."""
-        for owner, method in self._watched:
-            delattr(owner, method)
+        for owner, method, own in self._watched:
+            delattr(owner, method) if own is None else setattr(owner, method, own)
         self._watched.clear()

@@ -107,6 +107,7 @@ class TrainingConfig(Section):
     gpu_preserve: Flag = Field(False, description="accepted because published files carry it; no effect")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of the networks; losses keep float32")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    channels_last: AutoFlag = Field("auto", description="memory layout of maps (auto: on a CPU, on a GPU if not fp32)")
     cuda_graph: AutoFlag = Field("auto", description="replay a training step as one CUDA graph (auto: where possible)")
     deterministic: Flag = Field(False, description="bit-equal reruns, slower on a GPU")
     sync_bn: Flag = Field(False, description="BatchNorm statistics over all devices")

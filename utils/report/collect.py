@@ -26,7 +26,7 @@ SINGLE = "single"  # stands where a distilled run has its selection
 INCIDENTAL = (
     "run", "validation", "dataset.root", "dataset.loader", "training.seed", "training.num_workers", "training.device",
     "training.save_ep_freq", "training.save_every_steps", "training.gate_samples_freq", "training.print_iter_freq",
-    "training.gpu_preserve", "training.deterministic", "training.cuda_graph",
+    "training.gpu_preserve", "training.deterministic", "training.cuda_graph", "training.channels_last",
     "kd.selection", "kd.teacher.checkpoint", "kd_loss.T",
 )  # fmt: skip
 
