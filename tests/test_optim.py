@@ -52,6 +52,9 @@ def test_a_group_is_trained_as_the_config_says(group, momentum, weight_decay, ra
         assert used["lr"] == rate
 
 
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
 class TestOnAGpu:
     """There the learning rate is a tensor, so that a captured step sees it change; tried out on a CPU."""
 
@@ -64,11 +67,12 @@ class TestOnAGpu:
     def fresh(self, request, monkeypatch):
         return self.make(monkeypatch, on_gpu=request.param)
 
-    def make(self, monkeypatch, on_gpu):
+    def make(self, monkeypatch, on_gpu, layout=torch.contiguous_format):
         with monkeypatch.context() as patch:
             if on_gpu:
                 patch.setattr(nn.Parameter, "is_cuda", True, raising=False)
-            return make_optimizers({"student": [nn.Parameter(torch.ones(3))]}, CONFIG)["student"]
+            weights = torch.arange(54.0).view(2, 3, 3, 3).to(memory_format=layout)
+            return make_optimizers({"student": [nn.Parameter(weights)]}, CONFIG)["student"]
 
     def stepped(self, monkeypatch, on_gpu):
         scheduled = self.make(monkeypatch, on_gpu)
@@ -110,11 +114,24 @@ class TestOnAGpu:
             step(scheduled)
         torch.testing.assert_close(weights_of(fresh), weights_of(before))
 
+    @pytest.mark.parametrize("layouts", [LAYOUTS, LAYOUTS[::-1]], ids=["to_channels_last", "from_channels_last"])
+    def test_brings_momentum_into_the_layout_of_the_weights(self, monkeypatch, layouts):
+        """Fused kernels would go through both as they lie in memory, and say nothing."""
+        results = []
+        for target in (layouts[0], layouts[1]):
+            before, after = (self.make(monkeypatch, on_gpu=True, layout=layout) for layout in (layouts[0], target))
+            step(before)
+            after.load_state_dict(before.state_dict())
+            step(after)
+            assert after.optimizer.state[weights_of(after)]["momentum_buffer"].is_contiguous(memory_format=target)
+            results.append(weights_of(after))
+        torch.testing.assert_close(*results)
+
 
 def weights_of(scheduled):
     return scheduled.optimizer.param_groups[0]["params"][0]
 
 
 def step(scheduled):
-    weights_of(scheduled).grad = torch.tensor([1.0, 2.0, 3.0])
+    weights_of(scheduled).grad = weights_of(scheduled).detach().sin()
     scheduled.optimizer.step()

@@ -11,11 +11,14 @@ from datasets.augment import Augment
 from datasets.batch import Batch
 from datasets.memory import MemoryLoader
 from datasets.order import Order
+from datasets.source import Arrays
+from datasets.streaming import StreamLoader
 from distillers import DISTILLERS
 from distillers.base import Setting
 from distillers.spot_adaptive import SpotAdaptiveDistillation
 from models.staged import StagedModel, global_pool
 
+CPU = torch.device("cpu")
 NUM_CLASSES = 5
 IMAGE_SIZE = (8, 8)
 NUM_SAMPLES = 40
@@ -68,18 +71,27 @@ def toy_task(distiller: str = "at", seed: int = 0, spots=None, **options) -> Spo
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()
 
 
-def toy_data(batch_size: int = 8, shard: tuple[int, int] = (0, 1)) -> Data:
-    """Forty coloured-noise images whose class shifts the mean: learnable, and five batches of eight."""
+def toy_data(
+    batch_size: int = 8, shard: tuple[int, int] = (0, 1), device: torch.device = CPU, workers: int | None = None
+) -> Data:
+    """Forty coloured-noise images whose class shifts the mean: learnable, and five batches of eight.
+
+    With a number of `workers`, 0 included, the training images are streamed, else they lie on the `device`.
+    """
     labels = toy_labels()
     generator = torch.Generator().manual_seed(7)
     noise = torch.randint(0, 80, (NUM_SAMPLES, 3, *IMAGE_SIZE), generator=generator)
     images = (noise + 35 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    common = {"seed": 1029, "device": device}
 
-    def loader(augment: str, *, shuffle: bool) -> MemoryLoader:
-        cpu = torch.device("cpu")
-        transform = Augment(augment, IMAGE_SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), cpu)
-        order = Order(NUM_SAMPLES, batch_size, shuffle=shuffle, shard=shard)
-        return MemoryLoader(images, labels, order, transform, seed=1029, device=cpu)
+    def how(augment: str, *, shuffle: bool) -> tuple[Order, Augment]:
+        transform = Augment(augment, IMAGE_SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), device)
+        return Order(NUM_SAMPLES, batch_size, shuffle=shuffle, shard=shard), transform
 
-    names = tuple(f"class {k}" for k in range(NUM_CLASSES))
-    return Data(loader("crop_flip", shuffle=True), loader("none", shuffle=False), NUM_CLASSES, names, IMAGE_SIZE)
+    if workers is None:
+        train = MemoryLoader(images, labels, *how("crop_flip", shuffle=True), **common)
+    else:
+        split = Arrays(images, labels)
+        train = StreamLoader(split, *how("crop_flip", shuffle=True), margin=False, workers=workers, **common)
+    val = MemoryLoader(images, labels, *how("none", shuffle=False), **common)
+    return Data(train, val, NUM_CLASSES, tuple(f"class {k}" for k in range(NUM_CLASSES)), IMAGE_SIZE)

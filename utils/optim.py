@@ -56,6 +56,10 @@ class ScheduledOptimizer:
         self.optimizer.load_state_dict(state)
         for group, kept in zip(self.optimizer.param_groups, own):
             group.update(kept)
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                # Fused kernels take it for granted that all is laid out in memory as the parameter is.
+                kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def make_optimizers(groups: dict[str, list[nn.Parameter]], config: Config) -> dict[str, ScheduledOptimizer]:
