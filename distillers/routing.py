@@ -29,34 +29,31 @@ class Router(nn.Module):
         self.to_teacher = nn.ModuleList(make_adapter(student[s], teacher[t]) for s, t in self.spots)
         self.to_student = nn.ModuleList(make_adapter(teacher[t], student[s]) for s, t in self.spots)
 
+    def start(self, teacher_features: Sequence[Tensor], teacher_logits: Tensor) -> Tensor:
+        """What the routed pass starts from on the teacher's side, so that its first segment is not run again."""
+        return teacher_features[self.spots[0].teacher] if self.spots else teacher_logits
+
     def forward(
-        self,
-        image: Tensor,
-        student: StagedModel,
-        teacher: StagedModel,
-        teacher_features: Sequence[Tensor],
-        teacher_logits: Tensor,
-        gates: Tensor,
+        self, image: Tensor, student: StagedModel, teacher: StagedModel, start: Tensor, gates: Tensor
     ) -> Tensor:
         """Routed logits ``[B, num_classes]``.
 
         Args:
             student, teacher: both frozen and in evaluation mode.
-            teacher_features, teacher_logits: what the teacher gave for `image`; its first segment is not run again.
+            start: see `start`.
             gates: ``[B, K + 1]``; 1 sends a sample through the teacher.
         """
-        first_stop = self.spots[0].student + 1 if self.spots else None
         with torch.no_grad():  # nothing that is trained here comes before the first spot
-            u_s = student.run(image, stop=first_stop)
-        u_t = teacher_features[self.spots[0].teacher] if self.spots else teacher_logits
-        for k, spot in enumerate(self.spots):
-            last = k + 1 == len(self.spots)
-            stop_s, stop_t = (None, None) if last else (self.spots[k + 1].student + 1, self.spots[k + 1].teacher + 1)
-            into_teacher = mix(self.to_teacher[k](u_s), u_t, gates[:, k])
-            into_student = mix(u_s, self.to_student[k](u_t), gates[:, k])
+            u_s = student.run(image, stop=self.spots[0].student + 1 if self.spots else None)
+        u_t = start
+        stops = [(spot.student + 1, spot.teacher + 1) for spot in self.spots[1:]] + [(None, None)]
+        for k, (spot, (stop_s, stop_t)) in enumerate(zip(self.spots, stops)):
+            gate, to_student, to_teacher = gates[:, k], self.to_student[k], self.to_teacher[k]
+            # The mixed maps have no name here, so that they can go as soon as the first layer has read them.
             with InputGradientsOnly():
-                u_s = student.run(into_student, spot.student + 1, stop_s)
-                u_t = teacher.run(into_teacher, spot.teacher + 1, stop_t)
+                routed_s = student.run(mix(u_s, to_student(u_t), gate), spot.student + 1, stop_s)
+                routed_t = teacher.run(mix(to_teacher(u_s), u_t, gate), spot.teacher + 1, stop_t)
+            u_s, u_t = routed_s, routed_t
         return mix(u_s, u_t, gates[:, -1])
 
 

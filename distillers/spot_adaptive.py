@@ -101,7 +101,9 @@ class SpotAdaptiveDistillation(Task):
             return output
         # What both losses remember need not be there at the same time: neither looks at the other's gradients.
         student_loss = differentiated(output.loss, self.parameter_groups()["student"])
-        routed = self.router(batch.image, self._twin[0], self.teacher, teacher_features, teacher_logits, gates)
+        start = self.router.start(teacher_features, teacher_logits)
+        del teacher_features
+        routed = self.router(batch.image, self._twin[0], self.teacher, start, gates)
         routed_ce = F.cross_entropy(routed.float(), batch.label)
         policy_loss = routing_loss(routed_ce, output.parts["loss/ce"], gates[:, -1], self.gamma)
         parts = output.parts | {"loss/routed_ce": routed_ce.detach(), "loss/policy": policy_loss.detach()}

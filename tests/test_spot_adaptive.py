@@ -23,7 +23,8 @@ def gradients(module):
 def route(task, batch, gates):
     with torch.no_grad():
         features, logits = task.teacher.features(batch.image)
-    return task.router(batch.image, task._twin[0], task.teacher, features, logits, gates), logits
+    start = task.router.start(features, logits)
+    return task.router(batch.image, task._twin[0], task.teacher, start, gates), logits
 
 
 class TestGates:
@@ -106,7 +107,7 @@ class TestRouting:
         router = Router([Spot(0, 1), Spot(2, 3)], *shapes)
         image = torch.randn(4, 3, 8, 8)
         features, logits = teacher.eval().features(image)
-        routed = router(image, frozen_twin(student), teacher, features, logits, torch.ones(4, 3))
+        routed = router(image, frozen_twin(student), teacher, router.start(features, logits), torch.ones(4, 3))
         assert torch.equal(routed, logits)
 
     def test_mix_is_exact_at_both_ends_and_linear_between(self):
@@ -125,7 +126,8 @@ class TestGradients:
             features, logits = task.teacher.features(batch.image)
         student_features, _ = task.student.features(batch.image)
         gates = task.draw_gates(features[-1], student_features[-1])
-        routed = task.router(batch.image, task._twin[0], task.teacher, features, logits, gates)
+        start = task.router.start(features, logits)
+        routed = task.router(batch.image, task._twin[0], task.teacher, start, gates)
         routing_loss(F.cross_entropy(routed, batch.label), torch.tensor(1.0), gates[:, -1], 1.0).backward()
         assert gradients(task.policy).keys() == dict(task.policy.named_parameters()).keys()
         assert gradients(task.router).keys() == dict(task.router.named_parameters()).keys()
