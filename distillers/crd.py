@@ -24,6 +24,7 @@ logger = logging.getLogger("sakd")
 
 EPS = 1e-7
 UNSET = -1.0
+ANCHORS = 16  # samples whose similarities with the whole bank are worked out together
 
 
 @at_least(torch.float32)
@@ -80,10 +81,13 @@ class NegativeSampler(nn.Module):
     def forward(self, index: Tensor, amount: int) -> Tensor:
         """Draw ``[B, amount]`` samples for the samples `index`, ``[B]``; with replacement."""
         start, size = self.start[index, None], self.size[index, None]
-        # float64, because float32 has too few values to be uniform over a million samples.
+        # float64, because float32 has too few values to be uniform over a million samples. In place, because these
+        # are the largest tensors of a step.
         uniform = torch.rand(len(index), amount, device=index.device, dtype=torch.float64)
-        place = (uniform * (len(self.order) - size)).long()
-        return self.order[torch.where(place < start, place, place + size)]
+        place = uniform.mul_(len(self.order) - size).long()
+        del uniform
+        place.addcmul_(place >= start, size)
+        return self.order[place]
 
 
 class MemoryBank(nn.Module):
@@ -106,10 +110,13 @@ class MemoryBank(nn.Module):
     def scores(self, anchor: Tensor, candidates: Tensor, temperature: float) -> Tensor:
         """``exp(similarity / temperature)`` of each anchor, ``[B, D]``, and its candidates, ``[B, K + 1]``.
 
-        One product with the whole bank and a gather of numbers: gathering the candidates' vectors, ``[B, K + 1, D]``,
-        would take a hundred times the memory and twenty times the time.
+        Products with the whole bank and a gather of numbers: gathering the candidates' vectors, ``[B, K + 1, D]``,
+        would take a hundred times the memory and twenty times the time. A few anchors at a time, because most of the
+        products are not looked at: as fast, and ``[B, N]`` of them never exist at once.
         """
-        return (anchor @ self.rows.T).gather(1, candidates).div(temperature).exp()
+        blocks = zip(anchor.split(ANCHORS), candidates.split(ANCHORS))
+        similarity = torch.cat([(block @ self.rows.T).gather(1, chosen) for block, chosen in blocks])
+        return similarity.div(temperature).exp()
 
     def keep_normalizer(self, normalizer: Tensor) -> Tensor:
         """Z: the one kept, or else `normalizer`, which is kept from now on in training unless it is `UNSET`."""
