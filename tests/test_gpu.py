@@ -9,7 +9,6 @@ from __future__ import annotations
 import pytest
 import torch
 from test_engine import PowerCut, cut_power_after, finish, phases_of, records, toy_config
-from test_step import own_task
 from tiny_runs import config_file, prepare
 
 from distillers.at import AT
@@ -65,10 +64,8 @@ def make_engine(folder, task="at", selection="adaptive", *, graph=True, device=D
     set_up(config)
     # Two runs are to choose the same kernels.
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    if task is None:
-        task = Classification(ToyNet())
-    else:
-        task = (toy_task if isinstance(task, str) else own_task)(task, seed=config.training.seed, selection=selection)
+    seed = config.training.seed
+    task = Classification(ToyNet()) if task is None else toy_task(task, seed=seed, selection=selection)
     task = task.to(device)
     run = RunDir(folder)
     checkpoint = run.open(resume=resume, overwrite=False)

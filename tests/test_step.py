@@ -29,7 +29,6 @@ from distillers.at import AT
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_task
 from utils.checkpoint import read_checkpoint
 from utils.config import load_config
-from utils.cuda_graph import CudaRecorder, choose_recorder
 from utils.device import rng_state
 from utils.errors import UserError
 from utils.gates import GateRecorder
@@ -41,7 +40,6 @@ from utils.step import Phase, Snapshot, make_step
 from utils.task import Classification
 
 CPU = torch.device("cpu")
-CUDA = torch.device("cuda")
 # As epochs have them: smaller and larger batches at their ends.
 SIZES = [8, 8, 8, 5, 8, 8, 8, 5, 8, 11]
 
@@ -101,16 +99,6 @@ def copied(value):
     if isinstance(value, list):
         return [copied(item) for item in value]
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def own_task(distiller, **options):
-    """A task with a distiller of one's own, as a class."""
-    name = "of_this_test"
-    DISTILLERS._entries[name] = distiller
-    try:
-        return toy_task(name, **options)
-    finally:
-        del DISTILLERS._entries[name]
 
 
 class TestCaptured:
@@ -266,10 +254,10 @@ class TestGivingUp:
         ],
     )
     def test_is_for_distillers_that_would_go_wrong_when_captured(self, distiller, complaint):
-        training = Training(own_task(distiller), TapeRecorder()).take(SIZES)
+        training = Training(toy_task(distiller), TapeRecorder()).take(SIZES)
         assert training.complaints == [complaint]
         assert training.recorder.repeated == 0
-        eager = Training(own_task(distiller)).take(SIZES)
+        eager = Training(toy_task(distiller)).take(SIZES)
         assert_equal(training.state(), eager.state())
         if distiller is Counts:
             assert training.task.distiller.steps == eager.task.distiller.steps
@@ -282,7 +270,7 @@ class TestGivingUp:
                 return super().spot_loss(k, student, teacher, gate, batch)
 
         with pytest.raises(ValueError, match="a mistake"):
-            Training(own_task(Breaks), TapeRecorder()).take([8, 8])
+            Training(toy_task(Breaks), TapeRecorder()).take([8, 8])
 
 
 class TestSnapshot:
@@ -313,49 +301,6 @@ class TestSnapshot:
         snapshot = Snapshot([place], CPU)
         place["steps"] = 1
         assert snapshot.find_replaced().startswith("steps is replaced")
-
-
-class TestChoice:
-    """`CudaRecorder` touches no GPU before it is used, so all of this can be asked without one."""
-
-    def choose(self, setting, device, task=None):
-        lines = []
-        return choose_recorder(setting, device, [task if task is not None else toy_task()], lines.append), lines
-
-    @pytest.mark.parametrize("setting", ["auto", True])
-    def test_is_a_graph_on_a_gpu(self, setting):
-        recorder, lines = self.choose(setting, CUDA)
-        assert isinstance(recorder, CudaRecorder)
-        assert lines == []
-
-    def test_is_no_graph_if_none_is_wanted(self):
-        assert self.choose(False, CUDA) == (None, [])
-
-    @pytest.mark.parametrize("setting", ["auto", False])
-    def test_is_silently_no_graph_on_a_cpu(self, setting):
-        assert self.choose(setting, CPU) == (None, [])
-
-    @pytest.mark.parametrize(
-        ("device", "world", "capturable", "reason"),
-        [
-            (CPU, 1, True, "this is the cpu"),
-            (CUDA, 4, True, "there are 4 processes"),
-            (CUDA, 1, False, "Refuses has capturable = False"),
-        ],
-    )
-    def test_is_explained_in_one_line_where_there_can_be_no_graph(self, monkeypatch, device, world, capturable, reason):
-        class Refuses(AT):
-            pass
-
-        Refuses.capturable = capturable
-        monkeypatch.setattr("utils.cuda_graph.world_size", lambda: world)
-        task = own_task(Refuses)
-        with pytest.raises(UserError) as caught:
-            self.choose(True, device, task)
-        assert str(caught.value) == f"training.cuda_graph: true, but {reason}; auto makes a graph where it can"
-        expected = [] if device == CPU else [f"steps run eagerly, not as one CUDA graph: {reason}"]
-        assert self.choose("auto", device, task) == (None, expected)
-        assert self.choose(False, device, task) == (None, [])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from datasets.order import Order
 from datasets.source import Arrays
 from datasets.streaming import StreamLoader
 from distillers import DISTILLERS
-from distillers.base import Setting
+from distillers.base import Distiller, Setting
 from distillers.spot_adaptive import SpotAdaptiveDistillation
 from models.staged import StagedModel, global_pool
 
@@ -59,7 +59,7 @@ def toy_setting(student: StagedModel, teacher: StagedModel, **changes) -> Settin
     return Setting(**shapes, labels=toy_labels(), feat_dim=8, pair="toy-toy", **changes)
 
 
-def toy_task(distiller: str = "at", seed: int = 0, spots=None, **options) -> SpotAdaptiveDistillation:
+def toy_task(distiller: str | type[Distiller] = "at", seed: int = 0, spots=None, **options) -> SpotAdaptiveDistillation:
     """A task of two toys of one width, so that every distiller applies; the same `seed` gives the same weights."""
     torch.manual_seed(seed)
     student, teacher = ToyNet(), ToyNet()
@@ -67,7 +67,7 @@ def toy_task(distiller: str = "at", seed: int = 0, spots=None, **options) -> Spo
         for net in (student, teacher):
             net.train()(torch.randn(16, 3, *IMAGE_SIZE) * 1.5 + 0.3)
     setting = toy_setting(student, teacher, spots=spots)
-    distill = DISTILLERS.get(distiller)(setting)
+    distill = (DISTILLERS.get(distiller) if isinstance(distiller, str) else distiller)(setting)
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
@@ -38,16 +38,17 @@ class CudaRecorder:
         """
         self._rehearse(function)
         gc.collect()  # a stream or graph that is destroyed while a capture is under way would end it
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream(self._device)
         try:
             # The outer context is for PyTorch 2.11, which after a failure leaves its own stream the current one.
             # "thread_local", because the thread that pins the memory of streamed images is not to be stopped.
-            with torch.cuda.stream(current), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.stream(current), torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
                 function()
-        except Exception:
-            self._forget_capture()
-            raise
+        except Exception as error:
+            self._clean_up(pool)
+            # Ending a broken capture is an error as well, raised in the place of the one that broke it.
+            raise error.__context__ or error from None
         return graph.replay
 
     def _rehearse(self, function: Callable[[], None]) -> None:
@@ -61,11 +62,13 @@ class CudaRecorder:
         finally:
             current.wait_stream(aside)
 
-    def _forget_capture(self) -> None:
-        # In older versions a capture that broke off leaves the generator believing that it is still going on, and
-        # every random number drawn outside fails. The belief is not part of what is copied here.
+    def _clean_up(self, pool: tuple[int, int]) -> None:
+        """Do what older versions (2.11) leave undone after a capture that broke off, so that eager steps can go on."""
         index = self._device.index if self._device.index is not None else torch.cuda.current_device()
+        with suppress(RuntimeError):  # where it is done already
+            torch._C._cuda_endAllocateToPool(index, pool)  # or no memory that two streams have used is ever free again
         generator = torch.cuda.default_generators[index]
+        # Its state believes that the capture is still going on, and would draw no numbers outside; a copy does not.
         generator.graphsafe_set_state(generator.clone_state())
 
 
