@@ -3,4 +3,4 @@
 import os
 
 # Kineto, which counts the bytes of tensors on a CPU, reports its own starts and stops; to be said before it is loaded.
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")

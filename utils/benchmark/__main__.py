@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_precision(options.precision)
     pairs = [Pair.parse(text) for text in options.pairs.split(",")]
     distillers = [DISTILLERS.canonical(name) for name in options.distillers.split(",")]
-    conditions = Conditions(device, options.precision, options.batch_size, options.size)
+    conditions = Conditions(device, options.precision, options.batch_size, options.size, samples=options.samples)
+    overrides = (f"training.cuda_graph={options.cuda_graph}", f"training.channels_last={options.channels_last}")
     machine = describe_machine(device)
     print(
         f"{machine['processor']}, PyTorch {machine['torch']}; {conditions.precision}, batch {conditions.batch_size}, "
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     results: list[Result] = []
     for pair in pairs:
-        found = measure_pair(pair, distillers, conditions, options.rounds)
+        found = measure_pair(pair, distillers, conditions, options.rounds, overrides)
         print(f"{pair}\n{pair_table(found).markdown()}\n", flush=True)
         results += found
     loaders = measure_loaders(conditions)
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=_at_least_two, default=64, metavar="N", help="images per step")
     parser.add_argument("--size", type=_at_least_two, default=32, metavar="PIXELS", help="height and width of images")
     parser.add_argument("--rounds", type=_at_least_two, default=7, metavar="N", help="steps of each kind, in turn")
+    parser.add_argument("--samples", type=_at_least_two, default=50_000, metavar="N", help="training set (CRD's banks)")
+    for key in ("cuda-graph", "channels-last"):
+        parser.add_argument(f"--{key}", default="auto", choices=["auto", "true", "false"], help="as in the config")
     parser.add_argument("--json", metavar="FILE", help="also write every figure there")
     return parser
 

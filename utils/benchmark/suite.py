@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
@@ -60,10 +60,12 @@ class LoaderResult:
         return self.memory / self.per_image
 
 
-def measure_pair(pair: Pair, distillers: Sequence[str], conditions: Conditions, rounds: int) -> list[Result]:
+def measure_pair(
+    pair: Pair, distillers: Sequence[str], conditions: Conditions, rounds: int, overrides: tuple[str, ...] = ()
+) -> list[Result]:
     """Plain KD, then every distiller at fixed spots and spot-adaptively; those that refuse the pair are left out."""
     device = conditions.device
-    cases = build_cases(pair, distillers, conditions)
+    cases = build_cases(pair, distillers, conditions, overrides)
     for case in tqdm(cases, desc=f"{pair} warm-up", leave=False):
         for _ in range(WARM_UP):
             case.step()
@@ -90,14 +92,16 @@ def measure_pair(pair: Pair, distillers: Sequence[str], conditions: Conditions, 
     return results
 
 
-def build_cases(pair: Pair, distillers: Sequence[str], conditions: Conditions) -> list[Case]:
+def build_cases(
+    pair: Pair, distillers: Sequence[str], conditions: Conditions, overrides: tuple[str, ...] = ()
+) -> list[Case]:
     """Plain KD first; one teacher for all."""
     teacher = make_teacher(pair, conditions)
     wanted = [BASELINE, *((name, selection) for name in distillers for selection in SELECTIONS)]
     cases = []
     for distiller, selection in dict.fromkeys(wanted):
         try:
-            cases.append(Case(pair, distiller, selection, teacher, conditions))
+            cases.append(Case(pair, distiller, selection, teacher, conditions, overrides))
         except UserError as refusal:
             log.info("left out: %s, %s", selection, refusal)
     return cases
@@ -105,7 +109,7 @@ def build_cases(pair: Pair, distillers: Sequence[str], conditions: Conditions) -
 
 def measure_loaders(conditions: Conditions) -> LoaderResult:
     """Both on one core of the CPU, whatever device the networks are measured on."""
-    on_cpu = Conditions(torch.device("cpu"), batch_size=conditions.batch_size, size=conditions.size)
+    on_cpu = replace(conditions, device=torch.device("cpu"))
     batches, one_by_one = endless(memory_loader(on_cpu)), per_image(on_cpu)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
