@@ -580,6 +580,7 @@ class TestFailing:
         from utils.interrupt import Interrupted, StopRequest
         agreed = Agreement()
         with StopRequest() as stop:
+            barrier()  # a process that has not come so far would die of the signal
             while not agreed(stop.requested):
                 print("stepped", flush=True)
                 time.sleep(0.1)
