@@ -76,6 +76,10 @@ class Loader(ABC):
             image = self._augment(store, rows, plan.moves.part(part))
             yield Batch(image, self._device_labels.index_select(0, index), index)
 
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the images, or of the processes that read them. No epoch can follow."""
+
     def _plan(self, epoch: int, start: int) -> Plan:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
         order = self._order.draw(generator)

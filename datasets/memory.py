@@ -34,3 +34,6 @@ class MemoryLoader(Loader):
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
         for part in plan.parts:
             yield self._images, plan.index[part]
+
+    def close(self) -> None:
+        del self._images

@@ -62,6 +62,11 @@ class StreamLoader(Loader):
             images = self._send(readable(decoded))
             yield self._augment.pad(images), torch.arange(len(images), device=self._device)
 
+    def close(self) -> None:
+        # Its workers end with it. If it were left to the end of the process, that would wait for them for ever: they
+        # ignore the signal by which they are then asked to go.
+        del self._decoded
+
     def _send(self, images: Tensor) -> Tensor:
         """Copy to the device. On CUDA the host runs ahead of the device, so the copy hides behind the last step."""
         if self._copies is None:

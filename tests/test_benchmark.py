@@ -10,7 +10,7 @@ import torch
 from utils.benchmark.__main__ import main, summary_table
 from utils.benchmark.cases import Case, Conditions, Pair, make_teacher
 from utils.benchmark.measure import Stopwatch, lasting_bytes, peak_memory, phase_seconds, seconds
-from utils.benchmark.suite import Result
+from utils.benchmark.suite import Result, step_seconds
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -87,6 +87,16 @@ def test_steps_are_measured_in_turn_and_their_medians_told(monkeypatch):
     steps = [lambda: calls.append("slow") or "slow", lambda: calls.append("fast") or "fast"]
     assert seconds(steps, 3, CPU) == [3.0, 1.5]
     assert calls == ["slow", "fast"] * 3
+
+
+def test_plain_kd_is_measured_between_the_others_and_all_its_times_count(monkeypatch):
+    calls, plain = [], iter([5.0, 1.0, 2.0, 7.0])
+    cases = [SimpleNamespace(step=lambda k=k: calls.append(k) or k) for k in range(7)]
+    monkeypatch.setattr(
+        "utils.benchmark.measure.timed", lambda step, device: 10.0 * k if (k := step()) else next(plain)
+    )
+    assert step_seconds(cases, 2, CPU, "pair") == [3.5, 10, 20, 30, 40, 50, 60]
+    assert calls == [0, 1, 2, 3, 4, 0, 5, 6] * 2
 
 
 def test_peak_memory_counts_what_lives_at_the_same_time():

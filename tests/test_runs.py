@@ -1,14 +1,19 @@
 """What stands between a validated config and the engine."""
 
 import logging
+import multiprocessing
+import sys
 
 import pytest
 from test_engine import toy_config
+from tiny_runs import config_file, prepare
 
 from utils.cli import teacher_arguments
+from utils.config import load_config
 from utils.config.changes import differences
 from utils.errors import UserError
-from utils.runs import check_unchanged
+from utils.reporter import Reporter
+from utils.runs import check_unchanged, train
 
 
 def checkpoint(step):
@@ -36,3 +41,13 @@ def test_the_teachers_training_shares_the_data_and_the_device_of_the_students():
     model, dataset, seed, *keys = teacher_arguments(toy_config(device="cpu", seed=7))
     assert (model, dataset, seed) == ("resnet8", "digits", "7")
     assert {'dataset.root="data"', 'training.device="cpu"', 'training.precision="fp32"', 'run.root="run"'} <= set(keys)
+
+
+def test_no_worker_outlives_a_run_whoever_still_knows_the_engine(tmp_path, monkeypatch):
+    """Modules that are first imported under it may keep its frames alive, in circles that nobody has collected yet."""
+    frames = []
+    monkeypatch.setattr(Reporter, "_add_figures", lambda self, step: frames.append(sys._getframe()))
+    keys = {"epochs": 1, "lr_decay_epochs": [], "num_workers": 1}
+    train(load_config(config_file(prepare(tmp_path), dataset={"loader": "stream"}, training=keys)))
+    assert frames
+    assert multiprocessing.active_children() == []

@@ -67,6 +67,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             ) from error
         finally:
             run.close()
+            pass
+            data.val.close()
     log.info(farewell(config, result))
     return result
 

@@ -108,14 +108,14 @@ class CapturedStep:
     """
 
     def __init__(self, step: EagerStep, recorder: Recorder, give_up: Callable[[str], None]):
-        self._step, self._give_up = step, give_up
-        self._recorder: Recorder | None = recorder
+        self._step = step
+        self._untried: tuple[Recorder, Callable[[str], None]] | None = (recorder, give_up)
         self._seen: set[tuple[torch.Size, ...]] = set()
         self._batch: Batch | None = None  # where the captured step reads
         self._repeat: Callable[[], None] | None = None
 
     def __call__(self, batch: Batch) -> None:
-        if self._recorder is not None and shapes(batch) in self._seen:
+        if self._untried is not None and shapes(batch) in self._seen:
             self._capture(batch)
         self._seen.add(shapes(batch))
         if self._repeat is None or shapes(batch) != shapes(self._batch):
@@ -128,7 +128,8 @@ class CapturedStep:
 
     def _capture(self, batch: Batch) -> None:
         """Capture the step, or give up; either way, everything is as it was before."""
-        recorder, self._recorder = self._recorder, None
+        # Gone after this, also because `give_up` is usually a method of who holds this step: no circle, no garbage.
+        (recorder, give_up), self._untried = self._untried, None
         static = Batch(*(value.clone() for value in batch))
         before, problem = Snapshot(self._step.memory(), self._step.meter.device), ""
         try:
@@ -139,7 +140,7 @@ class CapturedStep:
         finally:
             before.restore()
         if problem:
-            self._give_up(problem)
+            give_up(problem)
         else:
             self._batch, self._repeat = static, repeat
 

@@ -19,10 +19,15 @@ from utils.benchmark.cases import Case
 WARM_UP = 2  # steps: the first one makes momentum buffers, and libraries choose and compile their kernels
 
 
-def seconds(
+def seconds(steps: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[float]:
+    """Median time of each of `steps`."""
+    return [median(laps) for laps in lap_times(steps, rounds, device)]
+
+
+def lap_times(
     steps: Sequence[Callable[[], Any]], rounds: int, device: torch.device, title: str | None = None
-) -> list[float]:
-    """Median time of each of `steps`, measured in turn, so that what else the machine does hits all alike.
+) -> list[list[float]]:
+    """`rounds` times of each of `steps`, measured in turn, so that what else the machine does hits all alike.
 
     With a `title` the rounds are shown on a progress bar.
     """
@@ -30,7 +35,7 @@ def seconds(
     for _ in tqdm(range(rounds), desc=title, leave=False, disable=title is None):
         for step, own in zip(steps, times):
             own.append(timed(step, device))
-    return [median(own) for own in times]
+    return times
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import torch
 from tqdm import tqdm
 
 from utils.benchmark.cases import Case, Conditions, Pair, make_teacher
 from utils.benchmark.loaders import endless, memory_loader, per_image
-from utils.benchmark.measure import WARM_UP, peak_memory, phase_seconds, seconds
+from utils.benchmark.measure import WARM_UP, lap_times, peak_memory, phase_seconds, seconds
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
 
 BASELINE = ("kd", "fixed")  # plain knowledge distillation
 SELECTIONS = ("fixed", "adaptive")
+BETWEEN = 4  # cases between two steps of plain KD
 LOADER_ROUNDS = 50
 
 
@@ -69,7 +71,7 @@ def measure_pair(
     for case in tqdm(cases, desc=f"{pair} warm-up", leave=False):
         for _ in range(WARM_UP):
             case.step()
-    times = seconds([case.step for case in cases], rounds, device, title=str(pair))
+    times = step_seconds(cases, rounds, device, title=str(pair))
     peaks = [peak_memory(case, device) for case in tqdm(cases, desc=f"{pair} memory", leave=False)]
     batches = endless(memory_loader(conditions))
     (data,) = seconds([lambda: next(batches)], rounds, device)
@@ -90,6 +92,13 @@ def measure_pair(
             )
         )
     return results
+
+
+def step_seconds(cases: Sequence[Case], rounds: int, device: torch.device, title: str) -> list[float]:
+    """Median time of a step of each case. The first one, by which all are divided, is taken again and again."""
+    order = [k for start in range(1, len(cases), BETWEEN) for k in (0, *range(start, min(start + BETWEEN, len(cases))))]
+    laps = lap_times([cases[k].step for k in order or [0]], rounds, device, title)
+    return [median(lap for k, own in zip(order or [0], laps) if k == case for lap in own) for case in range(len(cases))]
 
 
 def build_cases(
