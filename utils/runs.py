@@ -67,7 +67,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             ) from error
         finally:
             run.close()
-            pass
+            data.train.close()
             data.val.close()
     log.info(farewell(config, result))
     return result
