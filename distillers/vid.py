@@ -41,9 +41,9 @@ def mean_network(channels_in: int, channels_out: int) -> nn.Sequential:
     """Three 1x1 convolutions without bias, ReLU between them."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel_size=1, bias=False),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(channels_out, channels_out, kernel_size=1, bias=False),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(channels_out, channels_out, kernel_size=1, bias=False),
     )
 

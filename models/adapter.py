@@ -52,4 +52,4 @@ def make_adapter(source: Sequence[int], target: Sequence[int]) -> nn.Sequential:
         layers = [nn.Conv2d(channels_in, channels_out, kernel_size=1)]
         if size_in != size_out:
             layers.insert(0, Resize(*size_out))
-    return nn.Sequential(*layers, nn.BatchNorm2d(channels_out), nn.ReLU())
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
