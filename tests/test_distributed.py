@@ -550,9 +550,18 @@ class TestFailing:
 
     def test_sigterm_before_training_is_silent_but_for_one_line(self, tmp_path):
         script = tmp_path / "job.py"
-        script.write_text(
-            "import os, time\nif os.environ['RANK'] == '0':\n    print('started', flush=True)\ntime.sleep(60)\n"
-        )
+        body = """\
+        import os, pathlib, time
+        other = pathlib.Path(__file__).with_name("other")
+        if os.environ["RANK"] == "0":
+            while not other.exists():  # a launcher that is still starting processes is another matter
+                time.sleep(0.05)
+            print("started", flush=True)
+        else:
+            other.touch()
+        time.sleep(60)
+        """
+        script.write_text(textwrap.dedent(body))
         process = launch(script)
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGTERM)
