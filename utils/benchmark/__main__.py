@@ -42,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{machine['processor']}, PyTorch {machine['torch']}; {conditions.precision}, batch {conditions.batch_size}, "
         f"{conditions.size}x{conditions.size} pixels, median of {options.rounds} steps\n"
     )
+    loaders = measure_loaders(conditions)
+    print(f"{loader_line(loaders)}\n", flush=True)
     results: list[Result] = []
     for pair in pairs:
         found = measure_pair(pair, distillers, conditions, options.rounds, overrides)
         print(f"{pair}\n{pair_table(found).markdown()}\n", flush=True)
         results += found
-    loaders = measure_loaders(conditions)
     print(f"adaptive step / plain KD step\n{summary_table(results, 'time_ratio').markdown()}\n")
     print(f"peak memory, adaptive / plain KD\n{summary_table(results, 'memory_ratio').markdown()}\n")
-    print(loader_line(loaders))
     if options.json:
         write_json(Path(options.json), machine, conditions, results, loaders)
     return 0
