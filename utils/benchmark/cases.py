@@ -126,10 +126,6 @@ class Case:
         recorder = choose_recorder(self.config.training.cuda_graph, conditions.device, [self.task], log.info)
         self._step = self.eager if recorder is None else CapturedStep(self.eager, recorder, log.info)
 
-    @property
-    def name(self) -> str:
-        return f"{self.distiller} {self.selection}"
-
     def step(self) -> None:
         """One training step, as the engine takes it."""
         self._step(self.batch)
