@@ -33,7 +33,7 @@ def vid_loss(mean: Tensor, rho: Tensor, teacher: Tensor, gate: Tensor) -> Tensor
     """
     variance = F.softplus(rho) + MIN_VARIANCE
     # The variance is that of a channel: averaging over positions first leaves little to divide.
-    error = (mean - teacher).square().mean(dim=(2, 3))
+    error = F.mse_loss(mean, teacher, reduction="none").mean(dim=(2, 3))
     return masked_mean((error / variance + variance.log()).mean(dim=1) / 2, gate)
 
 
