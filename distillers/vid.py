@@ -33,8 +33,26 @@ def vid_loss(mean: Tensor, rho: Tensor, teacher: Tensor, gate: Tensor) -> Tensor
     """
     variance = F.softplus(rho) + MIN_VARIANCE
     # The variance is that of a channel: averaging over positions first leaves little to divide.
-    error = F.mse_loss(mean, teacher, reduction="none").mean(dim=(2, 3))
+    error = _MeanSquare.apply(mean - teacher)
     return masked_mean((error / variance + variance.log()).mean(dim=1) / 2, gate)
+
+
+class _MeanSquare(torch.autograd.Function):
+    """``x²`` averaged over positions, ``[B, C, H, W]`` to ``[B, C]``.
+
+    The gradient of a mean over positions is a map that has forgotten whether its channels come first or last.
+    Put together with maps of the other layout it is slow, so here it is never made.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean(dim=(2, 3))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (gradient * (2 / x[0, 0].numel()))[:, :, None, None]
 
 
 def mean_network(channels_in: int, channels_out: int) -> nn.Sequential:

@@ -34,17 +34,19 @@ class _FrozenConv2d(torch.autograd.Function):
     def forward(ctx, x, weight, bias, stride, padding, dilation, groups):
         ctx.save_for_backward(weight)
         ctx.geometry = (stride, padding, dilation, False, (0, 0), groups)
-        ctx.input_shape = x.shape
+        ctx.input_layout = (x.shape, x.stride())
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx, gradient):
         (weight,) = ctx.saved_tensors
-        # Of the input, nothing but the shape is looked at.
-        shape_only = gradient.new_empty(1).expand(ctx.input_shape)
+        # Of the input, nothing but shape and strides is looked at: anything of the same layout will do.
+        stand_in = gradient
+        if (gradient.shape, gradient.stride()) != ctx.input_layout:
+            stand_in = gradient.new_empty_strided(*ctx.input_layout)
         weight = weight.to(gradient.dtype)  # autocast ran the convolution in the gradient's type
         wanted = (True, False, False)
-        operands = (gradient, shape_only, weight, None)
+        operands = (gradient, stand_in, weight, None)
         of_input, _, _ = torch.ops.aten.convolution_backward(*operands, *ctx.geometry, wanted)
         return of_input, None, None, None, None, None, None
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from models.pooling import average_pool
+
 Stage = Sequence[Callable[[Tensor], Tensor]]
 
 
@@ -62,4 +64,4 @@ class StagedModel(nn.Module):
 
 def global_pool(x: Tensor) -> Tensor:
     """Average over all positions: ``[B, C, H, W]`` to ``[B, C]``."""
-    return x.mean(dim=(2, 3))
+    return average_pool(x, 1, 1).flatten(1)

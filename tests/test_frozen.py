@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from models import get_model
 from models.frozen import InputGradientsOnly
@@ -43,6 +44,19 @@ def test_the_gradient_is_the_same_and_fewer_activations_are_kept(name):
     torch.testing.assert_close(logits_less, logits, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient_less, gradient, rtol=1e-10, atol=1e-12)
     assert memory_less < 0.75 * memory
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["resnet14", "vgg8"])
+def test_the_backward_pass_copies_no_map(name, layout):
+    model, image = frozen(name).to(memory_format=layout), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    image = image.to(memory_format=layout).requires_grad_()
+    with InputGradientsOnly():
+        logits = model(image)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        logits.sum().backward()
+    convolutions = [event for event in profiler.events() if event.name == "aten::convolution_backward"]
+    assert convolutions and not [copy for event in convolutions for copy in event.cpu_children if "contig" in copy.name]
 
 
 def test_layers_that_are_trained_keep_their_own_gradients():

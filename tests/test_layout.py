@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from distillers.vid import vid_loss
 from models.staged import StagedModel, global_pool
 from toys import IMAGE_SIZE, ToyNet, toy_batch, toy_task
 from utils.device import channels_last_pays, place_task
@@ -37,6 +38,20 @@ class ViewNet(StagedModel):
             (global_pool,),
             (self.fc,),
         )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_averages_over_positions_have_the_layout_of_the_map(layout):
+    feature, teacher = (torch.randn(2, 3, 4, 4).to(memory_format=layout) for _ in range(2))
+    losses = [global_pool, lambda x: vid_loss(x, torch.ones(3), teacher, torch.ones(2))]
+    for loss in losses:
+        x = feature.clone().requires_grad_()
+        kept = []
+        # A leaf's own gradient is always brought to its layout, one in the middle of the graph is not.
+        y = x * 1
+        y.register_hook(kept.append)
+        loss(y).sum().backward()
+        assert kept[0].is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("distiller", ["at", "fitnet", "sp", "vid", "ft", "fsp", "nst", "crd"])
