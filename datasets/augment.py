@@ -63,6 +63,9 @@ class Augment:
         device: where the batches are.
 
     Attributes:
+        recipe: what the name stands for.
+        size: as given.
+        scale, shift: float32 ``[3, 1, 1]`` on `device`; a pixel times `scale` plus `shift` is what networks see.
         padding: width of the black frame that `pad` adds before crops are cut: 4 at 32, as published, and in
             proportion.
     """
@@ -79,9 +82,9 @@ class Augment:
         self.size = size
         self.padding = size[0] // 8 if self.recipe.crop else 0
         # (x / 255 - mean) / std as one multiplication and one addition.
-        self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
+        self.scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-        self._shift = shift.float().view(3, 1, 1).to(device)
+        self.shift = shift.float().view(3, 1, 1).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> Moves:
         """Moves for `count` images, uniform over the crops and the two sides, on the CPU."""
@@ -107,7 +110,7 @@ class Augment:
         images = self._crop(store, rows, moves) if self.recipe.crop else store.index_select(0, rows)
         if self.recipe.flip:
             images = _mirror(images, moves.flip)
-        return images.float().mul_(self._scale).add_(self._shift)
+        return images.float().mul_(self.scale).add_(self.shift)
 
     def _crop(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
         """Cut each image's window out of the store.

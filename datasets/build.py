@@ -63,6 +63,11 @@ class Data:
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
 
+    def close(self) -> None:
+        """Close both loaders."""
+        self.train.close()
+        self.val.close()
+
 
 def build_data(
     config: DataConfig,

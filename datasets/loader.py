@@ -49,13 +49,14 @@ class Loader(ABC):
     Attributes:
         labels: as given, on the CPU.
         num_samples: images in the data set, all processes together.
+        augment: as given.
     """
 
     def __init__(self, labels: Tensor, order: Order, augment: Augment, seed: int, device: torch.device):
         self.labels = labels
         self.num_samples = len(labels)
         self._order = order
-        self._augment = augment
+        self.augment = augment
         self._seed = seed
         self._device = device
         self._device_labels = labels.to(device)
@@ -73,7 +74,7 @@ class Loader(ABC):
         plan = self._plan(epoch, start)
         for part, (store, rows) in zip(plan.parts, self._stores(plan)):
             index = plan.index[part].contiguous()
-            image = self._augment(store, rows, plan.moves.part(part))
+            image = self.augment(store, rows, plan.moves.part(part))
             yield Batch(image, self._device_labels.index_select(0, index), index)
 
     @abstractmethod
@@ -83,7 +84,7 @@ class Loader(ABC):
     def _plan(self, epoch: int, start: int) -> Plan:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
         order = self._order.draw(generator)
-        moves = self._augment.draw(len(order), generator).to(self._device)
+        moves = self.augment.draw(len(order), generator).to(self._device)
         parts = [self._order.part(step) for step in range(start, len(self))]
         return Plan(epoch, parts, order, order.to(self._device, non_blocking=True), moves)
 

@@ -60,7 +60,7 @@ class StreamLoader(Loader):
         self._jobs[:] = [Job(plan.order[part].tolist(), seed) for part in plan.parts]
         for decoded in self._decoded:
             images = self._send(readable(decoded))
-            yield self._augment.pad(images), torch.arange(len(images), device=self._device)
+            yield self.augment.pad(images), torch.arange(len(images), device=self._device)
 
     def close(self) -> None:
         # Its workers end with it. If it were left to the end of the process, that would wait for them for ever: they

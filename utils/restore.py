@@ -72,16 +72,16 @@ class Restored:
 
     def read_image(self, file: str) -> Tensor:
         """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
-        margin = self.data.train._augment.recipe.resized_crop
+        margin = self.data.train.augment.recipe.resized_crop
         image = TF.pil_to_tensor(fit(open_rgb(file), self.data.image_size, margin)).unsqueeze(0).to(self.device)
-        augment = self.data.val._augment
+        augment = self.data.val.augment
         one = torch.zeros(1, dtype=torch.int64)
         return augment(image, one.to(self.device), augment.draw(1, torch.Generator()).to(self.device))
 
     def normalisation(self) -> dict[str, list[float]]:
         """``mean`` and ``std`` of each channel, for images in [0, 1]."""
-        augment = self.data.val._augment
-        scale, shift = augment._scale.double().flatten(), augment._shift.double().flatten()
+        augment = self.data.val.augment
+        scale, shift = augment.scale.double().flatten(), augment.shift.double().flatten()
         std = 1 / (255 * scale)
         return {"mean": (-shift * std).cpu().tolist(), "std": std.cpu().tolist()}
 

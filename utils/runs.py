@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -51,12 +52,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         run.refuse_if_taken()
     device = choose_device(config.training.device)
     set_up(config)
-    with process_group(device):
-        data = load_data(config, device)
-        log.info(describe(config, data, device))
-        phases, result = (build_distillation if config.kd else build_single)(config, data, device)
-        refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
+    with process_group(device), closing(load_data(config, device)) as data, closing(run):
         try:
+            log.info(describe(config, data, device))
+            phases, result = (build_distillation if config.kd else build_single)(config, data, device)
+            refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
             checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
             result |= Engine(phases, data, run, config, device, checkpoint).fit()
             if is_main():
@@ -65,10 +65,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             raise UserError(
                 f"{device}: out of memory; a smaller training.batch_size or training.precision=bf16 takes less"
             ) from error
-        finally:
-            run.close()
-            data.train.close()
-            data.val.close()
     log.info(farewell(config, result))
     return result
 
