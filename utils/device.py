@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 
 import torch
 
@@ -13,6 +15,8 @@ from utils.launch import place
 from utils.task import Task
 
 log = logging.getLogger("sakd")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -60,6 +64,21 @@ def set_up(config: Config) -> None:
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what one step frees for the next one; say whether it can, which takes glibc (Linux).
+
+    Left alone, it hands large blocks back to the system and asks for them anew in every step, to be cleared page by
+    page. On two cores that took 30 % of a KD step of ResNet50 to MobileNetV2, whose maps are beyond the 32 MiB which
+    glibc never keeps, 10 % of an epoch of wrn_16_2 at 64 pixels, and nothing that could be measured of small networks
+    at 32. In return the process takes up to a third more memory, so whoever has set ``MALLOC_TRIM_THRESHOLD_`` in the
+    environment is not overruled.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def set_precision(precision: str) -> None:

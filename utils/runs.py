@@ -20,7 +20,7 @@ from utils.checkpoint import load_weights
 from utils.config import Config, ModelConfig
 from utils.config.changes import differences
 from utils.cuda_graph import refuse_impossible
-from utils.device import choose_device, place_task, set_up
+from utils.device import choose_device, keep_freed_memory, place_task, set_up
 from utils.distributed import from_main, is_main, process_group, rank, world_size
 from utils.engine import Engine, Phase, evaluate
 from utils.errors import UserError
@@ -51,6 +51,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     if not (resume or overwrite):
         run.refuse_if_taken()
     device = choose_device(config.training.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     set_up(config)
     with process_group(device), closing(load_data(config, device)) as data, closing(run):
         try:

@@ -18,7 +18,7 @@ from distillers import DISTILLERS
 from utils.benchmark.cases import Conditions, Pair
 from utils.benchmark.suite import LoaderResult, Result, measure_loaders, measure_pair
 from utils.cli import guarded
-from utils.device import choose_device, set_precision
+from utils.device import choose_device, keep_freed_memory, set_precision
 from utils.errors import UserError
 from utils.files import write_text
 from utils.report.tables import Table
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     log_to_console()
     device = choose_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     set_precision(options.precision)
     pairs = [Pair.parse(text) for text in options.pairs.split(",")]
     distillers = [DISTILLERS.canonical(name) for name in options.distillers.split(",")]
