@@ -64,8 +64,7 @@ class Augment:
 
     Attributes:
         recipe: what the name stands for.
-        size: as given.
-        scale, shift: float32 ``[3, 1, 1]`` on `device`; a pixel times `scale` plus `shift` is what networks see.
+        size, mean, std: as given.
         padding: width of the black frame that `pad` adds before crops are cut: 4 at 32, as published, and in
             proportion.
     """
@@ -79,12 +78,12 @@ class Augment:
         device: torch.device,
     ):
         self.recipe = AUGMENTATIONS[name]
-        self.size = size
+        self.size, self.mean, self.std = size, mean, std
         self.padding = size[0] // 8 if self.recipe.crop else 0
         # (x / 255 - mean) / std as one multiplication and one addition.
-        self.scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
+        self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-        self.shift = shift.float().view(3, 1, 1).to(device)
+        self._shift = shift.float().view(3, 1, 1).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> Moves:
         """Moves for `count` images, uniform over the crops and the two sides, on the CPU."""
@@ -110,7 +109,7 @@ class Augment:
         images = self._crop(store, rows, moves) if self.recipe.crop else store.index_select(0, rows)
         if self.recipe.flip:
             images = _mirror(images, moves.flip)
-        return images.float().mul_(self.scale).add_(self.shift)
+        return images.float().mul_(self._scale).add_(self._shift)
 
     def _crop(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
         """Cut each image's window out of the store.

@@ -41,7 +41,8 @@ class _MeanSquare(torch.autograd.Function):
     """``x²`` averaged over positions, ``[B, C, H, W]`` to ``[B, C]``.
 
     The gradient of a mean over positions is a map that has forgotten whether its channels come first or last.
-    Put together with maps of the other layout it is slow, so here it is never made.
+    Put together with maps of the other layout it is slow, so here it is never made. (`global_pool` of the squares keeps
+    the layout too, but makes more maps: on two cores the whole loss takes 18 % longer.)
     """
 
     @staticmethod

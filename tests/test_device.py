@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource, sys, torch
 from utils.device import keep_freed_memory
-kept = keep_freed_memory()
+kept = keep_freed_memory(torch.device("cpu"))
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     torch.ones(2**24)  # 64 MiB, more than glibc would keep

@@ -81,9 +81,7 @@ class Restored:
     def normalisation(self) -> dict[str, list[float]]:
         """``mean`` and ``std`` of each channel, for images in [0, 1]."""
         augment = self.data.val.augment
-        scale, shift = augment.scale.double().flatten(), augment.shift.double().flatten()
-        std = 1 / (255 * scale)
-        return {"mean": (-shift * std).cpu().tolist(), "std": std.cpu().tolist()}
+        return {"mean": list(augment.mean), "std": list(augment.std)}
 
     def _load(self, network: ModelConfig, path: Path, name: str) -> StagedModel:
         model = build_network(network, self.data)

@@ -51,8 +51,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     if not (resume or overwrite):
         run.refuse_if_taken()
     device = choose_device(config.training.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     set_up(config)
     with process_group(device), closing(load_data(config, device)) as data, closing(run):
         try:

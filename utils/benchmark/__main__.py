@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     log_to_console()
     device = choose_device(options.device)
-    if device.type == "cpu":
-        keep_freed_memory()  # as a run does
+    keep_freed_memory(device)  # as a run does
     set_precision(options.precision)
     pairs = [Pair.parse(text) for text in options.pairs.split(",")]
     distillers = [DISTILLERS.canonical(name) for name in options.distillers.split(",")]
