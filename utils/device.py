@@ -70,10 +70,10 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Have the C library keep what a step on a CPU frees for the next one; say whether it does, which takes glibc.
 
     Left alone, it hands large blocks back to the system and asks for them anew in every step, to be cleared page by
-    page. On two cores that took 30 % of a KD step of ResNet50 to MobileNetV2, whose maps are beyond the 32 MiB which
-    glibc never keeps, 10 % of an epoch of wrn_16_2 at 64 pixels, and nothing that could be measured of small networks
-    at 32. In return the process takes up to a third more memory, so whoever has set ``MALLOC_TRIM_THRESHOLD_`` in the
-    environment is not overruled.
+    page. On two cores that took a quarter of a KD step of ResNet50 to MobileNetV2, whose maps are beyond the 32 MiB
+    which glibc never keeps, a sixth of an epoch of wrn_16_2 at 64 pixels, and nothing that could be measured of vgg13
+    to vgg8 at 32. In return the process takes more memory, 15 % there, so whoever has set ``MALLOC_TRIM_THRESHOLD_``
+    in the environment is not overruled.
     """
     if device.type != "cpu" or sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False
