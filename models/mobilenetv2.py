@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import conv1x1, conv3x3, init_convolutions, init_linears
+from models.layers import conv1x1, conv3x3, depthwise3x3, init_convolutions, init_linears
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -37,7 +37,7 @@ class InvertedResidual(nn.Module):
         self.is_residual = stride == 1 and channels == width
         self.conv = nn.Sequential(
             *_conv_bn_relu(conv1x1(channels, hidden)),
-            *_conv_bn_relu(conv3x3(hidden, hidden, stride, groups=hidden)),
+            *_conv_bn_relu(depthwise3x3(hidden, stride)),
             conv1x1(hidden, width),
             nn.BatchNorm2d(width),
         )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import channel_shuffle, conv1x1, conv3x3, relu
+from models.layers import channel_shuffle, conv1x1, depthwise3x3, relu
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -35,7 +35,7 @@ class ShuffleUnit(nn.Module):
         self.groups = 1 if channels == STEM_CHANNELS else GROUPS
         self.conv1 = conv1x1(channels, hidden, groups=self.groups)
         self.bn1 = nn.BatchNorm2d(hidden)
-        self.conv2 = conv3x3(hidden, hidden, stride, groups=hidden)
+        self.conv2 = depthwise3x3(hidden, stride)
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = conv1x1(hidden, made, groups=GROUPS)
         self.bn3 = nn.BatchNorm2d(made)

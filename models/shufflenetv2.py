@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import channel_shuffle, conv1x1, conv3x3, relu
+from models.layers import channel_shuffle, conv1x1, depthwise3x3, relu
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -23,7 +23,7 @@ class BasicUnit(nn.Module):
         half = channels // 2
         self.conv1 = conv1x1(half, half)
         self.bn1 = nn.BatchNorm2d(half)
-        self.conv2 = conv3x3(half, half, groups=half)
+        self.conv2 = depthwise3x3(half)
         self.bn2 = nn.BatchNorm2d(half)
         self.conv3 = conv1x1(half, half)
         self.bn3 = nn.BatchNorm2d(half)
@@ -43,14 +43,14 @@ class DownUnit(nn.Module):
         super().__init__()
         half = width // 2
         # Left branch.
-        self.conv1 = conv3x3(channels, channels, stride=2, groups=channels)
+        self.conv1 = depthwise3x3(channels, stride=2)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv1x1(channels, half)
         self.bn2 = nn.BatchNorm2d(half)
         # Right branch.
         self.conv3 = conv1x1(channels, half)
         self.bn3 = nn.BatchNorm2d(half)
-        self.conv4 = conv3x3(half, half, stride=2, groups=half)
+        self.conv4 = depthwise3x3(half, stride=2)
         self.bn4 = nn.BatchNorm2d(half)
         self.conv5 = conv1x1(half, half)
         self.bn5 = nn.BatchNorm2d(half)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from models import MODELS, get_model
+from models.layers import depthwise3x3
 from models.staged import StagedModel
 from utils.errors import UserError
 
@@ -228,6 +229,21 @@ def test_logits_are_those_of_the_formula_over_the_same_weights(name, size, formu
         expected = formula(reference.Weights(model.state_dict()), x)
     assert logits.std() > 0
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+def test_depthwise_convolutions_compute_in_float32_under_autocast():
+    convolution = depthwise3x3(8, stride=2)
+    x = torch.randn(2, 8, 8, 8).bfloat16()
+    outcomes = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y = convolution(x if enabled else x.float())
+        (of_weight,) = torch.autograd.grad(y.bfloat16().sum(), convolution.weight)
+        outcomes.append((y, of_weight))
+    (half, half_gradient), (full, full_gradient) = outcomes
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, full.bfloat16())
+    assert torch.equal(half_gradient, full_gradient)
 
 
 class TestInitialisation:
