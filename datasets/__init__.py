@@ -7,7 +7,7 @@ a function ``(root: Path) -> Source``.
 
 from datasets.batch import Batch
 from datasets.build import Data, build_data
-from datasets.loader import Loader
+from datasets.loading.loader import Loader
 from datasets.registry import DATASETS, register_dataset
 from datasets.source import Arrays, Files, Source
 

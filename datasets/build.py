@@ -11,17 +11,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from datasets.augment import AUGMENTATIONS, Augment
 from datasets.check import check_labels, without_unreadable
-from datasets.decode import decode_all
-from datasets.loader import Loader
-from datasets.memory import MemoryLoader
-from datasets.order import Order
+from datasets.loading.augment import AUGMENTATIONS, Augment
+from datasets.loading.decode import decode_all
+from datasets.loading.loader import Loader
+from datasets.loading.memory import MemoryLoader
+from datasets.loading.order import Order
+from datasets.loading.streaming import StreamLoader
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Source, Split
-from datasets.streaming import StreamLoader
-from utils.distributed import main_first
 from utils.errors import UserError
+from utils.processes.group import main_first
 
 log = logging.getLogger("sakd")
 

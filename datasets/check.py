@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from datasets.decode import find_unreadable
 from datasets.folders import enumerate_some
+from datasets.loading.decode import find_unreadable
 from datasets.source import Files, Source, Split
 from utils.errors import UserError
 

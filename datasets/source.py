@@ -91,7 +91,7 @@ class Source:
         class_names: one name per class, in the order of the labels.
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].
-        augment: customary augmentation, a name in `datasets.augment.AUGMENTATIONS`; None: it depends on the size.
+        augment: customary augmentation, a name in `loading.augment.AUGMENTATIONS`; None: it depends on the size.
         image_size: native (height, width); None: the images are of any size.
     """
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, all_middle
-from distillers.features import attention, pool_to_match
-from distillers.masking import masked_mean
-from distillers.precision import at_least
+from distillers.ops.features import attention, pool_to_match
+from distillers.ops.masking import masked_mean
+from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
-from distillers.early import with_gradient
-from distillers.features import linear_embedding
-from distillers.masking import masked_mean
-from distillers.precision import at_least
+from distillers.ops.features import linear_embedding
+from distillers.ops.masking import masked_mean
+from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
-from utils.distributed import all_sum, gather_rows
+from distillers.spot_adaptive.early import with_gradient
 from utils.errors import UserError
+from utils.processes.group import all_sum, gather_rows
 
 logger = logging.getLogger("sakd")
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, Shape, Spot, all_middle
-from distillers.features import pool_to_match
-from distillers.masking import masked_mean
-from distillers.precision import at_least
+from distillers.ops.features import pool_to_match
+from distillers.ops.masking import masked_mean
+from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
 from models.staged import StagedModel
 from utils.errors import UserError

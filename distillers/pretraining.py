@@ -7,8 +7,8 @@ from torch import nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller
+from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
-from utils.task import Task, TaskOutput
 
 
 class Pretraining(Task):

@@ -4,7 +4,7 @@ import inspect
 
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
-from models.wrap import wrap_model
+from models.wrapping.build import wrap_model
 from utils.errors import UserError
 
 __all__ = ["MODELS", "StagedModel", "get_model", "register_model", "wrap_model"]
@@ -22,7 +22,7 @@ def get_model(
 
     Args:
         name: a registered name (``list(models.MODELS)``), or the import path of a callable that returns any
-            module, e.g. ``torchvision.models.resnet34``; see `models.wrap.wrap_model`.
+            module, e.g. ``torchvision.models.resnet34``; see `models.wrapping.build.wrap_model`.
         num_classes: width of the logits.
         stages: how to cut a module of the second kind, where that is not evident; registered models are cut already.
         kwargs: further keyword arguments of the model.

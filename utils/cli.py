@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from utils.config import Config, find_config, load_config
 from utils.errors import UserError, printable, reason
-from utils.interrupt import EXIT_INTERRUPTED, EXIT_KILLED, Interrupted, stoppable
-from utils.launch import fail, keep_quiet_unless_first, place
+from utils.processes.place import fail, keep_quiet_unless_first, rank_info
+from utils.processes.stopping import EXIT_INTERRUPTED, EXIT_KILLED, Interrupted, stoppable
 
 EXIT_USER_ERROR = 2
 EXIT_TEACHER_MISSING = 3
@@ -28,7 +28,7 @@ def guarded(main: Callable[[], int | None]) -> None:
     Of several processes only the first one, or the first to fail, is heard.
     """
     keep_quiet_unless_first()
-    alone = place().world == 1
+    alone = rank_info().world == 1
     try:
         # SIGTERM may just as well be the launcher's answer to the failure of another process: nothing to report.
         with stoppable() if alone else nullcontext():
@@ -51,7 +51,7 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 def _leave(line: str, status: int) -> NoReturn:
-    if place().world > 1:
+    if rank_info().world > 1:
         fail(printable(line), status)
     print(printable(line), file=sys.stderr)
     try:
@@ -162,7 +162,7 @@ def _load(options: argparse.Namespace, parser: argparse.ArgumentParser, names: d
 
 
 def _train(config: Config, options: argparse.Namespace) -> int:
-    from utils.runs import train  # PyTorch takes seconds to import; --help and a bad config do not wait for it
+    from utils.training.run import train  # PyTorch takes seconds to import; --help and a bad config do not wait for it
 
     train(config, resume=options.resume, overwrite=options.overwrite)
     return 0

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from models import MODELS, StagedModel, get_model
-from utils.checkpoint import assign_weights, read_checkpoint, read_weights, save_atomically
 from utils.cli import guarded
 from utils.config import Config
 from utils.errors import UserError, printable
 from utils.files import replacing
+from utils.run_folder.checkpoint import assign_weights, read_checkpoint, read_weights, save_atomically
 
 COUNTERS = "num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 lack them
 Shapes = dict[str, tuple[int, ...]]

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.cli import guarded
 from utils.errors import UserError
 from utils.report.tables import Table
-from utils.restore import Restored, restore
+from utils.training.restore import Restored, restore
 
 LATENCY_BATCHES = (1, 64)
 WARM_UP, TIMED = 5, 30  # forward passes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from utils.cli import guarded
 from utils.errors import UserError
-from utils.restore import Restored, restore
+from utils.training.restore import Restored, restore
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
 IMAGES = 8

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distillers.policy import TEACHER_ROUTE
-from distillers.spot_adaptive import SpotAdaptiveDistillation
+from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.policy import TEACHER_ROUTE
 from utils.cli import guarded
 from utils.errors import UserError
 from utils.report.tables import Table
-from utils.restore import Restored, restore
+from utils.training.restore import Restored, restore
 
 ALL = "all classes"
 

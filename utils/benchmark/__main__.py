@@ -18,11 +18,11 @@ from distillers import DISTILLERS
 from utils.benchmark.cases import Conditions, Pair
 from utils.benchmark.suite import LoaderResult, Result, measure_loaders, measure_pair
 from utils.cli import guarded
-from utils.device import choose_device, keep_freed_memory, set_precision
 from utils.errors import UserError
 from utils.files import write_text
 from utils.report.tables import Table
-from utils.reporter import log_to_console
+from utils.training.device import choose_device, keep_freed_memory, set_precision
+from utils.training.reporter import log_to_console
 
 PAIRS = "vgg13-vgg8,resnet110-resnet32,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,ResNet50-MobileNetV2"
 DISTILLER_NAMES = "sp,cc,rkd,pkt,ft,fitnet,crd,at,vid,fsp,nst"

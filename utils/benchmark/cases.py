@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from distillers.spot_adaptive import SpotAdaptiveDistillation
+from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import MODELS, StagedModel, get_model
 from utils.config import Config, find_config
-from utils.cuda_graph import choose_recorder
-from utils.device import autocast, place_task
 from utils.errors import UserError
-from utils.gates import GateRecorder
-from utils.meter import Meter
-from utils.optim import make_optimizers
-from utils.runs import assemble
-from utils.step import CapturedStep, EagerStep, Phase
+from utils.training.build import assemble
+from utils.training.cuda_graph import choose_recorder
+from utils.training.device import autocast, place_task
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter
+from utils.training.optim import make_optimizers
+from utils.training.step import CapturedStep, EagerStep, Phase
 
 log = logging.getLogger("sakd")
 

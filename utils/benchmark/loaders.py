@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from datasets.augment import Augment
-from datasets.memory import MemoryLoader
-from datasets.order import Order
+from datasets.loading.augment import Augment
+from datasets.loading.memory import MemoryLoader
+from datasets.loading.order import Order
 from utils.benchmark.cases import SEED, Conditions
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from distillers import spot_adaptive
+from distillers.spot_adaptive import distillation
 from utils.benchmark.cases import Case
 
 WARM_UP = 2  # steps: the first one makes momentum buffers, and libraries choose and compile their kernels
@@ -100,7 +100,7 @@ def phase_seconds(case: Case, rounds: int, device: torch.device) -> dict[str, fl
     clock.watch(case.task.student, "features", "student")
     if case.task.policy is not None:
         clock.watch(case.task.router, "forward", "routing")
-    clock.watch(spot_adaptive, "differentiated", "student backward")
+    clock.watch(distillation, "differentiated", "student backward")
     clock.watch(case.task, "forward", "forward")
     clock.watch(Tensor, "backward", "backward")
     for scheduled in case.optimizers.values():

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.grid.plan import Job, plan, state
 from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
-from utils.interrupt import EXIT_INTERRUPTED
+from utils.processes.stopping import EXIT_INTERRUPTED
 from utils.report.__main__ import report
 from utils.report.collect import read_run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.grid.plan import Job, state
-from utils.interrupt import EXIT_INTERRUPTED, StopRequest
+from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 
 POLL = 0.2  # seconds
 DONE = ("finished", "skipped")

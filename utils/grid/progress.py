@@ -11,7 +11,7 @@ from statistics import fmean
 from utils.grid.plan import Job
 from utils.grid.pool import Pool
 from utils.report.collect import read_json_lines
-from utils.reporter import clock
+from utils.training.reporter import clock
 
 EVERY = 5.0  # seconds between two looks at the runs' records
 

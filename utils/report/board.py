@@ -10,7 +10,7 @@ from utils.report.build import load_source
 from utils.report.collect import read_gate_samples, read_gate_shares, read_run
 from utils.report.gallery import class_names_of, gallery_figure, matches
 from utils.report.gate_plots import class_heatmap, share_figures
-from utils.run_dir import RunDir
+from utils.run_folder.folder import RunDir
 
 
 def add_figures(board: SummaryWriter, run: RunDir, step: int) -> None:

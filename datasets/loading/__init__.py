@@ -1,0 +1,1 @@
+"""Turning what a source holds into batches on the training device."""

@@ -1,0 +1,93 @@
+"""What both loaders have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from datasets.batch import Batch
+from datasets.loading.augment import Augment, Moves
+from datasets.loading.order import Order, derive_seed
+
+
+class Plan(NamedTuple):
+    """Everything random about an epoch, drawn before its first step.
+
+    Attributes:
+        epoch: number of the epoch.
+        parts: for each step to come, the places of its images in the order.
+        order: the images in the order of the epoch, int64 ``[N]`` on the CPU.
+        index: the same on the training device.
+        moves: how the image at each place is augmented, on the training device.
+    """
+
+    epoch: int
+    parts: list[slice]
+    order: Tensor
+    index: Tensor
+    moves: Moves
+
+
+class Loader(ABC):
+    """Batches of one data set, on the training device.
+
+    An epoch's order and augmentation are drawn at once, on the CPU, for all processes, from (seed, epoch): a
+    batch depends neither on where the epoch was started nor on the number of processes or the kind of device, and
+    no step waits for the device.
+
+    Args:
+        labels: int64 ``[N]``, of the whole data set.
+        order: cuts an epoch into batches.
+        augment: turns uint8 images into batches.
+        seed: of every order and augmentation.
+        device: where the batches are wanted.
+
+    Attributes:
+        labels: as given, on the CPU.
+        num_samples: images in the data set, all processes together.
+        augment: as given.
+    """
+
+    def __init__(self, labels: Tensor, order: Order, augment: Augment, seed: int, device: torch.device):
+        self.labels = labels
+        self.num_samples = len(labels)
+        self._order = order
+        self.augment = augment
+        self._seed = seed
+        self._device = device
+        self._device_labels = labels.to(device)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self._order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches number `start`, `start` + 1, … of an epoch, the very ones that the whole epoch yields.
+
+        A batch of this process holds every ``world``-th image of the global batch. The last batch is smaller
+        than the others, or larger where too small a rest was added to it (see `Order`).
+        """
+        plan = self._plan(epoch, start)
+        for part, (store, rows) in zip(plan.parts, self._stores(plan)):
+            index = plan.index[part].contiguous()
+            image = self.augment(store, rows, plan.moves.part(part))
+            yield Batch(image, self._device_labels.index_select(0, index), index)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the images, or of the processes that read them. No epoch can follow."""
+
+    def _plan(self, epoch: int, start: int) -> Plan:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
+        order = self._order.draw(generator)
+        moves = self.augment.draw(len(order), generator).to(self._device)
+        parts = [self._order.part(step) for step in range(start, len(self))]
+        return Plan(epoch, parts, order, order.to(self._device, non_blocking=True), moves)
+
+    @abstractmethod
+    def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each part of the plan: padded uint8 images on the device, and which of them to take."""

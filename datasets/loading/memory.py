@@ -1,0 +1,39 @@
+"""Batches from a data set that lies on the training device as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from datasets.loading.augment import Augment
+from datasets.loading.loader import Loader, Plan
+from datasets.loading.order import Order
+
+
+class MemoryLoader(Loader):
+    """Holds every image as uint8 on the training device and augments whole batches there.
+
+    Args:
+        images: uint8 ``[N, 3, H, W]``.
+        labels: int64 ``[N]``.
+        order: cuts an epoch into batches.
+        augment: turns uint8 images into batches; must not need images in full size.
+        seed: of every order and augmentation.
+        device: the training device.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, order: Order, augment: Augment, *, seed: int, device: torch.device
+    ):
+        super().__init__(labels, order, augment, seed, device)
+        # Padded once here, so that a crop is nothing but a copy.
+        self._images = augment.pad(images).to(device).contiguous()
+
+    def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in plan.parts:
+            yield self._images, plan.index[part]
+
+    def close(self) -> None:
+        del self._images

@@ -1,0 +1,79 @@
+"""Batches from image files that are decoded by worker processes while the network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from datasets.loading.augment import Augment
+from datasets.loading.decode import Decoder, Job, decode_loader, readable
+from datasets.loading.loader import Loader, Plan
+from datasets.loading.order import Order, derive_seed
+from datasets.source import Split
+
+
+class StreamLoader(Loader):
+    """Decodes each batch anew; only the images of a few batches are in memory at a time.
+
+    Workers send uint8 images, a quarter of the bytes of float32; flip, crop and normalisation are done on the
+    training device by the code that serves the memory loader. One epoch at a time: starting another ends the one
+    before.
+
+    Args:
+        split: files, or arrays.
+        order: cuts an epoch into batches.
+        augment: turns uint8 images into batches.
+        margin: see `datasets.images.fit`.
+        workers: processes that decode; 0: the training process does.
+        seed: of every order and augmentation.
+        device: the training device.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        order: Order,
+        augment: Augment,
+        *,
+        margin: bool,
+        workers: int,
+        seed: int,
+        device: torch.device,
+    ):
+        super().__init__(split.labels, order, augment, seed, device)
+        decoder = Decoder(split, augment.size, margin=margin, resized_crop=augment.recipe.resized_crop)
+        self._jobs: list[Job] = []
+        self._decoded = decode_loader(
+            decoder,
+            self._jobs,
+            batch_size=-(-order.batch_size // order.world),
+            workers=workers,
+            pinned=device.type == "cuda",
+            persistent=True,
+        )
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = derive_seed(self._seed, plan.epoch)
+        self._jobs[:] = [Job(plan.order[part].tolist(), seed) for part in plan.parts]
+        for decoded in self._decoded:
+            images = self._send(readable(decoded))
+            yield self.augment.pad(images), torch.arange(len(images), device=self._device)
+
+    def close(self) -> None:
+        # Its workers end with it. If it were left to the end of the process, that would wait for them for ever: they
+        # ignore the signal by which they are then asked to go.
+        del self._decoded
+
+    def _send(self, images: Tensor) -> Tensor:
+        """Copy to the device. On CUDA the host runs ahead of the device, so the copy hides behind the last step."""
+        if self._copies is None:
+            return images.to(self._device)
+        with torch.cuda.stream(self._copies):
+            sent = images.to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._copies)
+        sent.record_stream(current)  # else the allocator may reuse its memory while `current` still reads it
+        return sent

@@ -1,0 +1,1 @@
+"""What the losses share: masks, precision, features."""

@@ -1,0 +1,179 @@
+"""Spot-adaptive knowledge distillation: any distiller, under a policy that says where to distil.
+
+Song, Chen, Ye, Song, "Spot-adaptive Knowledge Distillation", IEEE TIP 2022, arXiv 2205.02399.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.batch import Batch
+from distillers.base import Distiller, Shape, Spot
+from distillers.ops.masking import masked_mean
+from distillers.spot_adaptive.early import differentiated
+from distillers.spot_adaptive.policy import Policy, straight_through_gates
+from distillers.spot_adaptive.routing import Router
+from distillers.spot_adaptive.twin import frozen_twin, tie
+from distillers.task import Task, TaskOutput
+from models.staged import StagedModel
+from utils.processes.group import world_size
+
+Selection = Literal["adaptive", "anti", "fixed", "random"]
+
+
+class SpotAdaptiveDistillation(Task):
+    """The student's loss at the chosen spots, and the routing loss that teaches the policy to choose.
+
+    The two losses have disjoint parameters and no gradient crosses between them, so one backward pass serves both.
+
+    Args:
+        student, teacher: the networks; the teacher is frozen and stays in evaluation mode.
+        distiller: what to distil.
+        student_shapes, teacher_shapes: shape of every feature, batch dimension left out.
+        selection: ``adaptive``, the policy's gates; ``anti``, their inverse (the policy learns in the same way);
+            ``fixed``, every gate 1, which is the plain distiller; ``random``, fair coins. The last two have no policy.
+        homogeneous: teacher and student are of one family.
+        alpha, beta: weights of the KL term and of the distiller's losses.
+        gamma: how much more (less) a routed loss above (below) the student's counts for the policy.
+        temperature: of the KL term.
+        gate_temperature: of the Gumbel-softmax.
+    """
+
+    def __init__(
+        self,
+        student: StagedModel,
+        teacher: StagedModel,
+        distiller: Distiller,
+        student_shapes: list[Shape],
+        teacher_shapes: list[Shape],
+        *,
+        selection: Selection = "adaptive",
+        homogeneous: bool = False,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        temperature: float = 4.0,
+        gate_temperature: float = 5.0,
+    ):
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.distiller = distiller
+        self.selection = selection
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.temperature, self.gate_temperature = temperature, gate_temperature
+        self.num_gates = len(distiller.spots) + 1
+        self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
+        self.policy: Policy | None = None
+        if selection in ("adaptive", "anti"):
+            self.policy = Policy(teacher_shapes[-1][0], student_shapes[-1][0], self.num_gates, homogeneous)
+            self.router = Router(distiller.spots, student_shapes, teacher_shapes)
+            # In a tuple, so that it is no submodule: it would double the student in state_dict and parameters.
+            self._twin = (frozen_twin(student),)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = {"student": [*self.student.parameters(), *self.distiller.main_parameters()]}
+        if self.policy is not None:
+            groups["agent"] = [*self.policy.parameters(), *self.router.parameters()]
+        return groups
+
+    def train(self, mode: bool = True) -> SpotAdaptiveDistillation:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.policy is not None:  # moving the student gave it new tensors
+            tie(self._twin[0], self.student)
+        return self
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        """Losses of one batch; ``parts`` has every loss apart and the share of samples distilled at each spot."""
+        with torch.no_grad():
+            teacher_features, teacher_logits = self.teacher.features(batch.image)
+        output, gates = self._distil(batch, (teacher_features, teacher_logits))
+        if self.policy is None:
+            return output
+        # What both losses remember need not be there at the same time: neither looks at the other's gradients.
+        student_loss = differentiated(output.loss, self.parameter_groups()["student"])
+        start = self.router.start(teacher_features, teacher_logits)
+        del teacher_features
+        routed = self.router(batch.image, self._twin[0], self.teacher, start, gates)
+        routed_ce = F.cross_entropy(routed.float(), batch.label)
+        policy_loss = routing_loss(routed_ce, output.parts["loss/ce"], gates[:, -1], self.gamma)
+        parts = output.parts | {"loss/routed_ce": routed_ce.detach(), "loss/policy": policy_loss.detach()}
+        return output._replace(loss=student_loss + policy_loss, parts=parts)
+
+    def _distil(self, batch: Batch, teacher: tuple[list[Tensor], Tensor]) -> tuple[TaskOutput, Tensor]:
+        """The student's own loss, and the gates with the policy's gradient. Nothing else keeps its activations."""
+        teacher_features, teacher_logits = teacher
+        features, logits = self.student.features(batch.image)
+        gates = self.draw_gates(teacher_features[-1], features[-1])
+        chosen = self.choose(gates)
+        ce = F.cross_entropy(logits.float(), batch.label)
+        spots = self.distiller(features, teacher_features, chosen[:, :-1], batch)
+        kl = distillation_kl(logits, teacher_logits, chosen[:, -1], self.temperature)
+        loss = ce + self.beta * spots.sum() + self.alpha * kl
+        parts = {"loss/total": loss, "loss/ce": ce, "loss/kl": kl}
+        parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}
+        parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
+        parts = {name: part.detach() for name, part in parts.items()}
+        return TaskOutput(loss, parts, logits.detach(), chosen), gates
+
+    def draw_gates(self, teacher_vector: Tensor, student_vector: Tensor) -> Tensor:
+        """Gates ``[B, K + 1]`` of the selection; those of the policy carry its gradient."""
+        size = (student_vector.shape[0], self.num_gates)
+        device = student_vector.device
+        if self.policy is not None:
+            with torch.autocast(device.type, enabled=False):
+                return straight_through_gates(self.policy(teacher_vector, student_vector), self.gate_temperature)
+        if self.selection == "random":
+            return torch.randint(2, size, device=device, dtype=torch.float32)
+        return torch.ones(size, device=device)
+
+    def choose(self, gates: Tensor) -> Tensor:
+        """Where the student distils, ``[B, K + 1]``: the gates without gradient, or their inverse."""
+        return 1 - gates.detach() if self.selection == "anti" else gates.detach()
+
+
+def spot_label(spot: Spot) -> str:
+    """Short name of a spot in logs: ``"f2"``, or ``"f2-f3"`` where student and teacher index differ."""
+    return f"f{spot.student}" if spot.student == spot.teacher else f"f{spot.student}-f{spot.teacher}"
+
+
+def distillation_kl(student: Tensor, teacher: Tensor, gate: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the softened class probabilities over the chosen samples, a scalar.
+
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+
+    Args:
+        student, teacher: logits ``[B, num_classes]``.
+        gate: ``[B]``, 1 where the sample is distilled.
+        temperature: both logits are divided by it, and the loss multiplied by its square.
+    """
+    log_p_s = F.log_softmax(student.float() / temperature, dim=1)
+    log_p_t = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    per_sample = F.kl_div(log_p_s, log_p_t, log_target=True, reduction="none").sum(dim=1)
+    return masked_mean(per_sample, gate) * temperature**2
+
+
+def routing_loss(routed_ce: Tensor, student_ce: Tensor, logits_gate: Tensor, gamma: float) -> Tensor:
+    """Loss of the policy and the adapters, a scalar.
+
+    Args:
+        routed_ce: cross-entropy of the routed logits.
+        student_ce: cross-entropy of the student's own logits, no gradient.
+        logits_gate: last gate ``[B]``; where it sends fewer than half of the batch through the teacher, each missing
+            sample costs 1. Every process asks for half of its own part of the batch.
+        gamma: weight of a routed loss above the student's; one below weighs ``1 / gamma``.
+    """
+    difference = (routed_ce - student_ce).detach()
+    weight = torch.where(difference > 0, gamma, torch.where(difference < 0, 1 / gamma, 1.0))
+    missing = F.relu(logits_gate.shape[0] / 2 - logits_gate.sum())
+    # A sum over the batch, whereas gradients are averaged over processes.
+    return routed_ce * weight + missing * world_size()

@@ -1,0 +1,85 @@
+"""What the engine trains: a module that turns a batch into a loss and its named parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.batch import Batch
+from models.staged import StagedModel
+
+_STORED_ELSEWHERE = ("student.", "teacher.")
+
+
+class TaskOutput(NamedTuple):
+    """Result of one training step.
+
+    Attributes:
+        loss: the scalar to differentiate.
+        parts: named scalars for the log, detached, means over the batch; ``"loss/..."`` and ``"gate/..."``.
+        logits: the trained network's logits ``[B, num_classes]``, detached; None where there is nothing to score.
+        gates: where each sample was distilled, ``[B, K + 1]``; None where nothing is.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor | None
+    gates: Tensor | None = None
+
+
+class Task(nn.Module):
+    """Base class: forward turns a `Batch` into a `TaskOutput`. It must not wait for the device.
+
+    The network being trained is the submodule ``student``; a frozen ``teacher`` may stand beside it.
+
+    Attributes:
+        gate_labels: names of the columns of `TaskOutput.gates`.
+    """
+
+    student: StagedModel
+    gate_labels: Sequence[str] = ()
+
+    def networks(self) -> list[StagedModel]:
+        """Student and teacher, as far as there are any."""
+        return [network for name, network in self.named_children() if name in ("student", "teacher")]
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides the network's own weights: policy, adapters, the distiller's modules."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(_STORED_ELSEWHERE)}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `extra_state` gave; refuses anything missing or unknown with a ValueError."""
+        expected = self.extra_state().keys()
+        if state.keys() != expected:
+            raise ValueError(f"expected {len(expected)} entries, found {len(state)}, not the same ones")
+        self.load_state_dict(state, strict=False)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What each optimiser trains; the keys are those of `utils.training.optim.make_optimizers`."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        raise NotImplementedError
+
+
+class Classification(Task):
+    """Plain training with cross-entropy: teachers, and students on their own.
+
+    Args:
+        student: the network to train.
+    """
+
+    def __init__(self, student: StagedModel):
+        super().__init__()
+        self.student = student
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"model": list(self.student.parameters())}
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        logits = self.student(batch.image)
+        loss = F.cross_entropy(logits.float(), batch.label)
+        return TaskOutput(loss, {"loss/total": loss.detach()}, logits.detach())

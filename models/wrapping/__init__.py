@@ -1,0 +1,1 @@
+"""Any other module, cut into stages."""

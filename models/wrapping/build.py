@@ -1,0 +1,105 @@
+"""Networks of your own: whatever has an import path becomes a `StagedModel`, from the config alone."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from torch import nn
+
+from models.staged import StagedModel
+from models.wrapping.probe import Probe, find_cuts
+from models.wrapping.wrapped import OPERATIONS, Cuts, WrappedModel, expand_slices, explain, listed, part_names
+from utils.errors import UserError
+
+
+def wrap_model(
+    name: str, num_classes: int, stages: Cuts | None, kwargs: dict, image_size: tuple[int, int]
+) -> StagedModel:
+    """Build the module at the import path `name` and cut it into stages.
+
+    The result holds the very parts of that module: the keys of its `state_dict` are the original's, so weights go
+    in and come out unchanged. Every part with an `inplace` switch gets it turned off, for a stage must not
+    overwrite the feature that it is handed. Before anything is returned, random images prove on a copy that the
+    stages do what the module's own forward does, in evaluation and in training mode.
+
+    Args:
+        name: dotted path of a callable that returns the module, e.g. ``torchvision.models.resnet34`` or
+            ``mypackage.nets.MyNet``; the current directory is searched as well.
+        num_classes: given to the callable under this name.
+        stages: for every stage its steps. A step is a part of the module (``layer1``, ``features.3``), a slice of a
+            Sequential (``features.0:4``) or an operation: ``relu``, ``flatten``, ``pool`` (average over all
+            positions); of a part and an operation of one name the part is meant. The last stage is the classifier,
+            and the last feature is a vector. None: torchvision's ResNets are cut at their layers; a module whose
+            parts are just called one after another is cut where the resolution changes; a `StagedModel` is
+            cut already.
+        kwargs: further keyword arguments of the callable.
+        image_size: height and width of the images.
+
+    Raises:
+        UserError: in one line, what is wrong with the path, the callable or the stages, and what would do.
+    """
+    try:
+        module = _build(_locate(name), num_classes, kwargs)
+        if not isinstance(module, StagedModel):
+            return _cut(module, num_classes, stages, image_size)
+        if stages is not None:
+            raise UserError("is cut into stages by its own class; leave `stages` out")
+        return module
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from error
+
+
+def _locate(path: str) -> Callable[..., nn.Module]:
+    """The callable at an import path."""
+    if not {"", os.getcwd()}.intersection(sys.path):
+        sys.path.append(os.getcwd())
+    module_name, _, attribute = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # somebody's file may raise anything
+        raise UserError(f"cannot import {module_name!r}, installed or in this directory: {explain(error)}") from error
+    if not callable(getattr(module, attribute, None)):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        close = difflib.get_close_matches(attribute, known)
+        raise UserError(f"{module_name!r} has no class or function {attribute!r}; it has {listed(close or known)}")
+    return getattr(module, attribute)
+
+
+def _build(make: Callable[..., nn.Module], num_classes: int, kwargs: dict) -> nn.Module:
+    try:
+        module = make(num_classes=num_classes, **kwargs)
+    except Exception as error:
+        arguments = ", ".join(["num_classes", *kwargs])
+        raise UserError(f"calling it with {arguments} fails: {explain(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"calling it gives a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _cut(module: nn.Module, num_classes: int, stages: Cuts | None, image_size: tuple[int, int]) -> WrappedModel:
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    cuts = None if stages is None else expand_slices(module, stages)
+    probe = Probe(module, num_classes, image_size)
+    if cuts is not None:
+        probe.check(cuts)
+    else:
+        cuts = find_cuts(probe)
+    if cuts is None:
+        raise UserError(_what_to_write(module))
+    return WrappedModel(module, cuts)
+
+
+def _what_to_write(module: nn.Module) -> str:
+    names = part_names(module)
+    example = ", ".join(f"[{step}]" for step in [*names[:-1], "pool", *names[-1:]])
+    return (
+        f"its forward does more than call {listed(names)} in turn; say what every stage does, up to a vector, then "
+        f"the classifier, somewhat like `stages: [{example}]` (a step is a part, a part within one such as features.3 "
+        f"or features.0:4, or one of {listed(OPERATIONS)})"
+    )

@@ -1,0 +1,199 @@
+"""Cuts of a module into stages: finding them, and proving that they compute what the module itself computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from models.staged import Stage
+from models.wrapping.wrapped import Cuts, WrappedModel, explain, find_part, listed, part_names
+from utils.errors import UserError
+
+TORCHVISION_RESNET = [
+    ["conv1", "bn1", "relu", "maxpool"],
+    ["layer1"],
+    ["layer2"],
+    ["layer3"],
+    ["layer4"],
+    ["avgpool", "flatten"],
+    ["fc"],
+]
+
+# What the forward of many networks calls between its last map and the classifier, and parts with the same purpose.
+# Flattening comes last: of a 1x1 map it does the same as pooling, but it would not do for larger images.
+BRIDGES = ([], ["pool"], ["relu", "pool"], ["flatten"])
+POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+
+# How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
+TOLERANCES = {"evaluation": 1e-5, "training": 1e-3}
+
+
+class Probe:
+    """A few random images and the logits that a module makes of them, to try cuts on.
+
+    Every run is on a fresh copy and under a random state of its own, so the module keeps its running statistics
+    and its mode, and nothing that is drawn later changes. Training mode is tried as well: only there does
+    a dropout show that the module's forward calls as a function.
+
+    Raises:
+        UserError: the module cannot be copied, or does not turn the images into logits ``[B, num_classes]``.
+    """
+
+    def __init__(self, module: nn.Module, num_classes: int, image_size: tuple[int, int]):
+        noise = torch.Generator().manual_seed(0)
+        try:
+            self.module = copy.deepcopy(module)
+            _fill_zeros(self.module, noise)
+        except Exception as error:
+            raise UserError(f"cannot be copied, as distilling it needs: {explain(error)}") from error
+        self.images = torch.randn(4, 3, *image_size, generator=noise)
+        self.logits = {mode: self._own_logits(mode, num_classes) for mode in TOLERANCES}
+
+    def check(self, cuts: Cuts) -> None:
+        """Raise a UserError that says what is wrong, unless `cuts` reproduce the module's own logits."""
+        if len(cuts) < 2 or not all(cuts):
+            lengths = ", ".join(str(len(stage)) for stage in cuts) or "none"
+            raise UserError(f"stages: two or more are needed, each of one or more steps; found with steps: {lengths}")
+        for mode, tolerance in TOLERANCES.items():
+            own, staged = self.logits[mode], self._staged_logits(mode, cuts)
+            if staged.shape != own.shape:
+                shapes = f"{tuple(staged.shape)}, the network's own forward {tuple(own.shape)}"
+                raise UserError(f"stages: the last one gives a tensor of shape {shapes}")
+            gap, scale = (staged - own).abs().max(), own.abs().max()
+            if not gap <= tolerance * scale:  # nor if either is NaN
+                raise UserError(
+                    f"stages: they do not do what the network's own forward does: in {mode} mode logits differ "
+                    f"by up to {gap:.2g}, where the largest is {scale:.2g}; is a step missing or out of order?"
+                )
+
+    @torch.no_grad()
+    def by_resolution(self, names: Sequence[str]) -> list[list[str]]:
+        """Chained parts, a new group wherever the size of the map changes; a 1x1 map counts as a vector."""
+        groups, size, x = [], None, self.images.clone()
+        with _own_random_state():
+            for name, step in zip(names, self._stages("evaluation", [names])[0]):
+                x = _run_step(name, step, x)
+                new_size = tuple(x.shape[2:]) if x.shape[2:].numel() > 1 else ()
+                if new_size != size:
+                    groups.append([])
+                groups[-1].append(name)
+                size = new_size
+        return groups
+
+    @torch.no_grad()
+    def _own_logits(self, mode: str, num_classes: int) -> Tensor:
+        try:
+            with _own_random_state():
+                logits = self._copy(mode)(self.images.clone())
+        except Exception as error:
+            size = "x".join(str(length) for length in self.images.shape[2:])
+            raise UserError(f"fails on images of {size} in {mode} mode: {explain(error)}") from error
+        expected = (len(self.images), num_classes)
+        if not isinstance(logits, Tensor) or logits.shape != expected:
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise UserError(f"gives {found} for {expected[0]} images in {mode} mode, not logits of shape {expected}")
+        return logits
+
+    @torch.no_grad()
+    def _staged_logits(self, mode: str, cuts: Cuts) -> Tensor:
+        x = self.images.clone()
+        with _own_random_state():
+            for index, (names, stage) in enumerate(zip(cuts, self._stages(mode, cuts))):
+                if index == len(cuts) - 1 and x.dim() != 2:
+                    raise UserError(
+                        f"stages: the last feature, before [{listed(names)}], must be a vector and is a map of shape "
+                        f"{tuple(x.shape[1:])}; end the stage before the last with pool or flatten"
+                    )
+                x = _run_stage(names, stage, x)
+        return x
+
+    def _copy(self, mode: str) -> nn.Module:
+        return copy.deepcopy(self.module).train(mode == "training")
+
+    def _stages(self, mode: str, cuts: Cuts) -> list[Stage]:
+        return WrappedModel(self._copy(mode), cuts).stages()
+
+
+def find_cuts(probe: Probe) -> Cuts | None:
+    """Stages that provably do what the module does, if its layout is known or its parts are a plain chain."""
+    for cuts in _candidates(probe):
+        try:
+            probe.check(cuts)
+        except UserError:
+            continue
+        return cuts
+    return None
+
+
+def _candidates(probe: Probe) -> Iterator[Cuts]:
+    names = part_names(probe.module)
+    if names == [name for stage in TORCHVISION_RESNET for name in stage if name != "flatten"]:
+        yield TORCHVISION_RESNET
+    # The classifier: the last part that has weights, and whatever comes after it.
+    learned = [index for index, name in enumerate(names) if any(True for _ in probe.module._modules[name].parameters())]
+    head = max(learned, default=0)
+    body = _opened(probe.module, names[:head])
+    tail: list[str] = []
+    while body and isinstance(find_part(probe.module, body[-1]), POOLING):
+        tail.insert(0, body.pop())
+    try:
+        groups = probe.by_resolution(body)
+    except UserError:
+        return
+    for bridge in BRIDGES:
+        pooled = [*tail, *bridge]
+        yield [*groups, *([pooled] if pooled else []), names[head:]]
+
+
+def _opened(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Paths of the named parts, those of a Sequential's own parts in its stead."""
+    opened = []
+    for name in names:
+        part = module._modules[name]
+        opened += [f"{name}.{inner}" for inner in part._modules] if isinstance(part, nn.Sequential) else [name]
+    return opened
+
+
+def _run_stage(names: Sequence[str], stage: Stage, feature: Tensor) -> Tensor:
+    x, before = feature, feature.clone()
+    for name, step in zip(names, stage):
+        x = _run_step(name, step, x)
+    if not torch.equal(feature, before):
+        raise UserError(
+            f"stages: the stage [{listed(names)}] overwrites the feature that it is handed, which a distiller "
+            "may still need; do without the in-place operation at its beginning, or let the stage begin elsewhere"
+        )
+    return x
+
+
+def _run_step(name: str, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    try:
+        out = step(x)
+    except Exception as error:
+        raise UserError(f"stages: {name!r} fails on a tensor of shape {tuple(x.shape)}: {explain(error)}") from error
+    if not isinstance(out, Tensor):
+        raise UserError(f"stages: {name!r} gives a {type(out).__name__}, and a step must give a tensor")
+    return out
+
+
+@torch.no_grad()
+def _fill_zeros(module: nn.Module, generator: torch.Generator) -> None:
+    """Noise for weights that start at zero: behind a classifier of zeros every cut would look right."""
+    for name, parameter in module.named_parameters():
+        if not name.endswith("bias") and not parameter.any():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """The same draws for every run within, and none of them taken from the global generator.
+
+    That of the CPU only, where modules are built: `torch.manual_seed` would seed the GPUs as well.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield

@@ -1,0 +1,118 @@
+"""Evaluating and exporting: the figures are right, and what is handed on computes the same."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from trained_pair import trained_pair
+
+from utils import evaluate, export
+from utils.errors import UserError
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.training.restore import restore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained_pair(tmp_path_factory.mktemp("runs"))
+
+
+def test_flops_of_a_convolution_are_two_per_multiply_add():
+    conv = nn.Conv2d(3, 8, kernel_size=3, stride=2, padding=1, bias=False)
+    assert evaluate.flops(conv, (16, 12), CPU) == 2 * (8 * 6) * (3 * 3 * 3) * 8
+
+
+def test_accuracy_and_confusion_are_counted_as_by_hand(run, monkeypatch):
+    restored = restore(run)
+
+    class Always(nn.Module):
+        """Says class 1, then class 0, whatever it sees."""
+
+        def forward(self, images):
+            return torch.tensor([[1.0, 2.0, *[0.0] * 8]]).repeat(len(images), 1)
+
+    labels = restored.data.val.labels
+    found = evaluate.scores(Always(), restored)
+    counts = labels.bincount(minlength=10)
+    assert found.top1 == pytest.approx(100 * counts[1].item() / len(labels))
+    assert found.confusion[:, 1].equal(counts)
+    assert found.confusion.sum() == len(labels)
+    assert found.per_class() == [0.0, 100.0, *[0.0] * 8]
+
+
+def test_it_finds_the_accuracy_that_training_recorded(run):
+    restored = restore(run)
+    found = evaluate.scores(restored.student(), restored)
+    recorded = restored.content["val"]
+    assert found.top1 == pytest.approx(recorded["top1"])
+    assert found.top5 == pytest.approx(recorded["top5"])
+
+
+def test_a_class_without_images_has_no_accuracy():
+    confusion = torch.tensor([[3, 1], [0, 0]])
+    assert evaluate.Scores(75.0, 100.0, confusion).per_class() == [75.0, None]
+    assert "nothing" not in evaluate.class_extremes([75.0, None], ["some", "nothing"])
+
+
+def test_the_command_writes_the_teacher_beside_the_student(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "LATENCY_BATCHES", (1,))
+    assert evaluate.main([str(run), "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "resnet8 (teacher)" in table
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    teacher = json.loads((run / "result.json").read_text())["teacher_top1"]
+    assert written["resnet8 (teacher)"]["top1"] == pytest.approx(teacher)
+    assert written["resnet8"]["parameters"] == sum(p.numel() for p in restore(run).student().parameters())
+    assert (tmp_path / "per_class.csv").read_text().splitlines()[0] == "class,resnet8,resnet8 (teacher)"
+    assert len((tmp_path / "confusion.csv").read_text().splitlines()) == 11
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exported_program_gives_the_same_logits(run, tmp_path, capsys):
+    file = tmp_path / "student.pt2"
+    assert export.main([str(run), "--out", str(file)]) == 0
+    assert "same logits" in capsys.readouterr().out
+    restored = restore(run)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.export.load(file).module()(images), restored.student()(images))
+    told = json.loads(file.with_suffix(".json").read_text())
+    assert told["mean"] == pytest.approx([0.3077] * 3)
+    assert told["std"] == pytest.approx([0.3246] * 3)
+    assert told["classes"] == list("0123456789")
+
+
+def test_a_program_that_computes_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match="other logits"):
+        export._compare(tmp_path / "x.pt2", [(torch.zeros(2, 3), torch.full((2, 3), 0.1))])
+    with pytest.raises(UserError, match="other logits"):
+        export._compare(tmp_path / "x.pt2", [(torch.zeros(2, 3), torch.full((2, 3), float("nan")))])
+
+
+def test_onnx_gives_the_same_logits(run, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    images = torch.randn(4, 3, 32, 32)
+    assert "same logits" in export.export_onnx(restore(run).student(), images, tmp_path / "student.onnx")
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_needs_a_config(run, tmp_path):
+    bare, config = tmp_path / "bare.pth", tmp_path / "single.yml"
+    torch.save({"model": read_checkpoint(run / "ckpt" / "best.pth")["model"]}, bare)
+    with pytest.raises(UserError, match="--config"):
+        restore(bare)
+    config.write_text("dataset: {name: digits}\nmodel: {name: resnet8}\ntraining: {device: cpu}\n")
+    assert restore(bare, config=str(config)).student().state_dict().keys()
+
+
+def test_images_from_files_are_prepared_as_validation_images_are(run, tmp_path):
+    from PIL import Image
+
+    restored = restore(run)
+    batch = next(iter(restored.data.val.epoch(0)))
+    pixels = (batch.image[0] * 0.3246 + 0.3077).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    torch.testing.assert_close(restored.read_image(str(tmp_path / "digit.png"))[0], batch.image[0])

@@ -1,0 +1,211 @@
+"""The grid: which runs it plans, in which order it runs them, and what it does about those that fail or stop."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from made_up_runs import write_run
+
+from utils.errors import UserError
+from utils.grid.__main__ import conclude, main, slots, split_overrides
+from utils.grid.plan import Job, plan, split_pair, state
+from utils.grid.pool import Pool
+from utils.grid.progress import seconds_left
+from utils.processes.stopping import EXIT_INTERRUPTED
+
+NAMES = {"dataset": "digits", "pairs": ["resnet20-resnet8"], "seeds": [1029]}
+
+
+def jobs_of(root, selections=("fixed",), distillers=("at",), **changes):
+    overrides = [f"run.root={root}", "training.epochs=4"]
+    return plan(**NAMES | {"selections": selections, "distillers": distillers, "overrides": overrides} | changes)
+
+
+def run_pool(monkeypatch, jobs, scripts, root, count=1):
+    """Let Python one-liners, by a part of the job's folder, stand in for training."""
+
+    def command(job: Job, *, resume: bool) -> list[str]:
+        script = next((text for part, text in scripts.items() if part in str(job.folder)), "pass")
+        return [sys.executable, "-c", f"resume = {resume}; {script}"]
+
+    monkeypatch.setattr(Job, "command", command)
+    said: list[str] = []
+    outcomes = Pool(jobs, [{}] * count, root / "grid", said.append, lambda pool: None).work()
+    return {outcome.job.name.split(",")[0]: outcome for outcome in outcomes}, said
+
+
+def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_path):
+    jobs = jobs_of(tmp_path, ("fixed", "anti", "single"), ("at", "kd"), seeds=[1, 2])
+    assert [job.name for job in jobs[:6]] == [
+        "resnet20 alone, seed 1",
+        "resnet8 alone, seed 1",
+        "at fixed, resnet20-resnet8, seed 1",
+        "at anti, resnet20-resnet8, seed 1",
+        "kd fixed, resnet20-resnet8, seed 1",
+        "kd anti, resnet20-resnet8, seed 1",
+    ]
+    assert len(jobs) == 12
+    assert jobs[2].teacher == jobs[0].folder == tmp_path / "digits" / "1" / "resnet20"
+
+
+def test_settings_of_the_runs_are_not_forced_on_their_teachers(tmp_path):
+    teacher, run = jobs_of(tmp_path, teacher_overrides=["training.lr=0.02"])
+    assert teacher.config.training.epochs != 4
+    assert teacher.config.training.lr == 0.02
+    assert run.config.training.epochs == 4
+    assert run.config.training.lr != 0.02
+
+
+def test_a_teacher_given_by_its_checkpoint_is_not_trained(tmp_path):
+    jobs = jobs_of(tmp_path, overrides=["kd.teacher.checkpoint=somewhere.pth"])
+    assert [job.script for job in jobs] == ["train.py"]
+
+
+def test_a_wrong_name_ends_the_grid_before_it_starts(tmp_path):
+    with pytest.raises(UserError):
+        jobs_of(tmp_path, overrides=["training.epoch=4"])
+    with pytest.raises(UserError, match="teacher-student"):
+        split_pair("vgg13")
+    assert split_pair("my-net:vgg8") == ("my-net", "vgg8")
+
+
+def test_keys_are_told_from_the_values_of_a_list():
+    words, overrides = split_overrides(
+        ["--seeds", "1", "2", "training.epochs=3", "--teacher-arg", "training.lr=1", "--out=a=b", "run.root=x"]
+    )
+    assert words == ["--seeds", "1", "2", "--teacher-arg", "training.lr=1", "--out=a=b"]
+    assert overrides == ["training.epochs=3", "run.root=x"]
+
+
+def test_what_is_there_decides_between_starting_resuming_and_skipping(tmp_path):
+    teacher, run = jobs_of(tmp_path)
+    assert state(run).status == "new"
+    folder = write_run(tmp_path, selection="fixed", epochs=4, done=2)
+    (folder / "ckpt").mkdir()
+    (folder / "ckpt" / "last.pth").touch()
+    assert state(run).status == "unfinished"
+    write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)
+    (teacher.folder / "ckpt").mkdir()
+    (teacher.folder / "ckpt" / "last.pth").touch()
+    assert state(teacher).status == "finished"
+
+
+def test_a_finished_run_of_fewer_epochs_than_asked_for_is_resumed(tmp_path):
+    folder = write_run(tmp_path, selection="fixed", epochs=2)
+    (folder / "ckpt").mkdir()
+    (folder / "ckpt" / "last.pth").touch()
+    assert state(jobs_of(tmp_path)[1]).status == "unfinished"
+
+
+def test_a_run_that_was_done_with_other_settings_is_named(tmp_path):
+    folder = write_run(tmp_path, selection="fixed", settings={"training": {"batch_size": 7}})
+    (folder / "ckpt").mkdir()
+    (folder / "ckpt" / "last.pth").touch()
+    assert "training.batch_size 7, now 64" in state(jobs_of(tmp_path)[1]).differs
+
+
+def test_weights_that_somebody_put_in_a_teachers_place_are_not_trained_over(tmp_path):
+    teacher = jobs_of(tmp_path)[0]
+    (teacher.folder / "ckpt").mkdir(parents=True)
+    (teacher.folder / "ckpt" / "best.pth").touch()
+    assert state(teacher).status == "finished"
+
+
+def test_a_failing_run_is_listed_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    jobs = jobs_of(tmp_path, distillers=("at", "kd"))
+    outcomes, _ = run_pool(monkeypatch, jobs, {"fixed-at": "raise ValueError('out of luck')"}, tmp_path)
+    assert outcomes["at fixed"].status == "failed"
+    assert outcomes["at fixed"].reason.startswith("ValueError: out of luck")
+    assert outcomes["kd fixed"].status == "finished"
+    assert conclude(list(outcomes.values())) == 1
+    assert "failed: at fixed, resnet20-resnet8, seed 1029: ValueError: out of luck" in capsys.readouterr().out
+
+
+def test_without_its_teacher_nothing_is_started(tmp_path, monkeypatch):
+    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": "raise SystemExit(2)"}, tmp_path)
+    assert outcomes["resnet20 alone"].status == "failed"
+    assert (outcomes["at fixed"].status, outcomes["at fixed"].reason) == ("not started", "its teacher failed")
+
+
+def test_what_is_finished_is_skipped_and_what_is_not_is_resumed(tmp_path, monkeypatch):
+    jobs = jobs_of(tmp_path, distillers=("at", "kd"))
+    finished = write_run(tmp_path, selection="single", student="resnet20", epochs=jobs[0].epochs)
+    unfinished = write_run(tmp_path, selection="fixed", done=2)
+    for folder in (finished, unfinished):
+        (folder / "ckpt").mkdir()
+        (folder / "ckpt" / "last.pth").touch()
+    scripts = {"fixed-at": "assert resume", "fixed-kd": "assert not resume"}
+    outcomes, said = run_pool(monkeypatch, jobs, scripts, tmp_path)
+    assert [outcome.status for outcome in outcomes.values()] == ["skipped", "finished", "finished"]
+    assert any(line.startswith("resume: at fixed") for line in said)
+
+
+def test_being_asked_to_stop_lets_the_running_jobs_save_themselves(tmp_path, monkeypatch):
+    waits = (
+        "import signal, sys, time, pathlib; "
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({EXIT_INTERRUPTED})); "
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    )
+
+    def ask_when_ready():
+        while not (tmp_path / "ready").exists():
+            pause.wait(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    pause = threading.Event()
+    thread = threading.Thread(target=ask_when_ready)
+    thread.start()
+    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": waits}, tmp_path)
+    thread.join()
+    assert [outcome.status for outcome in outcomes.values()] == ["stopped", "not started"]
+    assert conclude(list(outcomes.values())) == EXIT_INTERRUPTED
+
+
+def test_gpus_are_dealt_out_in_turn(monkeypatch):
+    monkeypatch.setattr("utils.grid.__main__.visible_gpus", lambda: ["3", "5"])
+    assert slots(None) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(3)] == ["3", "5", "3"]
+    monkeypatch.setattr("utils.grid.__main__.visible_gpus", list)
+    assert slots(None) == [{}]
+
+
+def test_the_time_left_counts_the_epochs_to_go_at_their_own_pace(tmp_path):
+    jobs = jobs_of(tmp_path, ("fixed", "adaptive"), ("at",))[1:]
+    assert seconds_left(jobs, [], 1) is None, "nothing is known yet"
+    write_run(tmp_path, selection="fixed", epochs=4, done=1)  # 2 s an epoch
+    assert seconds_left(jobs[:1], jobs[1:], 1) == pytest.approx(3 * 2 + 4 * 2)
+    assert seconds_left(jobs[:1], jobs[1:], 2) == pytest.approx(7)
+
+
+def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, capsys):
+    data = tiny_images(tmp_path / "images")
+    arguments = [
+        *["--dataset", "imagefolder", "--pairs", "resnet8-resnet8", "--distillers", "kd", "--selections", "adaptive"],
+        *["--teacher-arg", "training.epochs=1", "--teacher-arg", "training.batch_size=4"],
+        *["training.epochs=1", "training.batch_size=4", "training.num_workers=0", "validation.num_workers=0"],
+        *[f"dataset.root={data}", "dataset.img_h=8", "training.device=cpu", f"run.root={tmp_path / 'run'}"],
+    ]
+    assert main(arguments) == 0
+    seed = tmp_path / "run" / "imagefolder" / "1029"
+    assert "teacher_top1" in json.loads((seed / "adaptive-kd" / "resnet8-resnet8" / "result.json").read_text())
+    assert (tmp_path / "run" / "report" / "report.html").exists()
+    capsys.readouterr()
+    assert main([*arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("finished") == 2
+
+
+def tiny_images(root: Path) -> Path:
+    """Two classes of four images of 8x8 pixels."""
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label, shade in (("dark", 30), ("light", 220)):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for k in range(4):
+                Image.new("RGB", (8, 8), (shade, shade, shade + k)).save(folder / f"{k}.png")
+    return root

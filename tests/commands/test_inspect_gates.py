@@ -1,0 +1,82 @@
+"""Asking a checkpoint which spots its policy picks."""
+
+import pytest
+import torch
+from trained_pair import trained_pair
+
+from distillers.spot_adaptive.policy import straight_through_gates
+from utils.errors import UserError
+from utils.inspect_gates import distil_chances, main, validation_chances
+from utils.training.restore import restore
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained_pair(tmp_path_factory.mktemp("runs"), distiller="sp")
+
+
+@pytest.fixture
+def restored(run):
+    return restore(run)
+
+
+def give_way(task, teacher_bias):
+    """Make the policy's logits the same for every image: `teacher_bias` per gate for the teacher's route, 0 against."""
+    with torch.no_grad():
+        task.policy.linear.weight.zero_()
+        task.policy.linear.bias.copy_(torch.stack([teacher_bias, torch.zeros_like(teacher_bias)], dim=1).flatten())
+
+
+def test_chances_are_how_often_training_draws_the_gate(restored):
+    task = restored.task()
+    give_way(task, torch.tensor([1.0, -2.0]))
+    chances = distil_chances(task, torch.zeros(1, 3, 32, 32))[0]
+    torch.testing.assert_close(chances, torch.tensor([1.0, -2.0]).sigmoid())
+    logits = torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]]).expand(20_000, -1, -1)
+    drawn = straight_through_gates(logits, temperature=5.0).mean(dim=0)
+    torch.testing.assert_close(drawn, chances, atol=0.02, rtol=0)
+
+
+def test_an_anti_run_distils_where_the_policy_says_not_to(restored):
+    task = restored.task()
+    give_way(task, torch.tensor([1.0, -2.0]))
+    task.selection = "anti"
+    chances = distil_chances(task, torch.zeros(1, 3, 32, 32))[0]
+    torch.testing.assert_close(chances, torch.tensor([-1.0, 2.0]).sigmoid())
+
+
+def test_every_class_has_a_line_with_the_mean_of_its_validation_images(run, restored, capsys):
+    assert main([str(run)]) == 0
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines[0] == ["class", "f3", "logits"]
+    assert [line[0] for line in lines[2:]] == ["all classes", *"0123456789"]
+    _, label, chances = validation_chances(restored, restored.task())
+    assert lines[5][1:] == [f"{100 * chance:.0f}" for chance in chances[label == 2].mean(dim=0).tolist()]
+
+
+def test_one_class_is_listed_image_by_image(run, capsys):
+    assert main([str(run), "--class", "3", "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert "mean of 104" in lines[3]
+    assert "validation image 3 " in lines[4]
+
+
+def test_image_files_have_a_line_each(run, tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (50, 40), "white").save(tmp_path / "white.png")
+    assert main([str(run), str(tmp_path / "white.png"), "training.device=cpu"]) == 0
+    assert str(tmp_path / "white.png") in capsys.readouterr().out
+
+
+def test_a_run_without_a_policy_is_a_one_line_error(run):
+    with pytest.raises(UserError, match="trained alone, which has no policy"):
+        main([str(run.parents[1] / "resnet8")])
+    with pytest.raises(UserError, match="a fixed run, which has no policy"):
+        main([str(run), "kd.selection=fixed"])
+
+
+def test_an_unknown_class_is_a_one_line_error(run):
+    with pytest.raises(UserError, match="no class 'cat'"):
+        main([str(run), "--class", "cat"])

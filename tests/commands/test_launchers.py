@@ -1,0 +1,213 @@
+"""The launchers, run as people run them: with variables in the environment and arguments behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pictures import image_folder
+
+from utils.run_folder.checkpoint import read_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = str(Path(sys.executable).parent)
+TINY = ("dataset.img_h=16", "training.epochs=1", "training.batch_size=8", "training.num_workers=0")
+
+
+def sh(script: str, *arguments: str, cwd: Path = REPOSITORY, path: str = HERE, **variables: str):
+    """Run a launcher with the tests' own interpreter first on the path."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("dataset", "seed", "model", "net1")}
+    environment |= {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""} | variables
+    return subprocess.run(["sh", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    image_folder(folder, train=12, val=4, size=(16, 16))
+    return folder
+
+
+class TestDistilling:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, images, tmp_path_factory):
+        """``train.sh`` and then ``train_anti.sh``, from nothing."""
+        cls.root = tmp_path_factory.mktemp("launched")
+        keys = (*TINY, f"dataset.root={images}", f"run.root={cls.root}")
+        names = {"dataset": "imagefolder", "seed": "7", "net1": "resnet14", "net2": "resnet8", "distiller": "sp"}
+        names["teacher_args"] = "training.epochs=1 training.lr=0.01 training.num_workers=0 training.batch_size=8"
+        cls.keys, cls.names = keys, names
+        cls.first = sh("train.sh", *keys, **names)
+        cls.anti = sh("train_anti.sh", *keys, **names)
+        return cls.root / "imagefolder/7"
+
+    def test_trains_the_missing_teacher_first_and_says_so(self, folder):
+        assert self.first.returncode == 0, self.first.stderr
+        lines = self.first.stdout.splitlines()
+        assert "teacher resnet14 is missing: training it first (train_single.sh)" in lines
+        teacher = json.loads((folder / "resnet14/result.json").read_text())
+        assert teacher["checkpoint"].endswith("resnet14/ckpt/best.pth")
+        config = read_checkpoint(folder / "resnet14/ckpt/best.pth")["config"]
+        assert config["training"]["lr"] == 0.01  # teacher_args reached the teacher
+        assert config["dataset"]["img_h"] == 16  # and so did the student's view of the data
+
+    def test_writes_where_the_selection_the_distiller_and_the_pair_say(self, folder):
+        for selection in ("adaptive", "anti"):
+            run = folder / f"{selection}-sp/resnet14-resnet8"
+            assert (run / "ckpt/last.pth").exists()
+            assert (run / "ckpt/best.pth").exists()
+            assert read_checkpoint(run / "ckpt/last.pth")["config"]["kd"]["selection"] == selection
+            assert read_checkpoint(run / "ckpt/last.pth")["config"]["training"]["seed"] == 7
+
+    def test_takes_the_teacher_that_is_there_the_second_time(self, folder):
+        assert self.anti.returncode == 0, self.anti.stderr
+        assert "training it first" not in self.anti.stdout
+
+    def test_ends_by_saying_what_came_out_and_what_to_run_next(self, folder):
+        text = self.first.stdout
+        assert "best val " in text
+        assert f"checkpoint: {folder}/adaptive-sp/resnet14-resnet8/ckpt/best.pth" in text
+        assert "net1=resnet14 net2=resnet8 distiller=sp sh train_anti.sh" in text
+        assert "composed from" in text  # there is no config file of this pair
+
+    def test_never_overwrites_a_run_silently(self, folder):
+        again = sh("train.sh", *self.keys, **self.names)
+        assert again.returncode == 2
+        (line,) = again.stderr.splitlines()
+        assert "holds a finished run already; --resume" in line
+
+    def test_goes_on_with_a_teacher_whose_training_was_interrupted(self, folder):
+        (folder / "resnet14/result.json").unlink()
+        shutil.rmtree(folder / "adaptive-sp")
+        again = sh("train.sh", *self.keys, **self.names)
+        assert again.returncode == 0, again.stderr
+        assert "teacher resnet14 is unfinished: going on with it (train_single.sh --resume)" in again.stdout
+        assert (folder / "adaptive-sp/resnet14-resnet8/result.json").exists()
+
+
+def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
+    config = {
+        "dataset": {"name": "imagefolder", "label": "mine", "root": str(images), "img_h": 16},
+        "training": {"epochs": 1, "batch_size": 8, "seed": 3},
+        "kd": {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}},
+        "kd_loss": {"name": "kd"},
+        "run": {"root": str(tmp_path / "a folder")},
+    }
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(config))
+    quick = "training.epochs=1 training.num_workers=0 training.batch_size=8"
+    run = sh("train.sh", "--config", str(tmp_path / "mine.yml"), teacher_args=quick)
+    assert run.returncode == 0, run.stderr
+    assert "teacher resnet14 is missing: training it first" in run.stdout
+    folder = tmp_path / "a folder/mine/3"
+    assert {path.parent.name for path in folder.rglob("result.json")} == {"resnet14", "resnet14-resnet8"}
+
+
+def test_help_is_printed_once_and_names_the_variables():
+    run = sh("train.sh", "--help")
+    assert run.stdout.count("usage:") == 1
+    for variable in ("seed", "dataset", "num_classes", "net1", "net2", "distiller", "nproc", "teacher_args"):
+        assert variable in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "variables", "complaint"),
+    [
+        ("train_single.sh", (), {"dataset": "cifar-100"}, r"cifar-100.*dataset=digits"),
+        ("train_single.sh", (), {"dataset": "digits", "num_classes": "100"}, "digits has 10 classes"),
+        ("train_single.sh", ("training.batch_size=0",), {"dataset": "digits"}, "training.batch_size: found 0"),
+        ("train_single.sh", ("training.epoch=3",), {"dataset": "digits"}, "did you mean training.epochs"),
+        ("train_single.sh", (), {"dataset": "digits", "model": "vgg12"}, "unknown model 'vgg12': did you mean 'vgg"),
+        ("train.sh", (), {"dataset": "digit"}, "did you mean digits"),
+        ("train.sh", (), {"dataset": "digits", "distiller": "attn"}, "attn"),
+        ("train.sh", ("kd.teacher.checkpoint=nowhere.pth",), {"dataset": "digits"}, "nowhere.pth"),
+        ("train.sh", ("--config", "configs/none.yml"), {"dataset": "digits"}, "configs/none.yml"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, script, arguments, variables, complaint):
+    run = sh(script, f"run.root={tmp_path}/run", f"dataset.root={tmp_path}", *arguments, **variables)
+    assert run.returncode == 2, run.stdout + run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert complaint.split(".*")[0] in line
+    assert complaint.split(".*")[-1] in line
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+class TestEnvironment:
+    """The interpreter that the launchers choose. Making a real one takes minutes: CI does that, these use stand-ins."""
+
+    @pytest.fixture
+    def checkout(self, tmp_path):
+        """What `utils/python.sh` needs, and a launcher that only says which interpreter it got."""
+        (tmp_path / "utils").mkdir()
+        for file in ("utils/python.sh", "utils/check_requirements.py", "requirements.txt"):
+            shutil.copy(REPOSITORY / file, tmp_path / file)
+        (tmp_path / "launch.sh").write_text('set -eu\n. utils/python.sh\necho "chosen: $python"\n')
+        return tmp_path
+
+    @staticmethod
+    def bare_python(folder: Path) -> str:
+        """A python3 without any package, whose venv module makes one that has them all, and which counts its calls."""
+        folder.mkdir()
+        script = folder / "python3"
+        (folder / "complete").write_text(
+            f"""#!/bin/sh
+if [ "$1 $2" = "-m pip" ]; then
+    echo "$@" >> pip.log
+else
+    exec {sys.executable} "$@"
+fi
+"""
+        )
+        script.write_text(
+            f"""#!/bin/sh
+if [ "$1 $2" = "-m venv" ]; then
+    echo made >> venv.log
+    mkdir -p "$3/bin"
+    cp {folder}/complete "$3/bin/python"
+    chmod +x "$3/bin/python"
+else
+    exec {sys.executable} -S "$@"
+fi
+"""
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        return str(folder)
+
+    def test_takes_the_python_on_the_path_if_it_has_everything(self, checkout):
+        run = sh("launch.sh", cwd=checkout)
+        assert run.stdout == f"chosen: {HERE}/python3\n"
+        assert not (checkout / ".venv").exists()
+
+    def test_makes_a_virtual_environment_once_and_says_so(self, checkout):
+        path = self.bare_python(checkout / "bare")
+        first, second = (sh("launch.sh", cwd=checkout, path=path) for _ in range(2))
+        assert "lacks requirements: installing them into .venv, once" in first.stdout
+        assert first.stdout.endswith("using .venv/bin/python\nchosen: .venv/bin/python\n")
+        assert second.stdout == "using .venv/bin/python\nchosen: .venv/bin/python\n"
+        assert (checkout / "venv.log").read_text() == "made\n"
+        assert "install --quiet --requirement requirements.txt" in (checkout / "pip.log").read_text()
+
+    def test_asks_for_a_python_where_there_is_none(self, checkout):
+        tools = checkout / "tools"
+        tools.mkdir()
+        (tools / "sh").symlink_to(shutil.which("sh"))
+        run = subprocess.run(
+            [shutil.which("sh"), "launch.sh"], cwd=checkout, env={"PATH": str(tools)}, capture_output=True, text=True
+        )
+        assert run.returncode == 2
+        assert run.stderr == "error: no python3 on the path; install Python 3.10 or newer\n"
+
+    def test_a_requirement_is_met_by_a_newer_version_alone(self):
+        from utils.check_requirements import lacking
+
+        assert lacking("# a comment\n\nnumpy>=1.0\ntorch >= 2.0  # and another\n") == []
+        assert lacking("numpy>=999\nno-such-package>=1\npytest\n") == ["numpy>=999", "no-such-package>=1"]

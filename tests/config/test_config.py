@@ -1,0 +1,227 @@
+"""What a config amounts to: defaults, spellings, layers, folders, round trips."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from config_texts import PAIR, PUBLISHED, SINGLE, complaint, load, write
+from pydantic import ValidationError
+
+from utils.config import Config, load_config
+from utils.config.__main__ import key_table
+from utils.config.errors import all_fields
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# What a config amounts to
+
+
+def test_a_published_file_loads_unchanged():
+    config = load(PUBLISHED)
+    assert config.dataset.name == "cifar-100"
+    assert config.training.optimizer.weight_decay == 5e-4
+    assert config.training.lr_agent == 0.025
+    assert config.training.lr_decay_epochs == (150, 180, 210)
+    assert config.kd.loss_weights.other_kd == 1000
+    assert config.kd_loss.name == "at"
+    assert config.kd_loss.homo is True
+    assert config.model is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_a_cuda_graph_is_made_where_possible_unless_the_config_says_otherwise(text, value):
+    assert load(SINGLE).training.cuda_graph == "auto"
+    config = load(SINGLE, f"training.cuda_graph={text}")
+    assert repr(config.training.cuda_graph) == repr(value)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_the_defaults_are_those_of_the_published_experiments():
+    config = load(PAIR)
+    spelt_out = load(PUBLISHED)
+    own = {"num_workers", "save_ep_freq"}
+    assert config.training.model_dump(exclude=own | {"optimizer"}) == spelt_out.training.model_dump(
+        exclude=own | {"optimizer"}
+    )
+    assert config.training.optimizer.model_dump(exclude={"lr"}) == spelt_out.training.optimizer.model_dump(
+        exclude={"lr"}
+    )
+    assert config.pretrain == spelt_out.pretrain
+    assert (config.kd_loss.KD_T, config.kd_loss.feat_dim) == (4, 128)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["CIFAR100", "cifar-100", "Cifar_100", "TINY_IMAGENET", "tiny-imagenet", "ImageNet", "ImageFolder"]
+)
+def test_data_set_names_forgive_case_dash_and_underscore(spelling):
+    canonical = {"cifar100": "cifar-100", "tinyimagenet": "tiny-imagenet"}
+    folded = spelling.lower().replace("-", "").replace("_", "")
+    assert load(SINGLE, f"dataset.name={spelling}").dataset.name == canonical.get(folded, folded)
+
+
+@pytest.mark.parametrize("spelling", ["FitNet", "AT", "SP", "CC", "VID", "RKD", "PKT", "FT", "NST", "CRD", "FSP", "KD"])
+def test_distiller_names_forgive_case(spelling):
+    assert load(PAIR, f"kd_loss.name={spelling}").kd_loss.name == spelling.lower()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lr", "lr_agent"),
+    [
+        ([], 0.05, 0.025),
+        (["training.optimizer.lr=0.2"], 0.2, 0.1),
+        (["training.optimizer.lr=0.2", "training.lr=0.01"], 0.01, 0.005),
+        (["training.lr=0.01", "training.lr_agent=0.3"], 0.01, 0.3),
+        (["training.lr=null"], 0.05, 0.025),
+    ],
+)
+def test_the_learning_rate_of_the_policy_follows_that_of_the_student(overrides, lr, lr_agent):
+    training = load(PAIR, *overrides).training
+    assert (training.lr, training.lr_agent) == (lr, lr_agent)
+
+
+def test_the_policy_decays_with_the_student_unless_told_otherwise():
+    assert load(PAIR, "training.lr_decay_epochs=[3,5]").training.lr_agent_decay_epochs == (3, 5)
+    assert load(PAIR, "training.lr_agent_decay_epochs=[7]").training.lr_agent_decay_epochs == (7,)
+
+
+@pytest.mark.parametrize("text", ["[3,5]", "3,5", "'3, 5'"])
+def test_epochs_can_be_a_list_or_words_with_commas(text):
+    assert load(PAIR, f"training.lr_decay_epochs={text}").training.lr_decay_epochs == (3, 5)
+
+
+def test_a_lone_decay_epoch_and_none_at_all_are_accepted():
+    assert load(PAIR, "training.lr_decay_epochs=3").training.lr_decay_epochs == (3,)
+    assert load(PAIR, "training.lr_decay_epochs=[]").training.lr_decay_epochs == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "temperature"),
+    [([], 4), (["kd_loss.T=2"], 2), (["kd_loss.T=2", "kd_loss.KD_T=6"], 6), (["kd_loss.KD_T=6"], 6)],
+)
+def test_t_is_the_temperature_only_where_kd_t_is_absent(overrides, temperature):
+    loss = load(PAIR, *overrides).kd_loss
+    assert temperature == loss.KD_T
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("'5e-4'", 5e-4), ("1", 1.0), (".5", 0.5), ("2.", 2.0)])
+def test_numbers_can_be_written_in_every_usual_way(text, value):
+    lr = load(SINGLE + f"training: {{lr: {text}}}\n").training.lr
+    assert lr == value
+    assert isinstance(lr, float)
+
+
+def test_a_config_cannot_be_changed():
+    config = load(SINGLE)
+    with pytest.raises(ValidationError):
+        config.training.epochs = 3
+
+
+@pytest.mark.parametrize("text", [SINGLE, PAIR, PUBLISHED])
+def test_a_config_survives_the_journey_through_plain_dicts_and_yaml(text):
+    config = load(text, "training.lr=1e-5", "dataset.mean=[0.1,0.2,0.3]")
+    assert Config.from_dict(config.to_dict()) == config
+    assert load(yaml.safe_dump(config.to_dict())) == config
+
+
+def test_options_and_kwargs_hold_whatever_the_constructor_takes():
+    config = load(PAIR, "kd_loss.options={k: 0.5}", "kd_loss.options.deep=[1,{a: b}]", "kd.student.kwargs.width=2")
+    assert config.kd_loss.options == {"k": 0.5, "deep": [1, {"a": "b"}]}
+    assert config.kd.student.kwargs == {"width": 2}
+
+
+def test_spots_are_pairs_of_feature_indices():
+    assert load(PAIR, "kd_loss.spots=[[1,2],[-2,-2]]").kd_loss.spots == [(1, 2), (-2, -2)]
+
+
+# Where runs go
+
+
+def test_a_single_model_and_a_pair_have_their_folders_under_run():
+    assert load(SINGLE).run_dir == Path("run/digits/1029/vgg8")
+    assert load(PAIR, "training.seed=7").run_dir == Path("run/digits/7/adaptive-at/vgg13-vgg8")
+    assert load(PAIR, "kd.selection=anti", "run.root=/r", "dataset.label=mine").run_dir == Path(
+        "/r/mine/1029/anti-at/vgg13-vgg8"
+    )
+
+
+def test_import_paths_are_cut_to_their_last_part_in_folder_names():
+    config = load(PAIR, "kd.teacher.name=torchvision.models.resnet34")
+    assert config.run_dir.name == "resnet34-vgg8"
+    assert config.teacher_checkpoint == Path("run/digits/1029/resnet34/ckpt/best.pth")
+
+
+def test_the_teacher_is_the_best_of_its_own_training_unless_the_config_names_another():
+    assert load(PAIR).teacher_checkpoint == Path("run/digits/1029/vgg13/ckpt/best.pth")
+    assert load(PAIR, "kd.teacher.checkpoint=w/t.pth").teacher_checkpoint == Path("w/t.pth")
+
+
+# Layers
+
+
+def test_a_file_wins_over_its_bases_and_a_later_base_over_an_earlier_one():
+    write("a.yml", "training: {epochs: 1, batch_size: 1, lr: 1}\n")
+    write("sub/b.yml", "base: ../a.yml\ntraining: {epochs: 2, batch_size: 2}\n")
+    write("c.yml", "training: {epochs: 3}\n")
+    training = load("base: [sub/b.yml, c.yml]\ntraining: {seed: 4}\n" + SINGLE).training
+    assert (training.lr, training.batch_size, training.epochs, training.seed) == (1, 2, 3, 4)
+
+
+def test_a_base_may_be_reached_on_two_ways():
+    write("a.yml", "training: {epochs: 1}\n")
+    write("b.yml", "base: a.yml\ntraining: {epochs: 2}\n")
+    write("c.yml", "base: a.yml\ntraining: {batch_size: 3}\n")
+    assert load("base: [b.yml, c.yml]\n" + SINGLE).training.epochs == 1
+
+
+def test_a_heading_with_nothing_under_it_changes_nothing():
+    write("a.yml", "training: {epochs: 1}\n")
+    assert load("base: a.yml\ntraining:\n" + SINGLE).training.epochs == 1
+    assert load("training:\nvalidation:\n" + SINGLE).training.epochs == 240
+
+
+def test_overrides_win_and_are_read_as_yaml():
+    config = load(PAIR, "training.epochs=1", "training.epochs=2", "kd_loss.homo=true", "kd.student={checkpoint: s.pth}")
+    assert config.training.epochs == 2
+    assert config.kd_loss.homo is True
+    assert (config.kd.student.name, config.kd.student.checkpoint) == ("vgg8", "s.pth")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark():
+    assert load(b"\xef\xbb\xbf" + SINGLE.encode()).model.name == "vgg8"
+
+
+def test_errors_name_the_file_in_which_the_key_stands():
+    write("sub/a.yml", "training: {epochs: 0, batch_size: 1}\n")
+    path = write("x.yml", "base: sub/a.yml\ntraining: {batch_size: 2}\n" + SINGLE)
+    assert complaint(path) == "sub/a.yml: training.epochs: found 0, must be at least 1"
+    assert complaint(path, "training.epochs=-1") == "command line: training.epochs: found -1, must be at least 1"
+    path.write_text("base: sub/a.yml\ntraining: {batch_size: 0, epochs: 1}\n" + SINGLE)
+    assert complaint(path) == "x.yml: training.batch_size: found 0, must be at least 1"
+
+
+# The reference
+
+
+def test_every_key_is_described_in_the_table():
+    table = key_table().splitlines()
+    assert all(field.description for _, field in all_fields())
+    assert len(table) == 2 + len(list(all_fields()))
+    assert "training.epochs                         240              epochs in all" in table
+
+
+def test_the_module_prints_a_validated_config_that_loads_again():
+    path = write("x.yml", PAIR)
+    repo = Path(__file__).resolve().parents[2]
+    run = [sys.executable, "-m", "utils.config"]
+    done = subprocess.run(
+        [*run, str(path.resolve()), "training.epochs=3"], cwd=repo, capture_output=True, text=True, check=True
+    )
+    assert load(done.stdout) == load_config(path, ["training.epochs=3"])
+    failed = subprocess.run([*run, "no.yml"], cwd=repo, capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr) == (2, "error: no.yml: no such file\n")

@@ -1,0 +1,186 @@
+"""Finding or composing the config for what a launcher names."""
+
+from pathlib import Path
+
+import pytest
+from config_texts import write
+
+from utils.config import find_config
+from utils.config.names import needs_small_lr, same_family
+from utils.errors import UserError
+
+AT = {"teacher": "vgg13", "student": "vgg8", "distiller": "at"}
+
+
+@pytest.fixture(autouse=True)
+def _with_a_few_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("configs/base/at.yml", "kd: {loss_weights: {other_kd: 1000}}\nkd_loss: {name: at}\n")
+    write("configs/base/single.yml", "validation: {batch_size: 128}\n")
+    write("configs/cifar-100/base.yml", "dataset: {name: cifar-100}\ntraining: {epochs: 9}\n")
+    write("configs/mydata/base.yml", "dataset: {name: imagefolder, label: mydata, root: data/mine}\n")
+
+
+def write_pair(seed: int, epochs: int) -> None:
+    write(
+        f"configs/cifar-100/seed-{seed}/at/vgg13-vgg8.yml",
+        f"base: [../../../base/at.yml, ../../base.yml]\ntraining: {{epochs: {epochs}}}\n"
+        "kd: {teacher: {name: vgg13}, student: {name: vgg8}}\n",
+    )
+
+
+def refusal(*args, **names) -> str:
+    with pytest.raises(UserError) as caught:
+        find_config(*args, **names).load()
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_the_file_of_the_seed_is_taken_if_there_is_one():
+    write_pair(seed=7, epochs=70)
+    write_pair(seed=1029, epochs=10)
+    found = find_config("cifar-100", 7, **AT)
+    assert found.path == Path("configs/cifar-100/seed-7/at/vgg13-vgg8.yml")
+    assert found.note == "configs/cifar-100/seed-7/at/vgg13-vgg8.yml"
+    assert (found.load().training.epochs, found.load().training.seed) == (70, 7)
+
+
+def test_else_the_file_of_the_published_seed_with_the_seed_that_was_asked_for():
+    write_pair(seed=3, epochs=30)
+    write_pair(seed=1029, epochs=10)
+    found = find_config("cifar-100", 7, **AT)
+    assert found.path == Path("configs/cifar-100/seed-1029/at/vgg13-vgg8.yml")
+    assert found.note == (
+        "configs/cifar-100/seed-1029/at/vgg13-vgg8.yml with training.seed=7 "
+        "(there is no configs/cifar-100/seed-7/at/vgg13-vgg8.yml)"
+    )
+    assert (found.load().training.epochs, found.load().training.seed) == (10, 7)
+
+
+def test_else_the_file_of_any_seed():
+    write_pair(seed=3, epochs=30)
+    assert find_config("cifar-100", 7, **AT).load().training.epochs == 30
+
+
+def test_else_a_pair_is_composed_from_the_bases():
+    found = find_config("cifar-100", 7, **AT)
+    config = found.load()
+    assert found.path is None
+    assert found.note == (
+        "composed from configs/base/at.yml and configs/cifar-100/base.yml, homo true "
+        "(there is no configs/cifar-100/seed-7/at/vgg13-vgg8.yml)"
+    )
+    assert (config.training.seed, config.training.epochs, config.training.lr) == (7, 9, 0.05)
+    assert (config.kd_loss.name, config.kd_loss.homo, config.kd.loss_weights.other_kd) == ("at", True, 1000)
+    assert found.data["kd"]["student"] == {"name": "vgg8"}
+
+
+def test_a_single_model_is_composed_alike():
+    found = find_config("cifar-100", 7, model="MobileNetV2")
+    config = found.load()
+    assert found.note == (
+        "composed from configs/base/single.yml and configs/cifar-100/base.yml, training.lr 0.01 as is usual for "
+        "MobileNetV2 (there is no configs/cifar-100/seed-7/single/MobileNetV2.yml)"
+    )
+    assert (config.model.name, config.training.lr, config.validation.batch_size) == ("MobileNetV2", 0.01, 128)
+
+
+def test_what_a_data_set_says_about_distilling_goes_into_pairs_alone():
+    write("configs/mydata/distill.yml", "base: base.yml\nkd: {loss_weights: {classify_weight: 2}}\n")
+    assert find_config("mydata", 1, **AT).load().kd.loss_weights.classify_weight == 2
+    assert find_config("mydata", 1, model="vgg8").load().kd is None
+
+
+def test_a_folder_of_your_own_works_like_the_others():
+    config = find_config("mydata", 1, **AT).load()
+    assert (config.dataset.name, config.dataset.root) == ("imagefolder", "data/mine")
+    assert config.run_dir == Path("run/mydata/1/adaptive-at/vgg13-vgg8")
+
+
+@pytest.mark.parametrize("spelling", ["CIFAR100", "cifar_100", "Cifar-100"])
+def test_the_data_set_may_be_spelt_as_in_a_config(spelling):
+    assert find_config(spelling, 1, model="vgg8").load().dataset.name == "cifar-100"
+
+
+def test_the_distiller_may_be_spelt_as_in_the_papers():
+    write_pair(seed=1, epochs=10)
+    assert find_config("cifar-100", 1, **{**AT, "distiller": "AT"}).path is not None
+
+
+def test_overrides_win_over_what_was_found_and_leave_it_as_it_was():
+    found = find_config("cifar-100", 7, **AT)
+    assert found.load(["training.epochs=2", "training.seed=3"]).training.epochs == 2
+    assert found.load().training.epochs == 9
+
+
+def test_an_import_path_is_looked_up_by_its_last_part_and_still_means_what_it_says():
+    write_pair(seed=1, epochs=10)
+    found = find_config("cifar-100", 1, teacher="vgg13", student="mylib.nets.vgg8", distiller="at")
+    assert found.path == Path("configs/cifar-100/seed-1/at/vgg13-vgg8.yml")
+    assert found.load().kd.student.name == "mylib.nets.vgg8"
+    assert find_config("cifar-100", 1, model="mylib.Net").load().model.name == "mylib.Net"
+
+
+def test_a_distiller_without_a_base_is_judged_by_its_name():
+    assert find_config("cifar-100", 1, **{**AT, "distiller": "sp"}).load().kd_loss.name == "sp"
+    assert refusal("cifar-100", 1, **{**AT, "distiller": "att"}).startswith(
+        "configs/cifar-100/seed-1/att/vgg13-vgg8.yml (composed): kd_loss.name: unknown distiller 'att': "
+    )
+
+
+def test_errors_name_the_file_to_blame_also_in_what_is_composed():
+    write("configs/cifar-100/base.yml", "dataset: {name: cifar-100}\ntraining: {epochs: 0}\n")
+    assert refusal("cifar-100", 1, **AT) == "configs/cifar-100/base.yml: training.epochs: found 0, must be at least 1"
+    assert refusal("mydata", -1, **AT) == "command line: training.seed: found -1, must be at least 0"
+
+
+def test_an_unknown_data_set_lists_those_that_are_there():
+    assert refusal("cifar-10", 1, **AT) == (
+        "command line: no dataset 'cifar-10' in configs: did you mean cifar-100? "
+        "those with a base.yml are cifar-100, mydata"
+    )
+    assert refusal("x", 1, root="nowhere", **AT) == (
+        "command line: no dataset 'x' in nowhere: those with a base.yml are none"
+    )
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a**", "a b", "."])
+def test_names_cannot_lead_out_of_the_configs(name):
+    assert refusal("cifar-100", 1, model=name) == (
+        f"command line: found '{name}', must be letters, digits, underscores, dashes and dots"
+    )
+
+
+@pytest.mark.parametrize("names", [{}, {"teacher": "a"}, {"model": "a", "distiller": "at"}, {**AT, "model": "a"}])
+def test_half_the_names_are_refused(names):
+    assert refusal("cifar-100", 1, **names) == (
+        "command line: give a model to train, or a teacher, a student and a distiller"
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "same"),
+    [
+        ("resnet110", "resnet20", True),
+        ("ResNet50", "ResNet18", True),
+        ("wrn_40_2", "wrn_16_2", True),
+        ("torchvision.models.resnet34", "torchvision.models.resnet18", True),
+        ("MobileNetV2", "MobileNetV2", True),
+        ("wrn_40_2", "wrn_40_1", False),
+        ("resnet32x4", "resnet32", False),
+        ("ResNet50", "resnet20", False),
+        ("ShuffleNetV1", "ShuffleNetV2", False),
+        ("MobileNetV2", "MobileNetV2_half", False),
+        ("vgg13", "vgg8-imagenet", False),
+    ],
+)
+def test_networks_of_one_family_differ_in_depth_alone(teacher, student, same):
+    assert same_family(teacher, student) == same
+
+
+@pytest.mark.parametrize(
+    ("model", "small"),
+    [("MobileNetV2_half", True), ("ShuffleV1", True), ("torchvision.models.mobilenet_v2", True), ("resnet20", False)],
+)
+def test_light_networks_start_with_a_small_learning_rate(model, small):
+    assert needs_small_lr(model) == small

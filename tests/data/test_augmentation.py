@@ -1,0 +1,103 @@
+"""Batched augmentation, measured against torchvision's, image by image."""
+
+import itertools
+
+import pytest
+import torch
+from pictures import noise
+from PIL import Image
+from scipy.stats import chisquare
+from torchvision import transforms
+from torchvision.transforms import functional as TF
+
+from datasets.loading.augment import AUGMENTATIONS, Augment, Moves
+
+MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.25, 0.3)
+CPU = torch.device("cpu")
+
+
+def augmentation(name, size=(32, 32)):
+    return Augment(name, size, MEAN, STD, CPU)
+
+
+def one_picture(height=32, width=32):
+    return torch.from_numpy(noise(3, height, width))
+
+
+def draw(augment, count, seed=0):
+    return augment.draw(count, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 24), (64, 64)])
+def test_every_crop_and_flip_equals_torchvisions(size):
+    augment = augmentation("crop_flip", size)
+    padding = size[0] // 8
+    places = list(itertools.product(range(2 * padding + 1), range(2 * padding + 1), (0, 1)))
+    top, left, flip = torch.tensor(places).unbind(1)
+    picture = one_picture(*size)
+    ours = augment(augment.pad(picture[None]), torch.zeros(len(places), dtype=torch.int64), Moves(top, left, flip))
+
+    framed = TF.pad(TF.to_pil_image(picture), padding)
+    for image, (row, column, mirrored) in zip(ours, places):
+        cut = TF.crop(framed, row, column, *size)
+        expected = TF.normalize(TF.to_tensor(TF.hflip(cut) if mirrored else cut), MEAN, STD)
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+
+
+def test_each_row_is_cut_from_its_own_image():
+    augment = augmentation("crop_flip")
+    store = augment.pad(torch.from_numpy(noise(5, 3, 32, 32)))
+    rows, moves = torch.tensor([4, 0, 4, 2]), draw(augment, 4)
+    together = augment(store, rows, moves)
+    for place, row in enumerate(rows):
+        alone = augment(store[row : row + 1].clone(), torch.tensor([0]), moves.part(slice(place, place + 1)))
+        assert torch.equal(together[place : place + 1], alone)
+
+
+def test_crops_and_flips_are_uniform_and_independent():
+    moves = draw(augmentation("crop_flip"), 9 * 9 * 2 * 200)
+    cell = (moves.top * 9 + moves.left) * 2 + moves.flip
+    counts = torch.bincount(cell, minlength=162)
+    assert len(counts) == 162
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_batches_have_the_mean_and_variance_of_torchvisions_pipeline():
+    draws, picture = 3000, one_picture()
+    augment = augmentation("crop_flip")
+    ours = augment(augment.pad(picture[None]), torch.zeros(draws, dtype=torch.int64), draw(augment, draws))
+
+    pipeline = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    as_pil = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    theirs = torch.stack([pipeline(as_pil) for _ in range(draws)])
+
+    # Per pixel, in standard errors of the difference; the largest of 3,072 normal values stays below 5.
+    spread = theirs.var(0)
+    assert ((ours.mean(0) - theirs.mean(0)).abs() / (2 * spread / draws).sqrt()).max() < 5
+    assert ours.var(0).mean() == pytest.approx(spread.mean().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_augmentation_moves_only_what_its_name_says(name):
+    moves = draw(augmentation(name), 500)
+    cropped, flipped = name.startswith("crop"), name.endswith("flip") or name == "resized_crop"
+    assert (moves.top.max(), moves.left.max()) == ((8, 8) if cropped else (0, 0))
+    assert moves.flip.max() == int(flipped)
+
+
+@pytest.mark.parametrize("name", ["flip", "none"])
+def test_without_crops_images_are_neither_padded_nor_shifted(name):
+    augment = augmentation(name)
+    images = torch.from_numpy(noise(6, 3, 32, 32))
+    assert augment.pad(images) is images
+    moves = draw(augment, 6)
+    expected = [TF.normalize(TF.to_tensor(image.permute(1, 2, 0).numpy()), MEAN, STD) for image in images]
+    expected = [TF.hflip(image) if flip else image for image, flip in zip(expected, moves.flip)]
+    torch.testing.assert_close(augment(images, torch.arange(6), moves), torch.stack(expected), rtol=0, atol=1e-6)

@@ -1,0 +1,175 @@
+"""Data that is not as it should be: unreadable files, wrong labels, too few images, workers without shared memory."""
+
+import multiprocessing
+import os
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pictures import image_folder, open_data, refusal, save, smooth_picture
+from PIL import Image
+
+from datasets import DATASETS, Arrays, Source
+from datasets.check import check_labels
+from datasets.loading import decode as decoding
+
+LOADERS = ["memory", "stream"]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def batches(loader):
+    return [(batch.image, batch.label, batch.index) for batch in loader.epoch(0)]
+
+
+def same(left, right):
+    return len(left) == len(right) and all(torch.equal(a, b) for x, y in zip(left, right) for a, b in zip(x, y))
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with three unreadable images of 18, and one without the three."""
+    damaged, clean = image_folder(tmp_path / "damaged"), image_folder(tmp_path / "clean")
+    truncate(damaged / "train" / "ant" / "001.png")
+    (damaged / "train" / "bee" / "000.png").write_bytes(b"")
+    (damaged / "val" / "ant" / "000.png").write_text("no picture")
+    for name in ("train/ant/001.png", "train/bee/000.png", "val/ant/000.png"):
+        (clean / name).unlink()
+    return damaged, clean
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+class TestUnreadableImages:
+    def test_are_refused_by_name_unless_told_otherwise(self, broken, loader):
+        message = r"damaged/train/ant/001\.png: cannot be read as an image .*; dataset\.on_corrupt=skip leaves such"
+        with pytest.raises(Exception, match=message):
+            batches(open_data("imagefolder", broken[0], img_h=32, loader=loader, augment="none").train)
+
+    def test_are_skipped_as_if_they_had_never_been_there(self, broken, loader, caplog):
+        keys = {"img_h": 32, "loader": loader}
+        damaged = open_data("imagefolder", broken[0], on_corrupt="skip", **keys)
+        clean = open_data("imagefolder", broken[1], **keys)
+        assert (damaged.train.num_samples, damaged.val.num_samples) == (10, 5)
+        assert same(batches(damaged.train), batches(clean.train))
+        assert same(batches(damaged.val), batches(clean.val))
+        assert "2 of 12 training images skipped, the first: " in caplog.text
+        assert "train/ant/001.png: cannot be read as an image" in caplog.text
+        assert "1 of 6 validation images skipped" in caplog.text
+
+    def test_are_found_by_workers_as_well(self, broken, loader):
+        data = open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader, workers=2)
+        assert data.train.num_samples == 10
+
+    def test_may_not_be_a_whole_class(self, broken, loader):
+        for path in (broken[0] / "train" / "bee").iterdir():
+            path.write_bytes(b"no picture")
+        line = refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader)
+        assert line.startswith("no training image of class bee can be read; the first: ")
+
+    def test_may_not_be_all_of_validation(self, broken, loader):
+        for path in (broken[0] / "val").glob("*/*.png"):
+            path.write_bytes(b"no picture")
+        line = refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader)
+        assert line.startswith("no validation image of class ant, bee can be read")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_images_of_every_mode_come_out_in_rgb(tmp_path, loader):
+    picture = smooth_picture(40, 40)
+    sixteen = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) << 8)
+    modes = {mode: picture.convert(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")} | {"I;16": sixteen}
+    for split in ("train", "val"):
+        for mode, converted in modes.items():
+            save(converted, tmp_path / split / "Ünïcode 日本" / f"{mode.replace(';', '')}.png")
+    data = open_data("imagefolder", tmp_path, img_h=32, loader=loader, on_corrupt="skip")
+    images = torch.cat([image for image, *_ in batches(data.val)])
+    assert images.shape == (len(modes), 3, 32, 32)
+    assert images.isfinite().all()
+    sixteen_bits, grey = images[1], images[2]  # in the order of the file names
+    torch.testing.assert_close(grey, sixteen_bits, rtol=0, atol=0.05)
+
+
+class TestTooFewImages:
+    def test_one_training_image_is_refused(self, tmp_path):
+        line = refusal(open_data, "imagefolder", image_folder(tmp_path, train=1, classes=("ant",)), img_h=32)
+        assert line.startswith("training.batch_size: batches of 8 from 1 images give each of 1 processes fewer than 2;")
+
+    def test_batches_of_one_are_refused_for_training(self, tmp_path):
+        line = refusal(open_data, "imagefolder", image_folder(tmp_path), img_h=32, batch_size=1)
+        assert line.startswith("training.batch_size: batches of 1 from 12 images")
+
+    def test_one_validation_image_is_enough(self, tmp_path):
+        root = image_folder(tmp_path, val=1, classes=("ant",))
+        assert open_data("imagefolder", root, img_h=32).val.num_samples == 1
+
+
+class TestLabels:
+    def source(self, labels, images=None):
+        labels = torch.tensor(labels)
+        pictures = torch.zeros(len(labels) if images is None else images, 3, 8, 8, dtype=torch.uint8)
+        good = Arrays(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+        return Source(Arrays(pictures, labels), good, ("a", "b"), (0.5,) * 3, (0.5,) * 3, "none", (8, 8))
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ([0, 1, 2], "training image 2 has the label 2, out of range: 2 classes are numbered from 0"),
+            ([0, -1, 1], "training image 1 has the label -1, out of range: 2 classes are numbered from 0"),
+            (
+                [5, 5, 1],
+                "training image 0 (and 1 more) has the label 5, out of range: 2 classes are numbered from 0",
+            ),
+            ([], "the data set holds no training images"),
+        ],
+    )
+    def test_out_of_range_are_refused(self, labels, message):
+        assert refusal(check_labels, self.source(labels)) == message
+
+    def test_must_be_as_many_as_images(self):
+        assert refusal(check_labels, self.source([0, 1], images=3)) == "the data set holds 3 training images, 2 labels"
+
+    def test_are_checked_for_data_sets_of_ones_own(self, monkeypatch):
+        source = self.source([0, 1, 7])
+        monkeypatch.setitem(DATASETS._entries, "own", lambda root: source)
+        assert "training image 2 has the label 7" in refusal(open_data, "own")
+
+
+class TestWorkers:
+    @pytest.fixture
+    def root(self, tmp_path):
+        return image_folder(tmp_path)
+
+    def open(self, root, loader, workers):
+        return batches(open_data("imagefolder", root, img_h=32, loader=loader, workers=workers).train)
+
+    @pytest.mark.parametrize("loader", LOADERS)
+    def test_send_images_through_pipes_where_shared_memory_is_small(self, root, loader, tmp_path, monkeypatch, caplog):
+        expected = self.open(root, loader, workers=0)
+        monkeypatch.setattr(decoding, "SHARED_MEMORY", str(tmp_path))
+        monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        assert same(self.open(root, loader, workers=2), expected)
+        assert "images go through pipes" in caplog.text
+
+    @pytest.mark.parametrize("loader", LOADERS)
+    def test_are_done_without_where_there_is_no_shared_memory(self, root, loader, monkeypatch, caplog):
+        expected = self.open(root, loader, workers=0)
+
+        def no_semaphores():
+            raise OSError(38, "Function not implemented")
+
+        monkeypatch.setattr(multiprocessing, "Lock", no_semaphores)
+        assert same(self.open(root, loader, workers=2), expected)
+        assert "no shared memory for workers (Function not implemented)" in caplog.text
+
+    def test_survive_the_signals_that_stop_a_run(self, root):
+        data = open_data("imagefolder", root, img_h=32, loader="stream", workers=1, batch_size=2)
+        epoch = data.train.epoch(0)
+        first = next(epoch)
+        for process in multiprocessing.active_children():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process.pid, number)
+        assert len([first, *epoch]) == 6

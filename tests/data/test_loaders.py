@@ -1,0 +1,276 @@
+"""Order, resumption, shards: what both loaders promise."""
+
+import itertools
+
+import pytest
+import torch
+from pictures import data_config, image_folder, open_data, save, smooth_picture, whole
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+import datasets.build
+from datasets import build_data
+from datasets.loading.augment import Augment
+from datasets.loading.memory import MemoryLoader
+from datasets.loading.order import Order, derive_seed
+from datasets.loading.streaming import StreamLoader
+from datasets.source import Arrays
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+COUNT, BATCH = 38, 8
+KINDS = ["memory", "stream"]
+UNSCALED = {"mean": [0.0] * 3, "std": [1.0] * 3}
+NORM = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def loader(kind, count=COUNT, batch_size=BATCH, *, augment=None, shuffle=True, seed=3, shard=(0, 1), workers=0):
+    """Random images of 16x16; the streaming loader crops to 8x8 unless told otherwise."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (count,), generator=generator)
+    order = Order(count, batch_size, shuffle=shuffle, shard=shard)
+    if kind == "memory":
+        return MemoryLoader(
+            images, labels, order, Augment(augment or "crop_flip", (16, 16), *NORM, CPU), seed=seed, device=CPU
+        )
+    augment = augment or "resized_crop"
+    size = (8, 8) if augment == "resized_crop" else (16, 16)
+    transform = Augment(augment, size, *NORM, CPU)
+    return StreamLoader(Arrays(images, labels), order, transform, margin=False, workers=workers, seed=seed, device=CPU)
+
+
+def same(left, right):
+    left, right = list(left), list(right)
+    return len(left) == len(right) and all(torch.equal(a, b) for x, y in zip(left, right) for a, b in zip(x, y))
+
+
+def indices(batches):
+    return torch.cat([batch.index for batch in batches])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestBothLoaders:
+    def test_yield_typed_batches_with_the_labels_of_their_images(self, kind):
+        data = loader(kind)
+        batch = next(data.epoch(0))
+        assert batch.image.dtype == torch.float32
+        assert batch.image.shape[:2] == (BATCH, 3)
+        assert batch.image.is_contiguous()
+        assert batch.label.dtype == batch.index.dtype == torch.int64
+        assert torch.equal(batch.label, data.labels[batch.index])
+        assert data.num_samples == len(data.labels) == COUNT
+
+    def test_show_every_image_once_per_epoch_in_an_order_of_its_own(self, kind):
+        first, second = (indices(loader(kind).epoch(epoch)) for epoch in (0, 1))
+        assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(COUNT))
+        assert not torch.equal(first, second)
+        assert not torch.equal(first, torch.arange(COUNT))
+
+    def test_yield_the_same_batches_bit_for_bit_from_the_same_seed(self, kind):
+        assert same(loader(kind).epoch(4), loader(kind).epoch(4))
+        assert not same(loader(kind).epoch(4), loader(kind, seed=4).epoch(4))
+
+    def test_start_at_any_step_as_if_never_interrupted(self, kind):
+        full = list(loader(kind).epoch(2))
+        resumed = loader(kind)
+        assert len(full) == len(resumed) == 5
+        for start in range(len(full) + 1):
+            assert same(resumed.epoch(2, start), full[start:])
+
+    def test_forget_an_epoch_that_was_left_early(self, kind):
+        data = loader(kind)
+        next(data.epoch(0))
+        assert same(data.epoch(1), loader(kind).epoch(1))
+
+    def test_augment_an_image_anew_every_epoch(self, kind):
+        data = loader(kind)
+        first, second = whole(data, epoch=0)[0], whole(data, epoch=1)[0]
+        assert sum(torch.equal(*pair) for pair in zip(first, second)) < COUNT / 4
+
+    @pytest.mark.parametrize("world", [2, 3])
+    def test_shards_are_the_slices_of_the_unsharded_batches(self, kind, world):
+        undivided = list(loader(kind).epoch(1))
+        shards = [list(loader(kind, shard=(rank, world)).epoch(1)) for rank in range(world)]
+        assert {len(shard) for shard in shards} == {len(undivided)}
+        for step, rank in itertools.product(range(len(undivided)), range(world)):
+            assert same([shards[rank][step]], [[part[rank::world] for part in undivided[step]]])
+
+    def test_shards_are_disjoint_and_cover_everything(self, kind):
+        shards = [indices(loader(kind, shard=(rank, 3)).epoch(0)).tolist() for rank in range(3)]
+        assert sorted(itertools.chain(*shards)) == list(range(COUNT))
+
+    def test_fold_a_last_single_image_into_the_batch_before(self, kind):
+        data = loader(kind, count=2 * BATCH + 1)
+        assert [len(batch.label) for batch in data.epoch(0)] == [BATCH, BATCH + 1]
+        assert len(data) == 2
+
+    def test_keep_a_last_batch_of_two(self, kind):
+        data = loader(kind, count=2 * BATCH + 2)
+        assert [len(batch.label) for batch in data.epoch(0)] == [BATCH, BATCH, 2]
+
+    def test_keep_a_single_image_that_is_the_only_batch(self, kind):
+        assert [len(batch.label) for batch in loader(kind, count=1).epoch(0)] == [1]
+
+    def test_leave_every_process_two_images_to_train_on(self, kind):
+        sizes = [[len(b.label) for b in loader(kind, 2 * BATCH + 3, shard=(rank, 2)).epoch(0)] for rank in (0, 1)]
+        assert sizes == [[4, 6], [4, 5]]
+
+    def test_evaluate_in_order_with_a_last_batch_of_one(self, kind):
+        data = loader(kind, count=2 * BATCH + 1, shuffle=False, augment="none")
+        batches = list(data.epoch(0))
+        assert [len(batch.label) for batch in batches] == [BATCH, BATCH, 1]
+        assert torch.equal(indices(batches), torch.arange(2 * BATCH + 1))
+
+    def test_leave_no_process_without_an_image_to_evaluate(self, kind):
+        shards = [loader(kind, 2 * BATCH + 1, shuffle=False, augment="none", shard=(rank, 2)) for rank in (0, 1)]
+        assert [[len(batch.label) for batch in shard.epoch(0)] for shard in shards] == [[4, 5], [4, 4]]
+
+    def test_leave_the_global_random_state_alone(self, kind):
+        before = torch.get_rng_state()
+        list(loader(kind).epoch(0))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_neighbouring_seeds_and_epochs_have_nothing_in_common():
+    seeds = {derive_seed(seed, epoch) for seed in range(30) for epoch in range(30)}
+    assert len(seeds) == 900
+
+
+def test_the_memory_loader_never_reads_a_value_back_from_its_device():
+    # A meta tensor has a shape and no values: whatever waits for one fails here as it would stall CUDA.
+    meta = torch.device("meta")
+    images, labels = torch.zeros(COUNT, 3, 16, 16, dtype=torch.uint8), torch.zeros(COUNT, dtype=torch.int64)
+    augment = Augment("crop_flip", (16, 16), *NORM, meta)
+    data = MemoryLoader(images, labels, Order(COUNT, BATCH, shuffle=True), augment, seed=0, device=meta)
+    assert [batch.image.shape[0] for batch in data.epoch(0)] == [8, 8, 8, 8, 6]
+
+
+class TestStreaming:
+    def test_does_not_depend_on_the_number_of_workers(self):
+        alone, helped = loader("stream"), loader("stream", workers=2)
+        for epoch in range(2):  # the workers live on into the second epoch
+            assert same(alone.epoch(epoch), helped.epoch(epoch))
+        assert same(alone.epoch(2, start=3), helped.epoch(2, start=3))
+        next(helped.epoch(3))
+        assert same(alone.epoch(4), helped.epoch(4))
+
+    def test_augments_as_the_memory_loader_does(self):
+        for name in ("crop_flip", "flip", "none"):
+            assert same(loader("stream", augment=name).epoch(1), loader("memory", augment=name).epoch(1))
+
+    def test_cuts_random_parts_in_the_proportions_of_torchvision(self):
+        # On a horizontal ramp a crop's mean tells its centre and its range tells its width.
+        ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(1, 3, 64, 64).repeat(400, 1, 1, 1)
+        split = Arrays(ramp, torch.zeros(400, dtype=torch.int64))
+        augment = Augment("resized_crop", (16, 16), (0.0,) * 3, (1.0,) * 3, CPU)
+        order = Order(400, 400, shuffle=True)
+        data = StreamLoader(split, order, augment, margin=False, workers=0, seed=0, device=CPU)
+        ours = next(data.epoch(0)).image
+
+        crop = transforms.Compose([transforms.RandomResizedCrop(16), transforms.RandomHorizontalFlip()])
+        picture = split.picture(0)
+        theirs = torch.stack([transforms.functional.to_tensor(crop(picture)) for _ in range(400)])
+        for measure in (lambda x: x.mean((1, 2, 3)), lambda x: x.amax((1, 2, 3)) - x.amin((1, 2, 3))):
+            mine, other = measure(ours), measure(theirs)
+            assert abs(mine.mean() - other.mean()) < 4 * (2 * other.var() / 400).sqrt()
+            assert mine.std() == pytest.approx(other.std().item(), rel=0.15)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_unreadable_file_is_one_line_that_names_it(self, tmp_path, workers):
+        root = image_folder(tmp_path)
+        (root / "train" / "bee" / "002.png").write_bytes(b"no picture")
+        data = open_data("imagefolder", root, img_h=32, loader="stream", workers=workers)
+        with pytest.raises(UserError, match=r"train/bee/002\.png: cannot be read as an image \([^\n]*\); [^\n]*=skip"):
+            list(data.train.epoch(0))
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_equals_to_tensor_and_normalize(self, tmp_path, kind):
+        data = open_data("imagefolder", image_folder(tmp_path), img_h=40, loader=kind)
+        norm = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        pipeline = transforms.Compose([transforms.ToTensor(), norm])
+        assert_shows(data.val, tmp_path / "val", pipeline)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("size", [(60, 45), (30, 50), (41, 40), (200, 90)])
+    def test_scales_the_shorter_side_and_cuts_the_centre(self, tmp_path, kind, size):
+        data = open_data("imagefolder", image_folder(tmp_path, size=size), img_h=32, loader=kind, **UNSCALED)
+        pipeline = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()])
+        assert_shows(data.val, tmp_path / "val", pipeline)
+
+    @pytest.mark.parametrize("kind", ["auto", "stream"])
+    def test_leaves_the_margin_of_imagenet_where_training_cuts_resized_crops(self, tmp_path, kind):
+        root = image_folder(tmp_path, train=1, size=(300, 400))
+        data = open_data("imagenet", root, loader=kind, **UNSCALED)
+        pipeline = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
+        assert data.image_size == (224, 224)
+        assert_shows(data.val, tmp_path / "val", pipeline)
+
+    def test_is_the_same_from_memory_and_from_files(self, tmp_path):
+        root = image_folder(tmp_path, size=(50, 70))
+        held, streamed = (open_data("imagefolder", root, img_h=24, img_w=32, loader=kind) for kind in KINDS)
+        assert same(held.val.epoch(0), streamed.val.epoch(0))
+        assert same(held.train.epoch(0), streamed.train.epoch(0))
+
+    def test_covers_a_frame_that_is_not_square(self, tmp_path):
+        for name in ("0.png", "1.png"):
+            save(smooth_picture(100, 100), tmp_path / "train" / "a" / name)
+        save(smooth_picture(100, 100), tmp_path / "val" / "a" / "0.png")
+        data = open_data("imagefolder", tmp_path, img_h=20, img_w=50, **UNSCALED)
+        pipeline = transforms.Compose(
+            [transforms.Resize((50, 50)), transforms.CenterCrop((20, 50)), transforms.ToTensor()]
+        )
+        assert_shows(data.val, tmp_path / "val", pipeline)
+
+
+def assert_shows(data, folder, pipeline):
+    """The loader's images are what torchvision makes of the files."""
+    expected = [pipeline(picture) for picture, _ in ImageFolder(folder)]
+    torch.testing.assert_close(whole(data)[0], torch.stack(expected), rtol=0, atol=1e-6)
+
+
+class TestChoice:
+    def kinds(self, root, **keys):
+        data = open_data("imagefolder", root, **keys)
+        return type(data.train), type(data.val)
+
+    def test_small_sets_lie_in_memory(self, tmp_path):
+        assert self.kinds(image_folder(tmp_path), img_h=32) == (MemoryLoader, MemoryLoader)
+
+    def test_large_sets_are_streamed(self, tmp_path, monkeypatch):
+        root = image_folder(tmp_path, train=6, val=3)
+        monkeypatch.setattr(datasets.build, "MEMORY_LIMIT", 12 * 3 * 40 * 40 - 1)  # one byte short, with padding
+        assert self.kinds(root, img_h=32) == (StreamLoader, MemoryLoader)
+        monkeypatch.setattr(datasets.build, "MEMORY_LIMIT", 12 * 3 * 40 * 40)
+        assert self.kinds(root, img_h=32) == (MemoryLoader, MemoryLoader)
+
+    def test_the_config_has_the_last_word(self, tmp_path, monkeypatch):
+        root = image_folder(tmp_path)
+        assert self.kinds(root, img_h=32, loader="stream") == (StreamLoader, StreamLoader)
+        monkeypatch.setattr(datasets.build, "MEMORY_LIMIT", 0)
+        assert self.kinds(root, img_h=32, loader="memory") == (MemoryLoader, MemoryLoader)
+
+    def test_images_above_64_pixels_get_resized_crops_and_are_streamed(self, tmp_path):
+        root = image_folder(tmp_path)
+        assert self.kinds(root, img_h=64) == (MemoryLoader, MemoryLoader)
+        assert self.kinds(root, img_h=72) == (StreamLoader, MemoryLoader)
+        assert self.kinds(root, img_h=72, augment="flip") == (MemoryLoader, MemoryLoader)
+
+    def test_resized_crops_from_memory_are_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"^dataset\.loader: memory holds .* set dataset\.loader=stream"):
+            self.kinds(image_folder(tmp_path), img_h=96, loader="memory")
+
+    def test_more_processes_than_images_are_refused(self):
+        with pytest.raises(UserError, match=r"^training\.batch_size: batches of 2 .* give each of 4 .* fewer than 2;"):
+            open_data("digits", batch_size=2, shard=(3, 4))
+
+    def test_workers_decode_into_memory_what_the_main_process_would(self, tmp_path):
+        root = image_folder(tmp_path, train=40)
+        alone, helped = (open_data("imagefolder", root, img_h=32, workers=workers) for workers in (0, 2))
+        assert same(alone.train.epoch(0), helped.train.epoch(0))
+
+    def test_a_device_may_be_named(self):
+        options = {"batch_size": 8, "val_batch_size": 8, "num_workers": 0, "val_num_workers": 0, "seed": 0}
+        assert next(build_data(data_config("digits"), device="cpu", **options).train.epoch(0)).image.device == CPU

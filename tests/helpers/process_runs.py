@@ -1,0 +1,106 @@
+"""Whole runs of the entry points, small enough to be had by the dozen: 24 images of 16x16, resnet8 from resnet8."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pictures import image_folder
+
+from models import get_model
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 8  # per epoch
+
+
+def prepare(folder: Path) -> Path:
+    """Put images and a teacher into `folder`."""
+    image_folder(folder / "images", train=4 * STEPS, val=4, size=(16, 16))
+    torch.manual_seed(5)
+    torch.save(get_model("resnet8", 2).state_dict(), folder / "teacher.pth")
+    return folder
+
+
+def config_file(folder: Path, distiller: str | None = "at", selection: str = "adaptive", **keys: dict) -> Path:
+    """A config in `folder` that is trained on what `prepare` put there; `keys` are merged into its sections."""
+    config: dict[str, dict[str, Any]] = {
+        "dataset": {"name": "imagefolder", "root": str(folder / "images"), "img_h": 16, "img_w": 16},
+        "training": {
+            "epochs": 4,
+            "batch_size": 8,
+            "num_workers": 0,
+            "lr_decay_epochs": [1, 2],
+            "print_iter_freq": 3,
+            "save_every_steps": 2,
+            "save_ep_freq": 1,
+            "keep_checkpoints": 1,
+            "device": "cpu",
+        },
+        "validation": {"batch_size": 8, "num_workers": 0},
+        "pretrain": {"epochs": 2},
+        "run": {"root": str(folder / "run")},
+    }
+    if distiller is None:
+        config["model"] = {"name": "resnet8"}
+    else:
+        teacher = {"name": "resnet8", "checkpoint": str(folder / "teacher.pth")}
+        config["kd"] = {"teacher": teacher, "student": {"name": "resnet8"}, "selection": selection}
+        config["kd_loss"] = {"name": distiller, "options": {"negatives": 16} if distiller == "crd" else {}}
+    for section, values in keys.items():
+        config[section] |= values
+    path = folder / f"{distiller}-{selection}.yml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def start(config: Path, *words: str, **options) -> subprocess.Popen:
+    """``python train.py`` (or ``train_single.py``) on a config, in a process of its own with one thread."""
+    entry = "train_single.py" if "None" in config.name else "train.py"
+    return subprocess.Popen(
+        [sys.executable, entry, "--config", str(config), *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+    )
+
+
+def fingerprint(run: RunDir) -> dict[str, str]:
+    """A hash of everything that a run leaves behind, but for times of day and durations."""
+    contents: dict[str, Any] = {}
+    for path in run.last.parent.glob("*.pth"):
+        if path != run.previous:
+            contents[path.name] = read_checkpoint(path) | {"config": ""}  # which names the folder
+    for file in (run.metrics, run.gates):
+        lines = file.read_text().splitlines() if file.exists() else []
+        contents[file.name] = [json.loads(line) | {"seconds": 0} for line in lines]
+    contents["result"] = json.loads(run.result.read_text()) | {"checkpoint": ""}
+    return {name: _hash(content) for name, content in contents.items()}
+
+
+def _hash(content: Any) -> str:
+    digest = hashlib.sha256()
+    _feed(digest, content)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, content: Any) -> None:
+    if isinstance(content, dict):
+        content = [item for pair in content.items() for item in pair]
+    if isinstance(content, torch.Tensor):
+        digest.update(f"{content.dtype} {tuple(content.shape)}".encode() + content.contiguous().numpy().tobytes())
+    elif isinstance(content, list | tuple):
+        digest.update(f"[{len(content)}".encode())
+        for item in content:
+            _feed(digest, item)
+    else:
+        digest.update(repr(content).encode())

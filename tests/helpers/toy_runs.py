@@ -1,0 +1,107 @@
+"""Engines that train toys, and what a test does with their runs: finish, break off, compare."""
+
+import json
+
+import torch
+from toys import ToyNet, toy_data, toy_task
+
+from distillers.pretraining import Pretraining
+from distillers.task import Classification
+from utils.config import Config
+from utils.run_folder.folder import RunDir
+from utils.training.device import set_up
+from utils.training.engine import Engine, Phase
+from utils.training.optim import make_optimizers
+
+EPOCHS = 3
+STEPS = 5  # per epoch
+
+
+def toy_config(**training) -> Config:
+    settings = {"epochs": EPOCHS, "lr_decay_epochs": [1, 2], "print_iter_freq": 2, "batch_size": 8} | training
+    pair = {"teacher": {"name": "resnet8"}, "student": {"name": "resnet8"}}
+    return Config.from_dict(
+        {
+            "dataset": {"name": "digits"},
+            "training": settings,
+            "kd": pair,
+            "kd_loss": {"name": "at"},
+            "pretrain": {"epochs": 2},
+        }
+    )
+
+
+def phases_of(task, config):
+    phases = [Phase("train", task, config.training.epochs, make_optimizers(task.parameter_groups(), config))]
+    distiller = getattr(task, "distiller", None)
+    if distiller is not None and distiller.pretraining_parameters(task.student):
+        pretraining = Pretraining(task.student, task.teacher, distiller)
+        optimizers = make_optimizers(pretraining.parameter_groups(), config)
+        phases.insert(0, Phase("pretrain", pretraining, config.pretrain.epochs, optimizers))
+    return phases
+
+
+def make_engine(folder, distiller="at", selection="adaptive", resume=False, config=None):
+    """A fresh process's engine: everything is built anew, only the folder is shared."""
+    config = config or toy_config()
+    set_up(config)
+    if distiller is None:
+        task = Classification(ToyNet())
+    else:
+        task = toy_task(distiller, seed=config.training.seed, selection=selection)
+    run = RunDir(folder)
+    checkpoint = run.open(resume=resume, overwrite=False)
+    return Engine(phases_of(task, config), toy_data(), run, config, torch.device("cpu"), checkpoint)
+
+
+def assert_equal(found, expected, where="checkpoint"):
+    """Compare nested checkpoints bit for bit."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for position, (a, b) in enumerate(zip(found, expected)):
+            assert_equal(a, b, f"{where}[{position}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def records(run):
+    """metrics.jsonl without the wall-clock times."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def finish(engine):
+    """Run to the end and let go of the folder, as the end of a process does."""
+    try:
+        return engine.fit()
+    finally:
+        engine.run.close()
+
+
+def gate_records(run):
+    return [json.loads(line) for line in run.gates.read_text().splitlines()]
+
+
+class PowerCut(BaseException):
+    """Like kill -9: nothing gets a chance to react."""
+
+
+def cut_power_after(engine, saves):
+    """Let `engine` die right after its checkpoint number `saves`."""
+    save = engine.save
+
+    def save_and_die(**options):
+        nonlocal saves
+        save(**options)
+        saves -= 1
+        if saves == 0:
+            raise PowerCut
+
+    engine.save = save_and_die

@@ -1,0 +1,92 @@
+"""A distiller of one's own takes one file in distillers/ and its name on the command line; README shows this one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import ToyNet, toy_batch, toy_setting, toy_task
+
+from distillers import DISTILLERS
+from models import get_model
+from utils.config import find_config
+from utils.errors import UserError
+from utils.run_folder.checkpoint import read_checkpoint
+
+REPO = Path(__file__).resolve().parents[2]
+EXAMPLE = REPO / "tests/examples/my_distiller.py"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example's module, registered for one test alone."""
+    monkeypatch.setattr(DISTILLERS, "_entries", {name: DISTILLERS.get(name) for name in DISTILLERS})
+    spec = importlib.util.spec_from_file_location("distillers.my_distiller", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
+    for package in ("configs", "datasets", "distillers", "models", "utils"):
+        shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (*REPO.glob("train*"), REPO / "requirements.txt"):
+        shutil.copy(file, tmp_path)
+    shutil.copy(EXAMPLE, tmp_path / "distillers")
+    torch.save(get_model("resnet14", 10).state_dict(), tmp_path / "teacher.pth")  # random, or one is trained first
+
+    names = {"dataset": "digits", "net1": "resnet14", "net2": "resnet8", "distiller": "stats"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    options = ["kd.teacher.checkpoint=teacher.pth", "training.epochs=2", "training.device=cpu", "dataset.img_h=8"]
+    environment = {**os.environ, **names, "PATH": path}
+    subprocess.run(["sh", "train.sh", *options], cwd=tmp_path, env=environment, check=True)
+
+    run = tmp_path / "run/digits/1029/adaptive-stats/resnet14-resnet8"
+    first, second = (json.loads(line)["train"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert all(first[f"loss/{spot}"] > 0 and f"gate/{spot}" in first for spot in ("f1", "f2", "f3"))
+    assert second["loss/total"] < first["loss/total"]
+    assert "distiller.widen.0.weight" in read_checkpoint(run / "ckpt/last.pth")["extra"]
+
+
+def test_a_name_that_is_nearly_its_own_is_corrected(example):
+    names = {"teacher": "resnet14", "student": "resnet8", "root": REPO / "configs"}
+    assert find_config("digits", 1, distiller="Stats", **names).load().kd_loss.name == "stats"
+    with pytest.raises(UserError, match="unknown distiller 'stat': did you mean 'stats'"):
+        find_config("digits", 1, distiller="stat", **names).load()
+
+
+def test_its_loss_is_what_it_says(example):
+    student, teacher = torch.rand(3, 4, 5, 5, dtype=torch.float64), torch.rand(3, 4, 2, 2, dtype=torch.float64)
+    gate = torch.tensor([1.0, 0, 1])
+    expected = 0.0
+    for s, t, chosen in zip(student.numpy(), teacher.numpy(), gate):
+        for a, b in zip(s, t):
+            means = (a.mean() - b.mean()) ** 2
+            deviations = (np.sqrt(a.var() + 1e-5) - np.sqrt(b.var() + 1e-5)) ** 2
+            expected += chosen.item() * (means + deviations) / (2 * 4) / 3
+    assert example.statistics_loss(student, teacher, gate).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
+def test_it_works_with_every_selection_and_between_unequal_widths(example, selection):
+    output = toy_task("stats", selection=selection)(toy_batch())
+    assert output.loss.isfinite()
+    student, teacher = ToyNet(width=3), ToyNet(width=5)
+    distiller = example.ChannelStatistics(toy_setting(student, teacher))
+    batch = toy_batch()
+    features, (of_teacher, _) = student.features(batch.image)[0], teacher.features(batch.image)
+    losses = distiller(features, of_teacher, torch.ones(len(batch.label), 2), batch)
+    losses.sum().backward()
+    assert all(parameter.grad.any() for parameter in distiller.parameters())
+
+
+def test_the_readme_shows_this_very_file():
+    assert EXAMPLE.read_text(encoding="utf-8") in (REPO / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,313 @@
+"""The policy, its gates, the routed pass and the two losses."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import ToyNet, toy_batch, toy_task
+
+from distillers.base import Spot
+from distillers.ops.masking import masked_mean
+from distillers.spot_adaptive.distillation import distillation_kl, routing_loss
+from distillers.spot_adaptive.policy import Policy, straight_through_gates
+from distillers.spot_adaptive.routing import Router, mix
+from distillers.spot_adaptive.twin import frozen_twin
+
+
+def gradients(module):
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def route(task, batch, gates):
+    with torch.no_grad():
+        features, logits = task.teacher.features(batch.image)
+    start = task.router.start(features, logits)
+    return task.router(batch.image, task._twin[0], task.teacher, start, gates), logits
+
+
+class TestGates:
+    def test_are_exactly_zero_or_one(self):
+        gates = straight_through_gates(torch.randn(500, 4, 2), temperature=5.0)
+        assert set(gates.unique().tolist()) == {0.0, 1.0}
+
+    def test_follow_the_softmax_of_the_logits(self):
+        # Whatever the temperature, the larger of logit plus Gumbel noise wins with the softmax's probability.
+        logits = torch.tensor([math.log(0.8), math.log(0.2)]).expand(20_000, 1, 2)
+        share = straight_through_gates(logits, temperature=5.0).mean().item()
+        assert share == pytest.approx(0.8, abs=0.01)
+
+    def test_pass_back_the_gradient_of_the_soft_choice(self):
+        logits = torch.randn(7, 3, 2, dtype=torch.float64, requires_grad=True)
+        torch.manual_seed(1)
+        noise = -torch.empty_like(logits).exponential_().log()
+        weights = torch.randn(7, 3, dtype=torch.float64)
+        soft = F.softmax((logits + noise) / 5.0, dim=-1)[..., 0]
+        (expected,) = torch.autograd.grad((soft * weights).sum(), logits)
+        torch.manual_seed(1)
+        (found,) = torch.autograd.grad((straight_through_gates(logits, 5.0) * weights).sum(), logits)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+    def test_start_open_for_a_homogeneous_pair(self):
+        policy = Policy(8, 8, num_gates=4, homogeneous=True)
+        gates = straight_through_gates(policy(torch.randn(1000, 8), torch.randn(1000, 8)), temperature=5.0)
+        assert gates.mean() > 0.995
+
+    def test_random_selection_is_a_fair_coin_per_gate(self):
+        task = toy_task("at", selection="random")
+        gates = torch.cat([task.draw_gates(None, torch.empty(1000, 1)) for _ in range(20)])
+        assert gates.mean(dim=0).sub(0.5).abs().max() < 0.02
+        correlation = torch.corrcoef(gates.T) - torch.eye(gates.shape[1])
+        assert correlation.abs().max() < 0.03
+
+    def test_fixed_selection_opens_every_gate(self):
+        assert torch.equal(toy_task("at", selection="fixed").draw_gates(None, torch.empty(3, 1)), torch.ones(3, 3))
+
+
+class TestRouting:
+    @pytest.mark.parametrize("distiller", ["kd", "at", "fitnet", "sp", "rkd"])
+    def test_with_every_gate_open_gives_the_teachers_logits(self, distiller):
+        task, batch = toy_task(distiller), toy_batch()
+        routed, logits = route(task, batch, torch.ones(6, task.num_gates))
+        assert torch.equal(routed, logits)
+
+    @pytest.mark.parametrize("distiller", ["kd", "at", "fitnet", "sp", "rkd"])
+    def test_with_every_gate_closed_gives_the_evaluated_students_logits(self, distiller):
+        task, batch = toy_task(distiller), toy_batch()
+        routed, _ = route(task, batch, torch.zeros(6, task.num_gates))
+        expected = copy.deepcopy(task.student).eval()(batch.image)
+        assert torch.equal(routed, expected)
+
+    def test_sends_each_sample_its_own_way(self):
+        """One spot in the middle: a sample with gates (1, 0) goes teacher -> adapter -> student."""
+        task, batch = toy_task("fitnet", spots=[(1, 1)]), toy_batch()
+        task.router.eval()  # adapters with running statistics, so that samples do not see one another
+        gates = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [1, 0], [0, 1]]).float()
+        routed, logits = route(task, batch, gates)
+        student, teacher = copy.deepcopy(task.student).eval(), task.teacher
+        h, g = task.router.to_teacher[0], task.router.to_student[0]
+        ways = {
+            (0, 0): student(batch.image),
+            (0, 1): teacher.run(h(student.run(batch.image, stop=2)), 2),
+            (1, 0): student.run(g(teacher.run(batch.image, stop=2)), 2),
+            (1, 1): logits,
+        }
+        expected = torch.stack([ways[tuple(gate.int().tolist())][i] for i, gate in enumerate(gates)])
+        torch.testing.assert_close(routed, expected, rtol=1e-5, atol=1e-6)
+
+    def test_joins_networks_of_unequal_depth_and_size(self):
+        class Deeper(ToyNet):
+            def stages(self):
+                stem, *rest = super().stages()
+                return (stem[:2], stem[2:], *rest)
+
+        student, teacher = ToyNet(width=3), Deeper(width=5)
+        shapes = student.feature_shapes(8, 8), teacher.feature_shapes(8, 8)
+        router = Router([Spot(0, 1), Spot(2, 3)], *shapes)
+        image = torch.randn(4, 3, 8, 8)
+        features, logits = teacher.eval().features(image)
+        routed = router(image, frozen_twin(student), teacher, router.start(features, logits), torch.ones(4, 3))
+        assert torch.equal(routed, logits)
+
+    def test_mix_is_exact_at_both_ends_and_linear_between(self):
+        a, b = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+        mixed = mix(a, b, torch.tensor([0.0, 1.0, 0.25]))
+        assert torch.equal(mixed[0], a[0])
+        assert torch.equal(mixed[1], b[1])
+        torch.testing.assert_close(mixed[2], 0.75 * a[2] + 0.25 * b[2])
+
+
+class TestGradients:
+    @pytest.mark.parametrize("distiller", ["kd", "at", "fitnet", "sp", "rkd"])
+    def test_the_routing_loss_moves_the_policy_and_the_adapters_alone(self, distiller):
+        task, batch = toy_task(distiller), toy_batch()
+        with torch.no_grad():
+            features, logits = task.teacher.features(batch.image)
+        student_features, _ = task.student.features(batch.image)
+        gates = task.draw_gates(features[-1], student_features[-1])
+        start = task.router.start(features, logits)
+        routed = task.router(batch.image, task._twin[0], task.teacher, start, gates)
+        routing_loss(F.cross_entropy(routed, batch.label), torch.tensor(1.0), gates[:, -1], 1.0).backward()
+        assert gradients(task.policy).keys() == dict(task.policy.named_parameters()).keys()
+        assert gradients(task.router).keys() == dict(task.router.named_parameters()).keys()
+        assert all(gradient.abs().sum() > 0 for gradient in gradients(task.policy).values())
+        for frozen in (task.student, task.teacher, task._twin[0], task.distiller):
+            assert not gradients(frozen)
+
+    @pytest.mark.parametrize("selection", ["adaptive", "anti"])
+    @pytest.mark.parametrize("distiller", ["kd", "at", "fitnet", "sp", "rkd"])
+    def test_the_students_gradient_is_that_of_its_own_loss(self, distiller, selection):
+        """With and without routing, for the same gates, the gradients agree bit for bit."""
+        task, batch = toy_task(distiller, selection=selection), toy_batch()
+        plain = copy.deepcopy(task)
+        gates = torch.randint(2, (6, task.num_gates)).float()
+        task.draw_gates = lambda *_: gates
+        task(batch).loss.backward()
+        plain.policy = None
+        plain.draw_gates = lambda *_: gates
+        plain(batch).loss.backward()
+        assert gradients(plain.student)
+        for part in ("student", "distiller"):
+            found, expected = gradients(getattr(task, part)), gradients(getattr(plain, part))
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_the_policy_hears_nothing_of_the_students_loss(self):
+        task, batch = toy_task("at"), toy_batch()
+        with torch.no_grad():
+            features, _ = task.teacher.features(batch.image)
+        student_features, student_logits = task.student.features(batch.image)
+        chosen = task.choose(task.draw_gates(features[-1], student_features[-1]))
+        assert not chosen.requires_grad
+        (task.distiller(student_features, features, chosen[:, :-1], batch).sum() + student_logits.sum()).backward()
+        assert not gradients(task.policy)
+        assert not gradients(task.router)
+
+    def test_parameter_groups_are_disjoint_and_complete(self):
+        task = toy_task("fitnet")
+        groups = task.parameter_groups()
+        listed = [id(parameter) for group in groups.values() for parameter in group]
+        trained = {id(parameter) for parameter in task.parameters() if parameter.requires_grad}
+        assert len(listed) == len(set(listed))
+        assert set(listed) == trained
+
+
+class TestRoutingLoss:
+    GATE = torch.tensor([1.0, 1.0, 0.0, 1.0])
+
+    def test_weighs_a_worse_routed_pass_by_gamma(self):
+        assert routing_loss(torch.tensor(3.0), torch.tensor(2.0), self.GATE, gamma=2.0).item() == 6.0
+
+    def test_weighs_a_better_routed_pass_by_one_over_gamma(self):
+        assert routing_loss(torch.tensor(1.0), torch.tensor(2.0), self.GATE, gamma=2.0).item() == 0.5
+
+    def test_leaves_an_equal_routed_pass_alone(self):
+        assert routing_loss(torch.tensor(2.0), torch.tensor(2.0), self.GATE, gamma=2.0).item() == 2.0
+
+    def test_charges_one_for_each_sample_missing_from_half_the_batch(self):
+        gate = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+        assert routing_loss(torch.tensor(2.0), torch.tensor(2.0), gate, gamma=1.0).item() == 2.0 + 2.0
+
+    def test_charges_nothing_from_half_the_batch_upwards(self):
+        gate = torch.tensor([1.0, 1.0, 0.0, 0.0])
+        assert routing_loss(torch.tensor(2.0), torch.tensor(2.0), gate, gamma=1.0).item() == 2.0
+
+    def test_charges_half_samples_of_an_odd_batch(self):
+        gate = torch.tensor([1.0, 0.0, 0.0])
+        assert routing_loss(torch.tensor(2.0), torch.tensor(2.0), gate, gamma=1.0).item() == 2.5
+
+    def test_lets_no_gradient_into_the_comparison(self):
+        routed = torch.tensor(3.0, requires_grad=True)
+        routing_loss(routed, torch.tensor(2.0), self.GATE, gamma=2.0).backward()
+        assert routed.grad.item() == 2.0
+
+
+class TestStudentLoss:
+    def test_adds_up_from_its_parts(self):
+        task = toy_task("at", selection="fixed", alpha=0.5, beta=7.0)
+        output = task(toy_batch())
+        parts = output.parts
+        expected = parts["loss/ce"] + 7.0 * (parts["loss/f1"] + parts["loss/f2"]) + 0.5 * parts["loss/kl"]
+        torch.testing.assert_close(output.loss, expected)
+        torch.testing.assert_close(output.loss.detach(), parts["loss/total"])
+
+    def test_kl_is_temperature_squared_times_the_divergence_of_the_chosen(self):
+        student, teacher = torch.randn(5, 3).double(), torch.randn(5, 3).double()
+        gate = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0]).double()
+        expected = 0.0
+        for s, t, a in zip(student.tolist(), teacher.tolist(), gate.tolist()):
+            p = [math.exp(x / 4) / sum(math.exp(y / 4) for y in t) for x in t]
+            q = [math.exp(x / 4) / sum(math.exp(y / 4) for y in s) for x in s]
+            expected += a * sum(pi * math.log(pi / qi) for pi, qi in zip(p, q)) * 16 / 5
+        assert distillation_kl(student, teacher, gate, 4.0).item() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("gate", [[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]])
+    def test_masked_kl_is_the_gathered_kl_times_the_chosen_share(self, gate):
+        gate = torch.tensor(gate).float()
+        teacher = torch.randn(5, 4)
+        masked = torch.randn(5, 4, requires_grad=True)
+        gathered = masked.detach().clone().requires_grad_()
+        chosen = gate.bool()
+        loss = distillation_kl(masked, teacher, gate, 4.0)
+        log_p = F.log_softmax(gathered[chosen] / 4, dim=1)
+        plain = F.kl_div(log_p, F.softmax(teacher[chosen] / 4, dim=1), reduction="batchmean") * 16
+        expected = plain * chosen.sum() / 5
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        expected.backward()
+        torch.testing.assert_close(masked.grad, gathered.grad)
+
+    def test_masked_kl_is_zero_when_none_is_chosen(self):
+        student = torch.randn(5, 4, requires_grad=True)
+        loss = distillation_kl(student, torch.randn(5, 4), torch.zeros(5), 4.0)
+        loss.backward()
+        assert loss.item() == 0
+        assert student.grad.abs().sum() == 0
+
+    def test_masked_mean_is_the_mean_of_the_chosen_times_their_share(self):
+        values, gate = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.0, 1.0, 1.0, 0.0])
+        assert masked_mean(values, gate).item() == (2 + 4) / 2 * (2 / 4)
+
+    def test_anti_distils_exactly_where_adaptive_does_not(self):
+        batch = toy_batch()
+        outputs = {}
+        for selection in ("adaptive", "anti"):
+            task = toy_task("at", selection=selection)
+            torch.manual_seed(3)
+            outputs[selection] = task(batch).parts
+        for label in ("f1", "f2", "logits"):
+            shares = [outputs[selection][f"gate/{label}"].item() for selection in ("adaptive", "anti")]
+            assert sum(shares) == pytest.approx(1.0)
+        # The policy itself learns in the same way.
+        assert outputs["adaptive"]["loss/routed_ce"] == outputs["anti"]["loss/routed_ce"]
+        assert outputs["adaptive"]["loss/policy"] == outputs["anti"]["loss/policy"]
+
+    @pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
+    def test_has_the_same_parts_at_every_step(self, selection):
+        task = toy_task("sp", selection=selection)
+        names = [list(task(toy_batch(seed=seed)).parts) for seed in range(3)]
+        assert names[0] == names[1] == names[2]
+        assert ("loss/policy" in names[0]) == (selection in ("adaptive", "anti"))
+
+
+class TestFrozenParts:
+    def test_the_teacher_stays_in_evaluation_mode_and_untouched(self):
+        task, batch = toy_task("at"), toy_batch()
+        before = copy.deepcopy(task.teacher.state_dict())
+        optimizers = [torch.optim.SGD(group, lr=0.1) for group in task.parameter_groups().values()]
+        for seed in range(3):
+            task.train()
+            task(toy_batch(seed=seed)).loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert not any(module.training for module in task.teacher.modules())
+        after = task.teacher.state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert batch.image.grad is None
+
+    def test_the_routed_pass_leaves_the_students_running_statistics_alone(self):
+        batch = toy_batch()
+        with_routing, without = toy_task("at"), toy_task("at", selection="fixed")
+        with_routing(batch)
+        without(batch)
+        for name, buffer in without.student.named_buffers():
+            assert torch.equal(buffer, dict(with_routing.student.named_buffers())[name])
+
+    def test_the_twin_follows_the_student(self):
+        task = toy_task("at")
+        optimizer = torch.optim.SGD(task.student.parameters(), lr=0.5)
+        task(toy_batch()).loss.backward()
+        optimizer.step()
+        image = toy_batch(seed=9).image
+        assert torch.equal(task._twin[0](image), copy.deepcopy(task.student).eval()(image))
+
+    def test_the_twin_follows_a_move_to_other_storage(self):
+        task = toy_task("at").double()
+        pairs = zip(task._twin[0].parameters(), task.student.parameters())
+        assert all(a.data_ptr() == b.data_ptr() and a.dtype == torch.float64 for a, b in pairs)
+
+    def test_the_twin_is_no_part_of_the_checkpoint(self):
+        task = toy_task("at")
+        assert not any("twin" in key for key in task.state_dict())
+        assert {key.split(".")[0] for key in task.extra_state()} == {"policy", "router"}

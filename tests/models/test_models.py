@@ -1,0 +1,298 @@
+"""The registered networks: what published checkpoints expect of them, their stages, what they compute."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import lzma
+import math
+from functools import cache, partial
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import reference_networks as reference
+import torch
+from torch import nn
+
+from models import MODELS, get_model
+from models.layers import depthwise3x3
+from models.staged import StagedModel
+from utils.errors import UserError
+
+CONTRACT = json.loads((Path(__file__).with_name("model_contract.json")).read_text())
+SPECIFIED = list(CONTRACT["models"])
+ALIASES = {"ShuffleV1": "ShuffleNetV1", "ShuffleV2": "ShuffleNetV2"}
+
+# One or more of every class, small ones, with the arguments that make them smaller still.
+SAMPLES = {
+    "resnet8": {},
+    "resnet8x4": {},
+    "ResNet18": {"blocks": (1, 1, 1, 1)},
+    "ResNet50": {"blocks": (1, 2, 1, 1)},
+    "wrn_16_1": {},
+    "wrn_16_2": {},
+    "vgg8": {},
+    "vgg11": {},
+    "vgg8-imagenet": {"hidden": 8},
+    "MobileNetV2": {},
+    "MobileNetV2_half": {},
+    "ShuffleNetV1": {},
+    "ShuffleNetV2": {},
+}
+every_specified = pytest.mark.parametrize("name", SPECIFIED)
+every_sample = pytest.mark.parametrize("name", SAMPLES)
+
+
+@cache
+def published_state_dicts() -> dict[str, dict[str, list[int]]]:
+    return json.loads(lzma.decompress(base64.b85decode("".join(CONTRACT["state_dicts"]))))
+
+
+@cache
+def shapes_only(name: str, num_classes: int = 100) -> StagedModel:
+    """The model without memory or arithmetic."""
+    with torch.device("meta"):
+        return get_model(name, num_classes)
+
+
+def sample(name: str) -> StagedModel:
+    """A small model with BatchNorm statistics and weights unlike those of a fresh one, in evaluation mode."""
+    model = get_model(name, 7, kwargs=SAMPLES[name]).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def images(size: int = 32, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, size, size)
+
+
+class TestContract:
+    def test_the_names_are_the_published_ones_half_a_mobilenet_and_two_aliases(self):
+        assert set(MODELS) == {*SPECIFIED, "MobileNetV2_half", *ALIASES}
+        assert len(SPECIFIED) == 32
+
+    @every_specified
+    def test_state_dict_has_the_published_keys_and_shapes_in_order(self, name):
+        ours = [(key, list(tensor.shape)) for key, tensor in shapes_only(name).state_dict().items()]
+        assert ours == list(map(tuple, published_state_dicts()[name].items()))
+
+    @every_specified
+    def test_has_the_published_number_of_parameters(self, name):
+        parameters = sum(parameter.numel() for parameter in shapes_only(name).parameters())
+        assert parameters == CONTRACT["models"][name]["parameters"]
+
+    @every_specified
+    def test_features_have_the_published_shapes_at_every_size(self, name):
+        for size, shapes in CONTRACT["models"][name]["features"].items():
+            ours = shapes_only(name).feature_shapes(int(size), int(size))
+            assert [list(shape) for shape in ours] == shapes, f"at {size} pixels"
+
+    @every_specified
+    def test_the_last_feature_is_the_vector_that_the_policy_reads(self, name):
+        size = max(int(size) for size in CONTRACT["models"][name]["features"])
+        assert shapes_only(name).feature_shapes(size, size)[-1] == (CONTRACT["models"][name]["hint_channels"],)
+
+    def test_half_the_width_gives_the_mobilenet_of_the_classic_benchmarks(self):
+        half = shapes_only("MobileNetV2_half")
+        assert sum(parameter.numel() for parameter in half.parameters()) == 812_836
+        assert list(half.state_dict()) == list(published_state_dicts()["MobileNetV2"])
+        assert half.feature_shapes(32, 32) == [(16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2), (1280,)]
+
+    @pytest.mark.parametrize("alias", ALIASES)
+    def test_an_alias_builds_the_same_network(self, alias):
+        assert MODELS.get(alias) is MODELS.get(ALIASES[alias])
+
+    @every_sample
+    def test_the_number_of_classes_changes_nothing_but_the_last_layer(self, name):
+        hundred, ten = shapes_only(name).state_dict(), shapes_only(name, 10).state_dict()
+        assert list(hundred) == list(ten)
+        assert [key for key in ten if ten[key].shape != hundred[key].shape] == list(ten)[-2:]
+        assert ten[list(ten)[-1]].shape == (10,)
+
+
+class TestStages:
+    @every_sample
+    def test_cutting_anywhere_gives_the_logits_of_forward_bit_for_bit(self, name):
+        model, x = sample(name), images(32 if name == "vgg8-imagenet" else 16)
+        with torch.no_grad():
+            logits, cuts = model(x), range(1, len(model.stages()))
+            for number in (1, 2, len(cuts)):
+                for chosen in combinations(cuts, number):
+                    out = x
+                    for start, stop in zip((0, *chosen), (*chosen, None)):
+                        out = model.run(out, start, stop)
+                    assert torch.equal(out, logits), f"cut at {chosen}"
+
+    @every_sample
+    def test_features_agree_with_running_up_to_them_and_with_forward(self, name):
+        model, x = sample(name), images()
+        with torch.no_grad():
+            features, logits = model.features(x)
+            assert torch.equal(logits, model(x))
+            assert len(features) == len(model.stages()) - 1
+            for index, feature in enumerate(features):
+                assert torch.equal(feature, model.run(x, stop=index + 1))
+
+    @every_sample
+    def test_no_stage_overwrites_what_it_is_handed(self, name):
+        model, x = sample(name).train(), images()
+        with torch.no_grad():
+            for index in range(len(model.stages())):
+                before = x.clone()
+                out = model.run(x, index, index + 1)
+                assert torch.equal(x, before), f"stage {index}"
+                x = out
+
+    @every_sample
+    def test_all_features_are_maps_but_the_last_which_is_a_vector(self, name):
+        with torch.no_grad():
+            features, logits = sample(name).features(images(count=3))
+        assert features[-1].dim() == 2
+        assert all(feature.dim() == 4 for feature in features[:-1])
+        assert logits.shape == (3, 7)
+
+    @every_sample
+    def test_features_and_logits_send_a_gradient_to_every_parameter(self, name):
+        model = sample(name).train()
+        features, logits = model.features(images())
+        (sum(feature.square().mean() for feature in features) + logits.square().mean()).backward()
+        assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+    @every_sample
+    def test_a_copy_stands_on_its_own(self, name):
+        model, x = sample(name), images()
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            logits = model(x)
+            for parameter in model.parameters():
+                parameter.zero_()
+            assert torch.equal(twin(x), logits)
+
+    def test_vgg_pools_before_its_last_block_from_64_pixels_on(self):
+        vgg = shapes_only("vgg8")
+        assert [vgg.feature_shapes(size, size)[4] for size in (32, 64)] == [(512, 4, 4), (512, 4, 4)]
+        assert vgg.feature_shapes(48, 48)[4] == (512, 6, 6)
+
+    def test_maps_need_not_be_square(self):
+        assert shapes_only("resnet8").feature_shapes(32, 64)[3] == (64, 8, 16)
+
+
+class TestFeatureShapes:
+    def test_leaves_modes_statistics_and_random_state_alone(self):
+        model = get_model("resnet8", 10)
+        model.layer2.eval()
+        modes = {key: module.training for key, module in model.named_modules()}
+        state, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        model.feature_shapes(32, 32)
+        assert {key: module.training for key, module in model.named_modules()} == modes
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random_state)
+
+    def test_restores_the_modes_where_the_images_are_too_small(self):
+        model = get_model("vgg8", 10)
+        with pytest.raises(RuntimeError):
+            model.feature_shapes(4, 4)
+        assert all(module.training for module in model.modules())
+
+
+# (model, size of the images, the formula)
+FORMULAS = [
+    ("resnet8", 32, partial(reference.resnet, layers=3, shortcut="downsample", classifier="fc")),
+    ("resnet8x4", 16, partial(reference.resnet, layers=3, shortcut="downsample", classifier="fc")),
+    ("ResNet18", 32, partial(reference.resnet, layers=4, shortcut="shortcut", classifier="linear")),
+    ("ResNet50", 16, partial(reference.resnet, layers=4, shortcut="shortcut", classifier="linear")),
+    ("wrn_16_1", 32, reference.wide_resnet),
+    ("wrn_16_2", 32, reference.wide_resnet),
+    ("vgg8", 32, reference.vgg),
+    ("vgg8", 64, reference.vgg),
+    ("vgg11", 32, reference.vgg),
+    ("vgg8-imagenet", 64, reference.vgg_imagenet),
+    ("MobileNetV2", 32, reference.mobilenet_v2),
+    ("MobileNetV2_half", 64, reference.mobilenet_v2),
+    ("ShuffleNetV1", 32, reference.shufflenet_v1),
+    ("ShuffleNetV2", 32, reference.shufflenet_v2),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "formula"), FORMULAS, ids=[f"{name}-{size}" for name, size, _ in FORMULAS])
+def test_logits_are_those_of_the_formula_over_the_same_weights(name, size, formula):
+    model, x = sample(name).double(), images(size).double()
+    with torch.no_grad():
+        logits = model(x)
+        expected = formula(reference.Weights(model.state_dict()), x)
+    assert logits.std() > 0
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+def test_depthwise_convolutions_compute_in_float32_under_autocast():
+    convolution = depthwise3x3(8, stride=2)
+    x = torch.randn(2, 8, 8, 8).bfloat16()
+    outcomes = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y = convolution(x if enabled else x.float())
+        (of_weight,) = torch.autograd.grad(y.bfloat16().sum(), convolution.weight)
+        outcomes.append((y, of_weight))
+    (half, half_gradient), (full, full_gradient) = outcomes
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, full.bfloat16())
+    assert torch.equal(half_gradient, full_gradient)
+
+
+class TestInitialisation:
+    @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "vgg8", "MobileNetV2_half"])
+    def test_convolutions_are_normal_with_the_variance_of_their_fan_out(self, name):
+        for module in get_model(name, 10).modules():
+            if isinstance(module, nn.Conv2d) and module.weight.numel() >= 2000:
+                expected = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+                assert module.weight.std().item() == pytest.approx(expected, rel=0.08)
+                assert abs(module.weight.mean().item()) < 0.1 * expected
+                assert module.bias is None or not module.bias.any()
+
+    @pytest.mark.parametrize("name", ["vgg8", "MobileNetV2_half"])
+    def test_classifiers_of_vgg_and_mobilenet_start_small(self, name):
+        weight, bias = list(get_model(name, 100).parameters())[-2:]
+        assert weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert not bias.any()
+
+    def test_the_classifier_of_a_wide_resnet_starts_without_bias(self):
+        assert not get_model("wrn_16_2", 10).fc.bias.any()
+
+    def test_shufflenets_keep_the_default_of_the_framework(self):
+        weight = get_model("ShuffleNetV2", 10).conv2.weight
+        bound = 1 / math.sqrt(464)
+        assert 0.99 * bound < weight.abs().max() <= bound
+
+    @every_sample
+    def test_batchnorm_starts_as_the_identity(self, name):
+        for module in get_model(name, 10, kwargs=SAMPLES[name]).modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert (module.weight == 1).all()
+                assert not module.bias.any()
+
+
+class TestGetModel:
+    def test_builds_different_weights_at_every_call(self):
+        assert not torch.equal(get_model("resnet8", 10).fc.weight, get_model("resnet8", 10).fc.weight)
+
+    def test_passes_keyword_arguments_on(self):
+        assert get_model("resnet8", 10, kwargs={"widths": (4, 4, 8, 12)}).feature_shapes(32, 32)[-1] == (12,)
+
+    def test_names_the_closest_of_an_unknown_name(self):
+        with pytest.raises(UserError, match=r"did you mean 'ResNet34'.*known are .*wrn_40_2"):
+            get_model("ResNet43", 10)
+
+    def test_names_an_unknown_keyword_argument_and_the_known_ones(self):
+        with pytest.raises(UserError, match=r"'MobileNetV2'.*'depth'.*num_classes, width"):
+            get_model("MobileNetV2", 10, kwargs={"depth": 3})
+
+    def test_refuses_stages_for_a_network_that_has_its_own(self):
+        with pytest.raises(UserError, match=r"resnet8.*cut into stages already"):
+            get_model("resnet8", 10, stages=[["conv1"], ["fc"]])

@@ -1,0 +1,207 @@
+"""Stopping and dying at the awkward moments: between two renames, in evaluation, while a checkpoint is written."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from toy_runs import STEPS, PowerCut, assert_equal, finish, make_engine, records, toy_config
+
+import utils.run_folder.folder
+from utils.errors import UserError
+from utils.files import TEMPORARY
+from utils.processes.stopping import Interrupted
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
+
+KEEPING = {"save_every_steps": 2, "save_ep_freq": 1, "keep_checkpoints": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was left alone."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(make_engine(folder, config=toy_config(**KEEPING)))
+    return RunDir(folder)
+
+
+def check_resumed(folder, whole):
+    torch.manual_seed(99)  # a new process has another random state
+    finish(make_engine(folder, resume=RunDir(folder).last.exists(), config=toy_config(**KEEPING)))
+    run = RunDir(folder)
+    names = sorted(path.name for path in run.last.parent.iterdir())
+    assert names == ["best.pth", "epoch-3.pth", "last.pth", "previous.pth"]
+    for name in names:
+        assert_equal(read_checkpoint(run.last.with_name(name)), read_checkpoint(whole.last.with_name(name)))
+    assert records(run) == records(whole)
+    assert not list(folder.rglob(TEMPORARY))
+
+
+def signal_in(call, at, number=signal.SIGTERM):
+    """`call`, preceded by a signal to this process when it is called for the time number `at`."""
+    times = itertools.count(1)
+
+    def wrapped(*arguments, **options):
+        if next(times) == at:
+            os.kill(os.getpid(), number)
+        return call(*arguments, **options)
+
+    return wrapped
+
+
+class TestDying:
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    @pytest.mark.parametrize("rename", range(1, 16))
+    def test_around_any_rename_loses_nothing(self, tmp_path, whole, monkeypatch, rename, after):
+        replace, times = Path.replace, itertools.count(1)
+
+        def replace_and_die(path, target):
+            last = next(times) == rename
+            if after or not last:
+                replace(path, target)
+            if last:
+                raise PowerCut
+
+        engine = make_engine(tmp_path / "run", config=toy_config(**KEEPING))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace_and_die)
+            with pytest.raises(PowerCut):
+                finish(engine)
+        check_resumed(tmp_path / "run", whole)
+
+    def test_in_the_middle_of_a_file_leaves_the_old_one_and_nothing_else(self, tmp_path, whole):
+        save, times = torch.save, itertools.count(1)
+
+        def save_half_and_die(state, file):
+            if next(times) < 3:
+                return save(state, file)
+            file.write(b"half of it")
+            os._exit(9)
+
+        child = os.fork()
+        if child == 0:
+            torch.save = save_half_and_die
+            try:
+                finish(make_engine(tmp_path / "run", config=toy_config(**KEEPING)))
+            finally:  # it must not go on with the other tests
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert len(list((tmp_path / "run").rglob(TEMPORARY))) == 1
+        check_resumed(tmp_path / "run", whole)
+
+
+class TestStopping:
+    def check(self, folder, whole, engine, progress):
+        with pytest.raises(Interrupted, match="all saved; the same command with --resume goes on"):
+            finish(engine)
+        assert read_checkpoint(engine.run.last)["progress"] == {"phase": 0} | progress
+        check_resumed(folder, whole)
+
+    @pytest.fixture
+    def engine(self, tmp_path):
+        return make_engine(tmp_path / "run", config=toy_config(**KEEPING))
+
+    def test_in_evaluation_does_not_wait_for_its_end(self, tmp_path, whole, engine):
+        evaluated = []
+
+        def batches(epoch):
+            for batch in type(engine.data.val).epoch(engine.data.val, epoch):
+                evaluated.append(batch)
+                os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        engine.data.val.epoch = batches
+        self.check(tmp_path / "run", whole, engine, {"epoch": 0, "step": STEPS})
+        assert len(evaluated) == 1
+
+    def test_while_a_checkpoint_of_an_epoch_is_written_takes_no_more_steps(self, tmp_path, whole, engine, monkeypatch):
+        with monkeypatch.context() as patch:  # two within the epoch, the third at its end
+            patch.setattr(
+                utils.run_folder.folder, "save_atomically", signal_in(utils.run_folder.folder.save_atomically, at=3)
+            )
+            self.check(tmp_path / "run", whole, engine, {"epoch": 1, "step": 0})
+
+    def test_while_a_checkpoint_within_an_epoch_is_written_takes_no_more_steps(
+        self, tmp_path, whole, engine, monkeypatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                utils.run_folder.folder, "save_atomically", signal_in(utils.run_folder.folder.save_atomically, at=1)
+            )
+            self.check(tmp_path / "run", whole, engine, {"epoch": 0, "step": 2})
+
+    def test_before_the_first_step_takes_that_one_and_saves(self, tmp_path, whole, engine):
+        engine.report.start_epoch = signal_in(engine.report.start_epoch, at=1)
+        self.check(tmp_path / "run", whole, engine, {"epoch": 0, "step": 1})
+
+    def test_in_the_last_checkpoint_of_all_lets_the_run_end(self, engine, monkeypatch):
+        monkeypatch.setattr(
+            utils.run_folder.folder, "save_atomically", signal_in(utils.run_folder.folder.save_atomically, at=9)
+        )
+        assert "last_top1" in finish(engine)
+
+
+class TestNonFiniteWeights:
+    """The loss of a step is computed before the step: it may be the weights that go first."""
+
+    def poison(self, engine, at):
+        step, times = engine._step, itertools.count(1)
+
+        def step_and_poison(*arguments):
+            step(*arguments)
+            if next(times) == at:
+                with torch.no_grad():
+                    engine.task.student.fc.bias[0] = torch.inf
+
+        engine._step = step_and_poison
+
+    def test_are_not_saved_within_an_epoch(self, tmp_path):
+        engine = make_engine(tmp_path / "run", config=toy_config(save_every_steps=1))
+        self.poison(engine, at=2)
+        with pytest.raises(
+            UserError, match=r"no longer finite, noticed at train epoch 1 step 2: fc\.bias; the last good .*last"
+        ):
+            finish(engine)
+        assert read_checkpoint(engine.run.last)["progress"]["step"] == 1
+
+    def test_are_not_saved_at_the_end_of_an_epoch(self, tmp_path):
+        engine = make_engine(tmp_path / "run")
+        self.poison(engine, at=STEPS)
+        with pytest.raises(UserError, match=r"step 5: fc\.bias; nothing is saved yet"):
+            finish(engine)
+        assert not engine.run.last.exists()
+
+    def test_are_not_saved_when_asked_to_stop(self, tmp_path):
+        engine = make_engine(tmp_path / "run")
+        self.poison(engine, at=2)
+        engine._step = signal_in(engine._step, at=2)
+        with pytest.raises(UserError, match=r"step 2: fc\.bias; nothing is saved yet"):
+            finish(engine)
+        assert not engine.run.last.exists()
+
+
+class TestKeptCheckpoints:
+    @pytest.mark.parametrize(("keep", "names"), [(None, [1, 2, 3, 4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
+    def test_are_pruned_by_the_rule_in_the_config(self, tmp_path, keep, names):
+        engine = make_engine(tmp_path / "run", config=toy_config(epochs=4, save_ep_freq=1, keep_checkpoints=keep))
+        other = engine.run.last.with_name("epoch-final.pth")
+        other.touch()
+        finish(engine)
+        other.unlink()
+        kept = sorted(path.name for path in engine.run.last.parent.glob("epoch-*"))
+        assert kept == [f"epoch-{name}.pth" for name in names]
+
+
+def test_a_finished_run_that_goes_on_is_not_finished_any_more(tmp_path):
+    first = make_engine(tmp_path / "run")
+    first.run.write_result(finish(first))
+    engine = make_engine(tmp_path / "run", resume=True, config=toy_config(epochs=4))
+    engine.report.start_epoch = signal_in(engine.report.start_epoch, at=1)
+    with pytest.raises(Interrupted):
+        finish(engine)
+    assert not engine.run.result.exists()

@@ -1,0 +1,261 @@
+"""What only a GPU can show: real CUDA graphs, their random numbers, waiting for the device, fused optimisers.
+
+Where two runs are compared they launch the same kernels in the same order, but atomic additions (in the gradient of
+CRD's gather, say) may round differently, hence the tolerance. All runs are small enough for a few seconds.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from process_runs import config_file, prepare
+from toy_runs import PowerCut, cut_power_after, finish, phases_of, records, toy_config
+from toys import ToyNet, toy_data, toy_task
+
+from distillers.at import AT
+from distillers.task import Classification
+from utils.config import load_config
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
+from utils.training.cuda_graph import waiting_refused
+from utils.training.device import set_up
+from utils.training.engine import Engine
+from utils.training.run import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and PyTorch sees none"),
+]
+
+DEVICE = torch.device("cuda")
+CPU = torch.device("cpu")
+BATCH = 12  # three batches of 12 of the 40 images, and one of 4
+EPOCHS = 3
+STEPS = 4  # per epoch
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def _backends_as_before():
+    """`set_up` changes them for the whole process."""
+    before = {(owner, name): getattr(owner, name) for owner, name in SWITCHES}
+    yield
+    for (owner, name), value in before.items():
+        setattr(owner, name, value)
+
+
+SWITCHES = [
+    (torch.backends.cudnn, "benchmark"),
+    (torch.backends.cudnn, "deterministic"),
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+]
+
+
+def make_engine(folder, task="at", selection="adaptive", *, graph=True, device=DEVICE, workers=None, **options):
+    """A fresh process's engine. `graph` is ``training.cuda_graph``; ``True`` refuses to go on without.
+
+    Args:
+        task: a distiller's name or class, or None for a network alone.
+        options: ``resume``, or keys of ``training``.
+    """
+    resume = options.pop("resume", False)
+    config = toy_config(cuda_graph=graph, epochs=EPOCHS, batch_size=BATCH, **options)
+    set_up(config)
+    # Two runs are to choose the same kernels.
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    seed = config.training.seed
+    task = Classification(ToyNet()) if task is None else toy_task(task, seed=seed, selection=selection)
+    task = task.to(device)
+    run = RunDir(folder)
+    checkpoint = run.open(resume=resume, overwrite=False)
+    data = toy_data(BATCH, device=device, workers=workers)
+    return Engine(phases_of(task, config), data, run, config, device, checkpoint)
+
+
+def trained(*arguments, **options):
+    """The same, having trained to the end."""
+    engine = make_engine(*arguments, **options)
+    finish(engine)
+    return engine
+
+
+def is_captured(engine):
+    return getattr(engine._take_step, "_repeat", None) is not None
+
+
+def assert_close(found, expected, tolerance=CLOSE):
+    """Compare the outcomes of two runs: weights, banks, policy, momentum, figures."""
+    found_state, expected_state = (read_checkpoint(engine.run.last) for engine in (found, expected))
+    for key in ("model", "extra", "gates"):
+        torch.testing.assert_close(found_state[key], expected_state[key], **tolerance)
+    for name, state in expected_state["optimizers"].items():
+        for place, values in state["state"].items():
+            own = found_state["optimizers"][name]["state"][place]
+            torch.testing.assert_close(own["momentum_buffer"], values["momentum_buffer"], **tolerance)
+    for line, other in zip(records(found.run), records(expected.run), strict=True):
+        assert line["train"] == pytest.approx(other["train"], rel=tolerance["rtol"], abs=tolerance["atol"])
+        if "val" in other:
+            assert line["val"] == pytest.approx(other["val"], rel=tolerance["rtol"], abs=tolerance["atol"])
+
+
+class TestCapturedRuns:
+    """Three epochs with learning rates that drop, a smaller batch at the end of each, and evaluations in between."""
+
+    @pytest.mark.parametrize(
+        ("distiller", "selection"),
+        [
+            ("at", "adaptive"),
+            ("rkd", "adaptive"),
+            ("crd", "adaptive"),
+            ("crd", "anti"),
+            ("sp", "random"),
+            ("at", "fixed"),
+            ("fsp", "fixed"),
+            (None, ""),
+        ],
+    )
+    def test_end_like_eager_ones(self, tmp_path, distiller, selection):
+        captured = trained(tmp_path / "captured", distiller, selection)
+        eager = trained(tmp_path / "eager", distiller, selection, graph=False)
+        assert is_captured(captured)
+        assert not is_captured(eager)
+        assert_close(captured, eager)
+
+    def test_draw_the_random_numbers_that_eager_ones_draw(self, tmp_path):
+        states = []
+        for graph in (True, False):
+            engine = trained(tmp_path / str(graph), "crd", graph=graph)
+            states.append(read_checkpoint(engine.run.last)["processes"][0]["rng"])
+        assert torch.equal(states[0]["cuda"], states[1]["cuda"])
+        assert torch.equal(states[0]["cpu"], states[1]["cpu"])
+
+    def test_in_half_precision_end_like_eager_ones(self, tmp_path):
+        captured = trained(tmp_path / "captured", selection="fixed", precision="bf16")
+        eager = trained(tmp_path / "eager", selection="fixed", precision="bf16", graph=False)
+        assert is_captured(captured)
+        assert_close(captured, eager, {"rtol": 0.05, "atol": 0.05})
+
+    def test_follow_a_learning_rate_that_drops(self, tmp_path):
+        engine = make_engine(tmp_path / "run", lr_decay_epochs=[1], lr_decay_rate=1e-9, save_ep_freq=1)
+        finish(engine)
+        assert is_captured(engine)
+        first, last = (read_checkpoint(engine.run.last.with_name(f"epoch-{k}.pth"))["model"] for k in (1, EPOCHS))
+        start = toy_task(seed=engine.config.training.seed).student.state_dict()
+        for name in ("conv1.weight", "fc.weight"):
+            assert (first[name] - start[name]).abs().max() > 1e-3
+            assert torch.allclose(first[name], last[name], rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(("distiller", "saves"), [("at", 1), ("crd", 2), ("at", 4), ("fsp", 2)])
+    def test_are_resumed_as_if_never_interrupted(self, tmp_path, distiller, saves):
+        whole = trained(tmp_path / "whole", distiller, save_every_steps=3)
+        cut = make_engine(tmp_path / "cut", distiller, save_every_steps=3)
+        cut_power_after(cut, saves)
+        with pytest.raises(PowerCut):
+            finish(cut)
+        torch.manual_seed(99)  # a new process has another random state
+        resumed = trained(tmp_path / "cut", distiller, save_every_steps=3, resume=True)
+        assert is_captured(resumed)
+        assert_close(resumed, whole)
+        random = [read_checkpoint(engine.run.last)["processes"][0]["rng"]["cuda"] for engine in (resumed, whole)]
+        assert torch.equal(*random)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_take_streamed_images(self, tmp_path, workers):
+        streamed = trained(tmp_path / "streamed", workers=workers)
+        assert is_captured(streamed)
+        assert_close(streamed, trained(tmp_path / "memory"))
+
+    @pytest.mark.parametrize(("before", "after"), [(DEVICE, CPU), (CPU, DEVICE)])
+    def test_may_move_to_another_kind_of_device(self, tmp_path, before, after):
+        first = make_engine(tmp_path / "run", device=before, graph="auto")
+        cut_power_after(first, 1)
+        with pytest.raises(PowerCut):
+            finish(first)
+        second = make_engine(tmp_path / "run", device=after, graph="auto", resume=True)
+        finish(second)
+        assert is_captured(second) == (after == DEVICE)
+        assert len(records(second.run)) == EPOCHS
+        (group,) = second.phase.optimizers["student"].optimizer.param_groups
+        assert isinstance(group["lr"], torch.Tensor) == (after == DEVICE)
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # of which the second has another memory layout
+    def test_start_from_a_config(self, tmp_path, precision):
+        keys = {"device": "cuda", "cuda_graph": True, "precision": precision, "epochs": 2, "lr_decay_epochs": [1]}
+        config = load_config(config_file(prepare(tmp_path), "crd", training=keys))
+        assert train(config)["last_top1"] >= 0
+        assert "eagerly" not in RunDir(config.run_dir).log.read_text()
+
+    def test_go_on_elsewhere(self, tmp_path):
+        """From a CPU, where maps lie in memory differently, to a GPU and back."""
+        prepare(tmp_path)
+        for epochs, device in enumerate(("cpu", "cuda", "cpu"), 1):
+            keys = {"device": device, "epochs": epochs, "lr_decay_epochs": [1]}
+            config = load_config(config_file(tmp_path, training=keys))
+            assert train(config, resume=epochs > 1)["last_top1"] >= 0
+        assert len(records(RunDir(config.run_dir))) == 3
+
+
+class TestNoStepWaits:
+    @pytest.mark.parametrize(
+        ("distiller", "graph", "workers"),
+        [
+            *((distiller, graph, None) for distiller in ("at", "rkd", "crd") for graph in (True, False)),
+            ("at", True, 0),
+            ("at", True, 2),
+        ],
+    )
+    def test_for_the_device(self, tmp_path, distiller, graph, workers):
+        engine = make_engine(tmp_path / "run", distiller, graph=graph, workers=workers)
+        engine.task.train()
+        for batch in engine.data.train.epoch(0):
+            engine._step(engine.phase, batch)
+        assert is_captured(engine) == graph
+        batches = engine.data.train.epoch(1)
+        engine._step(engine.phase, next(batches))  # with it, the whole epoch is planned
+        with waiting_refused():
+            for batch in batches:
+                engine._step(engine.phase, batch)
+        engine.report.close()
+        engine.run.close()
+
+    def test_or_the_check_would_notice(self):
+        with waiting_refused(), pytest.raises(RuntimeError, match="synchronizing"):
+            torch.ones((), device=DEVICE).item()
+
+
+class Waits(AT):
+    """Looks at a gate."""
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * (1.0 if gate.sum().item() >= 0 else 2.0)
+
+
+class WaitsOnlyInACapture(AT):
+    """Gets through the rehearsals, and breaks the capture itself off."""
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return super().spot_loss(k, student, teacher, gate, batch)
+
+
+class TestWhatCannotBeCaptured:
+    @pytest.mark.parametrize("distiller", [Waits, WaitsOnlyInACapture])
+    def test_runs_eagerly_and_says_so_once(self, tmp_path, distiller):
+        refused = trained(tmp_path / "refused", distiller, graph="auto")
+        eager = trained(tmp_path / "eager", distiller, graph=False)
+        assert not is_captured(refused)
+        assert refused.run.log.read_text().count("steps of train run eagerly, not as one CUDA graph: ") == 1
+        assert_close(refused, eager)
+
+
+def test_both_loaders_yield_the_same_batches():
+    memory = toy_data(BATCH, device=DEVICE).train
+    for workers in (0, 2):
+        stream = toy_data(BATCH, device=DEVICE, workers=workers).train
+        for epoch in range(2):
+            for batch, expected in zip(stream.epoch(epoch), memory.epoch(epoch), strict=True):
+                for found, wanted in zip(batch, expected, strict=True):
+                    assert found.device.type == "cuda"
+                    assert torch.equal(found, wanted)

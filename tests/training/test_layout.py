@@ -1,0 +1,117 @@
+"""Channels last: the layout of maps in memory, which changes nothing but the speed."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from toys import IMAGE_SIZE, ToyNet, toy_batch, toy_task
+
+from distillers.task import Classification
+from distillers.vid import vid_loss
+from models.staged import StagedModel, global_pool
+from utils.errors import UserError
+from utils.training.device import channels_last_pays, place_task
+
+CPU = torch.device("cpu")
+
+
+def config(setting="auto", precision="fp32"):
+    return SimpleNamespace(training=SimpleNamespace(channels_last=setting, precision=precision))
+
+
+def is_channels_last(tensor):
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+class ViewNet(StagedModel):
+    """Says ``view`` of a map, which works in one layout only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def stages(self):
+        return (
+            (self.conv, lambda x: x.view(x.shape[0], -1).view(x.shape[0], 4, *IMAGE_SIZE)),
+            (global_pool,),
+            (self.fc,),
+        )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_averages_over_positions_have_the_layout_of_the_map(layout):
+    feature, teacher = (torch.randn(2, 3, 4, 4).to(memory_format=layout) for _ in range(2))
+    losses = [global_pool, lambda x: vid_loss(x, torch.ones(3), teacher, torch.ones(2))]
+    for loss in losses:
+        x = feature.clone().requires_grad_()
+        kept = []
+        # A leaf's own gradient is always brought to its layout, one in the middle of the graph is not.
+        y = x * 1
+        y.register_hook(kept.append)
+        loss(y).sum().backward()
+        assert kept[0].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("distiller", ["at", "fitnet", "sp", "vid", "ft", "fsp", "nst", "crd"])
+def test_the_losses_and_gradients_are_the_same_in_both_layouts(distiller):
+    results = []
+    for setting in (True, False):
+        task = place_task(toy_task(distiller), config(setting), CPU, IMAGE_SIZE).train()
+        assert is_channels_last(task.student.conv2.weight) is setting
+        torch.manual_seed(3)
+        output = task(toy_batch())
+        output.loss.backward()
+        gradients = [p.grad for p in task.parameters() if p.grad is not None]
+        results.append((output.parts, gradients))
+    (last_parts, last_gradients), (first_parts, first_gradients) = results
+    torch.testing.assert_close(last_parts, first_parts, rtol=1e-4, atol=1e-5)
+    # A bias before a BatchNorm has a gradient of nothing but rounding, so the largest gradient sets the scale.
+    scale = max(gradient.abs().max() for gradient in first_gradients)
+    for one, other in zip(last_gradients, first_gradients, strict=True):
+        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-5)
+
+
+def test_maps_are_in_the_layout_of_the_weights():
+    task = place_task(toy_task("at"), config(), CPU, IMAGE_SIZE)
+    features, _ = task.teacher.features(toy_batch().image)
+    assert all(is_channels_last(feature) for feature in features[:3])
+
+
+def test_the_students_twin_still_shares_its_weights():
+    task = place_task(toy_task("at"), config(), CPU, IMAGE_SIZE)
+    with torch.no_grad():
+        task.student.conv2.weight.add_(1)
+        task.student.bn1.running_mean.add_(1)
+    assert torch.equal(task._twin[0].conv2.weight, task.student.conv2.weight)
+    assert torch.equal(task._twin[0].bn1.running_mean, task.student.bn1.running_mean)
+
+
+def test_a_network_that_cannot_do_with_it_goes_on_without(caplog):
+    with caplog.at_level(logging.INFO, logger="sakd"):
+        task = place_task(Classification(ViewNet()), config(), CPU, IMAGE_SIZE)
+    assert task.student.conv.weight.is_contiguous()
+    assert task.student(torch.randn(2, 3, *IMAGE_SIZE)).shape == (2, 5)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("training.channels_last: off, a network fails with it: ")
+
+
+def test_a_network_that_cannot_do_with_it_is_one_line_where_it_is_asked_for():
+    with pytest.raises(UserError, match=r"training\.channels_last: true, but a network fails: [^\n]*; try auto$"):
+        place_task(Classification(ViewNet()), config(True), CPU, IMAGE_SIZE)
+
+
+def test_a_gpu_computes_so_only_where_tensor_cores_do_the_work():
+    gpu = torch.device("cuda")
+    assert channels_last_pays(CPU, "fp32")
+    assert not channels_last_pays(gpu, "fp32")
+    assert channels_last_pays(gpu, "tf32")
+    assert channels_last_pays(gpu, "bf16")
+
+
+def test_a_task_names_its_networks():
+    task = toy_task("at")
+    assert task.networks() == [task.student, task.teacher]
+    alone = Classification(ToyNet())
+    assert alone.networks() == [alone.student]

@@ -1,0 +1,393 @@
+"""The captured training step: it computes what the eager one does, and its rehearsals leave no trace.
+
+A tape stands in for CUDA graphs here (see tape.py); tests/test_gpu.py has the real ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from process_runs import config_file, prepare
+from step_tape import TapeRecorder
+from torch import nn
+from toy_runs import (
+    EPOCHS,
+    STEPS,
+    PowerCut,
+    assert_equal,
+    cut_power_after,
+    finish,
+    gate_records,
+    make_engine,
+    records,
+    toy_config,
+)
+from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_task
+
+import utils.training.optim
+from distillers import DISTILLERS
+from distillers.at import AT
+from distillers.task import Classification
+from utils.config import load_config
+from utils.errors import UserError
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
+from utils.training.device import rng_state
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter
+from utils.training.optim import make_optimizers
+from utils.training.run import train
+from utils.training.step import Phase, Snapshot, make_step
+
+CPU = torch.device("cpu")
+# As epochs have them: smaller and larger batches at their ends.
+SIZES = [8, 8, 8, 5, 8, 8, 8, 5, 8, 11]
+
+
+@pytest.fixture(autouse=True)
+def _optimizers_of_a_gpu(monkeypatch):
+    """Learning rates in tensors, and kernels that read them there: what a tape needs as much as a graph."""
+
+    def sgd(parameters, lr, momentum, weight_decay):
+        how = utils.training.optim._on_gpu(lr, parameters[0].device)
+        return torch.optim.SGD(parameters, **how, momentum=momentum, weight_decay=weight_decay)
+
+    monkeypatch.setattr(utils.training.optim, "_sgd", sgd)
+
+
+class Training:
+    """A task with everything that a step needs; the same arguments give the same numbers."""
+
+    def __init__(self, task=None, recorder=None, precision="fp32"):
+        self.config = toy_config()
+        self.task = task if task is not None else toy_task()
+        self.optimizers = make_optimizers(self.task.parameter_groups(), self.config)
+        self.meter = Meter(CPU)
+        self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, CPU)
+        self.complaints: list[str] = []
+        self.recorder = recorder
+        self.step = make_step(
+            Phase("train", self.task, EPOCHS, self.optimizers),
+            self.meter,
+            self.gates,
+            lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
+            recorder,
+            self.complaints.append,
+        )
+        torch.manual_seed(11)
+
+    def take(self, sizes, first_seed=0):
+        for seed, size in enumerate(sizes, first_seed):
+            self.step(toy_batch(size, seed=seed))
+        return self
+
+    def state(self):
+        """Everything that one step leaves to the next, as plain values."""
+        state = {
+            "task": self.task.state_dict(),
+            "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
+            "meter": self.meter.state_dict(),
+            "gates": self.gates.state_dict(),
+            "random": rng_state(CPU),
+        }
+        return copied(state)
+
+
+def copied(value):
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [copied(item) for item in value]
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+class TestCaptured:
+    def check(self, make_task, **options):
+        captured = Training(make_task(), TapeRecorder(), **options).take(SIZES)
+        eager = Training(make_task(), **options).take(SIZES)
+        assert_equal(captured.state(), eager.state())
+        assert (captured.recorder.recorded, captured.recorder.repeated) == (1, SIZES.count(8) - 1)
+        assert captured.complaints == []
+
+    @pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
+    def test_computes_what_eager_steps_do_under_every_distiller(self, distiller):
+        self.check(lambda: toy_task(distiller))
+
+    @pytest.mark.parametrize("selection", ["anti", "fixed", "random"])
+    def test_computes_what_eager_steps_do_under_every_selection(self, selection):
+        self.check(lambda: toy_task("at", selection=selection))
+
+    def test_computes_what_eager_steps_do_without_a_teacher(self):
+        def network():
+            torch.manual_seed(0)
+            return Classification(ToyNet()).train()
+
+        self.check(network)
+
+    def test_computes_what_eager_steps_do_in_half_precision(self):
+        self.check(lambda: toy_task("crd"), precision="bf16")
+
+    def test_is_what_comes_second_not_what_comes_first(self):
+        """The first batch may be the last of an epoch, after a resumption."""
+        training = Training(recorder=TapeRecorder()).take([5, 8, 8, 8, 5])
+        assert (training.recorder.recorded, training.recorder.repeated) == (1, 2)
+        assert_equal(training.state(), Training().take([5, 8, 8, 8, 5]).state())
+
+    def test_follows_the_learning_rate(self):
+        def train(recorder):
+            training = Training(recorder=recorder)
+            for epoch in range(EPOCHS):
+                for optimizer in training.optimizers.values():
+                    optimizer.start_epoch(epoch)
+                training.take([8, 8, 8], first_seed=3 * epoch)
+            return training
+
+        captured, eager = train(TapeRecorder()), train(None)
+        assert captured.recorder.repeated == 3 * EPOCHS - 1
+        assert captured.optimizers["student"].state_dict()["param_groups"][0]["lr"] == pytest.approx(0.0005)
+        assert_equal(captured.state(), eager.state())
+
+    def test_counts_on_after_the_meter_and_the_gates_are_reset(self):
+        def train(recorder):
+            training = Training(recorder=recorder).take([8, 8, 8])
+            training.meter.reset()
+            training.gates.reset()
+            assert training.meter.means() == {}
+            assert training.meter.state_dict() == Meter(CPU).state_dict()
+            return training.take([8, 8], first_seed=3)
+
+        captured, eager = train(TapeRecorder()), train(None)
+        assert captured.meter.means() == eager.meter.means()
+        assert captured.meter.count == 16
+        assert_equal(captured.state(), eager.state())
+
+    def test_may_be_followed_by_evaluation_and_further_steps(self):
+        def train(recorder):
+            training = Training(recorder=recorder).take([8, 8, 8])
+            student = training.task.student
+            with torch.inference_mode():
+                logits = student.eval()(toy_batch(7).image)
+            student.train()
+            return training.take([8, 8], first_seed=3), logits.clone()
+
+        (captured, seen), (eager, expected) = train(TapeRecorder()), train(None)
+        assert torch.equal(seen, expected)
+        assert_equal(captured.state(), eager.state())
+
+
+class Failing:
+    """A recorder that rehearses like the others and fails then."""
+
+    def __init__(self):
+        self.tried = 0
+
+    def record(self, function):
+        self.tried += 1
+        for _ in range(3):
+            function()
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+
+class Waits(AT):
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * (1 if gate.sum().item() else 0)
+
+
+class Replaces(AT):
+    """Keeps a running mean in a buffer, but makes a new one at every step."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.register_buffer("center", torch.zeros(()))
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        self.center = 0.9 * self.center + 0.1 * student.detach().mean()
+        return super().spot_loss(k, student, teacher, gate, batch) * (1 + self.center)
+
+
+class Counts(AT):
+    """Warms up over its own steps, which Python counts."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.steps = 0
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        self.steps += 1
+        return super().spot_loss(k, student, teacher, gate, batch) * min(1.0, self.steps / 20)
+
+
+class Remembers(AT):
+    """Keeps a tensor that is no buffer."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.before = torch.zeros(())
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        loss = super().spot_loss(k, student, teacher, gate, batch)
+        loss, self.before = loss + self.before, loss.detach()
+        return loss
+
+
+class TestGivingUp:
+    def test_leaves_everything_as_it_was(self):
+        training = Training(toy_task("crd"), Failing()).take([8])
+        before, tensors = training.state(), [t.data_ptr() for t in training.task.state_dict().values()]
+        training.step._capture(toy_batch(8))
+        assert_equal(training.state(), before)
+        assert [t.data_ptr() for t in training.task.state_dict().values()] == tensors
+
+    def test_says_why_in_one_line_and_does_not_try_again(self):
+        training = Training(recorder=Failing()).take(SIZES)
+        assert training.complaints == ["CUDA error: operation not permitted when stream is capturing"]
+        assert training.recorder.tried == 1
+        assert_equal(training.state(), Training().take(SIZES).state())
+
+    @pytest.mark.parametrize(
+        ("distiller", "complaint"),
+        [
+            (Waits, "aten._local_scalar_dense.default would wait for the device"),
+            (Replaces, "center is replaced at every step, and only what is written in place can be captured"),
+            (Counts, "steps is replaced at every step, and only what is written in place can be captured"),
+            (Remembers, "before is replaced at every step, and only what is written in place can be captured"),
+        ],
+    )
+    def test_is_for_distillers_that_would_go_wrong_when_captured(self, distiller, complaint):
+        training = Training(toy_task(distiller), TapeRecorder()).take(SIZES)
+        assert training.complaints == [complaint]
+        assert training.recorder.repeated == 0
+        eager = Training(toy_task(distiller)).take(SIZES)
+        assert_equal(training.state(), eager.state())
+        if distiller is Counts:
+            assert training.task.distiller.steps == eager.task.distiller.steps
+
+    def test_hides_no_error_of_the_step_itself(self):
+        class Breaks(AT):
+            def spot_loss(self, k, student, teacher, gate, batch):
+                if batch.label[0] == toy_batch(8, seed=1).label[0]:
+                    raise ValueError("a mistake")
+                return super().spot_loss(k, student, teacher, gate, batch)
+
+        with pytest.raises(ValueError, match="a mistake"):
+            Training(toy_task(Breaks), TapeRecorder()).take([8, 8])
+
+
+class TestSnapshot:
+    def test_restores_in_place_so_that_the_students_twin_follows(self):
+        task = toy_task()
+        twin = task._twin[0]
+        expected = twin.conv1.weight.clone()
+        snapshot = Snapshot([module._parameters for module in task.modules()], CPU)
+        with torch.no_grad():
+            task.student.conv1.weight.zero_()
+        assert not twin.conv1.weight.any()
+        snapshot.restore()
+        assert torch.equal(twin.conv1.weight, expected)
+
+    def test_puts_back_what_was_replaced(self):
+        module = nn.BatchNorm1d(3)
+        mean = module.running_mean
+        snapshot = Snapshot([vars(module), module._buffers], CPU)
+        module.running_mean, module.eps = torch.ones(3), 7.0
+        assert snapshot.find_replaced().startswith("eps is replaced")
+        snapshot.restore()
+        assert module.running_mean is mean
+        assert module.eps == 1e-5
+        assert snapshot.find_replaced() == ""
+
+    def test_notices_what_is_new(self):
+        place = {}
+        snapshot = Snapshot([place], CPU)
+        place["steps"] = 1
+        assert snapshot.find_replaced().startswith("steps is replaced")
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Engines capture their steps, from now on; what does it."""
+    recorder = TapeRecorder()
+    use(monkeypatch, recorder)
+    return recorder
+
+
+def use(monkeypatch, recorder):
+    monkeypatch.setattr("utils.training.engine.choose_recorder", lambda *arguments, **options: recorder)
+
+
+def outcome(run):
+    gates = gate_records(run) if run.gates.exists() else None
+    return {"last": read_checkpoint(run.last), "best": read_checkpoint(run.best), "records": records(run), "g": gates}
+
+
+class TestRuns:
+    @pytest.mark.parametrize(
+        ("distiller", "selection"),
+        [(None, ""), ("at", "anti"), ("crd", "adaptive"), ("fsp", "random"), ("ft", "fixed")],
+    )
+    def test_end_the_same_with_captured_steps(self, tmp_path, monkeypatch, distiller, selection):
+        engines = []
+        for recorder in (None, TapeRecorder()):
+            use(monkeypatch, recorder)
+            torch.manual_seed(0)
+            engines.append(make_engine(tmp_path / str(len(engines)), distiller, selection))
+            finish(engines[-1])
+        assert_equal(outcome(engines[1].run), outcome(engines[0].run))
+        phases, epochs = len(engines[0].phases), sum(phase.epochs for phase in engines[0].phases)
+        assert recorder.recorded == phases
+        assert recorder.repeated == epochs * STEPS - phases
+
+    @pytest.mark.parametrize(("distiller", "saves"), [("at", 1), ("at", 4), ("crd", 2), ("fsp", 2), ("fsp", 6)])
+    def test_are_resumed_as_if_never_interrupted(self, tmp_path, captured, distiller, saves):
+        config = toy_config(save_every_steps=2)
+        whole = make_engine(tmp_path / "whole", distiller, config=config)
+        finish(whole)
+        cut = make_engine(tmp_path / "cut", distiller, config=config)
+        cut_power_after(cut, saves)
+        with pytest.raises(PowerCut):
+            finish(cut)
+        torch.manual_seed(99)  # a new process has another random state
+        finish(make_engine(tmp_path / "cut", distiller, resume=True, config=config))
+        assert_equal(outcome(cut.run), outcome(whole.run))
+
+    def test_may_be_resumed_with_the_other_kind_of_step(self, tmp_path, monkeypatch):
+        config = toy_config(save_every_steps=2)
+        use(monkeypatch, None)
+        whole = make_engine(tmp_path / "whole", config=config)
+        finish(whole)
+        use(monkeypatch, TapeRecorder())
+        cut = make_engine(tmp_path / "cut", config=config)
+        cut_power_after(cut, 4)
+        with pytest.raises(PowerCut):
+            finish(cut)
+        use(monkeypatch, None)
+        finish(make_engine(tmp_path / "cut", resume=True, config=config))
+        assert_equal(outcome(cut.run), outcome(whole.run))
+
+    def test_say_once_that_their_steps_cannot_be_captured(self, tmp_path, monkeypatch):
+        use(monkeypatch, Failing())
+        engine = make_engine(tmp_path / "run")
+        finish(engine)
+        line = "steps of train run eagerly, not as one CUDA graph: CUDA error: operation not permitted when stream is"
+        assert engine.run.log.read_text().count(line) == 1
+
+    def test_end_if_their_steps_cannot_be_captured_but_must_be(self, tmp_path, monkeypatch):
+        engine = make_engine(tmp_path / "run", config=toy_config())
+        engine.config = toy_config(cuda_graph=True)
+        engine._recorder = Failing()
+        with pytest.raises(UserError, match=r"cuda_graph: true, but train cannot be captured: CUDA error: .*capturing"):
+            finish(engine)
+
+    def test_that_must_be_captured_and_cannot_are_refused_before_anything_is_overwritten(self, tmp_path):
+        config = load_config(config_file(prepare(tmp_path), training={"cuda_graph": True}))
+        checkpoint = RunDir(config.run_dir).last
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        with pytest.raises(UserError, match=r"^training.cuda_graph: true, but this is the cpu; auto makes a graph"):
+            train(config, overwrite=True)
+        assert checkpoint.exists()
+
+    def test_say_nothing_on_a_cpu(self, tmp_path):
+        engine = make_engine(tmp_path / "run")
+        finish(engine)
+        assert "graph" not in engine.run.log.read_text()

@@ -1,0 +1,1 @@
+"""One process or several: who this one is, how they talk, how they stop."""

@@ -1,0 +1,214 @@
+"""Training on several processes: the group that they form, and what they tell each other.
+
+Every function here may be called on a single process as well, where it does nothing and costs nothing. With more, each
+of them must be called by all processes, in the same order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.processes.place import rank_info
+from utils.processes.stopping import Interrupted
+
+# Longer than the longest wait for a process that alone has something to do, such as unpacking a data set. A process
+# that ends is noticed at once, by the launcher.
+TIMEOUT = timedelta(minutes=30)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did: NCCL for what is on GPUs, gloo for what is not.
+
+    After an error the group is left as it is: taking it down would wait for the other processes.
+    """
+    if rank_info().world == 1:
+        yield
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    except Interrupted:  # on all processes at the same step
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """This is the one process that writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the first process through alone, then the others: it may write files that they will find."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every process has, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """What the first process has."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def all_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Sums over all processes, without gradient; tensors of one type, in one message."""
+    if world_size() == 1:
+        return tensors
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    return _unflatten(flat, tensors)
+
+
+def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one length, joined with those of the other processes along the first dimension, without gradient.
+
+    The lengths may differ between processes. They are exchanged from host to host, so no device is waited for.
+    """
+    if world_size() == 1:
+        return tensors
+    own = torch.tensor([len(tensors[0])])
+    lengths = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(lengths, own)
+    lengths = [int(length) for length in lengths]
+    return tuple(_gather_rows(tensor.detach(), lengths) for tensor in tensors)
+
+
+def _gather_rows(tensor: Tensor, lengths: list[int]) -> Tensor:
+    padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+
+def _unflatten(flat: Tensor, like: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    like = list(like)
+    parts = flat.split([tensor.numel() for tensor in like])
+    return tuple(part.view_as(tensor) for part, tensor in zip(parts, like))
+
+
+class Agreement:
+    """Lets all processes learn at the same step that one of them wants to stop.
+
+    The question of one step is answered at the next: the hosts' message travels while the step is computed, and no
+    device is waited for. A single process has its answer at once.
+    """
+
+    def __init__(self) -> None:
+        self._asked: tuple[Tensor, dist.Work] | None = None
+
+    def __call__(self, wanted: bool) -> bool:
+        """Ask; whether any process wanted it when they asked before."""
+        if world_size() == 1:
+            return wanted
+        answer = self._answer()
+        flag = torch.tensor(int(wanted))
+        self._asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
+        return answer
+
+    def _answer(self) -> bool:
+        if self._asked is None:
+            return False
+        flag, work = self._asked
+        work.wait()
+        return bool(flag)
+
+
+class Replica:
+    """A module as one of several equal copies, one on each process; on a single process just the module.
+
+    Gradients are averaged by DistributedDataParallel while the backward pass goes on. BatchNorm normalises by the
+    statistics of each process's own part of the batch, and the running ones are those of the first process, as
+    DistributedDataParallel has it; but here they are handed out at the end of the step, so that between two steps all
+    processes are equal, whatever is done there: evaluate, save, or stop.
+
+    Args:
+        module: in the mode in which it will be called; its parameters and buffers become those of the first process.
+        trained: parameters to be trained, all of which every call must use. On several processes the others stop
+            requiring gradients, since DistributedDataParallel would wait for them.
+    """
+
+    def __init__(self, module: nn.Module, trained: Iterable[nn.Parameter]):
+        self.module = self._call = module
+        self._statistics: list[Tensor] = []
+        if world_size() > 1:
+            trained = {id(parameter) for parameter in trained}
+            for parameter in module.parameters():
+                parameter.requires_grad_(id(parameter) in trained)
+            self._call = _data_parallel(module)
+            self._statistics = _running_statistics(module)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Make the running statistics equal; parameters are, since they started equal and had equal gradients."""
+        if self._statistics:
+            flat = torch.cat([statistic.flatten() for statistic in self._statistics])
+            dist.broadcast(flat, src=0)
+            torch._foreach_copy_(self._statistics, _unflatten(flat, self._statistics))
+
+
+def _data_parallel(module: nn.Module) -> DistributedDataParallel:
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+    with warnings.catch_warnings():
+        # Newer versions have another name for this argument, which the older ones do not know.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def _running_statistics(module: nn.Module) -> list[Tensor]:
+    return [
+        statistic
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
+        for statistic in (layer.running_mean, layer.running_var)
+    ]

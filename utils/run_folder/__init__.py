@@ -1,0 +1,1 @@
+"""What a run leaves behind: where it is, how it is written and read."""

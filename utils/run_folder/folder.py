@@ -1,0 +1,166 @@
+"""The folder of a run: what is in it, who may write to it, and whether a run is there already."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import weakref
+from pathlib import Path
+from typing import IO, Any
+
+from utils.errors import UserError, reason
+from utils.files import publish_copy, remove_leftovers, write_text
+from utils.run_folder.checkpoint import read_checkpoint, save_atomically
+
+log = logging.getLogger("sakd")
+
+_locks: weakref.WeakSet[IO] = weakref.WeakSet()
+
+
+def _let_go_of_locks() -> None:
+    for lock in _locks:
+        lock.close()
+
+
+# A forked process shares the locks of its parent: workers that decode images would hold on to the folder for the
+# seconds that they take to notice that the run was killed.
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
+class RunDir:
+    """``run/<dataset>/<seed>/<name>/``: checkpoints in ``ckpt/``, ``log.txt``, ``metrics.jsonl``, ``gates.jsonl`` and
+    ``gates/`` (what the gates did), TensorBoard files, ``config.yml``, and ``result.json`` once the
+    run is finished.
+
+    Args:
+        path: the folder; made if it is not there.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.last = path / "ckpt" / "last.pth"
+        self.previous = path / "ckpt" / "previous.pth"
+        self.best = path / "ckpt" / "best.pth"
+        self.log = path / "log.txt"
+        self.metrics = path / "metrics.jsonl"
+        self.gates = path / "gates.jsonl"
+        self.gate_samples = path / "gates"
+        self.tensorboard = path / "tensorboard"
+        self.config = path / "config.yml"
+        self.result = path / "result.json"
+        self._lock: IO[str] | None = None
+
+    def open(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Take the folder for this process.
+
+        Returns:
+            the checkpoint to go on from, or None to start at the beginning.
+
+        Raises:
+            UserError: another process is writing there; there is a run and neither `resume` nor `overwrite` is
+                set; or the folder cannot be written to.
+        """
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self._acquire_lock()
+            if overwrite:
+                self._clear()
+            for folder in (self.path, self.last.parent, self.gate_samples):
+                remove_leftovers(folder)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot write there ({reason(error)}); run.root=<folder> names another"
+            ) from error
+        if resume:
+            return self._newest_checkpoint()
+        self.refuse_if_taken()
+        return None
+
+    def refuse_if_taken(self) -> None:
+        """Raise a UserError if there is a run in the folder."""
+        if self.last.exists() or self.previous.exists():
+            state = "a finished run" if self.result.exists() else "an unfinished run"
+            raise UserError(
+                f"{self.path}: holds {state} already; --resume goes on with it, --overwrite starts anew, "
+                "another training.seed or run.root writes elsewhere"
+            )
+
+    def save(
+        self, state: dict[str, Any], *, is_best: bool = False, epoch: int | None = None, keep: int | None = None
+    ) -> None:
+        """Write ``last.pth`` and keep the one before as ``previous.pth``.
+
+        ``last.pth`` changes after everything else: a process killed in between redoes this very state.
+
+        Args:
+            state: the checkpoint.
+            is_best: call it ``best.pth`` as well.
+            epoch: call it ``epoch-<epoch>.pth`` as well; None: do not.
+            keep: how many of the ``epoch-*.pth`` to leave, the newest; None: all.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        also = [self.best] if is_best else []
+        if epoch is not None:
+            also.append(self.last.with_name(f"epoch-{epoch}.pth"))
+        if self.last.exists():
+            publish_copy(self.last, self.previous)
+        save_atomically(state, self.last, also)
+        if keep is not None:
+            for path in self._kept_epochs()[:-keep]:
+                path.unlink()
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let others have the folder; the end of the process does the same."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _newest_checkpoint(self) -> dict[str, Any]:
+        if not (self.last.exists() or self.previous.exists()):
+            raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
+        try:
+            return read_checkpoint(self.last)
+        except UserError as error:
+            if not self.previous.exists():
+                raise
+            problem = error
+        checkpoint = read_checkpoint(self.previous)
+        log.warning("%s; going on from %s, the one before", problem, self.previous)
+        publish_copy(self.previous, self.last)  # else the next checkpoint would make the broken one the one before
+        return checkpoint
+
+    def _kept_epochs(self) -> list[Path]:
+        """The ``epoch-*.pth``, oldest epoch first."""
+        found = ((re.fullmatch(r"epoch-(\d+)\.pth", path.name), path) for path in self.last.parent.iterdir())
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+    def _clear(self) -> None:
+        for folder in (self.last.parent, self.tensorboard, self.gate_samples):
+            if folder.exists():
+                shutil.rmtree(folder)
+        for file in (self.log, self.metrics, self.gates, self.config, self.result):
+            file.unlink(missing_ok=True)
+        self.last.parent.mkdir(parents=True)
+
+    def _acquire_lock(self) -> None:
+        # The kernel drops a flock with the process that holds it, however that process ends.
+        self._lock = (self.path / ".lock").open("w")
+        _locks.add(self._lock)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.path}: another run is writing there right now") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            log.warning("%s: this file system has no locks; do not start a second run there", self.path)

@@ -1,0 +1,148 @@
+"""From a validated config to what is trained: data, networks, tasks, optimisers."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import torch
+
+from datasets import Data, build_data
+from distillers import DISTILLERS
+from distillers.base import Distiller, Setting
+from distillers.pretraining import Pretraining
+from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.task import Classification, Task
+from models import StagedModel, get_model
+from utils.config import Config, ModelConfig
+from utils.errors import UserError
+from utils.processes.group import rank, world_size
+from utils.run_folder.checkpoint import load_weights
+from utils.training.accuracy import evaluate
+from utils.training.device import place_task
+from utils.training.optim import make_optimizers
+from utils.training.reporter import log
+from utils.training.step import Phase
+
+
+def load_data(config: Config, device: torch.device) -> Data:
+    """Both loaders of the config's data set, on `device`."""
+    training, validation = config.training, config.validation
+    return build_data(
+        config.dataset,
+        batch_size=training.batch_size,
+        val_batch_size=validation.batch_size,
+        num_workers=training.num_workers,
+        val_num_workers=validation.num_workers,
+        seed=training.seed,
+        device=device,
+        shard=(rank(), world_size()),
+    )
+
+
+def build_single(config: Config, data: Data, device: torch.device) -> tuple[list[Phase], dict]:
+    """One network under cross-entropy."""
+    model = build_network(config.model, data)
+    if config.model.checkpoint:
+        load_weights(model, Path(config.model.checkpoint), new_head=config.model.new_head, name=config.model.name)
+    task = synchronize_batchnorm(place_task(Classification(model), config, device, data.image_size), config, device)
+    return [make_phase("train", task, config.training.epochs, config)], {}
+
+
+def build_distillation(config: Config, data: Data, device: torch.device) -> tuple[list[Phase], dict]:
+    """A student under a teacher, after the distiller's own phase if it has one; also the teacher's accuracy."""
+    kd = config.kd
+    # The student comes first: it starts from the same weights whatever the distiller and the selection are.
+    student = build_network(kd.student, data)
+    if kd.student.checkpoint:
+        load_weights(student, Path(kd.student.checkpoint), new_head=kd.student.new_head, name=kd.student.name)
+    teacher = build_network(kd.teacher, data)
+    load_weights(teacher, find_teacher(config), name=f"the teacher {kd.teacher.name}")
+    task = place_task(assemble(config, student, teacher, data), config, device, data.image_size)
+    task = synchronize_batchnorm(task, config, device)
+    accuracy = evaluate(task.teacher, data.val, device, lambda: torch.autocast(device.type, enabled=False))
+    log.info(f"teacher {kd.teacher.name}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
+    phases = [make_phase("train", task, config.training.epochs, config)]
+    if task.distiller.pretraining_parameters(task.student):
+        pretraining = Pretraining(task.student, task.teacher, task.distiller)
+        phases.insert(0, make_phase("pretrain", pretraining, config.pretrain.epochs, config))
+    return phases, {"teacher_top1": accuracy["top1"]}
+
+
+def assemble(config: Config, student: StagedModel, teacher: StagedModel, data: Data) -> SpotAdaptiveDistillation:
+    """Join the networks by the config's distiller and selection."""
+    kd, options = config.kd, config.kd_loss
+    student_shapes = student.feature_shapes(*data.image_size)
+    teacher_shapes = teacher.feature_shapes(*data.image_size)
+    setting = Setting(
+        student=student_shapes,
+        teacher=teacher_shapes,
+        labels=data.train.labels,
+        spots=options.spots,
+        feat_dim=options.feat_dim,
+        pair=f"{kd.teacher.name}-{kd.student.name}",
+    )
+    distiller = make_distiller(options.name, setting, options.options)
+    beta = kd.loss_weights.other_kd
+    return SpotAdaptiveDistillation(
+        student,
+        teacher,
+        distiller,
+        student_shapes,
+        teacher_shapes,
+        selection=kd.selection,
+        homogeneous=options.homo,
+        alpha=kd.loss_weights.kd_weight,
+        beta=distiller.default_weight if beta is None else beta,
+        gamma=kd.loss_weights.classify_weight,
+        temperature=options.KD_T,
+        gate_temperature=kd.gate_temperature,
+    )
+
+
+def make_distiller(name: str, setting: Setting, options: dict) -> Distiller:
+    """The distiller called `name`, built with `options`; an option that it does not have is a UserError."""
+    kind = DISTILLERS.get(name)
+    known = [key for key in inspect.signature(kind).parameters if key != "setting"]
+    for key in options:
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(f"kd_loss.options: {name} has no option {key!r}; {has}")
+    return kind(setting, **options)
+
+
+def build_network(config: ModelConfig, data: Data) -> StagedModel:
+    return get_model(
+        config.name, data.num_classes, stages=config.stages, kwargs=config.kwargs, image_size=data.image_size
+    )
+
+
+def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> Task:
+    """With ``training.sync_bn``, let every BatchNorm layer normalise by the statistics of all processes together.
+
+    Parameters and buffers stay the same tensors, so optimisers and the student's frozen twin need not know.
+    """
+    if not config.training.sync_bn:
+        return task
+    if device.type != "cuda":
+        raise UserError(f"training.sync_bn: needs GPUs, PyTorch has it for no other device, and this is the {device}")
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(task) if world_size() > 1 else task
+
+
+def make_phase(name: str, task: Task, epochs: int, config: Config) -> Phase:
+    return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config))
+
+
+def find_teacher(config: Config) -> Path:
+    """Where the teacher's weights are.
+
+    Raises:
+        UserError: they are not there; the line says how to get them.
+    """
+    path = config.teacher_checkpoint
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such teacher checkpoint; dataset={config.dataset.label} seed={config.training.seed} "
+            f"model={config.kd.teacher.name} sh train_single.sh trains it, kd.teacher.checkpoint=<file> names another"
+        )
+    return path

@@ -1,0 +1,296 @@
+"""The one training loop: epochs, evaluation, checkpoints, resuming. It knows nothing of teachers or gates."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from datasets import Data
+from datasets.batch import Batch
+from datasets.loading.order import derive_seed
+from utils.config import Config
+from utils.errors import UserError, reason
+from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
+from utils.processes.stopping import Interrupted, StopRequest
+from utils.run_folder.folder import RunDir
+from utils.training.accuracy import evaluate
+from utils.training.cuda_graph import choose_recorder
+from utils.training.device import autocast, rng_state, set_rng_state
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter, not_finite
+from utils.training.reporter import Reporter, Silence
+from utils.training.step import CapturedStep, EagerStep, Phase, make_step
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """What to do next: step `step` of epoch `epoch` of phase `phase`, all counted from 0."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+class Engine:
+    """Trains phase after phase and leaves a checkpoint behind from which any step can be redone exactly.
+
+    On several processes each has an engine of its own, and all of them take the same steps together.
+
+    Args:
+        phases: in order; the last one's task holds everything that is saved.
+        data: the loaders.
+        run: the folder, opened.
+        config: travels in the checkpoint.
+        device: where the tasks and the data are.
+        checkpoint: what to go on from.
+    """
+
+    def __init__(
+        self,
+        phases: list[Phase],
+        data: Data,
+        run: RunDir,
+        config: Config,
+        device: torch.device,
+        checkpoint: dict[str, Any] | None = None,
+    ):
+        self.phases, self.data, self.run, self.config, self.device = phases, data, run, config, device
+        self.task = phases[-1].task
+        self.progress = Progress(epoch=self._first_epoch(0))
+        self.meter = Meter(device)
+        self.gates = GateRecorder(list(self.task.gate_labels), data.num_classes, data.train.num_samples, device)
+        self._autocast = partial(autocast, device, config.training.precision)
+        self.val: dict[str, float] = {}
+        self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
+        self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
+        self._agreed = Agreement()
+        if rank():  # all are built alike, but each draws gates and negatives of its own
+            torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.report = Reporter(run, resumed_at=self._global_epoch()) if is_main() else Silence()
+        tasks = [phase.task for phase in phases]
+        self._recorder = choose_recorder(config.training.cuda_graph, device, tasks, tell=self.report.line)
+        if checkpoint is not None and len(checkpoint["processes"]) != world_size():
+            self.report.line(
+                f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
+                "same, their division among processes and the gates' random draws do not"
+            )
+        self._seconds_per_step: float | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase under way."""
+        return self.phases[self.progress.phase]
+
+    def fit(self) -> dict[str, Any]:
+        """Run what is left to run.
+
+        Returns:
+            ``best`` and ``last`` validation accuracies in percent, and the checkpoints' paths.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT arrived; the state after the last whole step is saved.
+            UserError: the loss is no longer finite, or a checkpoint cannot be written.
+        """
+        try:
+            with StopRequest() as stop:
+                if is_main() and self.progress.epoch < self.phase.epochs:
+                    self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
+                while self.progress.epoch < self.phase.epochs:
+                    self._fit_epoch(self.phase, stop)
+        finally:
+            self.report.close()
+        return {
+            "best_top1": self.best["top1"],
+            "best_epoch": self.best["epoch"],
+            "last_top1": self.val["top1"],
+            "last_top5": self.val["top5"],
+            "checkpoint": str(self.run.best),
+        }
+
+    def _fit_epoch(self, phase: Phase, stop: StopRequest) -> None:
+        started = time.monotonic()
+        lrs = {name: optimizer.lr_at(self.progress.epoch) for name, optimizer in phase.optimizers.items()}
+        self._train_epoch(phase, stop)
+        train = self._check_finite(phase)
+        record = {
+            "phase": phase.name,
+            "epoch": self.progress.epoch + 1,
+            "epochs": phase.epochs,
+            "global_epoch": self._global_epoch() + 1,
+            "lr": lrs,
+            "train": train,
+        }
+        is_best = False
+        if phase.name == "train":
+            record["val"] = self.val = evaluate(
+                self.task.student, self.data.val, self.device, self._autocast, lambda: self._obey(stop, phase)
+            )
+            is_best = self.val["top1"] > self.best["top1"]
+            if is_best:
+                self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
+            self._record_gates()
+        self._advance(phase)
+        self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
+        self.save(is_best=is_best)
+        if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
+            raise self._interruption(self.phase)
+
+    def _record_gates(self) -> None:
+        if not self.gates.labels:
+            return
+        epoch, every = self._global_epoch() + 1, self.config.training.gate_samples_freq
+        self.gates.collect()
+        if is_main():
+            self.gates.write(self.run.gates, epoch)
+            if (every and epoch % every == 0) or self.progress.epoch + 1 == self.phase.epochs:
+                self.gates.write_samples(self.run.gate_samples / f"epoch-{epoch}.npz")
+        self.gates.reset()
+
+    def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
+        phase.task.train()
+        for optimizer in phase.optimizers.values():
+            optimizer.start_epoch(self.progress.epoch)
+        steps = len(self.data.train)
+        title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
+        training = self.config.training
+        self.report.start_epoch(title, steps, done=self.progress.step)
+        mark, marked_step = time.monotonic(), self.progress.step
+        for batch in self.data.train.epoch(self._global_epoch(), start=self.progress.step):
+            self._step(phase, batch)
+            self.progress.step += 1
+            self.report.step()
+            step = self.progress.step
+            if step % training.print_iter_freq == 0 and step < steps:
+                means = self._read_meter(phase)
+                self._seconds_per_step = (time.monotonic() - mark) / (step - marked_step)
+                self.report.interval(title, step, steps, means, self._seconds_left())
+            if training.save_every_steps and step % training.save_every_steps == 0:
+                self._check_finite(phase)
+                self.save(is_best=False)
+            self._obey(stop, phase)
+        if self.progress.step > marked_step:
+            self._seconds_per_step = (time.monotonic() - mark) / (self.progress.step - marked_step)
+
+    def _step(self, phase: Phase, batch: Batch) -> None:
+        if self._take_step is None:
+            self._take_step = make_step(phase, self.meter, self.gates, self._autocast, self._recorder, self._stay_eager)
+        self._take_step(batch)
+
+    def _stay_eager(self, why: str) -> None:
+        """The steps of the phase under way cannot be captured."""
+        if self.config.training.cuda_graph is True:
+            raise UserError(f"training.cuda_graph: true, but {self.phase.name} cannot be captured: {why}; auto goes on")
+        self.report.line(f"steps of {self.phase.name} run eagerly, not as one CUDA graph: {why}")
+
+    def _obey(self, stop: StopRequest, phase: Phase) -> None:
+        """Save and leave if a signal asked for it."""
+        if self._agreed(stop.requested):
+            self._check_finite(phase)
+            self.save(is_best=False)
+            raise self._interruption(phase)
+
+    def _interruption(self, phase: Phase) -> Interrupted:
+        place = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
+        steps = f"step {self.progress.step}/{len(self.data.train)}"
+        return Interrupted(f"stopped in {place} after {steps}, all saved; the same command with --resume goes on")
+
+    def save(self, *, is_best: bool) -> None:
+        """Write the checkpoint for the present progress. The first process does, with what only the others know."""
+        self.gates.collect()
+        processes = gather_objects({"rng": rng_state(self.device), "meter": self.meter.state_dict()})
+        if is_main():
+            self._write(processes, is_best=is_best)
+        barrier()  # once this returns it is saved, on whichever process
+
+    def _write(self, processes: list[dict[str, Any]], *, is_best: bool) -> None:
+        state = {
+            "format": CHECKPOINT_FORMAT,
+            "model": {name: value.contiguous() for name, value in self.task.student.state_dict().items()},
+            "extra": self.task.extra_state(),
+            "optimizers": {name: item.state_dict() for name, item in self.phase.optimizers.items()},
+            "processes": processes,
+            "progress": asdict(self.progress),
+            "gates": self.gates.state_dict(),
+            "val": self.val,
+            "best": self.best,
+            "config": self.config.to_dict(),
+        }
+        training, epoch = self.config.training, self._global_epoch()
+        keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
+        self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            if checkpoint["format"] != CHECKPOINT_FORMAT:
+                raise ValueError(f"checkpoint format {checkpoint['format']}, expected {CHECKPOINT_FORMAT}")
+            self.progress = Progress(**checkpoint["progress"])
+            self.task.student.load_state_dict(checkpoint["model"])
+            self.task.load_extra_state(checkpoint["extra"])
+            for name, item in self.phase.optimizers.items():
+                item.load_state_dict(checkpoint["optimizers"][name])
+            if is_main():
+                self.gates.load_state_dict(checkpoint["gates"])
+            self.val, self.best = checkpoint["val"], checkpoint["best"]
+            self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
+            for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
+                set_rng_state(process["rng"], self.device)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self.run.path}: its checkpoint is not of this configuration ({reason(error)})"
+            ) from error
+
+    def _advance(self, phase: Phase) -> None:
+        """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
+        self.meter.reset()
+        self.progress = Progress(self.progress.phase, self.progress.epoch + 1)
+        if self.progress.epoch == phase.epochs and phase is not self.phases[-1]:
+            self.meter, self._take_step = Meter(self.device), None  # another loss, under other names
+            self.progress = Progress(self.progress.phase + 1, self._first_epoch(self.progress.phase + 1))
+
+    def _first_epoch(self, phase: int) -> int:
+        return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
+
+    def _check_finite(self, phase: Phase) -> dict[str, float]:
+        """The means so far. Called before anything is saved, so that a checkpoint is always worth going on from."""
+        means = self._read_meter(phase)
+        weights = self.task.student.state_dict() | self.task.extra_state()
+        self._refuse(phase, not_finite(weights))
+        return means
+
+    def _read_meter(self, phase: Phase) -> dict[str, float]:
+        means = self.meter.means()
+        wrong = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            self._refuse(phase, wrong, self.meter.first_bad_step())
+        return means
+
+    def _refuse(self, phase: Phase, wrong: list[str], step: int | None = None) -> None:
+        """End the run if something is wrong, since step `step`, or nobody knows since when."""
+        if wrong:
+            when = "at" if step else "noticed at"
+            where = f"{when} {phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"
+            kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "nothing is saved yet"
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise UserError(
+                f"{self.run.path}: no longer finite, {where}: {', '.join(wrong[:5])}{more}; {kept}; "
+                "try a smaller training.lr"
+            )
+
+    def _global_epoch(self) -> int:
+        return sum(phase.epochs for phase in self.phases[: self.progress.phase]) + self.progress.epoch
+
+    def _seconds_left(self) -> float:
+        """Steps still to go at the pace of the last ones; evaluation is left out."""
+        if self._seconds_per_step is None:
+            return 0.0
+        epochs = sum(phase.epochs for phase in self.phases) - self._global_epoch()
+        return self._seconds_per_step * (epochs * len(self.data.train) - self.progress.step)

@@ -1,0 +1,101 @@
+"""Means over an epoch, kept on the device and read once in a while."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from utils.processes.group import all_sum, gather_objects, rank, world_size
+
+
+class Meter:
+    """Sums of named scalars, weighted by the number of samples; reading them is the only host sync of an epoch.
+
+    Each process has the sums of its own samples. Reading adds them up, so all processes have to do it together.
+
+    The tensors stay the same ones from the first `add` on, whatever is added or reset: a CUDA graph may write to them.
+
+    Args:
+        device: where the sums live.
+
+    Attributes:
+        count: samples of this process so far.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.count = 0
+        self.empty = True
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, values: dict[str, Tensor], samples: int) -> None:
+        """Add means over `samples` samples. The names must be the same at every call."""
+        self.accumulate(values, samples)
+        self.tally(samples)
+
+    def accumulate(self, values: dict[str, Tensor], samples: int) -> None:
+        """The part of `add` that is the device's."""
+        row = torch.stack(list(values.values())).double() * samples
+        if self.sums is None:
+            self.names, self.sums = list(values), torch.zeros_like(row)
+        self.sums += row
+        self.finite_steps += self.sums.isfinite().all()  # a sum that is not finite stays so
+
+    def tally(self, samples: int) -> None:
+        """The part of `add` that is the host's."""
+        self.count += samples
+        self.empty = False
+
+    def reset(self) -> None:
+        """Begin another epoch, with the same names."""
+        if self.sums is not None:
+            self.sums.zero_()
+        self.finite_steps.zero_()
+        self.count, self.empty = 0, True
+
+    def means(self) -> dict[str, float]:
+        """Mean of every name so far, over the samples of all processes; waits for the device."""
+        if self.empty:
+            return {}
+        sums, count = all_sum(self.sums, torch.tensor(self.count, dtype=torch.float64, device=self.device))
+        return dict(zip(self.names, (sums / count).tolist()))
+
+    def first_bad_step(self) -> int:
+        """Number of the first step, counted from 1, after which a sum was no longer finite; waits for the device."""
+        return 1 + min(gather_objects(self.finite_steps.item()))
+
+    def state_dict(self) -> dict:
+        names, sums = ([], None) if self.empty else (self.names, self.sums.cpu())
+        return {"names": names, "sums": sums, "count": self.count, "finite_steps": self.finite_steps.item()}
+
+    def load_state_dicts(self, states: list[dict]) -> None:
+        """Go on from what all processes of the run had; there may be more or fewer of them now."""
+        own = states[rank() :: world_size()]
+        self.names, self.count = list(states[0]["names"]), sum(state["count"] for state in own)
+        self.finite_steps.fill_(states[0]["finite_steps"])  # the same for all: only a finite state is saved
+        self.empty = states[0]["sums"] is None
+        if not self.empty:
+            zero = torch.zeros_like(states[0]["sums"])
+            self.sums = sum((state["sums"] for state in own), start=zero).to(self.device)
+
+
+def top_k_hits(logits: Tensor, label: Tensor, ks: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
+    """Share of samples whose label is among the k largest logits, in percent, as scalars on the device.
+
+    Args:
+        logits: ``[B, num_classes]``.
+        label: ``[B]``.
+        ks: with fewer than k classes every sample counts as a hit.
+    """
+    best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
+    hits = best == label[:, None]
+    return {f"top{k}": 100 * hits[:, :k].any(dim=1).float().mean() for k in ks}
+
+
+def not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold something infinite or no number; waits for the device once."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
+    return [name for name, fine in zip(floats, finite) if not fine]

@@ -1,0 +1,186 @@
+"""Telling people how a run goes: console, log file, TensorBoard, and one JSON line per epoch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.files import append_line, write_text
+from utils.run_folder.folder import RunDir
+
+log = logging.getLogger("sakd")
+
+
+class ConsoleHandler(logging.Handler):
+    """Lines on standard output, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class LogFileHandler(logging.FileHandler):
+    """Raises the errors of writing, e.g. that the disk is full, where `logging` would print each and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # called by `logging` in its `except` block
+
+
+def log_to_console() -> None:
+    """Send the project's log lines to standard output, once."""
+    if not log.handlers:
+        handler = ConsoleHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """TensorBoard's writing thread hands an error over to the next call, and then has it printed as well."""
+    usual = threading.excepthook
+    threading.excepthook = lambda error: None if issubclass(error.exc_type, OSError) else usual(error)
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
+
+
+class Reporter:
+    """Writes the records of one run. A progress bar on a terminal; whole lines only where output goes to a file.
+
+    Args:
+        run: the folder of the run.
+        resumed_at: number of finished epochs, phases counted together; what was recorded beyond is dropped.
+    """
+
+    def __init__(self, run: RunDir, resumed_at: int = 0):
+        self.run = run
+        log_to_console()
+        self._bar: tqdm | None = None
+        with ExitStack() as stack:
+            self._open_log_file(stack)
+            self._keep_epochs(resumed_at)
+            stack.enter_context(quiet_threads())
+            self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1))
+            self._open = stack.pop_all()
+
+    def line(self, text: str) -> None:
+        log.info(text)
+
+    def start_epoch(self, title: str, steps: int, done: int) -> None:
+        self._bar = tqdm(
+            total=steps, initial=done, desc=title, leave=False, disable=not sys.stderr.isatty(), unit="step"
+        )
+
+    def step(self) -> None:
+        self._bar.update()
+
+    def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
+        """Show the means so far: beside the bar on a terminal, as a line of its own elsewhere."""
+        if self._bar.disable:
+            self.line(f"{title} step {step}/{steps} | {summary(means)} | left {clock(seconds_left)}")
+        else:
+            self._bar.set_postfix_str(summary(means))
+
+    def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
+        """Record an epoch.
+
+        Args:
+            record: ``phase``, ``epoch``, ``epochs``, ``global_epoch``, ``lr`` per optimiser, ``train`` and perhaps
+                ``val`` means, ``seconds``.
+            seconds_left: of the whole run, as far as can be told.
+        """
+        self._bar.close()
+        append_line(self.run.metrics, json.dumps(record))
+        step = record["global_epoch"]
+        prefix = "" if record["phase"] == "train" else f"{record['phase']}/"
+        for group in ("train", "val"):
+            for name, value in record.get(group, {}).items():
+                tag = name if "/" in name else f"accuracy/{name}"
+                self._board.add_scalar(
+                    f"{prefix}{tag}" if name.startswith("gate/") else f"{prefix}{tag}/{group}", value, step
+                )
+        for name, lr in record["lr"].items():
+            self._board.add_scalar(f"{prefix}lr/{name}", lr, step)
+        if record["phase"] == "train" and record["epoch"] == record["epochs"]:
+            self._add_figures(step)
+        self._board.flush()
+        parts = [f"{record['phase']} {record['epoch']}/{record['epochs']}", summary(record["train"])]
+        if "val" in record:
+            parts.append(f"val {record['val']['top1']:.2f}% top-5 {record['val']['top5']:.2f}%")
+        parts += [
+            f"lr {next(iter(record['lr'].values())):.4g}",
+            f"{record['seconds']:.1f} s",
+            f"left {clock(seconds_left)}",
+        ]
+        self.line(" | ".join(parts))
+
+    def close(self) -> None:
+        """Close everything, even if closing something fails."""
+        with self._open:
+            if self._bar is not None:
+                self._bar.close()
+
+    def _add_figures(self, step: int) -> None:
+        """Put what the gates did on the board, at the end of the run."""
+        from utils.report.board import add_figures  # brings matplotlib, which takes a second
+
+        try:
+            add_figures(self._board, self.run, step)
+        except Exception as error:  # a picture is not worth a run whose last epoch is not saved yet
+            self.line(f"TensorBoard has no gate figures: {type(error).__name__}: {error}")
+
+    def _open_log_file(self, stack: ExitStack) -> None:
+        handler = LogFileHandler(self.run.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(handler)
+        stack.callback(handler.close)
+        stack.callback(log.removeHandler, handler)
+
+    def _keep_epochs(self, count: int) -> None:
+        for file in (self.run.metrics, self.run.gates):
+            if file.exists():
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                write_text(file, "".join(line for line in lines if _epoch_of(line) <= count))
+
+
+class Silence:
+    """A reporter for processes that have nothing to say: in a job of several, all but the first."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
+def _epoch_of(line: str) -> float:
+    """``global_epoch`` of a line of ``metrics.jsonl``; infinite if it was being written when the process died."""
+    try:
+        return float(json.loads(line)["global_epoch"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def summary(means: dict[str, float]) -> str:
+    """One short phrase out of the means: loss, accuracy, share of samples distilled at each spot."""
+    text = f"loss {means['loss/total']:.3f}"
+    if "top1" in means:
+        text += f" train {means['top1']:.2f}%"
+    gates = {name.removeprefix("gate/"): share for name, share in means.items() if name.startswith("gate/")}
+    if gates:
+        text += " | distilled " + " ".join(f"{name} {100 * share:.0f}%" for name, share in gates.items())
+    return text
+
+
+def clock(seconds: float) -> str:
+    """``"1:02:03"``."""
+    return time.strftime(f"{int(seconds) // 3600}:%M:%S", time.gmtime(max(0.0, seconds)))

@@ -1,0 +1,116 @@
+"""From a checkpoint back to what wrote it: config, data, networks, policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from datasets import Data
+from datasets.images import fit, open_rgb
+from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from models import StagedModel
+from utils.config import Config, ModelConfig, load_config
+from utils.config.errors import validate
+from utils.config.layers import Layers
+from utils.errors import UserError
+from utils.run_folder.checkpoint import load_weights, read_checkpoint
+from utils.training.build import assemble, build_network, load_data
+from utils.training.device import choose_device, set_up
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An opened checkpoint.
+
+    Attributes:
+        path: the file.
+        config: of the run that wrote it, under the overrides given.
+        content: everything in the file.
+        data: both loaders, on `device`.
+    """
+
+    path: Path
+    config: Config
+    content: dict[str, Any]
+    data: Data
+    device: torch.device
+
+    def student(self) -> StagedModel:
+        """The network that was trained, in evaluation mode."""
+        network = self.config.model or self.config.kd.student
+        return self._load(network, self.path, f"the {network.name} of its config")
+
+    def teacher(self) -> StagedModel:
+        """The teacher, in evaluation mode.
+
+        Raises:
+            UserError: its checkpoint is not there.
+        """
+        teacher = self.config.kd.teacher
+        return self._load(teacher, self.config.teacher_checkpoint, f"the teacher {teacher.name}")
+
+    def task(self) -> SpotAdaptiveDistillation:
+        """Both networks, distiller and policy, in evaluation mode.
+
+        Raises:
+            UserError: the checkpoint is of a network trained alone, or the teacher's is not there.
+        """
+        if self.config.kd is None:
+            raise UserError(f"{self.path}: of a network trained alone; it has no spots and no policy")
+        task = assemble(self.config, self.student(), self.teacher(), self.data).to(self.device)
+        try:
+            task.load_extra_state(self.content["extra"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path}: what it holds besides the student is not of its config") from error
+        return task.eval()
+
+    def read_image(self, file: str) -> Tensor:
+        """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
+        margin = self.data.train.augment.recipe.resized_crop
+        image = TF.pil_to_tensor(fit(open_rgb(file), self.data.image_size, margin)).unsqueeze(0).to(self.device)
+        augment = self.data.val.augment
+        one = torch.zeros(1, dtype=torch.int64)
+        return augment(image, one.to(self.device), augment.draw(1, torch.Generator()).to(self.device))
+
+    def normalisation(self) -> dict[str, list[float]]:
+        """``mean`` and ``std`` of each channel, for images in [0, 1]."""
+        augment = self.data.val.augment
+        return {"mean": list(augment.mean), "std": list(augment.std)}
+
+    def _load(self, network: ModelConfig, path: Path, name: str) -> StagedModel:
+        model = build_network(network, self.data)
+        load_weights(model, path, name=name)
+        return model.to(self.device).eval()
+
+
+def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None) -> Restored:
+    """Open a checkpoint, or the best one of a run folder.
+
+    Args:
+        path: the file or the folder.
+        overrides: ``key=value`` words that win over the config in the checkpoint, e.g. ``dataset.root=data``.
+        config: a file that says what the checkpoint is of, for those that do not say so themselves.
+
+    Raises:
+        UserError: it cannot be read, or does not say what it is of.
+    """
+    path = path / "ckpt" / "best.pth" if path.is_dir() else path
+    content = read_checkpoint(path)
+    if config is not None:
+        settings = load_config(config, overrides)
+    elif isinstance(content.get("config"), dict):
+        layers = Layers(str(path))
+        layers.add(content["config"], str(path))
+        layers.add_overrides(overrides)
+        settings = validate(layers.data, layers.source)
+    else:
+        raise UserError(f"{path}: does not say which network it is of; --config <file> does")
+    device = choose_device(settings.training.device)
+    set_up(settings)
+    return Restored(path, settings, content, load_data(settings, device), device)
