@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
 from distillers.ops.features import linear_embedding
+from distillers.ops.known_gradient import with_gradient
 from distillers.ops.masking import masked_mean
 from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
-from distillers.spot_adaptive.early import with_gradient
 from utils.errors import UserError
 from utils.processes.group import all_sum, gather_rows
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -36,9 +38,9 @@ class Pretraining(Task):
         self.teacher.eval()
         return self
 
-    def forward(self, batch: Batch) -> TaskOutput:
+    def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         with torch.no_grad():
             teacher_features, _ = self.teacher.features(batch.image)
         features = self.student.features(batch.image)[0] if self.runs_student else []
         loss = self.distiller.pretraining_loss(features, teacher_features)
-        return TaskOutput(loss, {"loss/total": loss.detach()}, None)
+        yield TaskOutput(loss, {"loss/total": loss.detach()})

@@ -1,8 +1,8 @@
-"""What the engine trains: a module that turns a batch into a loss and its named parts."""
+"""What the engine trains: a module that turns a batch into losses and their named parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ _STORED_ELSEWHERE = ("student.", "teacher.")
 
 
 class TaskOutput(NamedTuple):
-    """Result of one training step.
+    """One loss of a training step, and what is worth knowing about it.
 
     Attributes:
         loss: the scalar to differentiate.
@@ -26,12 +26,18 @@ class TaskOutput(NamedTuple):
 
     loss: Tensor
     parts: dict[str, Tensor]
-    logits: Tensor | None
+    logits: Tensor | None = None
     gates: Tensor | None = None
 
 
 class Task(nn.Module):
-    """Base class: forward turns a `Batch` into a `TaskOutput`. It must not wait for the device.
+    """Base class: calling it with a `Batch` yields the losses of one training step. It must not wait for the device.
+
+    Differentiate each loss before asking for the next: a loss is computed when it is asked for, so that what the one
+    before it remembers for its backward pass is gone by then. No two losses have a parameter in common::
+
+        for output in task(batch):
+            output.loss.backward()
 
     The network being trained is the submodule ``student``; a frozen ``teacher`` may stand beside it.
 
@@ -61,7 +67,7 @@ class Task(nn.Module):
         """What each optimiser trains; the keys are those of `utils.training.optim.make_optimizers`."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> TaskOutput:
+    def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         raise NotImplementedError
 
 
@@ -79,7 +85,7 @@ class Classification(Task):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"model": list(self.student.parameters())}
 
-    def forward(self, batch: Batch) -> TaskOutput:
+    def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         logits = self.student(batch.image)
         loss = F.cross_entropy(logits.float(), batch.label)
-        return TaskOutput(loss, {"loss/total": loss.detach()}, logits.detach())
+        yield TaskOutput(loss, {"loss/total": loss.detach()}, logits.detach())

@@ -5,6 +5,8 @@ Song, Chen, Ye, Song, "Spot-adaptive Knowledge Distillation", IEEE TIP 2022, arX
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,13 +16,11 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot
 from distillers.ops.masking import masked_mean
-from distillers.spot_adaptive.early import differentiated
 from distillers.spot_adaptive.policy import Policy, straight_through_gates
 from distillers.spot_adaptive.routing import Router
 from distillers.spot_adaptive.twin import frozen_twin, tie
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
-from utils.processes.group import world_size
 
 Selection = Literal["adaptive", "anti", "fixed", "random"]
 
@@ -28,7 +28,8 @@ Selection = Literal["adaptive", "anti", "fixed", "random"]
 class SpotAdaptiveDistillation(Task):
     """The student's loss at the chosen spots, and the routing loss that teaches the policy to choose.
 
-    The two losses have disjoint parameters and no gradient crosses between them, so one backward pass serves both.
+    The two losses have disjoint parameters and no gradient crosses between them. They are yielded one after the other,
+    see `Task`: the routed pass begins when the student's activations are gone.
 
     Args:
         student, teacher: the networks; the teacher is frozen and stays in evaluation mode.
@@ -41,6 +42,9 @@ class SpotAdaptiveDistillation(Task):
         gamma: how much more (less) a routed loss above (below) the student's counts for the policy.
         temperature: of the KL term.
         gate_temperature: of the Gumbel-softmax.
+        routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two. They
+            are a random sample, so the policy's gradient is estimated without bias, at this share of the cost.
+        processes: how many share each batch, every one with a task of its own.
     """
 
     def __init__(
@@ -48,8 +52,8 @@ class SpotAdaptiveDistillation(Task):
         student: StagedModel,
         teacher: StagedModel,
         distiller: Distiller,
-        student_shapes: list[Shape],
-        teacher_shapes: list[Shape],
+        student_shapes: Sequence[Shape],
+        teacher_shapes: Sequence[Shape],
         *,
         selection: Selection = "adaptive",
         homogeneous: bool = False,
@@ -58,6 +62,8 @@ class SpotAdaptiveDistillation(Task):
         gamma: float = 1.0,
         temperature: float = 4.0,
         gate_temperature: float = 5.0,
+        routing_share: float = 1.0,
+        processes: int = 1,
     ):
         super().__init__()
         self.student = student
@@ -66,6 +72,7 @@ class SpotAdaptiveDistillation(Task):
         self.selection = selection
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.temperature, self.gate_temperature = temperature, gate_temperature
+        self.routing_share, self.processes = routing_share, processes
         self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy: Policy | None = None
@@ -92,26 +99,24 @@ class SpotAdaptiveDistillation(Task):
             tie(self._twin[0], self.student)
         return self
 
-    def forward(self, batch: Batch) -> TaskOutput:
-        """Losses of one batch; ``parts`` has every loss apart and the share of samples distilled at each spot."""
+    def forward(self, batch: Batch) -> Iterator[TaskOutput]:
+        """The student's loss, then the policy's; ``parts`` has every term, and the share of samples distilled at each
+        spot."""
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher.features(batch.image)
-        output, gates = self._distil(batch, (teacher_features, teacher_logits))
+        output, gates = self._distil(batch, teacher_features, teacher_logits)
         if self.policy is None:
-            return output
-        # What both losses remember need not be there at the same time: neither looks at the other's gradients.
-        student_loss = differentiated(output.loss, self.parameter_groups()["student"])
+            yield output
+            return
         start = self.router.start(teacher_features, teacher_logits)
         del teacher_features
-        routed = self.router(batch.image, self._twin[0], self.teacher, start, gates)
-        routed_ce = F.cross_entropy(routed.float(), batch.label)
-        policy_loss = routing_loss(routed_ce, output.parts["loss/ce"], gates[:, -1], self.gamma)
-        parts = output.parts | {"loss/routed_ce": routed_ce.detach(), "loss/policy": policy_loss.detach()}
-        return output._replace(loss=student_loss + policy_loss, parts=parts)
+        yield output
+        yield self._route(batch, start, gates, output)
 
-    def _distil(self, batch: Batch, teacher: tuple[list[Tensor], Tensor]) -> tuple[TaskOutput, Tensor]:
-        """The student's own loss, and the gates with the policy's gradient. Nothing else keeps its activations."""
-        teacher_features, teacher_logits = teacher
+    def _distil(
+        self, batch: Batch, teacher_features: list[Tensor], teacher_logits: Tensor
+    ) -> tuple[TaskOutput, Tensor]:
+        """The student's loss ``CE + beta * spots + alpha * KL``, and the gates with the policy's gradient."""
         features, logits = self.student.features(batch.image)
         gates = self.draw_gates(teacher_features[-1], features[-1])
         chosen = self.choose(gates)
@@ -124,6 +129,19 @@ class SpotAdaptiveDistillation(Task):
         parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
         parts = {name: part.detach() for name, part in parts.items()}
         return TaskOutput(loss, parts, logits.detach(), chosen), gates
+
+    def _route(self, batch: Batch, start: Tensor, gates: Tensor, student: TaskOutput) -> TaskOutput:
+        """The policy's loss, from the routed pass of the samples that `routing_share` leaves."""
+        size = len(batch.label)
+        count = min(size, max(2, math.ceil(self.routing_share * size - 1e-9)))  # 0.1 * 30 is 3, not 3.0000000000000004
+        image, label = batch.image[:count], batch.label[:count]
+        routed = self.router(image, self._twin[0], self.teacher, start[:count], gates[:count])
+        routed_ce = F.cross_entropy(routed.float(), label)
+        student_ce = student.parts["loss/ce"]
+        if count < size:
+            student_ce = F.cross_entropy(student.logits[:count].float(), label)
+        loss = routing_loss(routed_ce, student_ce, gates[:, -1], self.gamma, self.processes)
+        return TaskOutput(loss, {"loss/routed_ce": routed_ce.detach(), "loss/policy": loss.detach()})
 
     def draw_gates(self, teacher_vector: Tensor, student_vector: Tensor) -> Tensor:
         """Gates ``[B, K + 1]`` of the selection; those of the policy carry its gradient."""
@@ -162,18 +180,21 @@ def distillation_kl(student: Tensor, teacher: Tensor, gate: Tensor, temperature:
     return masked_mean(per_sample, gate) * temperature**2
 
 
-def routing_loss(routed_ce: Tensor, student_ce: Tensor, logits_gate: Tensor, gamma: float) -> Tensor:
+def routing_loss(
+    routed_ce: Tensor, student_ce: Tensor, logits_gate: Tensor, gamma: float, processes: int = 1
+) -> Tensor:
     """Loss of the policy and the adapters, a scalar.
 
     Args:
         routed_ce: cross-entropy of the routed logits.
-        student_ce: cross-entropy of the student's own logits, no gradient.
+        student_ce: cross-entropy of the student's own logits on the same samples, no gradient.
         logits_gate: last gate ``[B]``; where it sends fewer than half of the batch through the teacher, each missing
-            sample costs 1. Every process asks for half of its own part of the batch.
+            sample costs 1.
         gamma: weight of a routed loss above the student's; one below weighs ``1 / gamma``.
+        processes: how many share the batch. Each asks for half of its own part; this is a sum over the batch, whereas
+            gradients are averaged over processes.
     """
     difference = (routed_ce - student_ce).detach()
     weight = torch.where(difference > 0, gamma, torch.where(difference < 0, 1 / gamma, 1.0))
     missing = F.relu(logits_gate.shape[0] / 2 - logits_gate.sum())
-    # A sum over the batch, whereas gradients are averaged over processes.
-    return routed_ce * weight + missing * world_size()
+    return routed_ce * weight + missing * processes

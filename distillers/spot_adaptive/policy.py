@@ -33,7 +33,7 @@ class Policy(nn.Module):
         The inputs are detached: the policy must not move the networks that it looks at.
         """
         seen = torch.cat([teacher.detach(), student.detach()], dim=1)
-        return self.linear(seen.float()).view(-1, self.num_gates, 2)
+        return self.linear(seen.to(self.linear.weight.dtype)).view(-1, self.num_gates, 2)
 
 
 def straight_through_gates(logits: Tensor, temperature: float) -> Tensor:

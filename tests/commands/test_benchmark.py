@@ -50,7 +50,7 @@ class TestCommand:
         for r in report[0]["results"]:
             assert sum(r["phases"].values()) == pytest.approx(1)
             assert min(r["phases"].values()) > 0
-            parts = {"data", "teacher", "student", "loss", "backward", "optimisers", "records"}
+            parts = {"data", "teacher", "student", "backward", "optimisers", "rest"}
             assert r["phases"].keys() == parts | ({"routing"} if r["selection"] == "adaptive" else set())
 
     def test_the_tables_and_the_machine_are_printed(self, report):
@@ -154,4 +154,4 @@ def test_an_adaptive_step_takes_at_most_half_as_much_memory_again_as_plain_kd(pa
         measured.step()  # momentum is there from now on
         peaks.append(peak_memory(measured, CPU))
     plain, adaptive = peaks
-    assert plain < adaptive < 1.5 * plain
+    assert adaptive < 1.5 * plain

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import toys
 from torch import Tensor, nn
 from toys import NUM_SAMPLES, toy_batch, toy_task
 
@@ -50,8 +51,7 @@ def take_step(task: Task, batch: Batch, config: Config) -> TaskOutput:
     """One step of training with the optimisers of a real run."""
     optimizers = make_optimizers(task.parameter_groups(), config)
     task.train()
-    output = task(batch)
-    output.loss.backward()
+    output = toys.take_step(task, batch)
     for scheduled in optimizers.values():
         scheduled.optimizer.step()
     return output
@@ -156,8 +156,7 @@ class TestNothingChosen:
         task, batch = toy_task(distiller, selection=selection, beta=1000.0), toy_batch()
         alone = copy.deepcopy(task.student)
         task.choose = torch.zeros_like
-        output = task(batch)
-        output.loss.backward()
+        output = toys.take_step(task, batch)
         assert_finite(task, output)
         F.cross_entropy(alone(batch.image), batch.label).backward()
         for parameter, expected in zip(task.student.parameters(), alone.parameters()):
@@ -168,7 +167,7 @@ class TestNothingChosen:
         task = toy_task("crd", selection="fixed")
         task.choose = torch.zeros_like
         before = snapshot(task)
-        task(toy_batch())
+        toys.take_step(task, toy_batch())
         assert not any(name.startswith("distiller.") for name in moved(task, before))
 
 

@@ -16,6 +16,7 @@ from datasets.source import Arrays
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.task import Task, TaskOutput
 from models.staged import StagedModel, global_pool
 
 CPU = torch.device("cpu")
@@ -69,6 +70,18 @@ def toy_task(distiller: str | type[Distiller] = "at", seed: int = 0, spots=None,
     setting = toy_setting(student, teacher, spots=spots)
     distill = (DISTILLERS.get(distiller) if isinstance(distiller, str) else distiller)(setting)
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()
+
+
+def take_step(task: Task, batch: Batch) -> TaskOutput:
+    """Forward and backward passes of one step; what the task yielded, as one, the losses added up."""
+    loss, parts, logits, gates = torch.zeros(()), {}, None, None
+    for output in task(batch):
+        output.loss.backward()
+        loss = loss + output.loss.detach()
+        parts |= output.parts
+        logits = output.logits if logits is None else logits
+        gates = output.gates if gates is None else gates
+    return TaskOutput(loss, parts, logits, gates)
 
 
 def toy_data(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from plain_formulas import Draws, PlainStep, Step
 from torch import Tensor
+from toys import take_step
 
 from models import get_model
 from utils.benchmark.cases import Case, Conditions, Pair
@@ -77,12 +78,17 @@ class Recorder:
         self._case = case
         self._outputs, self._routed, self._gumbel, self._negatives = [], [], [], []
         task = case.task
-        task.register_forward_hook(lambda module, inputs, output: self._outputs.append(output))
+        self._forward, task.forward = task.forward, self._record_outputs
         if task.policy is not None:
             task.router.register_forward_hook(lambda module, inputs, output: self._routed.append(output.detach()))
             task.policy.register_forward_hook(lambda module, inputs, output: self._record_noise(output))
         if case.distiller == "crd":
             task.distiller.sampler.register_forward_hook(lambda module, inputs, out: self._negatives.append(out))
+
+    def _record_outputs(self, batch):
+        for output in self._forward(batch):
+            self._outputs.append(output)
+            yield output
 
     def _record_noise(self, logits: Tensor) -> None:
         """That of the gates, which are drawn as soon as the policy has given its logits."""
@@ -97,16 +103,17 @@ class Recorder:
         if whole:
             self._case.step()
         else:
-            self._case.task(self._case.batch).loss.backward()
-        (output,) = self._outputs
+            take_step(self._case.task, self._case.batch)
+        output, *_ = self._outputs
+        parts = {name: part for output in self._outputs for name, part in output.parts.items()}
         labels = self._case.task.gate_labels
         names = {f"loss/{label}": f"spot {k}" for k, label in enumerate(labels[:-1])}
-        losses = {names.get(name, name.removeprefix("loss/")): part for name, part in output.parts.items()}
+        losses = {names.get(name, name.removeprefix("loss/")): part for name, part in parts.items()}
         shares = {f"gate/{label}": losses.pop(f"gate/{label}") for label in labels}
         gradients = {name: p.grad.clone() for name, p in self._case.task.named_parameters() if p.grad is not None}
         step = Step(losses, gradients, output.gates == 1, *(self._routed or [None]))
         draws = Draws(*(self._gumbel or [None]), coins=output.gates, negatives=list(self._negatives))
-        return Taken(step, output.loss.detach(), shares, draws)
+        return Taken(step, sum(output.loss.detach() for output in self._outputs), shares, draws)
 
 
 def make_case(distiller: str, selection: str, pair: str, size: int, *options: str, seed: int = 0) -> Case:
@@ -264,7 +271,7 @@ class TestOneStep:
     @pytest.mark.parametrize("distiller", ["ft", "crd", "kd"])
     def test_leaves_what_is_not_trained_without_a_gradient(self, distiller):
         case = make_case(distiller, "adaptive", LIKE, 8)
-        case.task(case.batch).loss.backward()
+        take_step(case.task, case.batch)
         task = case.task
         trained = {id(parameter) for group in task.parameter_groups().values() for parameter in group}
         with_gradient = {id(parameter) for parameter in task.parameters() if parameter.grad is not None}

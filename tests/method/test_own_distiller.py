@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import ToyNet, toy_batch, toy_setting, toy_task
+from toys import ToyNet, take_step, toy_batch, toy_setting, toy_task
 
 from distillers import DISTILLERS
 from models import get_model
@@ -77,7 +77,7 @@ def test_its_loss_is_what_it_says(example):
 
 @pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
 def test_it_works_with_every_selection_and_between_unequal_widths(example, selection):
-    output = toy_task("stats", selection=selection)(toy_batch())
+    output = take_step(toy_task("stats", selection=selection), toy_batch())
     assert output.loss.isfinite()
     student, teacher = ToyNet(width=3), ToyNet(width=5)
     distiller = example.ChannelStatistics(toy_setting(student, teacher))

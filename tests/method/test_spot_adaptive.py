@@ -1,13 +1,15 @@
 """The policy, its gates, the routed pass and the two losses."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import ToyNet, toy_batch, toy_task
+from toys import ToyNet, take_step, toy_batch, toy_task
 
+from datasets.batch import Batch
 from distillers.base import Spot
 from distillers.ops.masking import masked_mean
 from distillers.spot_adaptive.distillation import distillation_kl, routing_loss
@@ -141,12 +143,12 @@ class TestGradients:
         """With and without routing, for the same gates, the gradients agree bit for bit."""
         task, batch = toy_task(distiller, selection=selection), toy_batch()
         plain = copy.deepcopy(task)
-        gates = torch.randint(2, (6, task.num_gates)).float()
+        gates = torch.randint(2, (6, task.num_gates)).float().requires_grad_()
         task.draw_gates = lambda *_: gates
-        task(batch).loss.backward()
+        take_step(task, batch)
         plain.policy = None
         plain.draw_gates = lambda *_: gates
-        plain(batch).loss.backward()
+        take_step(plain, batch)
         assert gradients(plain.student)
         for part in ("student", "distiller"):
             found, expected = gradients(getattr(task, part)), gradients(getattr(plain, part))
@@ -206,11 +208,11 @@ class TestRoutingLoss:
 class TestStudentLoss:
     def test_adds_up_from_its_parts(self):
         task = toy_task("at", selection="fixed", alpha=0.5, beta=7.0)
-        output = task(toy_batch())
+        output = take_step(task, toy_batch())
         parts = output.parts
         expected = parts["loss/ce"] + 7.0 * (parts["loss/f1"] + parts["loss/f2"]) + 0.5 * parts["loss/kl"]
         torch.testing.assert_close(output.loss, expected)
-        torch.testing.assert_close(output.loss.detach(), parts["loss/total"])
+        torch.testing.assert_close(output.loss, parts["loss/total"])
 
     def test_kl_is_temperature_squared_times_the_divergence_of_the_chosen(self):
         student, teacher = torch.randn(5, 3).double(), torch.randn(5, 3).double()
@@ -255,7 +257,7 @@ class TestStudentLoss:
         for selection in ("adaptive", "anti"):
             task = toy_task("at", selection=selection)
             torch.manual_seed(3)
-            outputs[selection] = task(batch).parts
+            outputs[selection] = take_step(task, batch).parts
         for label in ("f1", "f2", "logits"):
             shares = [outputs[selection][f"gate/{label}"].item() for selection in ("adaptive", "anti")]
             assert sum(shares) == pytest.approx(1.0)
@@ -266,7 +268,7 @@ class TestStudentLoss:
     @pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
     def test_has_the_same_parts_at_every_step(self, selection):
         task = toy_task("sp", selection=selection)
-        names = [list(task(toy_batch(seed=seed)).parts) for seed in range(3)]
+        names = [list(take_step(task, toy_batch(seed=seed)).parts) for seed in range(3)]
         assert names[0] == names[1] == names[2]
         assert ("loss/policy" in names[0]) == (selection in ("adaptive", "anti"))
 
@@ -278,7 +280,7 @@ class TestFrozenParts:
         optimizers = [torch.optim.SGD(group, lr=0.1) for group in task.parameter_groups().values()]
         for seed in range(3):
             task.train()
-            task(toy_batch(seed=seed)).loss.backward()
+            take_step(task, toy_batch(seed=seed))
             for optimizer in optimizers:
                 optimizer.step()
         assert not any(module.training for module in task.teacher.modules())
@@ -289,15 +291,15 @@ class TestFrozenParts:
     def test_the_routed_pass_leaves_the_students_running_statistics_alone(self):
         batch = toy_batch()
         with_routing, without = toy_task("at"), toy_task("at", selection="fixed")
-        with_routing(batch)
-        without(batch)
+        take_step(with_routing, batch)
+        take_step(without, batch)
         for name, buffer in without.student.named_buffers():
             assert torch.equal(buffer, dict(with_routing.student.named_buffers())[name])
 
     def test_the_twin_follows_the_student(self):
         task = toy_task("at")
         optimizer = torch.optim.SGD(task.student.parameters(), lr=0.5)
-        task(toy_batch()).loss.backward()
+        take_step(task, toy_batch())
         optimizer.step()
         image = toy_batch(seed=9).image
         assert torch.equal(task._twin[0](image), copy.deepcopy(task.student).eval()(image))
@@ -311,3 +313,99 @@ class TestFrozenParts:
         task = toy_task("at")
         assert not any("twin" in key for key in task.state_dict())
         assert {key.split(".")[0] for key in task.extra_state()} == {"policy", "router"}
+
+
+def test_the_students_activations_make_room_for_the_routed_pass(monkeypatch):
+    task, batch = toy_task("at"), toy_batch()
+    kept, at_routing = [], []
+
+    def pack(tensor):
+        kept.append(None)
+        return Token(tensor, kept)
+
+    class Token:
+        """Stands for a tensor that a graph remembers."""
+
+        def __init__(self, tensor, count):
+            self.tensor, self.count = tensor, count
+
+        def __del__(self):
+            self.count.pop()
+
+    route = task.router.forward
+    monkeypatch.setattr(task.router, "forward", lambda *args: (at_routing.append(len(kept)), route(*args))[1])
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
+        take_step(task, batch)
+    # What is left is the policy's own: a handful, where the student alone remembers dozens.
+    assert 0 < at_routing[0] <= 8
+
+
+class TestRoutingShare:
+    @staticmethod
+    def policy_gradients(task, batch):
+        *_, routing = task(batch)
+        routing.loss.backward()
+        return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+    @pytest.mark.parametrize(
+        ("share", "size", "routed"),
+        [(1, 6, 6), (0.5, 6, 3), (0.5, 7, 4), (0.25, 40, 10), (0.1, 30, 3), (0.01, 6, 2), (0.3, 10, 3)],
+    )
+    def test_is_rounded_up_to_whole_samples_and_at_least_two(self, share, size, routed):
+        task, seen = toy_task("at", routing_share=share), []
+        task.router.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        take_step(task, toy_batch(size))
+        assert seen == [routed]
+
+    @pytest.mark.parametrize("selection", ["adaptive", "anti"])
+    def test_leaves_the_student_its_gradient_bit_for_bit(self, selection):
+        results = []
+        for share in (1, 0.5):
+            task = toy_task("at", selection=selection, routing_share=share)
+            torch.manual_seed(3)
+            output = take_step(task, toy_batch(8))
+            results.append((gradients(task.student), gradients(task.policy), output.parts["loss/total"]))
+        (whole, whole_policy, whole_loss), (part, part_policy, part_loss) = results
+        assert part_loss == whole_loss
+        assert all(torch.equal(part[name], whole[name]) for name in whole)
+        assert not torch.equal(part_policy["linear.weight"], whole_policy["linear.weight"])
+
+    def test_compares_both_cross_entropies_on_the_routed_samples(self):
+        task, batch = toy_task("at", routing_share=0.5, gamma=3.0, selection="anti"), toy_batch(8)
+        student, routing = task(batch)
+        ce = F.cross_entropy(student.logits[:4], batch.label[:4])
+        routed_ce = routing.parts["loss/routed_ce"]
+        missing = F.relu(4 - (1 - student.gates[:, -1]).sum())  # the quota sees the gates of the whole batch
+        assert routing.parts["loss/policy"] == pytest.approx(
+            (routed_ce * (3 if routed_ce > ce else 1 / 3) + missing).item(), rel=1e-6
+        )
+
+    def test_the_gradient_of_random_halves_is_on_average_that_of_the_whole_batch(self):
+        """All 70 halves of eight samples; the adapters' BatchNorm normalises each sample by itself."""
+        batch = toy_batch(8)
+        batch = batch._replace(image=batch.image.double())
+        total = None
+
+        def gradient(share, order):
+            task = toy_task("at", routing_share=share).double()
+            task.router.eval()
+            task.student.eval()
+
+            def same_gates(*vectors):  # each sample has the gates that it has in the whole batch
+                torch.manual_seed(3)
+                logits = task.policy(*vectors)
+                noise = -torch.empty(8, 3, 2, dtype=torch.float64).exponential_().log()[order]
+                soft = F.softmax((logits + noise) / 5, dim=-1)[..., 0]
+                return (soft >= 0.5).double() + soft - soft.detach()
+
+            task.draw_gates = same_gates
+            return self.policy_gradients(task, Batch(*(part[order] for part in batch)))
+
+        whole = gradient(1, list(range(8)))
+        halves = list(itertools.combinations(range(8), 4))
+        for half in halves:
+            found = gradient(0.5, [*half, *(i for i in range(8) if i not in half)])
+            total = found if total is None else {name: total[name] + found[name] for name in found}
+        largest = max(value.abs().max() for value in whole.values())
+        for name, expected in whole.items():
+            torch.testing.assert_close(total[name] / len(halves), expected, rtol=1e-9, atol=1e-12 * largest, msg=name)

@@ -243,9 +243,14 @@ def gradients_of(task, trained):
     return {name: p.grad.clone() for name, p in task.named_parameters() if id(p) in wanted}
 
 
-def gradients_on_part(number, call, task, trained, batch):
+def gradients_on_part(number, task, trained, batch, replica=None):
     torch.manual_seed(100 + number)  # the gates' noise
-    call(shard_of(batch, number)).loss.backward()
+    for output in task(shard_of(batch, number)):
+        output.loss.backward()
+        if replica:
+            replica.send_gradients()
+    if replica:
+        replica.receive_gradients()
     return gradients_of(task, trained)
 
 
@@ -254,11 +259,11 @@ def both_gradients(distiller, selection, phase, size=8, dtype=torch.float32):
     batch = toy_batch(size)
     batch = batch._replace(image=batch.image.to(dtype))
     task, trained = make_task(distiller, selection, phase, dtype)
-    together = gradients_on_part(rank(), Replica(task, trained), task, trained, batch)
+    together = gradients_on_part(rank(), task, trained, batch, Replica(task, trained))
     apart = []
     for number in range(2):
         task, trained = make_task(distiller, selection, phase, dtype)
-        apart.append(gradients_on_part(number, task, task, trained, batch))
+        apart.append(gradients_on_part(number, task, trained, batch))
     return together, {name: (apart[0][name] + apart[1][name]) / 2 for name in apart[0]}
 
 
@@ -267,7 +272,7 @@ def quota_gradients():
 
     gates = torch.zeros(8, dtype=torch.float64, requires_grad=True)  # nobody is distilled
     zero = torch.zeros((), dtype=torch.float64)
-    routing_loss(zero, zero, gates[rank() :: 2], 1.0).backward()
+    routing_loss(zero, zero, gates[rank() :: 2], 1.0, processes=2).backward()
     average = all_sum(gates.grad)[0] / world_size()
     return average, torch.full_like(gates, -1.0)
 

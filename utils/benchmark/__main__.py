@@ -82,7 +82,7 @@ def _at_least_two(text: str) -> int:
 
 def pair_table(results: Iterable[Result]) -> Table:
     """One line per distiller and selection."""
-    phases = ["data", "teacher", "student", "routing", "loss", "backward", "optimisers", "records"]
+    phases = ["data", "teacher", "student", "routing", "backward", "optimisers", "rest"]
     header = ["", "ms", "images/s", "x KD", "MiB", "x KD", *(f"{name} %" for name in phases)]
     rows = [
         [

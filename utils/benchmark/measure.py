@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from distillers.spot_adaptive import distillation
 from utils.benchmark.cases import Case
 
 WARM_UP = 2  # steps: the first one makes momentum buffers, and libraries choose and compile their kernels
@@ -100,8 +99,6 @@ def phase_seconds(case: Case, rounds: int, device: torch.device) -> dict[str, fl
     clock.watch(case.task.student, "features", "student")
     if case.task.policy is not None:
         clock.watch(case.task.router, "forward", "routing")
-    clock.watch(distillation, "differentiated", "student backward")
-    clock.watch(case.task, "forward", "forward")
     clock.watch(Tensor, "backward", "backward")
     for scheduled in case.optimizers.values():
         clock.watch(scheduled.optimizer, "step", "optimisers")
@@ -116,11 +113,9 @@ def phase_seconds(case: Case, rounds: int, device: torch.device) -> dict[str, fl
 
 
 def _phases(lap: dict[str, float]) -> dict[str, float]:
-    """Nested times taken apart. An adaptive step differentiates the student's loss within the forward pass."""
-    step, forward, early = lap.pop("step"), lap.pop("forward"), lap.pop("student backward", 0.0)
-    rest = step - forward - lap["backward"] - lap["optimisers"]
-    loss = forward - early - sum(lap.get(name, 0.0) for name in ("teacher", "student", "routing"))
-    return lap | {"backward": lap["backward"] + early, "loss": loss, "records": rest}
+    """The step without its parts is the ``rest``: losses, gates, and counting what happened."""
+    step = lap.pop("step")
+    return lap | {"rest": step - sum(lap.values())}
 
 
 class Stopwatch:

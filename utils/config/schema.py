@@ -161,6 +161,9 @@ class DistillationConfig(Section):
         "adaptive", description="where to distil: the policy's choice, its opposite, everywhere, or a coin's"
     )
     gate_temperature: Positive = Field(5.0, description="of the Gumbel-softmax gates")
+    routing_share: Annotated[Positive, Field(le=1)] = Field(
+        1.0, description="part of each batch that is routed to train the policy: less is cheaper (published: all)"
+    )
 
 
 class DistillationLossConfig(Section):

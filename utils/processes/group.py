@@ -6,7 +6,6 @@ of them must be called by all processes, in the same order.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from utils.processes.place import rank_info
 from utils.processes.stopping import Interrupted
@@ -161,31 +159,46 @@ class Agreement:
 
 
 class Replica:
-    """A module as one of several equal copies, one on each process; on a single process just the module.
+    """Keeps a module equal to its copies on the other processes of the group; on a single process it does nothing.
 
-    Gradients are averaged by DistributedDataParallel while the backward pass goes on. BatchNorm normalises by the
-    statistics of each process's own part of the batch, and the running ones are those of the first process, as
-    DistributedDataParallel has it; but here they are handed out at the end of the step, so that between two steps all
-    processes are equal, whatever is done there: evaluate, save, or stop.
+    Gradients are averaged over the processes. BatchNorm normalises by the statistics of each process's own part of the
+    batch; the running statistics are those of the first process, handed out at the end of every step, so that between
+    two steps all processes are equal, whatever is done there: evaluate, save, or stop.
+
+    It is not DistributedDataParallel, which exchanges gradients at the end of a backward pass and waits for them there:
+    a step here has two backward passes, and the first one's gradients travel while the second loss is computed.
 
     Args:
         module: in the mode in which it will be called; its parameters and buffers become those of the first process.
-        trained: parameters to be trained, all of which every call must use. On several processes the others stop
-            requiring gradients, since DistributedDataParallel would wait for them.
+        trained: parameters whose gradients are averaged.
     """
 
     def __init__(self, module: nn.Module, trained: Iterable[nn.Parameter]):
-        self.module = self._call = module
+        self._trained = list(trained)
+        self._travelling: list[tuple[list[nn.Parameter], Tensor, dist.Work]] = []
         self._statistics: list[Tensor] = []
         if world_size() > 1:
-            trained = {id(parameter) for parameter in trained}
-            for parameter in module.parameters():
-                parameter.requires_grad_(id(parameter) in trained)
-            self._call = _data_parallel(module)
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), src=0)
             self._statistics = _running_statistics(module)
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
+    def send_gradients(self) -> None:
+        """Send the gradients that are there and have not been sent in this step."""
+        if world_size() == 1:
+            return
+        sent = {id(parameter) for parameters, _, _ in self._travelling for parameter in parameters}
+        new = [p for p in self._trained if p.grad is not None and id(p) not in sent]
+        if new:
+            flat = torch.cat([parameter.grad.flatten() for parameter in new]).div_(world_size())
+            self._travelling.append((new, flat, dist.all_reduce(flat, async_op=True)))
+
+    def receive_gradients(self) -> None:
+        """Put the averages in the place of the gradients that were sent."""
+        for parameters, flat, work in self._travelling:
+            work.wait()
+            gradients = [parameter.grad for parameter in parameters]
+            torch._foreach_copy_(gradients, _unflatten(flat, gradients))
+        self._travelling.clear()
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -194,15 +207,6 @@ class Replica:
             flat = torch.cat([statistic.flatten() for statistic in self._statistics])
             dist.broadcast(flat, src=0)
             torch._foreach_copy_(self._statistics, _unflatten(flat, self._statistics))
-
-
-def _data_parallel(module: nn.Module) -> DistributedDataParallel:
-    for buffer in module.buffers():
-        dist.broadcast(buffer, src=0)
-    with warnings.catch_warnings():
-        # Newer versions have another name for this argument, which the older ones do not know.
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def _running_statistics(module: nn.Module) -> list[Tensor]:

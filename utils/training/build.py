@@ -97,6 +97,8 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, data: D
         gamma=kd.loss_weights.classify_weight,
         temperature=options.KD_T,
         gate_temperature=kd.gate_temperature,
+        routing_share=kd.routing_share,
+        processes=world_size(),
     )
 
 

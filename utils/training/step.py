@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.task import Task
+from distillers.task import Task, TaskOutput
 from utils.errors import reason
 from utils.processes.group import Replica
 from utils.training.device import rng_state, set_rng_state
@@ -72,18 +72,33 @@ class EagerStep:
 
     def compute(self, batch: Batch) -> None:
         """All that the device does. What has to last until the next step is written in place."""
-        with self._autocast():
-            output = self._replica(batch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
+        parts, logits, gates = {}, None, None
+        for output in self._losses(batch):
+            output.loss.backward()
+            self._replica.send_gradients()  # they travel while the next loss is computed
+            parts |= output.parts
+            logits = output.logits if logits is None else logits
+            gates = output.gates if gates is None else gates
+        self._replica.receive_gradients()
         for optimizer in self.optimizers:
             optimizer.step()
         self._replica.end_step()
-        hits = {} if output.logits is None else top_k_hits(output.logits, batch.label)
-        self.meter.accumulate(output.parts | hits, len(batch.label))
-        if output.gates is not None:
-            self.gates.add(output.gates, batch)
+        hits = {} if logits is None else top_k_hits(logits, batch.label)
+        self.meter.accumulate(parts | hits, len(batch.label))
+        if gates is not None:
+            self.gates.add(gates, batch)
+
+    def _losses(self, batch: Batch) -> Iterator[TaskOutput]:
+        """The losses of the task, each computed under autocast when it is asked for, and handed over outside of it."""
+        losses = self.task(batch)
+        while True:
+            with self._autocast():
+                output = next(losses, None)
+            if output is None:
+                return
+            yield output
 
     def memory(self) -> Iterator[dict[str, Any]]:
         """Where everything is that one step leaves to the next: attributes by name, which may be put back."""
