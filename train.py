@@ -1,6 +1,7 @@
 """Train a student by spot-adaptive knowledge distillation. See --help."""
 
-from utils.cli import guarded, main_distill
+from utils.cli import main_distill
+from utils.command import guarded
 
 if __name__ == "__main__":
-    guarded(main_distill)
+    guarded(main_distill, trains=True)

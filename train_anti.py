@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from utils.cli import guarded, main_distill
+from utils.cli import main_distill
+from utils.command import guarded
 
 if __name__ == "__main__":
-    guarded(partial(main_distill, "anti"))
+    guarded(partial(main_distill, "anti"), trains=True)

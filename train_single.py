@@ -1,6 +1,7 @@
 """Train one network with cross-entropy: a teacher, or a student on its own. See --help."""
 
-from utils.cli import guarded, main_single
+from utils.cli import main_single
+from utils.command import guarded
 
 if __name__ == "__main__":
-    guarded(main_single)
+    guarded(main_single, trains=True)

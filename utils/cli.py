@@ -4,61 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
-import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from utils.command import Parser, whole_number
 from utils.config import Config, find_config, load_config
-from utils.errors import UserError, printable, reason
-from utils.processes.place import fail, keep_quiet_unless_first, rank_info
-from utils.processes.stopping import EXIT_INTERRUPTED, EXIT_KILLED, Interrupted, stoppable
 
-EXIT_USER_ERROR = 2
 EXIT_TEACHER_MISSING = 3
 EXIT_TEACHER_UNFINISHED = 4
-
-
-def guarded(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit. Whatever the user or the machine is to blame for is one line on standard error.
-
-    Of several processes only the first one, or the first to fail, is heard.
-    """
-    keep_quiet_unless_first()
-    alone = rank_info().world == 1
-    try:
-        # SIGTERM may just as well be the launcher's answer to the failure of another process: nothing to report.
-        with stoppable() if alone else nullcontext():
-            status = main() or 0
-            sys.stdout.flush()
-    except UserError as error:
-        _leave(f"error: {error}", EXIT_USER_ERROR)
-    except OSError as error:
-        file = f"{error.filename}: " if error.filename else ""
-        _leave(f"error: {file}{reason(error)}; checkpoints written before are kept", EXIT_USER_ERROR)
-    except Interrupted as interruption:
-        _leave(str(interruption), EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        _leave("stopped at once; --resume goes on from the last checkpoint, if there is one", EXIT_KILLED)
-    except Exception:
-        if alone:
-            raise
-        fail(traceback.format_exc(), 1, perhaps_not_the_cause=True)
-    sys.exit(status)
-
-
-def _leave(line: str, status: int) -> NoReturn:
-    if rank_info().world > 1:
-        fail(printable(line), status)
-    print(printable(line), file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
 
 
 def main_single(arguments: Sequence[str] | None = None) -> int:
@@ -120,15 +73,8 @@ def teacher_arguments(config: Config) -> list[str]:
     return [config.kd.teacher.name, folder, str(config.training.seed), *given]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line like everything else that is wrong: in one line, and on one process only."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help tells more")
-
-
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser(description: str) -> Parser:
+    parser = Parser(
         description=description,
         epilog="Every key of the config can be set: python -m utils.config lists them. The launchers train_single.sh, "
         "train.sh and train_anti.sh take these names from variables: seed, dataset, num_classes (dataset.num_classes), "
@@ -138,7 +84,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     source = parser.add_argument_group("what to run: a file, or names from which the file is found or composed")
     source.add_argument("--config", metavar="FILE", help="a config file")
     source.add_argument("--dataset", help="folder below configs/, e.g. cifar-100 or digits")
-    source.add_argument("--seed", type=int, default=1029, help="default 1029")
+    source.add_argument("--seed", type=whole_number(0), default=1029, help="default 1029")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on with the run that is there")
     existing.add_argument("--overwrite", action="store_true", help="drop the run that is there")
@@ -148,7 +94,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _load(options: argparse.Namespace, parser: argparse.ArgumentParser, names: dict[str, str | None]) -> Config:
+def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | None]) -> Config:
     if options.config:
         return load_config(options.config, options.overrides)
     missing = [name for name, value in {"dataset": options.dataset, **names}.items() if value is None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models import MODELS, StagedModel, get_model
-from utils.cli import guarded
+from utils.command import Parser, guarded, whole_number
 from utils.config import Config
 from utils.errors import UserError, printable
 from utils.files import replacing
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m utils.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -57,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument(
         "--model", required=True, help="a model of models/, or an import path such as torchvision.models.resnet34"
     )
-    imported.add_argument("--num-classes", type=int, help="default: as many as the file has")
-    imported.add_argument("--image-size", type=int, default=32, help="on which to check a model given by import path")
+    imported.add_argument("--num-classes", type=whole_number(2), help="default: as many as the file has")
+    imported.add_argument(
+        "--image-size", type=whole_number(1), default=32, help="on which to check a model given by import path"
+    )
 
     for command in (show, export, imported):
         command.add_argument("file", type=Path, metavar="FILE", help="a checkpoint, state_dict or .safetensors")

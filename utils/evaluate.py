@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.cli import guarded
+from utils.command import Parser, guarded
 from utils.errors import UserError
 from utils.report.tables import Table
 from utils.training.restore import Restored, restore
@@ -63,7 +62,7 @@ class Scores:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m utils.evaluate", description=__doc__)
+    parser = Parser(prog="python -m utils.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (best.pth)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
     parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")

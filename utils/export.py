@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.cli import guarded
+from utils.command import Parser, guarded
 from utils.errors import UserError
 from utils.training.restore import Restored, restore
 
@@ -20,7 +19,7 @@ IMAGES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m utils.export", description=__doc__)
+    parser = Parser(prog="python -m utils.export", description=__doc__)
     parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (best.pth)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
     parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.policy import TEACHER_ROUTE
-from utils.cli import guarded
+from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.report.tables import Table
 from utils.training.restore import Restored, restore
@@ -20,7 +19,7 @@ ALL = "all classes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m utils.inspect_gates",
         description=__doc__,
         epilog="Without images and --class: every class. Spots: fN is feature N, logits the KL term.",
@@ -31,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="each validation image of one class")
     parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="images of that class to list (default: %(default)s)"
+        "--limit",
+        type=whole_number(0),
+        default=20,
+        metavar="N",
+        help="images of that class to list (default: %(default)s)",
     )
     options = parser.parse_intermixed_args(arguments)
     images = [word for word in options.words if "=" not in word]

@@ -10,7 +10,7 @@ import torchvision
 
 from models import get_model
 from utils import convert
-from utils.cli import guarded
+from utils.command import guarded
 from utils.config import Config
 from utils.run_folder.checkpoint import load_weights
 

@@ -24,7 +24,8 @@ from process_runs import config_file, prepare, start
 import utils.files
 from datasets.loading import decode as decoding
 from models import get_model
-from utils.cli import EXIT_USER_ERROR, guarded, main_distill, main_single
+from utils.cli import main_distill, main_single
+from utils.command import EXIT_USER_ERROR, guarded
 from utils.config import load_config
 from utils.errors import UserError
 from utils.processes.stopping import EXIT_INTERRUPTED, EXIT_KILLED

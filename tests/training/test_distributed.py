@@ -514,7 +514,7 @@ def job(tmp_path, body):
             import os, signal, sys, time
             sys.path.insert(0, os.getcwd())
             import torch
-            from utils.cli import guarded
+            from utils.command import guarded
             from utils.processes.group import barrier, process_group, rank
             from utils.errors import UserError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ import torch
 from distillers import DISTILLERS
 from utils.benchmark.cases import Conditions, Pair
 from utils.benchmark.suite import LoaderResult, Result, measure_loaders, measure_pair
-from utils.cli import guarded
+from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.files import write_text
 from utils.report.tables import Table
@@ -57,27 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m utils.benchmark", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m utils.benchmark", description=__doc__)
     parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"teacher-student, with commas (default: {PAIRS})")
     parser.add_argument("distillers", nargs="?", default=DISTILLER_NAMES, help=f"default: {DISTILLER_NAMES}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
-    parser.add_argument("--batch-size", type=_at_least_two, default=64, metavar="N", help="images per step")
-    parser.add_argument("--size", type=_at_least_two, default=32, metavar="PIXELS", help="height and width of images")
-    parser.add_argument("--rounds", type=_at_least_two, default=7, metavar="N", help="steps of each kind, in turn")
-    parser.add_argument("--samples", type=_at_least_two, default=50_000, metavar="N", help="training set (CRD's banks)")
+    parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")
+    parser.add_argument("--size", type=whole_number(2), default=32, metavar="PIXELS", help="height and width of images")
+    parser.add_argument("--rounds", type=whole_number(2), default=7, metavar="N", help="steps of each kind, in turn")
+    parser.add_argument(
+        "--samples", type=whole_number(2), default=50_000, metavar="N", help="training set (CRD's banks)"
+    )
     for key in ("cuda-graph", "channels-last"):
         parser.add_argument(f"--{key}", default="auto", choices=["auto", "true", "false"], help="as in the config")
     parser.add_argument("--json", metavar="FILE", help="also write every figure there")
     return parser
-
-
-def _at_least_two(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"found {value}, must be at least 2")
-    return value
 
 
 def pair_table(results: Iterable[Result]) -> Table:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
 
-from utils.cli import guarded
+from utils.command import Parser, guarded
 from utils.config import load_config
 from utils.config.errors import all_fields
 
 BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.config", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser(prog="python -m utils.config", description=__doc__)
     parser.add_argument("file", nargs="?", help="a config file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that win over the file")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args(arguments)
     if options.file is None:
         print(key_table())
     else:

@@ -5,14 +5,13 @@ What is finished is skipped, what is not is resumed, and what fails is listed at
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import guarded
+from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.grid.plan import Job, plan, state
 from utils.grid.pool import DONE, Outcome, Pool
@@ -105,8 +104,8 @@ def _report(jobs: Sequence[Job], out: Path) -> None:
             print(f"no report: {error}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m utils.grid",
         description=__doc__,
         epilog=f"Exit code: 0 all done, {EXIT_FAILED} a run failed, {EXIT_INTERRUPTED} stopped early; "
@@ -123,8 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {' '.join(SELECTIONS)}; single is the student alone (default: fixed adaptive)",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1029], metavar="N", help="default: 1029")
-    parser.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time (default: one per GPU, or one)")
+    parser.add_argument("--seeds", nargs="+", type=whole_number(0), default=[1029], metavar="N", help="default: 1029")
+    parser.add_argument(
+        "--jobs", type=whole_number(1), metavar="N", help="runs at a time (default: one per GPU, or one)"
+    )
     parser.add_argument(
         TEACHER_ARG,
         action="append",
@@ -142,12 +143,6 @@ def _parser() -> argparse.ArgumentParser:
         help="config keys, e.g. training.epochs=10; those of data, folder, device and precision hold for teachers too",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a whole number, at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

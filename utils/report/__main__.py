@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import guarded
+from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.report.collect import Run, collect
 
@@ -16,14 +15,14 @@ DETAILS = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__)
+    parser = Parser(prog="python -m utils.report", description=__doc__)
     parser.add_argument(
         "folders", nargs="*", default=["run"], metavar="FOLDER", help="run folders, or any above them (default: run)"
     )
     parser.add_argument("--out", metavar="FOLDER", default="run/report", help="where to write (default: %(default)s)")
     parser.add_argument(
         "--details",
-        type=int,
+        type=whole_number(0),
         default=DETAILS,
         metavar="N",
         help="heatmap, losses and gallery of N runs with a policy (default: %(default)s)",

@@ -6,12 +6,14 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from distillers.task import Task
 from utils.config import Config
-from utils.errors import UserError, reason
+from utils.errors import UserError, exhausted_memory, reason
 from utils.processes.place import rank_info
 
 log = logging.getLogger("sakd")
@@ -66,6 +68,21 @@ def set_up(config: Config) -> None:
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def naming_exhausted_memory(device: torch.device) -> Iterator[None]:
+    """Turn what is raised when the memory of a GPU or of the machine is exhausted into a line with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        line = exhausted_memory(error)
+        if line is None:
+            raise
+        raise UserError(
+            f"{device}: {line}; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less, and so "
+            "does training.precision=bf16"
+        ) from error
 
 
 def keep_freed_memory(device: torch.device) -> bool:

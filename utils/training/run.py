@@ -17,7 +17,7 @@ from utils.processes.group import from_main, is_main, process_group, world_size
 from utils.run_folder.folder import RunDir
 from utils.training.build import build_distillation, build_single, load_data
 from utils.training.cuda_graph import refuse_impossible
-from utils.training.device import choose_device, keep_freed_memory, set_up
+from utils.training.device import choose_device, keep_freed_memory, naming_exhausted_memory, set_up
 from utils.training.engine import Engine
 from utils.training.reporter import log, log_to_console
 
@@ -44,19 +44,19 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     device = choose_device(config.training.device)
     keep_freed_memory(device)
     set_up(config)
-    with process_group(device), closing(load_data(config, device)) as data, closing(run):
-        try:
-            log.info(describe(config, data, device))
-            phases, result = (build_distillation if config.kd else build_single)(config, data, device)
-            refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
-            checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
-            result |= Engine(phases, data, run, config, device, checkpoint).fit()
-            if is_main():
-                run.write_result(result)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{device}: out of memory; a smaller training.batch_size or training.precision=bf16 takes less"
-            ) from error
+    with (
+        naming_exhausted_memory(device),
+        process_group(device),
+        closing(load_data(config, device)) as data,
+        closing(run),
+    ):
+        log.info(describe(config, data, device))
+        phases, result = (build_distillation if config.kd else build_single)(config, data, device)
+        refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
+        checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
+        result |= Engine(phases, data, run, config, device, checkpoint).fit()
+        if is_main():
+            run.write_result(result)
     log.info(farewell(config, result))
     return result
 

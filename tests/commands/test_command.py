@@ -1,0 +1,132 @@
+"""What every command does alike: whatever goes wrong is one line and exit code 2."""
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from utils.cli import main_distill, main_single
+from utils.command import guarded, whole_number
+from utils.errors import UserError, reason
+
+
+@pytest.fixture
+def ending(capfd):
+    """Exit code and standard error of a main under the guard."""
+
+    def call(main, **options) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ending:
+            guarded(main, **options)
+        return ending.value.code, capfd.readouterr().err
+
+    return call
+
+
+def raising(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+COMMANDS = ["config.__main__", "evaluate", "export", "convert", "inspect_gates", "report.__main__", "grid.__main__"]
+COMMANDS += ["benchmark.__main__"]
+MAINS = [importlib.import_module(f"utils.{name}").main for name in COMMANDS] + [main_single, main_distill]
+
+
+@pytest.mark.parametrize("main", MAINS, ids=[*COMMANDS, "train_single", "train"])
+def test_a_wrong_command_line_is_one_line(ending, main):
+    code, errors = ending(lambda: main(arguments=["--no-such-option"]))
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert errors.endswith("; --help tells more\n")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "-", "x", "1.0", "1e3", "0", "-3", "2147483648", "9" * 5000, "٣"])
+def test_a_count_out_of_range_is_refused_whatever_its_length(text):
+    with pytest.raises(Exception, match="must be a whole number from 1 to 2147483647") as error:
+        whole_number(1)(text)
+    assert len(str(error.value)) < 120
+    assert whole_number(1)("2147483647") == 2147483647
+
+
+@pytest.mark.parametrize(
+    ("main", "found"),
+    [
+        (raising(MemoryError()), ""),
+        (raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")), "2.00 GiB"),
+        (lambda: torch.empty(2**55), "144115188075855872 bytes"),
+        (lambda: torch.empty(2**33, 2**33), ""),
+        (lambda: np.empty(2**55), "256. PiB"),
+    ],
+    ids=["Python", "GPU", "PyTorch", "more bytes than numbers", "NumPy"],
+)
+@pytest.mark.parametrize("trains", [True, False])
+def test_exhausted_memory_is_one_line(ending, main, found, trains):
+    line = "error: out of memory" + (f" (tried to allocate {found})" if found else "")
+    line += "; checkpoints written before are kept" if trains else ""
+    assert ending(main, trains=trains) == (2, f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (OSError(28, "No space left on device"), "error: No space left on device", 2),
+        (OSError(13, "Permission denied", "a\nb"), "error: a\\nb: Permission denied", 2),
+        (BrokenPipeError(32, "Broken pipe"), "error: standard output: Broken pipe", 2),
+        (KeyboardInterrupt(), "stopped at once", 130),
+        (UserError("a\nb"), "error: a\\nb", 2),
+    ],
+    ids=str,
+)
+def test_only_what_trains_speaks_of_checkpoints(ending, error, line, code):
+    assert ending(raising(error)) == (code, f"{line}\n")
+    assert ending(raising(error), trains=True)[1].startswith(line)
+    assert ("checkpoint" in ending(raising(error), trains=True)[1]) == (not isinstance(error, UserError))
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        guarded(raising(RuntimeError("a bug")))
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(ending):
+    assert ending(lambda: print("\udcff")) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (KeyError(101), "KeyError: 101"),
+        (EOFError(), "EOFError"),
+        (ValueError("not a\nnumber"), "not a number"),
+        (OSError(2, "No such file or directory", "x"), "No such file or directory"),
+    ],
+)
+def test_a_reason_is_a_phrase_and_no_bare_number(error, text):
+    assert reason(error) == text
+
+
+@pytest.mark.parametrize(
+    ("redirection", "line"),
+    [
+        (">&-", "error: standard output is closed; redirect it to a file or to /dev/null\n"),
+        ("| (exec <&-; sleep 1)", "error: standard output: Broken pipe\n"),
+    ],
+)
+def test_output_that_nobody_takes_is_one_line(redirection, line):
+    # The code is that of the command: a pipe's own would be that of its reader.
+    script = f"{{ {sys.executable} -m utils.config; echo $? >&2; }} {redirection}"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert found.stderr == f"{line}2\n"
+
+
+def test_no_file_gets_the_number_of_a_closed_stream():
+    code = "import os, utils.command; utils.command.guarded(lambda: print(os.open(os.devnull, os.O_WRONLY)))"
+    script = f"{sys.executable} -c '{code}' <&- 2>&-"
+    found = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert int(found.stdout) > 2

@@ -1,0 +1,105 @@
+"""What all commands share: the parser of their words, and one line with exit code 2 for whatever goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NoReturn
+
+from utils.errors import UserError, exhausted_memory, printable, reason
+from utils.processes.place import fail, keep_quiet_unless_first, rank_info
+from utils.processes.stopping import EXIT_INTERRUPTED, EXIT_KILLED, Interrupted, stoppable
+
+EXIT_USER_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other error is reported: in one line, and by one process only."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help tells more")
+
+
+def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The ``type=`` of an argument that takes whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        digits = text.removeprefix("-")
+        # Python refuses to read integers of thousands of digits.
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, must be a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn:
+    """Run `main` and exit. An error that the user or the machine causes is printed as one line on standard error.
+
+    Of several processes only the first one, or the first to fail, prints.
+
+    Args:
+        main: returns the exit code; None means 0.
+        trains: it writes checkpoints, so the line says that they are kept and how to resume.
+    """
+    kept = "; checkpoints written before are kept" if trains else ""
+    alone = rank_info().world == 1
+    try:
+        _check_standard_streams()
+        keep_quiet_unless_first()
+        # SIGTERM may just as well be the launcher's answer to the failure of another process: nothing to report.
+        with stoppable() if alone else nullcontext():
+            status = main() or 0
+            sys.stdout.flush()
+    except UserError as error:
+        _leave(f"error: {error}", EXIT_USER_ERROR)
+    except OSError as error:
+        where = error.filename or ("standard output" if isinstance(error, BrokenPipeError) else "")
+        _leave(f"error: {f'{where}: ' if where else ''}{reason(error)}{kept}", EXIT_USER_ERROR)
+    except Interrupted as interruption:
+        _leave(str(interruption) if trains else "stopped", EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        resume = "; --resume goes on from the last checkpoint, if there is one" if trains else ""
+        _leave(f"stopped at once{resume}", EXIT_KILLED)
+    except Exception as error:
+        if line := exhausted_memory(error):
+            _leave(f"error: {line}{kept}", EXIT_USER_ERROR)
+        if alone:
+            raise
+        fail(traceback.format_exc(), 1, perhaps_not_the_cause=True)
+    sys.exit(status)
+
+
+def _check_standard_streams() -> None:
+    """Give the number of every closed standard stream to the null device, so that no file opened later gets it.
+
+    Raises:
+        UserError: standard output is closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    if sys.stdout is None:
+        raise UserError("standard output is closed; redirect it to a file or to /dev/null")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks must not end a run
+
+
+def _leave(line: str, status: int) -> NoReturn:
+    if rank_info().world > 1:
+        fail(printable(line), status)
+    print(printable(line), file=sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
