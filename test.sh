@@ -6,5 +6,5 @@ cd "$(dirname "$0")"
 . utils/python.sh
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/shellcheck" -x ./*.sh utils/python.sh .ci/run
+"$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/shellcheck" -x ./*.sh utils/python.sh tests/fakecuda/build.sh .ci/run
 exec "$python" -m pytest -q -n auto "$@"

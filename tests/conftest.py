@@ -5,8 +5,11 @@ import os
 # Before PyTorch starts its pools: results do not depend on the machine, and parallel test processes do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
+from stand_in import Once, StandIn, make_stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +17,16 @@ def _same_start():
     """Every test starts from the same random state and with one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def stand_in(request) -> StandIn:
+    """Runs functions in processes that see a GPU; skips where there can be none."""
+    return make_stand_in(Path(request.config.cache.mkdir("fakecuda")))
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Once:
+    """``once(name, make)`` calls `make` in a single one of the session's processes; all of them get its result."""
+    folder = tmp_path_factory.getbasetemp()
+    return Once(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)

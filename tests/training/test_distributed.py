@@ -468,6 +468,7 @@ def pretend_gpus(monkeypatch, gpus, local_rank):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
 
 class TestSynchronizedBatchNorm:

@@ -33,10 +33,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if rank_info().world == 1:
         yield
         return
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     except Interrupted:  # on all processes at the same step

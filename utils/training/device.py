@@ -22,7 +22,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; ``auto`` is CUDA where there is a GPU, else the CPU.
+    """The device called `name`, a GPU with its number; ``auto`` is CUDA where there is a GPU, else the CPU.
 
     Of several processes on one machine each has a GPU of its own, in the order of their numbers.
 
@@ -32,15 +32,17 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and rank_info().world > 1:
-        return _own_gpu(device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    if rank_info().world > 1:
+        device = _own_gpu(device)
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
         raise UserError(
             f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; "
             "auto takes what is there"
         )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what names no device, such as the default generator, then means this one
+    torch.cuda.set_device(device)  # what names no device, such as the default generator, then means this one
     return device
 
 

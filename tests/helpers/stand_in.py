@@ -1,0 +1,160 @@
+"""Processes on a stand-in for a GPU, see tests/fakecuda/README.md."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = REPOSITORY / "tests/fakecuda"
+PATIENCE = 240  # seconds
+
+
+def find_obstacle() -> str:
+    """Why there can be no stand-in here; empty if there can."""
+    if not sys.platform.startswith("linux") or not all(shutil.which(tool) for tool in ("g++", "cc", "nm")):
+        return "needs Linux with a C++ compiler"
+    if not (torch.version.cuda or "").startswith("13."):
+        return f"stands in for CUDA 13, and this PyTorch is built with {torch.version.cuda or 'none'}"
+    return ""
+
+
+def build(cache: Path) -> Path:
+    """The folder of the library for this PyTorch, built if it is not in `cache` yet."""
+    texts = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h", ".sh", ".py")]
+    version = hashlib.sha256(b"".join(texts) + torch.__file__.encode() + torch.__version__.encode()).hexdigest()[:16]
+    folder = cache / version
+    with FileLock(cache / "lock"):
+        if not (folder / "libfakecuda.so").exists():
+            command = ["sh", str(SOURCES / "build.sh"), str(folder)]
+            subprocess.run(command, env=os.environ | {"PY": sys.executable}, check=True, capture_output=True)
+    return folder
+
+
+class StandIn:
+    """Calls functions of test modules in processes that see a GPU.
+
+    Args:
+        library: folder of the library, see `build`.
+    """
+
+    def __init__(self, library: Path):
+        self.library = library
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What ``function(*arguments)`` returns there; both go through JSON. See `start` for the options."""
+        return self.start(function, *arguments, **options).result()
+
+    def start(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        devices: int = 1,
+        mebibytes: int = 8192,
+        capability: str = "9.0",
+        environment: dict[str, str] | None = None,
+    ) -> Call:
+        """The same without waiting for it.
+
+        Args:
+            function: of a module, not a method.
+            devices: how many GPUs there are.
+            mebibytes: memory of each.
+            capability: of each.
+            environment: further variables.
+        """
+        folders = [REPOSITORY, SOURCES, Path(__file__).parent, Path(sys.modules[function.__module__].__file__).parent]
+        variables = {
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+            "LD_LIBRARY_PATH": str(self.library),
+            "LD_PRELOAD": str(self.library / "libfakecuda.so"),
+            "FAKECUDA_DEVICES": str(devices),
+            "FAKECUDA_MB": str(mebibytes),
+            "FAKECUDA_CC": capability,
+            "OMP_NUM_THREADS": "1",
+        }
+        return Call(function, arguments, os.environ | variables | (environment or {}))
+
+
+class Call:
+    """A function that runs in a process of its own.
+
+    Args:
+        function, arguments: what to call.
+        environment: of the process.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple, environment: dict[str, str]):
+        self._folder = tempfile.TemporaryDirectory()
+        self._answer = Path(self._folder.name) / "answer.json"
+        words = [function.__module__, function.__name__, json.dumps(arguments), str(self._answer)]
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), *words],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def result(self) -> Any:
+        """Wait for it; what it has returned."""
+        try:
+            output, _ = self._process.communicate(timeout=PATIENCE)
+        finally:
+            self._process.kill()
+        assert self._process.returncode == 0, output
+        answer = json.loads(self._answer.read_text())
+        self._folder.cleanup()
+        return answer
+
+
+class Once:
+    """Lets the processes of a test session share what takes long to find out.
+
+    Args:
+        folder: of the session.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned to the first who asked for `name`; it goes through JSON."""
+        file = self._folder / f"{name}.json"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                file.write_text(json.dumps(make()))
+        return json.loads(file.read_text())
+
+
+def make_stand_in(cache: Path) -> StandIn:
+    """Build it, or skip the test that asks for it."""
+    if obstacle := find_obstacle():
+        pytest.skip(f"a stand-in for a GPU {obstacle}")
+    return StandIn(build(cache))
+
+
+def _main(module: str, name: str, arguments: str, answer: str) -> None:
+    import fakecuda
+
+    fakecuda.patch()
+    result = getattr(importlib.import_module(module), name)(*json.loads(arguments))
+    Path(answer).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
