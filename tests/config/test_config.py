@@ -34,6 +34,13 @@ def test_a_published_file_loads_unchanged():
     assert config.model is None
 
 
+@pytest.mark.parametrize(("text", "value"), [("0.75", 0.75), ("1", 1.0), ("false", False), ("true", True)])
+def test_the_share_of_memory_that_published_files_occupy_beforehand_is_accepted(text, value):
+    config = load(PUBLISHED.replace("gpu_preserve: False", f"gpu_preserve: {text}"))
+    assert repr(config.training.gpu_preserve) == repr(value)
+    assert load(yaml.safe_dump(config.to_dict())) == config
+
+
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
 def test_a_cuda_graph_is_made_where_possible_unless_the_config_says_otherwise(text, value):
     assert load(SINGLE).training.cuda_graph == "auto"

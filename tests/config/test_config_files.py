@@ -93,7 +93,7 @@ def test_a_published_pair_has_the_published_values(dataset, method, teacher, stu
     assert training.lr == expected_lr(student)
     assert training.lr_agent == expected_lr(student) / 2
     assert training.batch_size == expected_batch(dataset, method, teacher, student)
-    assert config.validation.batch_size == 64
+    assert config.validation.batch_size == training.batch_size
     pretrain = config.pretrain
     assert pretrain.optimizer.lr == expected_pretraining_lr(dataset, method, teacher, student)
     assert (pretrain.epochs, pretrain.optimizer.momentum, pretrain.optimizer.weight_decay) == (30, 0.9, 5e-4)
@@ -159,8 +159,8 @@ def test_composing_gives_what_the_published_file_says(dataset, method, teacher, 
     composed = find_config(dataset, 1029, teacher=teacher, student=student, distiller=method, root=tmp_path)
     assert composed.path is None
     published = load_config(f"configs/{dataset}/seed-1029/{method}/{teacher}-{student}.yml")
-    # These two are exceptions of single pairs, which no rule knows.
-    exceptions = [f"training.batch_size={published.training.batch_size}"]
+    # Exceptions of single pairs, which no rule knows.
+    exceptions = [f"{section}.batch_size={published.training.batch_size}" for section in ("training", "validation")]
     exceptions += [f"pretrain.optimizer.lr={published.pretrain.optimizer.lr}"]
     assert composed.load(exceptions) == published
 

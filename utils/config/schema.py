@@ -14,6 +14,7 @@ from utils.config.types import (
     Device,
     Epochs,
     Flag,
+    FlagOrShare,
     Index,
     Integer,
     Name,
@@ -104,7 +105,7 @@ class TrainingConfig(Section):
         None, description="write each sample's gate counts every so many epochs, besides after the last one"
     )
     print_iter_freq: Count = Field(100, description="steps between two log lines")
-    gpu_preserve: Flag = Field(False, description="accepted because published files carry it; no effect")
+    gpu_preserve: FlagOrShare = Field(False, description="accepted because published files carry it; no effect")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of the networks; losses keep float32")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     channels_last: AutoFlag = Field("auto", description="memory layout of maps (auto: on a CPU, on a GPU if not fp32)")

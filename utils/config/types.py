@@ -52,6 +52,12 @@ def _auto_or_flag(value: Any) -> Any:
     return value
 
 
+def _flag_or_share(value: Any) -> Any:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError("must be true, false or a share from 0 to 1")
+    return value
+
+
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
@@ -66,6 +72,7 @@ Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Index = Annotated[Integer, Field(ge=0, lt=2**31)]
 Flag = Annotated[bool, Strict()]
 AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
+FlagOrShare = Annotated[bool | float, BeforeValidator(_flag_or_share)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(safe_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]
