@@ -55,6 +55,7 @@ class Distiller(nn.Module):
         spots: the resolved spots, strictly increasing on both sides, indices not negative.
         default_weight: the published β, used where the config does not give ``kd.loss_weights.other_kd``.
         maps_only: the loss looks at positions, so the pooled vector cannot be a spot.
+        logits_only: there are no spots, and that is as it should be.
         capturable: on a GPU, a step may be recorded once and repeated as a CUDA graph, in which Python does not run
             again. A distiller whose steps look at values on the device (``.item()``, ``if loss > 1``) or whose Python
             does something else in every step (a list that grows, a random number of its own) says False here. Numbers
@@ -67,6 +68,7 @@ class Distiller(nn.Module):
 
     default_weight: ClassVar[float] = 1.0
     maps_only: ClassVar[bool] = False
+    logits_only: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
 
     def __init__(self, setting: Setting):
@@ -75,6 +77,12 @@ class Distiller(nn.Module):
         self.spots = resolve_spots(chosen, setting)
         if setting.spots is not None and not self.spots:
             raise UserError("kd_loss.spots: empty; leave it out for the distiller's own, or take kd, which has none")
+        if not self.spots and not self.logits_only:
+            found = f"{len(setting.student)} student and {len(setting.teacher)} teacher features"
+            raise UserError(
+                f"{type(self).__name__} finds no spot in {setting.pair} ({found}); kd_loss.spots=[[<student>, "
+                "<teacher>]] chooses some, distiller=kd distils the logits alone"
+            )
         if self.maps_only:
             require_maps(self.spots, setting, type(self).__name__)
 

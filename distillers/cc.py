@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting
-from distillers.ops.features import linear_embedding
+from distillers.ops.features import linear_embedding, zero_gradient
 from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
 
@@ -34,7 +34,12 @@ def cc_loss(student: Tensor, teacher: Tensor, gate: Tensor) -> Tensor:
 
 @register_distiller("cc")
 class CC(Distiller):
-    """Correlation of the pooled vectors, embedded linearly in a common space; both embeddings are trained."""
+    """Correlation of the pooled vectors, embedded linearly in a common space.
+
+    The student's embedding is trained. The teacher's is only a target: its gradient is zero, so of the student's
+    optimiser, in which it stands, it gets the weight decay alone. (Trained on both sides, the loss would have the
+    trivial minimum of two embeddings that collapse.)
+    """
 
     default_weight = 0.02
 
@@ -48,4 +53,4 @@ class CC(Distiller):
         return [(-1, -1)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return cc_loss(self.student[k](student), self.teacher[k](teacher), gate)
+        return cc_loss(self.student[k](student), zero_gradient(self.teacher[k](teacher)), gate)

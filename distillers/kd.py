@@ -18,6 +18,8 @@ class KD(Distiller):
         UserError: the user chose spots.
     """
 
+    logits_only = True
+
     def __init__(self, setting: Setting):
         if setting.spots:
             raise UserError("kd_loss.spots: kd distils the logits alone; leave the spots out or name another distiller")

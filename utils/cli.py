@@ -9,6 +9,7 @@ from pathlib import Path
 
 from utils.command import Parser, whole_number
 from utils.config import Config, find_config, load_config
+from utils.registry import names_in_source
 
 EXIT_TEACHER_MISSING = 3
 EXIT_TEACHER_UNFINISHED = 4
@@ -32,7 +33,7 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
     )
     parser.add_argument("--net1", "--teacher", dest="teacher", help="teacher network, e.g. vgg13")
     parser.add_argument("--net2", "--student", dest="student", help="student network, e.g. vgg8")
-    parser.add_argument("--distiller", help="what to distil: kd at fitnet sp rkd cc vid pkt ft fsp nst crd")
+    parser.add_argument("--distiller", help=f"what to distil: {' '.join(names_in_source('distillers'))}")
     parser.add_argument(
         "--check-teacher",
         action="store_true",

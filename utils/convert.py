@@ -177,18 +177,13 @@ def _kind(content: dict[str, Any]) -> str:
 def _rows_of_ours(content: dict[str, Any]) -> dict[str, str]:
     config = Config.from_dict(content["config"])
     best, progress = content["best"], content["progress"]
-    what = config.model.name if config.model else f"{config.kd_loss.name}, {config.kd.selection}, {_pair(config)}"
     extra = content["extra"]
     return {
-        "run": f"{what} | {config.dataset.label} | seed {config.training.seed}",
+        "run": f"{config.title} | {config.dataset.label} | seed {config.training.seed}",
         "progress": f"{progress['epoch']} of {config.training.epochs} epochs, {progress['step']} steps",
         "accuracy": f"best {best['top1']:.2f}% (epoch {best['epoch']}), last {content['val'].get('top1', -1):.2f}%",
         "extra": f"{len(extra)} entries: {', '.join(dict.fromkeys(key.split('.')[0] for key in extra)) or 'none'}",
     }
-
-
-def _pair(config: Config) -> str:
-    return f"{config.kd.teacher.name} -> {config.kd.student.name}"
 
 
 def _short(value: Any) -> str:

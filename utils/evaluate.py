@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: evaluation/ in the run's folder)")
     options = parser.parse_intermixed_args(arguments)
     restored = restore(Path(options.checkpoint), options.overrides, options.config)
-    networks = {(restored.config.model or restored.config.kd.student).name: restored.student()}
+    networks = {restored.config.student.title: restored.student()}
     if restored.config.kd and not options.no_teacher:
-        networks[f"{restored.config.kd.teacher.name} (teacher)"] = restored.teacher()
+        networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()
     results = {name: (scores(net, restored), cost(net, restored)) for name, net in networks.items()}
     print(f"{restored.path}\n{summary_table(results).markdown()}\n")
     student = next(iter(results.values()))[0]

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _require("onnx", "onnxscript")
     restored = restore(Path(options.checkpoint), [*options.overrides, "training.device=cpu"], options.config)
     model = restored.student()
-    name = (restored.config.model or restored.config.kd.student).name
+    name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")
     images = next(iter(restored.data.val.epoch(0))).image[:IMAGES]
     try:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from utils.errors import UserError
@@ -54,7 +59,7 @@ class Registry(Generic[T]):
         if name in self._entries:
             return name
         # Model names differ by case alone (resnet110, ResNet101), so an inexact match must be the only one.
-        matches = [known for known in self._entries if _fold(known) == _fold(name)]
+        matches = [known for known in self._entries if fold(known) == fold(name)]
         if len(matches) == 1:
             return matches[0]
         close = difflib.get_close_matches(name, self._entries, n=1)
@@ -80,5 +85,21 @@ class Registry(Generic[T]):
                 importlib.import_module(f"{self.package}.{module.name}")
 
 
-def _fold(name: str) -> str:
+@cache
+def names_in_source(package: str) -> tuple[str, ...]:
+    """Names that the modules of `package` register by decorator, read off their source.
+
+    So help texts and configs know them without importing the modules, which bring PyTorch. What is registered in
+    another way, or elsewhere, only the registry itself knows.
+    """
+    names: list[str] = []
+    for folder in importlib.util.find_spec(package).submodule_search_locations:
+        for file in sorted(Path(folder).glob("*.py")):
+            for arguments in re.findall(r"^@register_\w+(\(.*\))$", file.read_text(encoding="utf-8"), re.MULTILINE):
+                names += ast.literal_eval(f"[{arguments[1:-1]}]")
+    return tuple(names)
+
+
+def fold(name: str) -> str:
+    """`name` without what people spell differently: case, dashes, underscores."""
     return name.lower().replace("-", "").replace("_", "")

@@ -9,6 +9,8 @@ import yaml
 from config_texts import PAIR, PUBLISHED, SINGLE, complaint, load, write
 from pydantic import ValidationError
 
+from datasets import DATASETS
+from distillers import DISTILLERS
 from utils.config import Config, load_config
 from utils.config.__main__ import key_table
 from utils.config.errors import all_fields
@@ -157,10 +159,32 @@ def test_a_single_model_and_a_pair_have_their_folders_under_run():
     )
 
 
-def test_import_paths_are_cut_to_their_last_part_in_folder_names():
-    config = load(PAIR, "kd.teacher.name=torchvision.models.resnet34")
-    assert config.run_dir.name == "resnet34-vgg8"
-    assert config.teacher_checkpoint == Path("run/digits/1029/resnet34/ckpt/best.pth")
+@pytest.mark.parametrize(
+    ("keys", "title"),
+    [
+        ("name: vgg8", "vgg8"),
+        ("name: vgg8-imagenet", "vgg8-imagenet"),
+        ("name: MobileNetV2, kwargs: {width: 0.5}", "MobileNetV2-width-0.5"),
+        ("name: torchvision.models.resnet18", "torchvision.models.resnet18"),
+        ("name: timm.models.resnet18", "timm.models.resnet18"),
+        ("name: timm.create_model, kwargs: {model_name: resnet18}", "timm.create_model-model_name-resnet18"),
+        ("name: a.Net, kwargs: {width: 2, depth: 3}", "a.Net-depth-3-width-2"),
+        ("name: a.Net, kwargs: {depth: 2, width: 3}", "a.Net-depth-2-width-3"),
+        ("name: a.Net, kwargs: {bias: true, act: null}", "a.Net-act-null-bias-true"),
+        ("name: a.Net, kwargs: {blocks: [3, 4]}", "a.Net-blocks-3_4-3527c7"),
+        ("name: a.Net, kwargs: {blocks: [34]}", "a.Net-blocks-34-799658"),
+        ("name: a.Net, kwargs: {file: ../x..}", "a.Net-file-x-ae5d4c"),
+        (f"name: a.{'n' * 200}", f"a.{'n' * 98}-83ad45"),
+        ("name: a.Net, label: mine, kwargs: {width: 2}", "mine"),
+    ],
+)
+def test_a_network_has_a_name_of_its_own_in_folders_unless_the_user_gives_it_a_label(keys, title):
+    config = load(PAIR, f"kd.teacher={{{keys}}}")
+    assert config.kd.teacher.title == title
+    assert config.run_dir == Path(f"run/digits/1029/adaptive-at/{title}-vgg8")
+    assert config.teacher_checkpoint == Path(f"run/digits/1029/{title}/ckpt/best.pth")
+    assert load(f"dataset: {{name: digits}}\nmodel: {{{keys}}}\n").run_dir == Path(f"run/digits/1029/{title}")
+    assert load(PAIR, f"kd.student.label={title}").kd.student.title == title
 
 
 def test_the_teacher_is_the_best_of_its_own_training_unless_the_config_names_another():
@@ -220,6 +244,40 @@ def test_every_key_is_described_in_the_table():
     assert all(field.description for _, field in all_fields())
     assert len(table) == 2 + len(list(all_fields()))
     assert "training.epochs                         240              epochs in all" in table
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("kd.selection", "[adaptive, anti, fixed, random]"),
+        ("training.precision", "[fp32, tf32, bf16]"),
+        ("training.cuda_graph", "[auto, true, false]"),
+        ("dataset.loader", "[auto, memory, stream]"),
+    ],
+)
+def test_the_table_lists_the_choices(key, choices):
+    (line,) = (line for line in key_table().splitlines() if line.startswith(f"{key} "))
+    assert line.endswith(f" {choices}")
+
+
+def test_the_table_lists_every_data_set_and_every_distiller_that_is_registered():
+    table = key_table().splitlines()
+    for key, registry in {"dataset.name": DATASETS, "kd_loss.name": DISTILLERS}.items():
+        (line,) = (line for line in table if line.startswith(f"{key} "))
+        assert line.endswith(f"  {', '.join(registry)}, or your own")
+
+
+def test_names_are_known_without_pytorch():
+    code = (
+        "import sys; from utils.config import Config; from utils.cli import main_distill\n"
+        "Config.from_dict({'dataset': {'name': 'CIFAR100'}, 'kd': {'teacher': {'name': 'a'}, 'student': {'name': 'b'}},"
+        " 'kd_loss': {'name': 'FitNet'}})\n"
+        "try: main_distill(arguments=['--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
+    repo = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
+    assert "fitnet" in done.stdout
 
 
 def test_the_module_prints_a_validated_config_that_loads_again():

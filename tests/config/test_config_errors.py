@@ -51,7 +51,10 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("training.init_epoch=-1", "training.init_epoch: found -1, must be at least 0"),
         ("training.gpu_preserve=2", "training.gpu_preserve: found 2, must be true, false or a share from 0 to 1"),
         ("training.gpu_preserve=all", "training.gpu_preserve: found 'all', must be true, false or a share from 0 to 1"),
-        ("training.gpu_preserve=.nan", "training.gpu_preserve: found '.nan', must be true, false or a share from 0 to 1"),
+        (
+            "training.gpu_preserve=.nan",
+            "training.gpu_preserve: found '.nan', must be true, false or a share from 0 to 1",
+        ),
         ("training.cuda_graph=on", "training.cuda_graph: found 'on', must be auto, true or false"),
         ("training.channels_last=last", "training.channels_last: found 'last', must be auto, true or false"),
         ("training.cuda_graph=1", "training.cuda_graph: found 1, must be auto, true or false"),
@@ -67,6 +70,10 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("dataset.std=[1,0,1]", "dataset.std[1]: found 0, must be more than 0"),
         ("dataset.mean=[1,1]", "dataset.mean: found [1, 1], must be a list of 3"),
         ("kd.student.name=a/b", "kd.student.name: found 'a/b', must be letters, digits, underscores, dashes and dots"),
+        (
+            "kd.student.label=a/b",
+            "kd.student.label: found 'a/b', must be letters, digits, underscores, dashes and dots",
+        ),
         ("kd.student.stages=[a]", "kd.student.stages[0]: found 'a', must be a list"),
         ("kd.student.name=a.", "kd.student.name: found 'a.', must be letters, digits, underscores, dashes and dots"),
         ("kd.selection=best", "kd.selection: found 'best', must be 'adaptive', 'anti', 'fixed' or 'random'"),
@@ -156,7 +163,7 @@ def test_a_file_that_is_no_config_is_told_in_one_line(content, message):
         ("model: {name: vgg8}\n", "dataset is missing"),
         (
             "dataset: {}\nmodel: {name: vgg8}\n",
-            "dataset.name is missing (cifar-10, cifar-100, tiny-imagenet, imagenet, imagefolder, digits, or your own)",
+            "dataset.name is missing (cifar-10, cifar-100, digits, imagefolder, imagenet, tiny-imagenet, or your own)",
         ),
         ("dataset: {name: digits}\n", "found neither of model and kd, must be one: model trains alone, kd distils"),
         (PAIR + "model: {name: vgg8}\n", "found both of model and kd, must be one: model trains alone, kd distils"),

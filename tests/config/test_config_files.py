@@ -193,7 +193,8 @@ def test_every_data_set_composes_any_pair_and_any_model(dataset):
 
 
 def test_imagenet_follows_the_usual_recipe():
-    config = load_config("configs/imagenet/seed-1029/at/resnet34-resnet18.yml")
+    pair = "torchvision.models.resnet34-torchvision.models.resnet18"
+    config = load_config(f"configs/imagenet/seed-1029/at/{pair}.yml")
     training = config.training
     assert (training.epochs, training.batch_size, training.lr, training.lr_decay_epochs) == (
         100,
@@ -203,7 +204,7 @@ def test_imagenet_follows_the_usual_recipe():
     )
     assert training.optimizer.weight_decay == training.optimizer.weight_decay_stage2 == 1e-4
     assert config.kd.teacher.name == "torchvision.models.resnet34"
-    assert config.run_dir == Path("run/imagenet/1029/adaptive-at/resnet34-resnet18")
+    assert config.run_dir == Path(f"run/imagenet/1029/adaptive-at/{pair}")
 
 
 def test_digits_take_minutes_and_no_worker_processes():

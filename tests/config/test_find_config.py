@@ -113,12 +113,15 @@ def test_overrides_win_over_what_was_found_and_leave_it_as_it_was():
     assert found.load().training.epochs == 9
 
 
-def test_an_import_path_is_looked_up_by_its_last_part_and_still_means_what_it_says():
+def test_an_import_path_is_looked_up_as_a_whole():
     write_pair(seed=1, epochs=10)
-    found = find_config("cifar-100", 1, teacher="vgg13", student="mylib.nets.vgg8", distiller="at")
-    assert found.path == Path("configs/cifar-100/seed-1/at/vgg13-vgg8.yml")
-    assert found.load().kd.student.name == "mylib.nets.vgg8"
-    assert find_config("cifar-100", 1, model="mylib.Net").load().model.name == "mylib.Net"
+    own = {"teacher": "vgg13", "student": "mylib.nets.vgg8", "distiller": "at"}
+    composed = find_config("cifar-100", 1, **own)
+    assert composed.path is None
+    assert composed.load().kd.student.name == "mylib.nets.vgg8"
+    file = "configs/cifar-100/seed-1/at/vgg13-mylib.nets.vgg8.yml"
+    write(file, Path("configs/cifar-100/seed-1/at/vgg13-vgg8.yml").read_text())
+    assert find_config("cifar-100", 1, **own).path == Path(file)
 
 
 def test_a_distiller_without_a_base_is_judged_by_its_name():

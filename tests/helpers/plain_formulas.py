@@ -40,6 +40,7 @@ CRD_TEMPERATURE, CRD_MOMENTUM, CRD_EPS = 0.07, 0.5, 1e-7
 PKT_EPS = 1e-7
 MOMENTUM, STUDENT_DECAY, AGENT_DECAY = 0.9, 5e-4, 1e-3
 AGENT = ("policy.", "router.")
+DECAYS_ALONE = "distiller.teacher."  # CC's embedding of the teacher: no gradient, but the weight decay
 
 
 @dataclass
@@ -158,7 +159,9 @@ class PlainStep:
     def _backward(self, loss: Tensor) -> dict[str, Tensor]:
         self.copy.zero_grad(set_to_none=True)
         loss.backward()
-        return {name: p.grad.clone() for name, p in self.copy.named_parameters() if p.grad is not None}
+        found = {name: p.grad.clone() for name, p in self.copy.named_parameters() if p.grad is not None}
+        targets = {name: p for name, p in self.copy.named_parameters() if name.startswith(DECAYS_ALONE)}
+        return found | {name: torch.zeros_like(p) for name, p in targets.items()}
 
     def _route(self, image: Tensor, spots: Sequence[tuple[int, int]], gates: Tensor) -> Tensor:
         student, teacher, adapters = self.copy.student.eval(), self.copy.teacher.eval(), self.copy.router.train()
@@ -254,7 +257,7 @@ def sp(own, k, student, teacher, spot, rows):
 
 
 def cc(own, k, student, teacher, spot, rows):
-    e_s, e_t = own.student[k](student[spot[0]])[rows], own.teacher[k](teacher[spot[1]])[rows]
+    e_s, e_t = own.student[k](student[spot[0]])[rows], own.teacher[k](teacher[spot[1]]).detach()[rows]
     delta = (e_s - e_t).abs()
     pairs = [(delta[i] * delta[i + 1]).sum() for i in range(len(delta) - 1)]
     return sum(pairs) / len(pairs) if pairs else torch.zeros(())

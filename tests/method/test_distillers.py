@@ -160,7 +160,9 @@ class TestEveryDistiller:
         teacher = [x.requires_grad_() for x in teacher]
         distiller(features, teacher, *rest).sum().backward()
         assert all(features[spot.student].grad.any() for spot in distiller.spots)
-        assert all(parameter.grad.any() for parameter in distiller.main_parameters())
+        decays_alone = set(distiller.teacher.parameters()) if name == "cc" else set()
+        for parameter in distiller.main_parameters():
+            assert bool(parameter.grad.any()) == (parameter not in decays_alone)
         assert all(x.grad is None for x in teacher)
 
     @every_spotted
@@ -317,6 +319,25 @@ def test_impossible_options_are_refused_in_one_line(name, options, message):
 
 def test_kd_has_no_spots_to_choose():
     refused("kd distils the logits alone", "kd", spots=[(1, 1)])
+
+
+@pytest.mark.parametrize("name", ["at", "vid", "fsp", "nst"])
+def test_a_distiller_that_finds_no_spot_in_the_networks_is_refused_and_kd_named(name):
+    expected = (
+        rf"{name.upper()} finds no spot in big-small \(1 student and 2 teacher features\); "
+        "kd_loss.spots=.* chooses some, distiller=kd distils the logits alone"
+    )
+    refused(expected, name, student=[(12,)], teacher=[(20,), (20,)])
+
+
+def test_the_teachers_embedding_of_cc_only_decays():
+    distiller = build("cc")
+    weights = [parameter.detach().clone() for parameter in distiller.teacher.parameters()]
+    optimizer = torch.optim.SGD(distiller.main_parameters(), lr=0.5, weight_decay=0.1)
+    distiller(*make_inputs("cc")).sum().backward()
+    optimizer.step()
+    for before, after in zip(weights, distiller.teacher.parameters(), strict=True):
+        torch.testing.assert_close(after.detach(), before * (1 - 0.5 * 0.1))
 
 
 @pytest.mark.parametrize("name", ["fitnet", "ft"])

@@ -52,7 +52,7 @@ def _at_the_workplace(workplace, monkeypatch):
 def train_single(*overrides: str, root: str) -> dict:
     """Train a ResNet-18 and return its best weights."""
     main_single(["--dataset", "pets", "--model", RESNET, f"run.root={root}", *overrides])
-    return read_checkpoint(Path(root) / "pets/1029/resnet18/ckpt/best.pth")["model"]
+    return read_checkpoint(Path(root) / f"pets/1029/{RESNET}/ckpt/best.pth")["model"]
 
 
 def test_it_is_trained_under_its_import_path_and_keeps_its_own_names():
@@ -81,7 +81,7 @@ def test_it_teaches_another_model_of_ones_own():
     names = ["--teacher", RESNET, "--student", MOBILENET, "--distiller", "at"]
     assert main_distill(arguments=["--dataset", "pets", *names, "--check-teacher"]) == 0
     main_distill(arguments=["--dataset", "pets", *names])
-    run = Path("run/pets/1029/adaptive-at/resnet18-mobilenet_v2")
+    run = Path(f"run/pets/1029/adaptive-at/{RESNET}-{MOBILENET}")
     student = torchvision.models.mobilenet_v2(num_classes=2)
     student.load_state_dict(read_checkpoint(run / "ckpt/best.pth")["model"])
     assert (run / "result.json").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def key_table() -> str:
     """Every key, its default and its meaning, one a line."""
     rows = [("KEY", "DEFAULT", "MEANING"), BASE]
-    rows += [(".".join(key), _default(field), field.description) for key, field in all_fields()]
+    rows += [(".".join(key), _default(field), field.description + _choices(field)) for key, field in all_fields()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{key:<{widths[0]}}  {default:<{widths[1]}}  {meaning}" for key, default, meaning in rows)
 
@@ -39,6 +39,17 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     return "-" if field.default is None else _flow(field.default)
+
+
+def _choices(field: FieldInfo) -> str:
+    """The values to choose from, where the key takes no others."""
+    words = [word for kind in (field.annotation, *get_args(field.annotation)) for word in _literals(kind)]
+    flags = ["true", "false"] if bool in get_args(field.annotation) else []
+    return f" [{', '.join([*words, *flags])}]" if words else ""
+
+
+def _literals(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _flow(value: Any) -> str:

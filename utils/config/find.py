@@ -9,10 +9,11 @@ from typing import Any
 
 from utils.config.errors import validate
 from utils.config.layers import COMMAND_LINE, Layers
-from utils.config.names import fold, needs_small_lr, safe_name, same_family, short_name
+from utils.config.names import model_label, needs_small_lr, safe_name, same_family
 from utils.config.schema import Config
 from utils.config.wording import closest, show
 from utils.errors import UserError
+from utils.registry import fold
 
 SMALL_LR = 0.01
 
@@ -58,7 +59,7 @@ class _Experiment:
     @property
     def file(self) -> Path:
         names = filter(None, (self.teacher, self.student))
-        return Path(self.method) / ("-".join(map(short_name, names)) + ".yml")
+        return Path(self.method) / ("-".join(map(model_label, names)) + ".yml")
 
     def settings(self) -> dict[str, Any]:
         """What its file would say if there were one, by the rules that the published files follow."""
@@ -70,12 +71,6 @@ class _Experiment:
             "kd": {"teacher": {"name": self.teacher}, "student": {"name": self.student}},
             "kd_loss": {"name": self.method, "homo": homo},
         }
-
-    def full_names(self) -> dict[str, Any]:
-        """The import paths among the names: files are found by the last part alone, so theirs may be another's."""
-        roles = {"teacher": self.teacher, "student": self.student}
-        full = {role: {"name": name} for role, name in roles.items() if name and "." in name}
-        return {"kd": full} if self.teacher else {"model": full.get("student")}
 
     def rules(self, homo: bool | None) -> str:
         """The settings that follow from a rule, for the log."""
@@ -114,7 +109,7 @@ def find_config(
         layers = Layers(f"{wanted} (composed)")
         parts = _compose(layers, _bases(folder, Path(root), experiment.method), experiment)
         note = f"composed from {parts} (there is no {wanted})"
-    layers.add({"training": {"seed": seed}} | experiment.full_names(), COMMAND_LINE)
+    layers.add({"training": {"seed": seed}}, COMMAND_LINE)
     return Composed(path, note, layers)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from utils.errors import UserError
+from utils.registry import Registry, fold, names_in_source
 
-DATASETS = ("cifar-100", "cifar-10", "tiny-imagenet", "imagenet", "imagefolder", "digits")
-DISTILLERS = ("kd", "at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd")
+_SAFE = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
+_LONGEST_LABEL = 100  # letters: a pair's folder has two of them, and file systems stop at 255
 
 
 def safe_name(name: str) -> str:
@@ -16,7 +22,7 @@ def safe_name(name: str) -> str:
     Raises:
         ValueError: it does.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
+    if not re.fullmatch(_SAFE, name):
         raise ValueError("must be letters, digits, underscores, dashes and dots")
     return name
 
@@ -25,27 +31,18 @@ def dataset_name(name: str) -> str:
     """``"CIFAR100"``, ``"cifar_100"`` → ``"cifar-100"``.
 
     Raises:
-        ValueError: neither one of ours nor registered in `datasets`.
+        ValueError: no data set is registered under it.
     """
-    for known in DATASETS:
-        if fold(known) == fold(name):
-            return known
-    from datasets.registry import DATASETS as registry  # imported late: it brings torch
-
-    return _registered(registry, name)
+    return _registered("datasets", "DATASETS", name)
 
 
 def distiller_name(name: str) -> str:
     """``"FitNet"`` → ``"fitnet"``.
 
     Raises:
-        ValueError: neither one of ours nor registered in `distillers`.
+        ValueError: no distiller is registered under it.
     """
-    if name.lower() in DISTILLERS:
-        return name.lower()
-    from distillers.registry import DISTILLERS as registry  # imported late: it brings torch
-
-    return _registered(registry, name)
+    return _registered("distillers", "DISTILLERS", name)
 
 
 def optimizer_name(name: str) -> str:
@@ -55,7 +52,27 @@ def optimizer_name(name: str) -> str:
     return "SGD"
 
 
-def short_name(model: str) -> str:
+def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str | None = None) -> str:
+    """What a network is called in folders, files and reports.
+
+    That is `label` if the user gave one. Else it is `name`, the whole of an import path, followed by the keyword
+    arguments: ``timm.create_model-model_name-resnet18``. So two networks have two names, unless the user wants it
+    otherwise. A value that a folder name cannot spell, or a very long one, is cut and ends in six digits of a hash.
+    """
+    if label:
+        return label
+    words = [name]
+    for key, value in sorted((kwargs or {}).items()):
+        words += [key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)]
+    full = "-".join(words)
+    if re.fullmatch(_SAFE, full) and len(full) <= _LONGEST_LABEL:
+        return full
+    readable = re.sub(r"(?:[^A-Za-z0-9_.-]|\.(?![A-Za-z0-9]))+", "_", full).replace("-_", "-")[:_LONGEST_LABEL]
+    digest = hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()
+    return f"{readable.rstrip('._-')}-{digest[:6]}"
+
+
+def function_name(model: str) -> str:
     """The last part of an import path: ``"torchvision.models.resnet34"`` → ``"resnet34"``."""
     return model.rpartition(".")[2]
 
@@ -71,21 +88,21 @@ def same_family(teacher: str, student: str) -> bool:
 
 def needs_small_lr(model: str) -> bool:
     """Whether the published learning rate is 0.01 instead of 0.05."""
-    return short_name(model).lower().startswith(("mobilenet", "shuffle"))
+    return function_name(model).lower().startswith(("mobilenet", "shuffle"))
 
 
 def _without_depth(model: str) -> str:
     # The depth is the first number; the one after a capital V is a version (MobileNetV2).
-    return re.sub(r"(?<=[a-z_])\d+", "", short_name(model), count=1)
+    return re.sub(r"(?<=[a-z_])\d+", "", function_name(model), count=1)
 
 
-def _registered(registry, name: str) -> str:
+def _registered(package: str, registry: str, name: str) -> str:
+    for known in names_in_source(package):
+        if fold(known) == fold(name):
+            return known
+    # Imported this late because it brings PyTorch.
+    entries: Registry = getattr(importlib.import_module(f"{package}.registry"), registry)
     try:
-        return registry.canonical(name)
+        return entries.canonical(name)
     except UserError as error:
         raise ValueError(str(error)) from None
-
-
-def fold(name: str) -> str:
-    """`name` without what people spell differently: case, dashes, underscores."""
-    return re.sub(r"[-_]", "", name).lower()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from utils.config.names import dataset_name, distiller_name, optimizer_name, short_name
+from utils.config.names import dataset_name, distiller_name, model_label, optimizer_name
 from utils.config.types import (
     AutoFlag,
     Count,
@@ -26,6 +26,7 @@ from utils.config.types import (
     Text,
     Triple,
 )
+from utils.registry import names_in_source
 
 MomentumFactor = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -43,7 +44,7 @@ class Section(BaseModel):
 
 
 class DatasetConfig(Section):
-    name: Name = Field(description="cifar-10, cifar-100, tiny-imagenet, imagenet, imagefolder, digits, or your own")
+    name: Name = Field(description=f"{', '.join(names_in_source('datasets'))}, or your own")
     root: Text = Field("data", description="folder that holds the data")
     label: Name | None = Field(
         None, validate_default=True, description="folder name in run/ and configs/ (default: dataset.name)"
@@ -140,12 +141,20 @@ class ValidationConfig(Section):
 
 class ModelConfig(Section):
     name: Name = Field(description="a model of models/, or the import path of one, e.g. torchvision.models.resnet34")
+    label: Name | None = Field(
+        None, description="folder name in run/, and name in reports (default: name, followed by kwargs)"
+    )
     checkpoint: Text | None = Field(None, description="weights to start from")
     stages: list[list[Text]] | None = Field(
         None, description="for an import path: the submodules that make up each stage, in order"
     )
     kwargs: dict[Text, Any] = Field({}, description="keyword arguments of the model's constructor")
     new_head: Flag = Field(False, description="leave the checkpoint's classifier out and train a new one")
+
+    @property
+    def title(self) -> str:
+        """What it is called in folders, reports and messages, see `utils.config.names.model_label`."""
+        return model_label(self.name, self.kwargs, self.label)
 
 
 class LossWeights(Section):
@@ -168,7 +177,7 @@ class DistillationConfig(Section):
 
 
 class DistillationLossConfig(Section):
-    name: Name = Field(description="kd, at, fitnet, sp, rkd, cc, vid, pkt, ft, fsp, nst, crd, or your own")
+    name: Name = Field(description=f"{', '.join(names_in_source('distillers'))}, or your own")
     T: Positive | None = Field(None, description="stands in published files; used as KD_T where that is absent")
     KD_T: Positive = Field(None, validate_default=True, description="temperature of the KL term (default: T, else 4)")
     homo: Flag = Field(False, description="teacher and student are of one family: gates start at the teacher's side")
@@ -196,7 +205,7 @@ class PretrainingOptimizerConfig(Section):
 
 
 class PretrainingConfig(Section):
-    epochs: Count = Field(30, description="epochs of the phase that comes first for FT and FSP")
+    epochs: Count = Field(30, description="epochs of the distiller's own phase, if it has one")
     optimizer: PretrainingOptimizerConfig = PretrainingOptimizerConfig()
 
 
@@ -238,11 +247,24 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     @property
+    def student(self) -> ModelConfig:
+        """The network that is trained, alone or under a teacher."""
+        return self.model or self.kd.student
+
+    @property
+    def title(self) -> str:
+        """``"vgg13"``, or ``"at, adaptive, vgg13 -> vgg8"``."""
+        if self.model:
+            return self.model.title
+        kd = self.kd
+        return f"{self.kd_loss.name}, {kd.selection}, {kd.teacher.title} -> {kd.student.title}"
+
+    @property
     def run_dir(self) -> Path:
         """Where this experiment writes: ``run/<label>/<seed>/...``."""
         if self.model:
-            return self._seed_dir / short_name(self.model.name)
-        pair = f"{short_name(self.kd.teacher.name)}-{short_name(self.kd.student.name)}"
+            return self._seed_dir / self.model.title
+        pair = f"{self.kd.teacher.title}-{self.kd.student.title}"
         return self._seed_dir / f"{self.kd.selection}-{self.kd_loss.name}" / pair
 
     @property
@@ -251,7 +273,7 @@ class Config(Section):
         teacher = self.kd.teacher
         if teacher.checkpoint:
             return Path(teacher.checkpoint)
-        return self._seed_dir / short_name(teacher.name) / "ckpt" / "best.pth"
+        return self._seed_dir / teacher.title / "ckpt" / "best.pth"
 
     @property
     def _seed_dir(self) -> Path:

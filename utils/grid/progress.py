@@ -71,5 +71,5 @@ def epochs_of(job: Job) -> int:
 
 def _keys(job: Job) -> tuple:
     config = job.config
-    kind = (config.kd.teacher.name, config.kd.student.name, config.kd_loss.name) if config.kd else config.model.name
+    kind = (config.kd.teacher.title, config.kd.student.title, config.kd_loss.name) if config.kd else config.model.title
     return job.folder, kind, "any"

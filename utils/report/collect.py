@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from utils.config.changes import flatten
-from utils.config.names import short_name
+from utils.config.names import model_label
 from utils.errors import UserError
 
 Status = Literal["finished", "running", "stopped"]
@@ -27,7 +27,7 @@ INCIDENTAL = (
     "run", "validation", "dataset.root", "dataset.loader", "training.seed", "training.num_workers", "training.device",
     "training.save_ep_freq", "training.save_every_steps", "training.gate_samples_freq", "training.print_iter_freq",
     "training.gpu_preserve", "training.deterministic", "training.cuda_graph", "training.channels_last",
-    "kd.selection", "kd.teacher.checkpoint", "kd_loss.T",
+    "model.label", "kd.selection", "kd.teacher.checkpoint", "kd.teacher.label", "kd.student.label", "kd_loss.T",
 )  # fmt: skip
 
 
@@ -98,11 +98,11 @@ class Run:
     @property
     def student(self) -> str:
         """The network that is trained."""
-        return short_name(self.config["model"]["name"] if self.is_single else self.config["kd"]["student"]["name"])
+        return _title(self.config["model"] if self.is_single else self.config["kd"]["student"])
 
     @property
     def teacher(self) -> str:
-        return "" if self.is_single else short_name(self.config["kd"]["teacher"]["name"])
+        return "" if self.is_single else _title(self.config["kd"]["teacher"])
 
     @property
     def distiller(self) -> str:
@@ -249,6 +249,10 @@ def read_gate_samples(folder: Path) -> GateSamples | None:
         seen = content["seen"]
         frequency = content["distilled"] / np.maximum(seen, 1)[:, None]
         return GateSamples(int(seen.max()), content["labels"].tolist(), frequency)
+
+
+def _title(network: dict[str, Any]) -> str:
+    return model_label(network["name"], network.get("kwargs"), network.get("label"))
 
 
 def effective_settings(config: dict[str, Any]) -> dict[str, Any]:

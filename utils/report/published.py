@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from utils.config.names import fold
+from utils.registry import fold
 
 _FILE = Path(__file__).with_name("published.csv")
 _TEACHER, _STUDENT = "T", "S"

@@ -18,6 +18,7 @@ from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.processes.group import rank, world_size
 from utils.run_folder.checkpoint import load_weights
+from utils.run_folder.networks import refuse_other_teacher
 from utils.training.accuracy import evaluate
 from utils.training.device import place_task
 from utils.training.optim import make_optimizers
@@ -44,7 +45,7 @@ def build_single(config: Config, data: Data, device: torch.device) -> tuple[list
     """One network under cross-entropy."""
     model = build_network(config.model, data)
     if config.model.checkpoint:
-        load_weights(model, Path(config.model.checkpoint), new_head=config.model.new_head, name=config.model.name)
+        load_weights(model, Path(config.model.checkpoint), new_head=config.model.new_head, name=config.model.title)
     task = synchronize_batchnorm(place_task(Classification(model), config, device, data.image_size), config, device)
     return [make_phase("train", task, config.training.epochs, config)], {}
 
@@ -55,13 +56,13 @@ def build_distillation(config: Config, data: Data, device: torch.device) -> tupl
     # The student comes first: it starts from the same weights whatever the distiller and the selection are.
     student = build_network(kd.student, data)
     if kd.student.checkpoint:
-        load_weights(student, Path(kd.student.checkpoint), new_head=kd.student.new_head, name=kd.student.name)
+        load_weights(student, Path(kd.student.checkpoint), new_head=kd.student.new_head, name=kd.student.title)
     teacher = build_network(kd.teacher, data)
-    load_weights(teacher, find_teacher(config), name=f"the teacher {kd.teacher.name}")
+    load_weights(teacher, find_teacher(config), name=f"the teacher {kd.teacher.title}")
     task = place_task(assemble(config, student, teacher, data), config, device, data.image_size)
     task = synchronize_batchnorm(task, config, device)
     accuracy = evaluate(task.teacher, data.val, device, lambda: torch.autocast(device.type, enabled=False))
-    log.info(f"teacher {kd.teacher.name}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
+    log.info(f"teacher {kd.teacher.title}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
     phases = [make_phase("train", task, config.training.epochs, config)]
     if task.distiller.pretraining_parameters(task.student):
         pretraining = Pretraining(task.student, task.teacher, task.distiller)
@@ -80,7 +81,7 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, data: D
         labels=data.train.labels,
         spots=options.spots,
         feat_dim=options.feat_dim,
-        pair=f"{kd.teacher.name}-{kd.student.name}",
+        pair=f"{kd.teacher.title}-{kd.student.title}",
     )
     distiller = make_distiller(options.name, setting, options.options)
     beta = kd.loss_weights.other_kd
@@ -147,4 +148,6 @@ def find_teacher(config: Config) -> Path:
             f"{path}: no such teacher checkpoint; dataset={config.dataset.label} seed={config.training.seed} "
             f"model={config.kd.teacher.name} sh train_single.sh trains it, kd.teacher.checkpoint=<file> names another"
         )
+    if config.kd.teacher.checkpoint is None:
+        refuse_other_teacher(path.parents[1], config.kd.teacher)
     return path

@@ -20,7 +20,7 @@ from utils.config.errors import validate
 from utils.config.layers import Layers
 from utils.errors import UserError
 from utils.run_folder.checkpoint import load_weights, read_checkpoint
-from utils.training.build import assemble, build_network, load_data
+from utils.training.build import assemble, build_network, find_teacher, load_data
 from utils.training.device import choose_device, set_up
 
 
@@ -43,8 +43,8 @@ class Restored:
 
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode."""
-        network = self.config.model or self.config.kd.student
-        return self._load(network, self.path, f"the {network.name} of its config")
+        network = self.config.student
+        return self._load(network, self.path, f"the {network.title} of its config")
 
     def teacher(self) -> StagedModel:
         """The teacher, in evaluation mode.
@@ -53,7 +53,7 @@ class Restored:
             UserError: its checkpoint is not there.
         """
         teacher = self.config.kd.teacher
-        return self._load(teacher, self.config.teacher_checkpoint, f"the teacher {teacher.name}")
+        return self._load(teacher, find_teacher(self.config), f"the teacher {teacher.title}")
 
     def task(self) -> SpotAdaptiveDistillation:
         """Both networks, distiller and policy, in evaluation mode.

@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.processes.group import from_main, is_main, process_group, world_size
 from utils.run_folder.folder import RunDir
+from utils.run_folder.networks import refuse_run_of_others
 from utils.training.build import build_distillation, build_single, load_data
 from utils.training.cuda_graph import refuse_impossible
 from utils.training.device import choose_device, keep_freed_memory, naming_exhausted_memory, set_up
@@ -39,6 +40,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     """
     log_to_console()
     run = RunDir(config.run_dir)
+    if not overwrite:
+        refuse_run_of_others(run.path, config)
     if not (resume or overwrite):
         run.refuse_if_taken()
     device = choose_device(config.training.device)
@@ -97,14 +100,9 @@ def describe(config: Config, data: Data, device: torch.device) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     if world_size() > 1:
         where = f"{world_size()} processes, each on {where}"
-    what = (
-        config.model.name
-        if config.model
-        else (f"{config.kd_loss.name}, {config.kd.selection}, {config.kd.teacher.name} -> {config.kd.student.name}")
-    )
     return (
         f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
-        f"{data.num_classes} classes) | {what} | {where} | {config.run_dir}"
+        f"{data.num_classes} classes) | {config.title} | {where} | {config.run_dir}"
     )
 
 

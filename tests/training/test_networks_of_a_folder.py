@@ -1,0 +1,74 @@
+"""A run folder that holds another network than the one that is meant is refused, in one line that names both."""
+
+import pytest
+import yaml
+from config_texts import PAIR, SINGLE
+
+from utils.config import Config
+from utils.errors import UserError
+from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
+from utils.training.build import find_teacher
+from utils.training.run import train
+
+TIMM = {"name": "timm.create_model", "label": "net", "kwargs": {"model_name": "resnet18"}}
+OTHER_TIMM = TIMM | {"kwargs": {"model_name": "resnet34"}}
+ITS_NAME, OTHER_NAME = "timm.create_model-model_name-resnet18", "timm.create_model-model_name-resnet34"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def config(text: str = SINGLE, **changes) -> Config:
+    return Config.from_dict(yaml.safe_load(text) | changes)
+
+
+def leave_a_run(config: Config) -> None:
+    (config.run_dir / "ckpt").mkdir(parents=True)
+    (config.run_dir / "ckpt/best.pth").touch()
+    (config.run_dir / "config.yml").write_text(yaml.safe_dump(config.to_dict()))
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}])
+def test_a_run_of_another_network_is_neither_repeated_nor_resumed(how):
+    leave_a_run(config(model=OTHER_TIMM))
+    with pytest.raises(UserError) as caught:
+        train(config(model=TIMM), **how)
+    assert str(caught.value) == (
+        f"run/digits/1029/net: holds a run of {OTHER_NAME}, not of {ITS_NAME}; "
+        f"model.label=<name> gives {ITS_NAME} a folder of its own"
+    )
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_of_a_pair_either_network_may_be_another(role):
+    pair = {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}}
+    leave_a_run(config(PAIR, kd=pair | {role: OTHER_TIMM}))
+    with pytest.raises(UserError, match=rf"holds a run of {OTHER_NAME}, not of {ITS_NAME}; kd\.{role}\.label="):
+        refuse_run_of_others((wanted := config(PAIR, kd=pair | {role: TIMM})).run_dir, wanted)
+
+
+def test_a_teacher_that_was_trained_as_another_network_is_refused_unless_its_file_is_named():
+    leave_a_run(config(model=OTHER_TIMM))
+    pair = {"teacher": TIMM, "student": {"name": "vgg8"}}
+    with pytest.raises(UserError, match=rf"holds a run of {OTHER_NAME}, not of {ITS_NAME}; kd\.teacher\.label="):
+        find_teacher(config(PAIR, kd=pair))
+    file = "run/digits/1029/net/ckpt/best.pth"
+    assert str(find_teacher(config(PAIR, kd=pair | {"teacher": TIMM | {"checkpoint": file}}))) == file
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"model: 3", b"model: {name: [1]}", b"kd: {teacher: x}", None])
+def test_a_folder_that_does_not_say_what_it_is_of_is_not_judged(content, tmp_path):
+    if content is not None:
+        (tmp_path / "config.yml").write_bytes(content)
+    refuse_run_of_others(tmp_path, config())
+    refuse_run_of_others(tmp_path, config(PAIR))
+    refuse_other_teacher(tmp_path, config().model)
+
+
+def test_the_same_networks_are_those_that_are_meant():
+    for meant in (config(), config(model=TIMM), config(PAIR)):
+        leave_a_run(meant)
+        refuse_run_of_others(meant.run_dir, meant)
+    refuse_other_teacher(config().run_dir, config().model)

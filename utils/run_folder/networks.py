@@ -1,0 +1,38 @@
+"""Whether the run in a folder is of the networks that one would look for there."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import reduce
+from pathlib import Path
+
+from utils.config import Config, ModelConfig
+from utils.config.names import model_label
+from utils.config.yaml_loader import read_yaml
+from utils.errors import UserError
+
+
+def refuse_run_of_others(folder: Path, config: Config) -> None:
+    """Raise a UserError if there is a run in `folder` and its networks are not those of `config`."""
+    kd = config.kd
+    networks = {"kd.teacher": kd.teacher, "kd.student": kd.student} if kd else {"model": config.model}
+    for key, network in networks.items():
+        _compare(folder, key, network, key)
+
+
+def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
+    """Raise a UserError if there is a run in `folder` that did not train `teacher`."""
+    _compare(folder, "model", teacher, "kd.teacher")
+
+
+def _compare(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:
+    """Raise a UserError unless the network under `key` in the folder's config is `wanted`, the config's own `here`."""
+    there = {}
+    with suppress(UserError):  # a folder without a config that can be read says nothing of what is in it
+        there = read_yaml(folder / "config.yml")
+    section = reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), there)
+    match section:
+        case {"name": str(name), **others} if (name, others.get("kwargs", {})) != (wanted.name, wanted.kwargs):
+            theirs, ours = model_label(name, others.get("kwargs")), model_label(wanted.name, wanted.kwargs)
+            own_folder = f"{here}.label=<name> gives {ours} a folder of its own"
+            raise UserError(f"{folder}: holds a run of {theirs}, not of {ours}; {own_folder}")
