@@ -14,7 +14,7 @@ log = logging.getLogger("sakd")
 
 
 def check_labels(source: Source) -> None:
-    """Refuse images without a label, and labels that stand for no class.
+    """Refuse images without a label, labels that stand for no class, and a single class.
 
     Raises:
         UserError: the line names the split, the image and the label.
@@ -32,6 +32,9 @@ def check_labels(source: Source) -> None:
                 f"{what} image {wrong[0]}{more} has the label {split.labels[wrong[0]]}, out of range: "
                 f"{classes} classes are numbered from 0"
             )
+    if len(set(source.train.labels.tolist())) == 1:
+        name = source.class_names[int(source.train.labels[0])]
+        raise UserError(f"all training images are of one class, {name}; there is nothing to tell it from")
 
 
 def without_unreadable(source: Source, workers: int) -> Source:

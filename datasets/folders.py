@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from datasets.source import Files
 from utils.errors import UserError
@@ -57,8 +58,13 @@ def scan(folder: Path, classes: Sequence[str]) -> Files:
     paths: list[str] = []
     labels: list[int] = []
     empty = []
+    visited = {_identity(place) for place in (folder, *folder.resolve().parents)}
     for name in present:
-        found = sorted(_images(folder / name))
+        if _identity(folder / name) in visited:
+            raise UserError(f"{folder / name}: leads to another class folder, or to a folder above it")
+        visited.add(_identity(folder / name))
+    for name in present:
+        found = sorted(_images(folder / name, visited))
         paths += found
         labels += [label_of[name]] * len(found)
         if not found:
@@ -76,9 +82,23 @@ def enumerate_some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _images(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder, followlinks=True):
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """Tells real folders apart, however many links lead to them."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _images(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
+    """The images below `folder`; folders in `visited` are left out, and those that are entered are added to it."""
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        unvisited = {_identity(os.path.join(parent, name)): name for name in sorted(folders)}
+        folders[:] = [name for identity, name in unvisited.items() if identity not in visited]
+        visited.update(unvisited)
         for name in names:
             # Archives made on a Mac hold a hidden twin (._name.jpg) of every file.
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield os.path.join(parent, name)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import functional as TF
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import check_regular
 
 
 def open_rgb(path: str | os.PathLike) -> Image.Image:
@@ -18,16 +19,17 @@ def open_rgb(path: str | os.PathLike) -> Image.Image:
         UserError: it is missing, damaged or no image.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             return to_rgb(image)
+    except (UserError, MemoryError):
+        raise
     except Exception as error:  # on damaged files PIL's decoders raise nearly anything
         raise UserError(f"{os.fspath(path)}: cannot be read as an image ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "damaged, or of an unknown format"
-    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

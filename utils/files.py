@@ -1,15 +1,40 @@
-"""Writing files so that neither a dying process nor a power cut leaves half of one behind."""
+"""Writing files so that neither a dying process nor a power cut leaves half of one behind, and reading only files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.errors import UserError
+
 TEMPORARY = ".*.tmp"  # what a killed process may leave
+
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFLNK: "symbolic link",
+}
+
+
+def check_regular(path: str | os.PathLike, *, follow_links: bool = True) -> None:
+    """Refuse what is no ordinary file before it is opened: a pipe keeps its reader waiting, a device never ends.
+
+    Raises:
+        UserError: it is something else.
+        OSError: it is not there, or cannot be looked at.
+    """
+    kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow_links).st_mode)
+    if kind != stat.S_IFREG:
+        raise UserError(f"{os.fspath(path)}: is a {_KINDS.get(kind, 'special file')}, expected a file")
 
 
 @contextlib.contextmanager
@@ -32,7 +57,7 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """
     temporary = _beside(path)
     try:
-        with naming(path), temporary.open("wb") as file:
+        with naming(path), _new_file(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -82,6 +107,11 @@ def remove_leftovers(folder: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _new_file(path: Path) -> BinaryIO:
+    path.unlink(missing_ok=True)
+    return path.open("xb")  # fails if somebody puts a link there meanwhile, through which it would write elsewhere
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,13 +1,15 @@
 """Whatever is wrong with a config is told in one line: the file, the key, what was found and what would do."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from config_texts import PAIR, SINGLE, complaint, load, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.config import Config
+from utils.config import Config, load_config
 from utils.config.errors import all_fields
 from utils.errors import UserError
 
@@ -33,6 +35,12 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("training.lr=[1]", "training.lr: found [1], must be a number"),
         ("training.lr='nan'", "training.lr: found 'nan', must be a finite number"),
         ("training.lr=1e999", "training.lr: found inf, must be a finite number"),
+        ("training.lr=1e300", "training.lr: found 1e+300, must be between -1e38 and 1e38"),
+        (
+            "training.optimizer.weight_decay=1e39",
+            "training.optimizer.weight_decay: found 1e+39, must be between -1e38 and 1e38",
+        ),
+        ("training.num_workers=100000", "training.num_workers: found 100000, must be at most 1024"),
         ("training.lr_decay_rate=2", "training.lr_decay_rate: found 2, must be at most 1"),
         ("training.optimizer.momentum=1", "training.optimizer.momentum: found 1, must be less than 1"),
         ("training.optimizer.weight_decay=-1", "training.optimizer.weight_decay: found -1, must be at least 0"),
@@ -67,6 +75,10 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("dataset.root=''", "dataset.root: found '', must be a word"),
         ("dataset.label=../up", "dataset.label: found '../up', must be letters, digits, underscores, dashes and dots"),
         ("dataset.num_classes=1", "dataset.num_classes: found 1, must be at least 2"),
+        (f"dataset.num_classes={10**30}", f"dataset.num_classes: found {10**30}, must be less than 2147483648"),
+        ('run.root="a\\0b"', "run.root: found 'a\\x00b', must hold no NUL"),
+        ('dataset.root="\\uD800"', "dataset.root: found '\\ud800', must be a word in UTF-8"),
+        ('kd.teacher.checkpoint="\\0"', "kd.teacher.checkpoint: found '\\x00', must hold no NUL"),
         ("dataset.std=[1,0,1]", "dataset.std[1]: found 0, must be more than 0"),
         ("dataset.mean=[1,1]", "dataset.mean: found [1, 1], must be a list of 3"),
         ("kd.student.name=a/b", "kd.student.name: found 'a/b', must be letters, digits, underscores, dashes and dots"),
@@ -127,25 +139,28 @@ def test_an_unknown_key_is_refused_with_what_was_probably_meant(override, rest):
         ("word\n", "found 'word' at the top, must be `key: value` lines"),
         ("a: 1\nb: 2\na: 3\n", "line 3, column 1: the key 'a' stands here a second time"),
         ("a: {b: 1, b: 2}\n", "line 1, column 11: the key 'b' stands here a second time"),
-        (
-            "a: &x 1\nb: *x\n",
-            "line 1, column 4: anchors and aliases are not read here; share keys between files with `base:`",
-        ),
-        ("a: *x\n", "line 1, column 4: anchors and aliases are not read here; share keys between files with `base:`"),
+        ("a: &x 1\nb: *x\n", "line 2, column 4: aliases are not read here; share keys between files with `base:`"),
         (
             "a: !!python/object:os.system {}\n",
-            "line 1, column 4: the tag tag:yaml.org,2002:python/object:os.system is not read here; write plain values",
+            "line 1, column 4: could not determine a constructor for the tag "
+            "'tag:yaml.org,2002:python/object:os.system'",
         ),
-        ("a: !thing 3\n", "line 1, column 4: the tag !thing is not read here; write plain values"),
-        ("a:\n\tb: 1\n", "line 2, column 1: found a tab; YAML is indented with spaces"),
+        ("a: !thing 3\n", "line 1, column 4: could not determine a constructor for the tag '!thing'"),
+        ("a: !!int x\n", "not YAML: invalid literal for int() with base 10: 'x'"),
+        ("a:\n\tb: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
         ("a: [1, 2\n", "line 2, column 1: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
-        ("1: 2\n", "line 1, column 1: found 1 as a key; keys are words"),
-        ("? [a]\n: 2\n", "line 1, column 3: found ['a'] as a key; keys are words"),
-        ("a: \x07\n", "not YAML: character 7 at position 3"),
-        (b"a: caf\xe9\n", "not UTF-8 text (byte 7); save it as UTF-8"),
-        ("a: 1\n".encode("utf-16"), "not UTF-8 text (byte 1); save it as UTF-8"),
-        ("#" * 1_000_001, "larger than 1,000,000 bytes; this is not a config"),
+        ("1: 2\n" + SINGLE, "[1]: Keys should be strings"),
+        ("? [a]\n: 2\n", "line 1, column 3: found unhashable key"),
+        (
+            "a: \x07\n",
+            "not YAML: unacceptable character #x0007: special characters are not allowed "
+            'in "<byte string>", position 3',
+        ),
+        (
+            b"a: caf\xe9\n",
+            'not YAML: unacceptable character #x00e9: invalid continuation byte in "<byte string>", position 6',
+        ),
         ("a: " + "[" * 2000, "nested too deeply to be a config"),
         ("base: 3\n", "base: found 3, must be a path or a list of paths"),
         ("base: [a.yml, {b: c}]\n", "base: found ['a.yml', {'b': 'c'}], must be a path or a list of paths"),
@@ -189,6 +204,20 @@ def test_what_is_missing_or_does_not_fit_together_is_told_in_one_line(content, m
     assert complaint(write("x.yml", content)) == f"x.yml: {message}"
 
 
+def test_bases_named_again_and_again_are_read_once():
+    # Read as often as it is named, the last file would be read 2**40 times.
+    for number in range(40):
+        write(f"{number}.yml", f"base: [{number + 1}.yml, {number + 1}.yml]\n")
+    write("40.yml", SINGLE)
+    assert load_config("0.yml").model.name == "vgg8"
+
+
+def test_a_chain_of_bases_without_end_is_told_in_one_line():
+    for number in range(60):
+        write(f"{number}.yml", f"base: {number + 1}.yml\n")
+    assert complaint("0.yml") == "50.yml: base: a chain of more than 50 files"
+
+
 def test_circles_of_bases_are_told_with_their_way():
     write("a.yml", "base: b.yml\n")
     write("b.yml", "base: a.yml\n")
@@ -202,9 +231,21 @@ def test_a_missing_file_is_told_with_the_closest_that_exists():
     assert complaint("xyzzy") == "xyzzy: no such file"
 
 
+@pytest.mark.parametrize("path", ["x.yml", "x.yml/y.yml"])
+def test_a_link_that_leads_nowhere_is_not_offered_as_its_own_correction(path):
+    Path("x.yml").symlink_to("gone.yml")
+    assert complaint(path) == f"{path}: no such file (x.yml is a link to gone.yml, which leads nowhere)"
+
+
+def test_a_pipe_is_refused_instead_of_waited_for():
+    os.mkfifo("x.yml")
+    assert complaint("x.yml") == "x.yml: is a pipe, expected a file"
+    assert complaint("/dev/zero") == "/dev/zero: is a device, expected a file"
+
+
 def test_a_folder_is_not_a_file():
     write("configs/vgg8.yml", SINGLE)
-    assert complaint("configs") == "configs: this is a folder; name a .yml file in it"
+    assert complaint("configs") == "configs: is a folder, expected a file"
     assert complaint("configs/vgg8.yml/x") == "configs/vgg8.yml/x: cannot be read: Not a directory"
 
 
@@ -214,9 +255,12 @@ def test_a_folder_is_not_a_file():
         ("--epochs", "found '--epochs', must be key=value, e.g. training.epochs=10"),
         ("=3", "found '=3', must be key=value, e.g. training.epochs=10"),
         ("a=[1", "'a=[1': line 1, column 3: expected ',' or ']', but got '<stream end>'"),
+        ("a=*x", "'a=*x': line 1, column 1: aliases are not read here; share keys between files with `base:`"),
+        (".".join(2000 * "a") + "=1", "nested too deeply to be a config"),
         (
-            "a=&x 1",
-            "'a=&x 1': line 1, column 1: anchors and aliases are not read here; share keys between files with `base:`",
+            f"a={'9' * 5000}",
+            f"'a={'9' * 54}...: not YAML: Exceeds the limit (4300 digits) for integer string conversion: value has "
+            "5000 digits; use sys.set_int_max_str_digits() to increase the limit",
         ),
     ],
 )

@@ -85,6 +85,7 @@ def test_images_of_every_mode_come_out_in_rgb(tmp_path, loader):
     for split in ("train", "val"):
         for mode, converted in modes.items():
             save(converted, tmp_path / split / "Ünïcode 日本" / f"{mode.replace(';', '')}.png")
+    save(picture, tmp_path / "train" / "another class" / "0.png")
     data = open_data("imagefolder", tmp_path, img_h=32, loader=loader, on_corrupt="skip")
     images = torch.cat([image for image, *_ in batches(data.val)])
     assert images.shape == (len(modes), 3, 32, 32)
@@ -93,17 +94,66 @@ def test_images_of_every_mode_come_out_in_rgb(tmp_path, loader):
     torch.testing.assert_close(grey, sixteen_bits, rtol=0, atol=0.05)
 
 
+class TestLinks:
+    """Folders of images that are reached by more than one way."""
+
+    @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "../../train"])
+    def test_that_lead_back_add_no_images(self, tmp_path, target):
+        root = image_folder(tmp_path / "images", train=2, val=1)
+        (root / "train" / "ant" / "again").symlink_to(target)
+        (root / "train" / "bee" / "deeper").mkdir()
+        (root / "train" / "bee" / "deeper" / "again").symlink_to(f"../{target}")
+        assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 1, 1]
+
+    def test_to_one_folder_elsewhere_add_its_images_once(self, tmp_path):
+        root = image_folder(tmp_path / "images", train=2, val=1)
+        save(smooth_picture(8, 8), tmp_path / "elsewhere" / "deep" / "x.png")
+        (tmp_path / "elsewhere" / "deep" / "back").symlink_to("..")
+        for name in ("one", "two"):
+            (root / "train" / "ant" / name).symlink_to(tmp_path / "elsewhere")
+        assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 0, 1, 1]
+
+    def test_that_make_a_class_of_another_class_are_refused(self, tmp_path):
+        root = image_folder(tmp_path, train=2, val=1)
+        (root / "train" / "cow").symlink_to("bee")
+        assert refusal(open_data, "imagefolder", root) == (
+            f"{root}/train/cow: leads to another class folder, or to a folder above it"
+        )
+
+    def test_that_make_a_class_of_a_folder_elsewhere_are_followed(self, tmp_path):
+        root, other = image_folder(tmp_path / "a", train=2, val=1), image_folder(tmp_path / "b", train=3, val=1)
+        (root / "train" / "cow").symlink_to(other / "train" / "bee")
+        assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_search(tmp_path, monkeypatch):
+    root = image_folder(tmp_path, train=1, val=1)
+    (root / "train" / "ant" / "closed").mkdir()
+    list_folder = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        open_data("imagefolder", root, img_h=32)
+
+
 class TestTooFewImages:
-    def test_one_training_image_is_refused(self, tmp_path):
-        line = refusal(open_data, "imagefolder", image_folder(tmp_path, train=1, classes=("ant",)), img_h=32)
-        assert line.startswith("training.batch_size: batches of 8 from 1 images give each of 1 processes fewer than 2;")
+    def test_one_training_image_per_process_is_refused(self, tmp_path):
+        line = refusal(open_data, "imagefolder", image_folder(tmp_path, train=1), img_h=32, shard=(0, 2))
+        assert line.startswith("training.batch_size: batches of 8 from 2 images give each of 2 processes fewer than 2;")
 
     def test_batches_of_one_are_refused_for_training(self, tmp_path):
         line = refusal(open_data, "imagefolder", image_folder(tmp_path), img_h=32, batch_size=1)
         assert line.startswith("training.batch_size: batches of 1 from 12 images")
 
     def test_one_validation_image_is_enough(self, tmp_path):
-        root = image_folder(tmp_path, val=1, classes=("ant",))
+        root = image_folder(tmp_path, val=1)
+        (root / "val" / "bee" / "000.png").unlink()
+        (root / "val" / "bee").rmdir()
         assert open_data("imagefolder", root, img_h=32).val.num_samples == 1
 
 
@@ -124,6 +174,7 @@ class TestLabels:
                 "training image 0 (and 1 more) has the label 5, out of range: 2 classes are numbered from 0",
             ),
             ([], "the data set holds no training images"),
+            ([1, 1], "all training images are of one class, b; there is nothing to tell it from"),
         ],
     )
     def test_out_of_range_are_refused(self, labels, message):

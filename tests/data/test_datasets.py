@@ -233,9 +233,10 @@ class TestImageFolder:
         (tmp_path / "train" / "x" / "notes.txt").write_text("not a picture")
         (tmp_path / "train" / "x" / "._a.jpg").write_bytes(b"what macOS leaves in archives")
         (tmp_path / "train" / ".cache").mkdir()
+        save(smooth_picture(40, 40), tmp_path / "train" / "y" / "0.png")
         data = open_data("imagefolder", tmp_path, img_h=32)
-        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (8, 8, 1)
-        assert next(data.train.epoch(0)).image.shape == (8, 3, 32, 32)
+        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (9, 8, 2)
+        assert next(data.val.epoch(0)).image.shape == (8, 3, 32, 32)
 
     def test_names_need_not_be_ascii(self, tmp_path):
         root = image_folder(tmp_path / "bilder für später", classes=("čáp", "日本"))
@@ -298,10 +299,10 @@ class TestImageFolder:
 @pytest.mark.parametrize("folders", [("train", "val"), ("train_set", "test_set")])
 def test_imagenet_takes_both_names_of_its_folders(tmp_path, folders):
     for folder in folders:
-        for number in range(2):
-            save(smooth_picture(80, 60), tmp_path / folder / "n01440764" / f"{number}.JPEG")
-    data = open_data("imagenet", tmp_path, img_h=64, num_classes=1)
-    assert data.class_names == ("n01440764",)
+        for wnid in ("n01440764", "n01443537"):
+            save(smooth_picture(80, 60), tmp_path / folder / wnid / "0.JPEG")
+    data = open_data("imagenet", tmp_path, img_h=64, num_classes=2)
+    assert data.class_names == ("n01440764", "n01443537")
     assert next(data.train.epoch(0)).image.shape == (2, 3, 64, 64)
 
 

@@ -1,5 +1,7 @@
 """Whatever the mode of an image file, what comes out is 8-bit RGB."""
 
+import os
+
 import numpy as np
 from pictures import noise, refusal, smooth_picture
 from PIL import Image
@@ -49,6 +51,12 @@ def test_palettes_are_looked_up_with_or_without_a_transparent_entry(tmp_path):
 def test_cmyk_and_bilevel_become_rgb(tmp_path):
     assert written(tmp_path, smooth_picture(8, 8).convert("CMYK"), "print.jpg").shape == (8, 8, 3)
     assert set(np.unique(written(tmp_path, Image.fromarray(GREY).convert("1")))) <= {0, 255}
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    assert refusal(open_rgb, path) == f"{path}: is a pipe, expected a file"
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):

@@ -215,8 +215,8 @@ class TestEvaluation:
         assert same(held.train.epoch(0), streamed.train.epoch(0))
 
     def test_covers_a_frame_that_is_not_square(self, tmp_path):
-        for name in ("0.png", "1.png"):
-            save(smooth_picture(100, 100), tmp_path / "train" / "a" / name)
+        for name in ("a", "b"):
+            save(smooth_picture(100, 100), tmp_path / "train" / name / "0.png")
         save(smooth_picture(100, 100), tmp_path / "val" / "a" / "0.png")
         data = open_data("imagefolder", tmp_path, img_h=20, img_w=50, **UNSCALED)
         pipeline = transforms.Compose(

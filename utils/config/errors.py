@@ -31,6 +31,7 @@ _MUST_BE = {
     "model_type": "a mapping of keys",
     "string_too_short": "a word",
     "string_type": "a word",
+    "string_unicode": "a word in UTF-8",
     "tuple_type": "a list",
 }
 
@@ -65,7 +66,7 @@ def all_fields(section: type[BaseModel] = Config, prefix: Key = ()) -> Iterator[
 
 def _describe(error: dict[str, Any], source: Callable[[Key], str]) -> str:
     key = tuple(part for part in error["loc"] if isinstance(part, str))
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])[1:]
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     kind = error["type"]
     if kind == "extra_forbidden":
         return f"{source(key)}: unknown key {short(dotted)}{_suggestion(key)}"

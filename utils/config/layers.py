@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 Key = tuple[str, ...]
 COMMAND_LINE = "command line"
+MOST_BASES = 50  # files, each the base of the one before
 
 
 class Layers:
@@ -28,28 +29,45 @@ class Layers:
         self.data: dict[str, Any] = {}
         self.name = name
         self._sources: dict[Key, str] = {}
+        self._files: dict[Path, Layers] = {}
 
     def add(self, data: dict[str, Any], source: str) -> None:
         """Lay `data` on top; messages will call its keys those of `source`."""
-        self._merge(self.data, data, source, ())
+        try:
+            self._merge(self.data, data, lambda key: source, ())
+        except RecursionError:
+            raise UserError(f"{source}: nested too deeply to be a config") from None
 
-    def add_file(self, path: str | Path, chain: tuple[Path, ...] = ()) -> None:
+    def add_file(self, path: str | Path) -> None:
         """Lay a file on top, its bases first.
-
-        Args:
-            chain: the files whose ``base:`` led here, outermost first.
 
         Raises:
             UserError: the file or one of its bases cannot be read, or the bases go in a circle.
         """
-        path = Path(os.path.normpath(path))
-        data = read_yaml(path)
-        chain = (*chain, path)
-        for base in _bases(data.pop("base", None), path):
-            if any(base.samefile(other) for other in chain):
-                raise UserError(f"{path}: base: goes in a circle ({' -> '.join(map(str, (*chain, base)))})")
-            self.add_file(base, chain)
-        self.add(data, str(path))
+        self._add_layers(self._read(Path(os.path.normpath(path)), ()))
+
+    def _read(self, path: Path, chain: tuple[Path, ...]) -> Layers:
+        """The file `path` on top of its bases, read once, however often it is named.
+
+        Args:
+            chain: the files whose ``base:`` led here, outermost first.
+        """
+        known = path.resolve()
+        if known not in self._files:
+            data = read_yaml(path)
+            chain, layers = (*chain, path), Layers(str(path))
+            for base in _bases(data.pop("base", None), path):
+                if any(base.samefile(other) for other in chain):
+                    raise UserError(f"{path}: base: goes in a circle ({' -> '.join(map(str, (*chain, base)))})")
+                if len(chain) > MOST_BASES:
+                    raise UserError(f"{path}: base: a chain of more than {MOST_BASES} files")
+                layers._add_layers(self._read(base, chain))
+            layers.add(data, str(path))
+            self._files[known] = layers
+        return self._files[known]
+
+    def _add_layers(self, other: Layers) -> None:
+        self._merge(self.data, other.data, other.source, ())
 
     def add_overrides(self, overrides: Iterable[str]) -> None:
         """Lay ``key=value`` words of the command line on top, e.g. ``"training.epochs=10"``."""
@@ -77,13 +95,13 @@ class Layers:
             key = key[:-1]
         return self.name
 
-    def _merge(self, below: dict[str, Any], above: dict[str, Any], source: str, path: Key) -> None:
+    def _merge(self, below: dict[str, Any], above: dict[str, Any], source: Callable[[Key], str], path: Key) -> None:
         for name, value in above.items():
             here = (*path, name)
             is_section = isinstance(below.get(name), dict)
             if value is None and is_section:
                 continue  # a heading with nothing under it says nothing
-            self._sources[here] = source
+            self._sources[here] = source(here)
             if isinstance(value, dict):
                 if not is_section:
                     below[name] = {}

@@ -16,7 +16,6 @@ from utils.config.types import (
     Flag,
     FlagOrShare,
     Index,
-    Integer,
     Name,
     NotNegative,
     Number,
@@ -25,6 +24,7 @@ from utils.config.types import (
     PositiveTriple,
     Text,
     Triple,
+    Workers,
 )
 from utils.registry import names_in_source
 
@@ -51,7 +51,7 @@ class DatasetConfig(Section):
     )
     img_h: Count | None = Field(None, description="image height (default: the data set's)")
     img_w: Count | None = Field(None, description="image width (default: the data set's)")
-    num_classes: Annotated[Integer, Field(ge=2)] | None = Field(None, description="classes (default: the data set's)")
+    num_classes: Annotated[Count, Field(ge=2)] | None = Field(None, description="classes (default: the data set's)")
     loader: Literal["auto", "memory", "stream"] = Field(
         "auto", description="hold all images on the training device, or stream them through workers"
     )
@@ -95,7 +95,7 @@ class TrainingConfig(Section):
     )
     lr_decay_rate: Annotated[Positive, Field(le=1)] = Field(0.1, description="factor of each drop, for both")
     batch_size: Count = Field(64, description="images per step, over all devices together")
-    num_workers: Index = Field(4, description="processes or threads that read images")
+    num_workers: Workers = Field(4, description="processes or threads that read images")
     epochs: Count = Field(240, description="epochs in all")
     init_epoch: Index = Field(0, description="epoch to count from")
     seed: Index = Field(1029, description="decides initialisation, order, augmentation")
@@ -136,7 +136,7 @@ class TrainingConfig(Section):
 
 class ValidationConfig(Section):
     batch_size: Count = Field(64, description="images per evaluation step")
-    num_workers: Index = Field(4, description="processes or threads that read images")
+    num_workers: Workers = Field(4, description="processes or threads that read images")
 
 
 class ModelConfig(Section):

@@ -58,22 +58,36 @@ def _flag_or_share(value: Any) -> Any:
     return value
 
 
+def _without_nul(text: str) -> str:
+    if "\0" in text:  # most texts become paths sooner or later
+        raise ValueError("must hold no NUL")
+    return text
+
+
+def _within_float32(value: float) -> float:
+    """PyTorch refuses to compute with more than a float32 can hold."""
+    if abs(value) > 1e38:
+        raise ValueError("must be between -1e38 and 1e38")
+    return value
+
+
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
     return name
 
 
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False), AfterValidator(_within_float32)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Integer = Annotated[int, Strict()]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
 Index = Annotated[Integer, Field(ge=0, lt=2**31)]
+Workers = Annotated[Integer, Field(ge=0, le=1024)]
 Flag = Annotated[bool, Strict()]
 AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
 FlagOrShare = Annotated[bool | float, BeforeValidator(_flag_or_share)]
-Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1), AfterValidator(_without_nul)]
 Name = Annotated[Text, AfterValidator(safe_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]
 Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]

@@ -1,65 +1,68 @@
-"""Strict YAML: plain mappings, lists and scalars, and a one-line error for everything else.
+"""YAML as configs use it: a key may stand once, and scalars follow YAML 1.2.
 
-Scalars follow YAML 1.2 rather than PyYAML's 1.1: ``5e-4`` is a number, ``on`` and ``off`` are words and
-``1:30`` is no base-60 integer.
+PyYAML itself follows YAML 1.1, where ``5e-4`` is a word, ``on`` and ``off`` are truth values and ``1:30`` is a base-60
+integer, and of two equal keys it silently takes the last.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from utils.config.wording import closest, show
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import check_regular
 
-MAX_BYTES = 1_000_000
-"""A config is a page of text; whatever is larger is another kind of file."""
-
+# Of each kind of scalar: how it is written, which letters it begins with, and what it becomes.
 _SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF"), lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789"), int),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)([eE][-+]?[0-9]+)?", list("-+.0123456789"), float),
 }
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what a config does not need and what makes one hard to read or unsafe to load."""
-
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below; the parent's would bring YAML 1.1 back
+    # Filled below; the parent's would bring YAML 1.1 back, and sets, dates and bytes, which no config needs.
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012
+    yaml_constructors: dict = {None: yaml.SafeLoader.construct_undefined}  # noqa: RUF012
 
     def compose_node(self, parent, index):
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise _problem("anchors and aliases are not read here; share keys between files with `base:`", event)
-        if event.tag is not None:
-            raise _problem(f"the tag {event.tag} is not read here; write plain values", event)
+        if self.check_event(yaml.AliasEvent):  # a page of them stands for a text longer than any memory
+            problem = "aliases are not read here; share keys between files with `base:`"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        mapping = {}
-        for key_node, value_node in node.value:
+        mapping, seen = super().construct_mapping(node, deep=True), set()
+        for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise _problem(f"found {show(key)} as a key; keys are words", key_node)
-            if key in mapping:
-                raise _problem(f"the key {show(key)} stands here a second time", key_node)
-            mapping[key] = self.construct_object(value_node, deep=True)
+            if key in seen:
+                problem = f"the key {show(key)} stands here a second time"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key)
         return mapping
 
 
-for _kind, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
-_Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node))
+def _converting(convert: Callable[[str], Any]) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
+    return lambda loader, node: convert(loader.construct_scalar(node))
 
 
-def parse_yaml(text: str) -> Any:
-    """The one value that `text` spells.
+_TAG = "tag:yaml.org,2002:"
+for _kind, (_pattern, _first, _convert) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
+    _Loader.add_constructor(_TAG + _kind, _converting(_convert))
+_Loader.add_constructor(_TAG + "str", _converting(str))
+_Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+_Loader.add_constructor(_TAG + "map", lambda loader, node: loader.construct_mapping(node))
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """The one value that `text` spells, in UTF-8 or UTF-16.
 
     Raises:
         UserError: the text is not YAML of the accepted kind; the line gives the place but no file.
@@ -67,23 +70,30 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        raise UserError(_describe(error)) from None
-    except yaml.reader.ReaderError as error:
-        raise UserError(f"not YAML: character {error.character!r} at position {error.position}") from None
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(place + (error.problem or error.context)) from None
     except RecursionError:
         raise UserError("nested too deeply to be a config") from None
-    except ValueError as error:  # Python reads no integers of thousands of digits
-        raise UserError(f"not YAML: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # Python reads no integers of thousands of digits
+        raise UserError(f"not YAML: {reason(error)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that the file `path` holds.
 
     Raises:
-        UserError: no such file, unreadable, too large, not UTF-8, not YAML, empty, or not a mapping.
+        UserError: no such file, unreadable, not YAML, empty, or not a mapping.
     """
     try:
-        data = parse_yaml(_read_text(path))
+        check_regular(path)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: {no_such_file(path)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+    try:
+        data = parse_yaml(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if data is None:
@@ -98,36 +108,8 @@ def no_such_file(path: Path) -> str:
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
+    if missing.is_symlink():
+        return f"no such file ({missing} is a link to {missing.readlink()}, which leads nowhere)"
     siblings = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
     close = closest(missing.name, siblings)
     return "no such file" + (f" (did you mean {missing.parent / close}?)" if close else "")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(no_such_file(path)) from None
-    except IsADirectoryError:
-        raise UserError("this is a folder; name a .yml file in it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise UserError(f"larger than {MAX_BYTES:,} bytes; this is not a config")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
-
-
-def _problem(text: str, place: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=text, problem_mark=place.start_mark)
-
-
-def _describe(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    if error.problem and "'\\t'" in error.problem:
-        return f"{place}found a tab; YAML is indented with spaces"
-    return f"{place}{error.problem or error.context}"
