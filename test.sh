@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check everything: ruff, shellcheck, and the tests. Arguments go to pytest, e.g. sh test.sh tests/test_engine.py
+# Check everything: ruff, shellcheck, and the tests. Arguments go to pytest, e.g. sh test.sh tests/training/test_engine.py
 set -eu
 cd "$(dirname "$0")"
 

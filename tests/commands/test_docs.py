@@ -194,6 +194,18 @@ def test_every_variable_of_the_launchers_is_listed():
     assert listed == launcher_variables()
 
 
+def test_the_table_of_networks_has_every_one_with_its_number_of_features():
+    features = {name: int(row[2]) for row in table(RUNNING, "family") for name in re.findall(r"`([^`]+)`", row[1])}
+    with torch.device("meta"):
+        assert features == {name: len(get_model(name, 10).stages()) - 1 for name in MODELS}
+
+
+@pytest.mark.parametrize("script", [*REPOSITORY.glob("*.sh"), REPOSITORY / ".ci/run"], ids=lambda path: path.name)
+def test_files_that_a_script_mentions_exist(script):
+    words = re.findall(r"(?<![\w./-])[\w-]+(?:/[\w-]+)*\.(?:py|sh|txt)\b", script.read_text(encoding="utf-8"))
+    assert [word for word in words if not (REPOSITORY / word).exists()] == []
+
+
 class TestPicture:
     COMMITTED = REPOSITORY / "docs/routing.svg"
 
