@@ -118,8 +118,13 @@ class Distiller(nn.Module):
         """What is trained together with the student."""
         return self.parameters()
 
+    @classmethod
+    def has_pretraining(cls) -> bool:
+        """Whether the distillers of this class may have a phase of their own, which comes before everything else."""
+        return cls.pretraining_parameters is not Distiller.pretraining_parameters
+
     def pretraining_parameters(self, student: StagedModel) -> list[nn.Parameter]:
-        """What is trained alone, before everything else; empty if the distiller has no such phase."""
+        """What that phase trains; empty if this distiller has none."""
         return []
 
     def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

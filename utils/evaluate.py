@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.command import Parser, guarded
 from utils.errors import UserError
 from utils.report.tables import Table
+from utils.run_folder.layout import Layout
 from utils.training.restore import Restored, restore
 
 LATENCY_BATCHES = (1, 64)
@@ -158,8 +159,7 @@ def class_extremes(accuracies: Sequence[float | None], names: Sequence[str]) -> 
 
 def default_folder(checkpoint: Path) -> Path:
     """``evaluation/`` in the run's folder, or beside a checkpoint from elsewhere."""
-    folder = checkpoint.parent
-    return (folder.parent if folder.name == "ckpt" else folder) / "evaluation"
+    return (Layout.of_checkpoint(checkpoint) or Layout(checkpoint.parent)).evaluation
 
 
 def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored) -> None:

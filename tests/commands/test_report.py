@@ -9,19 +9,16 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import write_run, write_samples
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets.source import Arrays, Source
 from utils.errors import UserError
 from utils.report.__main__ import main
-from utils.report.collect import collect, read_gate_samples
 from utils.report.confusion import confusion_figure
 from utils.report.gallery import extremes, gallery_figure
 from utils.report.gate_plots import class_heatmap
 from utils.report.statistics import Difference, Summary, paired_difference, summarise
 from utils.report.tables import Table, result_records, result_rows, result_table
-from utils.run_folder.folder import RunDir
-from utils.training.reporter import Reporter
+from utils.run_folder.read import find_runs, read_run
 
 
 def write_pair_of_seeds(root):
@@ -32,7 +29,7 @@ def write_pair_of_seeds(root):
 
 
 def the_row(root):
-    (row,) = result_rows(collect([root]))
+    (row,) = result_rows(find_runs([root]))
     return row
 
 
@@ -95,15 +92,15 @@ def test_a_run_whose_folder_is_held_by_a_process_is_running(tmp_path):
     folder = write_run(tmp_path, selection="fixed", done=2)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert collect([tmp_path])[0].status == "running"
-    assert collect([tmp_path])[0].status == "stopped"
+        assert find_runs([tmp_path])[0].status == "running"
+    assert find_runs([tmp_path])[0].status == "stopped"
 
 
 def test_the_result_of_a_run_resumed_with_more_epochs_does_not_make_it_finished(tmp_path):
     folder = write_run(tmp_path, selection="fixed", epochs=4)
     config = folder / "config.yml"
     config.write_text(config.read_text().replace("epochs: 4", "epochs: 8"))
-    (run,) = collect([tmp_path])
+    (run,) = find_runs([tmp_path])
     assert run.progress == "stopped 4/8"
 
 
@@ -111,31 +108,38 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     folder = write_run(tmp_path, selection="fixed", done=2)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "tra')
-    assert collect([tmp_path])[0].epochs_done == 2
+    assert find_runs([tmp_path])[0].epochs_done == 2
 
 
 def test_runs_with_other_settings_get_a_row_of_their_own(tmp_path):
     write_run(tmp_path / "a", selection="fixed", seed=1)
     write_run(tmp_path / "b", selection="fixed", seed=1, settings={"training": {"lr": 0.1, "num_workers": 9}})
-    assert [row.variant for row in result_rows(collect([tmp_path]))] == [
+    assert [row.variant for row in result_rows(find_runs([tmp_path]))] == [
         "training.lr=0.05 training.lr_agent=0.025",
         "training.lr=0.1 training.lr_agent=0.05",
     ]
 
 
+def test_runs_share_a_row_whatever_keys_differ_that_decide_no_result(tmp_path):
+    keys = {"keep_checkpoints": 3, "save_ep_freq": 1, "print_iter_freq": 7, "optimizer": {"lr": 0.5}, "lr": 0.05}
+    write_run(tmp_path / "a", selection="fixed", seed=1)
+    write_run(tmp_path / "b", selection="fixed", seed=2, settings={"training": keys, "validation": {"batch_size": 9}})
+    assert the_row(tmp_path).variant == ""
+
+
 def test_published_figures_stand_beside_ours_for_their_data_set_alone(tmp_path):
     names = {"teacher": "vgg13", "student": "vgg8", "distiller": "at"}
     write_run(tmp_path / "a", selection="fixed", dataset="cifar-100", **names)
-    table = result_table(result_rows(collect([tmp_path / "a"])), "last")
+    table = result_table(result_rows(find_runs([tmp_path / "a"])), "last")
     assert dict(zip(table.header, table.rows[0]))["adaptive*"] == "73.64"
     assert dict(zip(table.header, table.rows[0]))["teacher*"] == "74.64"
     write_run(tmp_path / "b", selection="fixed", dataset="digits", **names)
-    assert "adaptive*" not in result_table(result_rows(collect([tmp_path / "b"])), "last").header
+    assert "adaptive*" not in result_table(result_rows(find_runs([tmp_path / "b"])), "last").header
 
 
 def test_records_leave_out_what_is_not_known(tmp_path):
     write_run(tmp_path, selection="fixed", accuracies=[1, 2, 3, 70])
-    last = result_records(result_rows(collect([tmp_path])))[0]
+    last = result_records(result_rows(find_runs([tmp_path])))[0]
     assert (last["measure"], last["fixed_mean"], last["fixed_std"], last["fixed_n"]) == ("last", 70, None, 1)
     assert last["adaptive_mean"] is None
     assert last["adaptive_minus_fixed_mean"] is None
@@ -148,9 +152,9 @@ def test_markdown_columns_are_aligned():
 
 def test_a_folder_without_runs_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        collect([tmp_path])
+        find_runs([tmp_path])
     with pytest.raises(UserError, match="no such folder"):
-        collect([tmp_path / "missing"])
+        find_runs([tmp_path / "missing"])
 
 
 def test_the_gallery_picks_the_samples_distilled_most_and_least():
@@ -170,9 +174,10 @@ def test_among_equals_the_gallery_spreads_its_choice_over_the_data_set():
 
 
 def test_the_newest_counts_of_the_samples_become_frequencies(tmp_path):
-    write_samples(tmp_path, 5, np.array([[5, 5], [0, 0]]), ["f1", "logits"])
-    write_samples(tmp_path, 10, np.array([[5, 0], [10, 10]]), ["f1", "logits"])
-    samples = read_gate_samples(tmp_path / "gates")
+    folder = write_run(tmp_path, selection="adaptive")
+    write_samples(folder, 5, np.array([[5, 5], [0, 0]]), ["f1", "logits"])
+    write_samples(folder, 10, np.array([[5, 0], [10, 10]]), ["f1", "logits"])
+    samples = read_run(folder).gate_samples()
     assert samples.epochs == 10
     assert samples.frequency.tolist() == [[0.5, 0], [1, 1]]
 
@@ -183,8 +188,9 @@ def test_the_gallery_shows_the_chosen_images(tmp_path):
     source = Source(split, split, ("thing",), (0.5,) * 3, (0.5,) * 3, None, (8, 8))
     gates = np.zeros((len(grey), 2))
     gates[[3, 7], 0] = 1
-    write_samples(tmp_path, 1, gates, ["f1", "logits"])
-    figure = gallery_figure(read_gate_samples(tmp_path / "gates"), source, "a run")
+    folder = write_run(tmp_path, selection="adaptive")
+    write_samples(folder, 1, gates, ["f1", "logits"])
+    figure = gallery_figure(read_run(folder).gate_samples(), source, "a run")
     most, _, logits, _ = figure.axes
     shown = most.images[0].get_array()
     assert [shown[0, 0, 0], shown[0, 70, 0], shown[0, 140, 0]] == [30, 70, 255], "samples 3 and 7, then blank"
@@ -194,9 +200,9 @@ def test_the_gallery_shows_the_chosen_images(tmp_path):
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_heatmap_and_confusion_keep_a_readable_size_for_any_number_of_classes(classes, tmp_path):
     folder = write_run(tmp_path, selection="adaptive", num_classes=classes)
-    (run,) = collect([folder])
+    (run,) = find_runs([folder])
     names = [f"class number {k}" for k in range(classes)]
-    for figure in (class_heatmap(run.final_gates(), names, "t"), confusion_figure(np.eye(classes), names, "t")):
+    for figure in (class_heatmap(run.gate_shares(), names, "t"), confusion_figure(np.eye(classes), names, "t")):
         assert figure.get_figheight() < 12
         assert len(figure.axes[0].get_yticklabels()) <= 60
 
@@ -205,8 +211,8 @@ def test_a_class_that_was_not_seen_leaves_its_cells_blank(tmp_path):
     folder = write_run(tmp_path, selection="adaptive", num_classes=2)
     line = {"global_epoch": 4, "gates": ["f1", "logits"], "classes": [[0.5, 1.0], [None, None]]}
     (folder / "gates.jsonl").write_text(json.dumps(line) + "\n")
-    (run,) = collect([folder])
-    written = [text.get_text() for text in class_heatmap(run.final_gates(), None, "t").axes[0].texts]
+    (run,) = find_runs([folder])
+    written = [text.get_text() for text in class_heatmap(run.gate_shares(), None, "t").axes[0].texts]
     assert written == ["50", "100"]
 
 
@@ -219,7 +225,7 @@ def test_the_page_is_self_contained_and_mentions_every_run(tmp_path, capsys):
     write_run(runs, selection="single", student="resnet8")
     assert main([str(runs), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    for run in collect([runs]):
+    for run in find_runs([runs]):
         assert str(run.path) in page
     assert "stopped 1/4" in page
     sources = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
@@ -248,34 +254,3 @@ def test_names_in_the_page_are_escaped(tmp_path):
     config.write_text(config.read_text().replace("label: digits", "label: <b>digits"))
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-images"]) == 0
     assert "<b>digits" not in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_tensorboard_gets_the_figures_and_images_at_the_end_of_a_run(tmp_path):
-    folder = write_run(tmp_path, selection="adaptive")
-    write_samples(folder, 4, np.random.default_rng(0).integers(0, 5, (776, 4)), ["f1", "f2", "f3", "logits"])
-    reporter = Reporter(RunDir(folder), resumed_at=3)
-    (folder / "gates.jsonl").write_text(
-        json.dumps({"global_epoch": 4, "gates": ["f1"], "classes": [[1.0]] * 10}) + "\n"
-    )
-    reporter.start_epoch("train 4/4", 1, done=0)
-    train = {"loss/total": 1.0, "loss/ce": 1.0, "gate/f1": 0.5}
-    epoch = {"phase": "train", "epoch": 4, "epochs": 4, "global_epoch": 4, "seconds": 1.0, "lr": {"student": 0.1}}
-    reporter.end_epoch(epoch | {"train": train, "val": {"loss/total": 1.0, "top1": 50.0, "top5": 90.0}}, 0.0)
-    reporter.close()
-    board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    images = ("by class", "most and least distilled images", "over epochs")
-    assert sorted(board.Tags()["images"]) == [f"gates/{name}" for name in images]
-
-
-def test_a_figure_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch):
-    def fail(*arguments):
-        raise RuntimeError("no fonts")
-
-    monkeypatch.setattr("utils.report.board.add_figures", fail)
-    (tmp_path / "run").mkdir()
-    reporter = Reporter(RunDir(tmp_path / "run"))
-    reporter.start_epoch("train 1/1", 1, done=0)
-    epoch = {"phase": "train", "epoch": 1, "epochs": 1, "global_epoch": 1, "seconds": 1.0, "lr": {"student": 0.1}}
-    reporter.end_epoch(epoch | {"train": {"loss/total": 1.0}}, 0.0)
-    reporter.close()
-    assert "no gate figures: RuntimeError: no fonts" in (tmp_path / "run" / "log.txt").read_text()

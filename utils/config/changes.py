@@ -1,9 +1,13 @@
-"""What is different between two configs."""
+"""What is different between two configs, and which of it decides a result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
+
+from utils.config.errors import all_fields
+from utils.config.types import INCIDENTAL
 
 
 def flatten(config: dict[str, Any]) -> dict[str, Any]:
@@ -15,6 +19,16 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
     """Dotted keys whose values differ, each with both. A key that one side does not know says nothing."""
     old, new = flatten(before), flatten(after)
     return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}
+
+
+def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` as dotted keys, without those that the schema marks as `Incidental`."""
+    return {key: value for key, value in flatten(config).items() if key not in _incidental_keys()}
+
+
+@cache
+def _incidental_keys() -> frozenset[str]:
+    return frozenset(".".join(key) for key, field in all_fields() if INCIDENTAL in field.metadata)
 
 
 def _walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

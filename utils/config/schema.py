@@ -15,6 +15,7 @@ from utils.config.types import (
     Epochs,
     Flag,
     FlagOrShare,
+    Incidental,
     Index,
     Name,
     NotNegative,
@@ -27,6 +28,7 @@ from utils.config.types import (
     Workers,
 )
 from utils.registry import names_in_source
+from utils.run_folder.layout import Layout
 
 MomentumFactor = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -45,14 +47,14 @@ class Section(BaseModel):
 
 class DatasetConfig(Section):
     name: Name = Field(description=f"{', '.join(names_in_source('datasets'))}, or your own")
-    root: Text = Field("data", description="folder that holds the data")
-    label: Name | None = Field(
+    root: Incidental[Text] = Field("data", description="folder that holds the data")
+    label: Incidental[Name | None] = Field(
         None, validate_default=True, description="folder name in run/ and configs/ (default: dataset.name)"
     )
     img_h: Count | None = Field(None, description="image height (default: the data set's)")
     img_w: Count | None = Field(None, description="image width (default: the data set's)")
     num_classes: Annotated[Count, Field(ge=2)] | None = Field(None, description="classes (default: the data set's)")
-    loader: Literal["auto", "memory", "stream"] = Field(
+    loader: Incidental[Literal["auto", "memory", "stream"]] = Field(
         "auto", description="hold all images on the training device, or stream them through workers"
     )
     augment: Literal["auto", "crop_flip", "crop", "flip", "resized_crop", "none"] = Field(
@@ -74,7 +76,7 @@ class DatasetConfig(Section):
 
 class OptimizerConfig(Section):
     name: Text = Field("SGD", description="only SGD is implemented")
-    lr: Positive | None = Field(None, description="used where training.lr is absent")
+    lr: Incidental[Positive | None] = Field(None, description="used where training.lr is absent")
     weight_decay: NotNegative = Field(5e-4, description="of a model trained alone")
     weight_decay_stage2: NotNegative = Field(5e-4, description="of the student and what its distiller trains")
     momentum: MomentumFactor = Field(0.9, description="of all optimisers")
@@ -95,23 +97,33 @@ class TrainingConfig(Section):
     )
     lr_decay_rate: Annotated[Positive, Field(le=1)] = Field(0.1, description="factor of each drop, for both")
     batch_size: Count = Field(64, description="images per step, over all devices together")
-    num_workers: Workers = Field(4, description="processes or threads that read images")
+    num_workers: Incidental[Workers] = Field(4, description="processes or threads that read images")
     epochs: Count = Field(240, description="epochs in all")
     init_epoch: Index = Field(0, description="epoch to count from")
     seed: Index = Field(1029, description="decides initialisation, order, augmentation")
-    save_ep_freq: Count | None = Field(None, description="also keep a checkpoint of every so many epochs")
-    keep_checkpoints: Count | None = Field(None, description="of these, how many to leave, the newest (default: all)")
-    save_every_steps: Count | None = Field(None, description="write last.pth inside an epoch, every so many steps")
-    gate_samples_freq: Count | None = Field(
+    save_ep_freq: Incidental[Count | None] = Field(None, description="also keep a checkpoint of every so many epochs")
+    keep_checkpoints: Incidental[Count | None] = Field(
+        None, description="of these, how many to leave, the newest (default: all)"
+    )
+    save_every_steps: Incidental[Count | None] = Field(
+        None, description="write last.pth inside an epoch, every so many steps"
+    )
+    gate_samples_freq: Incidental[Count | None] = Field(
         None, description="write each sample's gate counts every so many epochs, besides after the last one"
     )
-    print_iter_freq: Count = Field(100, description="steps between two log lines")
-    gpu_preserve: FlagOrShare = Field(False, description="accepted because published files carry it; no effect")
+    print_iter_freq: Incidental[Count] = Field(100, description="steps between two log lines")
+    gpu_preserve: Incidental[FlagOrShare] = Field(
+        False, description="accepted because published files carry it; no effect"
+    )
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of the networks; losses keep float32")
-    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    channels_last: AutoFlag = Field("auto", description="memory layout of maps (auto: on a CPU, on a GPU if not fp32)")
-    cuda_graph: AutoFlag = Field("auto", description="replay a training step as one CUDA graph (auto: where possible)")
-    deterministic: Flag = Field(False, description="bit-equal reruns, slower on a GPU")
+    device: Incidental[Device] = Field("auto", description="auto, cpu, cuda or cuda:N")
+    channels_last: Incidental[AutoFlag] = Field(
+        "auto", description="memory layout of maps (auto: on a CPU, on a GPU if not fp32)"
+    )
+    cuda_graph: Incidental[AutoFlag] = Field(
+        "auto", description="replay a training step as one CUDA graph (auto: where possible)"
+    )
+    deterministic: Incidental[Flag] = Field(False, description="bit-equal reruns, slower on a GPU")
     sync_bn: Flag = Field(False, description="BatchNorm statistics over all devices")
 
     @field_validator("lr", "lr_agent", "lr_agent_decay_epochs", mode="before")
@@ -135,13 +147,13 @@ class TrainingConfig(Section):
 
 
 class ValidationConfig(Section):
-    batch_size: Count = Field(64, description="images per evaluation step")
-    num_workers: Workers = Field(4, description="processes or threads that read images")
+    batch_size: Incidental[Count] = Field(64, description="images per evaluation step")
+    num_workers: Incidental[Workers] = Field(4, description="processes or threads that read images")
 
 
 class ModelConfig(Section):
     name: Name = Field(description="a model of models/, or the import path of one, e.g. torchvision.models.resnet34")
-    label: Name | None = Field(
+    label: Incidental[Name | None] = Field(
         None, description="folder name in run/, and name in reports (default: name, followed by kwargs)"
     )
     checkpoint: Text | None = Field(None, description="weights to start from")
@@ -157,6 +169,10 @@ class ModelConfig(Section):
         return model_label(self.name, self.kwargs, self.label)
 
 
+class TeacherConfig(ModelConfig):
+    checkpoint: Incidental[Text | None] = Field(None, description="its weights (default: the best of its own training)")
+
+
 class LossWeights(Section):
     classify_weight: Positive = Field(1.0, description="gamma of the routing loss")
     kd_weight: NotNegative = Field(1.0, description="alpha, weight of the KL term on the logits")
@@ -164,7 +180,7 @@ class LossWeights(Section):
 
 
 class DistillationConfig(Section):
-    teacher: ModelConfig
+    teacher: TeacherConfig
     student: ModelConfig
     loss_weights: LossWeights = LossWeights()
     selection: Literal["adaptive", "anti", "fixed", "random"] = Field(
@@ -178,7 +194,9 @@ class DistillationConfig(Section):
 
 class DistillationLossConfig(Section):
     name: Name = Field(description=f"{', '.join(names_in_source('distillers'))}, or your own")
-    T: Positive | None = Field(None, description="stands in published files; used as KD_T where that is absent")
+    T: Incidental[Positive | None] = Field(
+        None, description="stands in published files; used as KD_T where that is absent"
+    )
     KD_T: Positive = Field(None, validate_default=True, description="temperature of the KL term (default: T, else 4)")
     homo: Flag = Field(False, description="teacher and student are of one family: gates start at the teacher's side")
     feat_dim: Count = Field(128, description="width of the embeddings of CC and CRD")
@@ -210,7 +228,7 @@ class PretrainingConfig(Section):
 
 
 class RunConfig(Section):
-    root: Text = Field("run", description="folder for everything a run writes")
+    root: Incidental[Text] = Field("run", description="folder for everything a run writes")
 
 
 class Config(Section):
@@ -273,7 +291,7 @@ class Config(Section):
         teacher = self.kd.teacher
         if teacher.checkpoint:
             return Path(teacher.checkpoint)
-        return self._seed_dir / teacher.title / "ckpt" / "best.pth"
+        return Layout(self._seed_dir / teacher.title).best
 
     @property
     def _seed_dir(self) -> Path:

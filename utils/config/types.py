@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
 
@@ -94,3 +94,7 @@ Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValid
 Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]
 PositiveTriple = Annotated[tuple[Positive, Positive, Positive], _of_length(3)]
 Pair = Annotated[tuple[Integer, Integer], _of_length(2)]
+
+T = TypeVar("T")
+INCIDENTAL = "incidental"
+Incidental = Annotated[T, INCIDENTAL]  # says where or how fast a run goes, or what it writes; decides no result

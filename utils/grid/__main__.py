@@ -18,7 +18,7 @@ from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
 from utils.processes.stopping import EXIT_INTERRUPTED
 from utils.report.__main__ import report
-from utils.report.collect import read_run
+from utils.run_folder.read import read_run
 
 EXIT_FAILED = 1
 TEACHER_ARG = "--teacher-arg"
@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     root = Path(jobs[0].config.run.root)
     progress = Progress(len(jobs))
-    outcomes = Pool(jobs, slots(options.jobs), root / "grid", progress.say, progress).work()
+    try:
+        outcomes = Pool(jobs, slots(options.jobs), root / "grid", progress.say, progress).work()
+    finally:
+        progress.close()
     _report(jobs, Path(options.out) if options.out else root / "report")
     return conclude(outcomes)
 
@@ -95,11 +98,11 @@ def visible_gpus() -> list[str]:
 
 
 def _report(jobs: Sequence[Job], out: Path) -> None:
-    runs = [read_run(job.folder) for job in jobs if (job.folder / "config.yml").exists()]
+    runs = [run for run in (read_run(job.folder) for job in jobs) if run is not None]
     if runs:
         print()
         try:
-            report([run for run in runs if run is not None], out)
+            report(runs, out)
         except UserError as error:  # the list of what failed must still come
             print(f"no report: {error}")
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import yaml
-
 from utils.config import Config, find_config
+from utils.config.changes import deciding_settings, differences
 from utils.errors import UserError
-from utils.report.collect import SINGLE, effective_settings, is_locked, read_run
+from utils.run_folder.layout import Layout
+from utils.run_folder.read import SINGLE, is_locked, read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ class State:
 
     Attributes:
         status: ``new``, ``unfinished``, ``finished``, or ``busy`` while another process is at it.
-        differs: settings of what is there that are not the job's, e.g. ``"training.lr 0.1, now 0.05"``.
+        differs: settings that decide a result and are not the job's, e.g. ``"training.lr 0.1, now 0.05"``.
     """
 
     status: str
@@ -111,26 +111,21 @@ def split_pair(pair: str) -> tuple[str, str]:
 
 def state(job: Job) -> State:
     """How far the job is already."""
-    folder = job.folder
-    if is_locked(folder / ".lock"):
+    layout = Layout(job.folder)
+    if is_locked(layout):
         return State("busy")
-    if (folder / "ckpt" / "best.pth").exists() and not (folder / "config.yml").exists():
+    if layout.best.exists() and not layout.config.exists():
         return State("finished")  # weights from elsewhere, put where a teacher's are looked for
-    begun = any((folder / "ckpt" / name).exists() for name in ("last.pth", "previous.pth"))
-    run = read_run(folder) if (folder / "config.yml").exists() else None
-    if not begun or run is None:
-        return State("unfinished" if begun else "new")
-    differs = differences(yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8")), job.config.to_dict())
+    if not layout.begun:
+        return State("new")
+    run = read_run(job.folder)
+    if run is None:
+        return State("unfinished")
+    changes = differences(run.settings, deciding_settings(job.config.to_dict()))
+    changes.pop("training.epochs", None)
+    differs = ", ".join(f"{key} {old}, now {new}" for key, (old, new) in changes.items())
     finished = run.status == "finished" and run.epochs_done >= job.epochs
     return State("finished" if finished else "unfinished", differs)
-
-
-def differences(there: dict, wanted: dict) -> str:
-    """Settings in which two configs differ, of those that decide the outcome; more epochs are no difference."""
-    old, new = effective_settings(there), effective_settings(wanted)
-    # A config written before a key existed says nothing of it.
-    keys = [key for key in old if key in new and old[key] != new[key] and key != "training.epochs"]
-    return ", ".join(f"{key} {old[key]}, now {new[key]}" for key in keys)
 
 
 def _single(dataset: str, seed: int, model: str, overrides: Iterable[str]) -> Job:

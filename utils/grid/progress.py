@@ -8,39 +8,44 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
+from tqdm import tqdm
+
+from distillers import DISTILLERS
 from utils.grid.plan import Job
 from utils.grid.pool import Pool
-from utils.report.collect import read_json_lines
-from utils.training.reporter import clock
+from utils.run_folder.layout import Layout
+from utils.run_folder.records import read_epochs
 
 EVERY = 5.0  # seconds between two looks at the runs' records
 
 
 class Progress:
-    """A line at the bottom of the terminal; nothing where output goes to a file, which has a line per event anyway."""
+    """A line at the bottom of a terminal, and a line per event above it, which is all where output goes to a file."""
 
     def __init__(self, total: int):
         self.total = total
-        self._live = sys.stdout.isatty()
+        self._bar = tqdm(bar_format="{desc}", disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
         self._looked = -EVERY
-        self._pace: dict[tuple, list[float]] = defaultdict(list)
 
     def say(self, text: str) -> None:
-        if self._live:
-            print("\r\x1b[2K", end="")
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stdout)
+        sys.stdout.flush()
         self._looked = -EVERY
 
     def __call__(self, pool: Pool) -> None:
-        if not self._live or time.monotonic() - self._looked < EVERY:
+        if self._bar.disable or time.monotonic() - self._looked < EVERY:
             return
         self._looked = time.monotonic()
-        print(f"\r\x1b[2K{self.text(pool)}", end="", flush=True)
+        self._bar.set_description_str(self.text(pool))
+
+    def close(self) -> None:
+        """Take the line off the terminal."""
+        self._bar.close()
 
     def text(self, pool: Pool) -> str:
         """``[7/40] 2 running | left 1:02:03``."""
         seconds = seconds_left([item.job for item in pool.running], pool.waiting, len(pool.slots))
-        left = "not known yet" if seconds is None else clock(seconds)
+        left = "not known yet" if seconds is None else tqdm.format_interval(seconds)
         return f"[{len(pool.outcomes)}/{self.total}] {len(pool.running)} running | left {left}"
 
 
@@ -49,7 +54,7 @@ def seconds_left(running: Sequence[Job], waiting: Sequence[Job], slots: int) -> 
     paces: dict[object, list[float]] = defaultdict(list)
     todo: list[tuple[Job, int]] = []
     for job in [*running, *waiting]:
-        seconds = [record["seconds"] for record in read_json_lines(job.folder / "metrics.jsonl")]
+        seconds = [epoch["seconds"] for epoch in read_epochs(Layout(job.folder).metrics)]
         todo.append((job, max(epochs_of(job) - len(seconds), 0)))
         for key in _keys(job) if seconds else ():
             paces[key].append(fmean(seconds))
@@ -63,10 +68,10 @@ def seconds_left(running: Sequence[Job], waiting: Sequence[Job], slots: int) -> 
 
 
 def epochs_of(job: Job) -> int:
-    """Epochs that it will record, a distiller's own phase among them."""
+    """Epochs that it will record, those of its distiller's own phase among them."""
     config = job.config
-    own = config.pretrain.epochs if config.kd and config.kd_loss.name in ("ft", "fsp") else 0
-    return config.training.epochs + own
+    pretrains = config.kd and DISTILLERS.get(config.kd_loss.name).has_pretraining()
+    return config.training.epochs + (config.pretrain.epochs if pretrains else 0)
 
 
 def _keys(job: Job) -> tuple:

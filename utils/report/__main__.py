@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
-from utils.report.collect import Run, collect
+from utils.run_folder.read import Run, find_runs
 
 DETAILS = 12
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     options = parser.parse_args(arguments)
     report(
-        collect([Path(folder) for folder in options.folders]),
+        find_runs([Path(folder) for folder in options.folders]),
         Path(options.out),
         details=options.details,
         with_images=not options.no_images,

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from datasets.source import Source
 from utils.errors import UserError
-from utils.report.collect import Run
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures, loss_figure
 from utils.report.gallery import class_names_of, gallery_figure, matches
 from utils.report.gate_plots import class_heatmap, share_figures
 from utils.report.page import Section, ShownFigure, ShownTable
 from utils.report.published import Published
 from utils.report.tables import MEASURES, Row, result_rows, result_table, run_table
+from utils.run_folder.read import Run
 
 UNFINISHED_NAMED = 12
 
@@ -131,7 +131,7 @@ def _detail_figures(name: str, run: Run, with_images: bool) -> Iterator[ShownFig
     caption = "Terms of the training loss before their weights, epoch means, logarithmic."
     yield ShownFigure.draw(f"{name} {run.title} losses", caption, loss_figure(run))
     source = load_source(run) if with_images else None
-    gates = run.final_gates()
+    gates = run.gate_shares()
     if gates is not None:
         names = class_names_of(source, len(gates.shares))
         figure = class_heatmap(gates, names, run.title)

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from utils.report.collect import Run
 from utils.report.statistics import Difference
 from utils.report.style import (
     PANELS_PER_FIGURE,
@@ -27,6 +26,7 @@ from utils.report.style import (
     whole_epochs,
 )
 from utils.report.tables import Measure, Row
+from utils.run_folder.read import Run
 
 ROWS_PER_FOREST = 40
 LONG = 20  # epochs; curves of longer runs are cut off below where they are after ...

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from datasets.source import Source
-from utils.report.collect import GateSamples
 from utils.report.style import shortened, styled
+from utils.run_folder.read import GateSamples
 
 TILES = 8
 TILE = 64  # pixels

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.report.collect import GateShares, Run
 from utils.report.curves import by_panel, selection_marks
 from utils.report.style import (
     PANEL,
@@ -20,6 +19,7 @@ from utils.report.style import (
     unfinished_mark,
     whole_epochs,
 )
+from utils.run_folder.read import GateShares, Run
 
 ROWS_PER_FIGURE = 8
 ANNOTATED_CLASSES = 40  # beyond, a cell is too low for its number

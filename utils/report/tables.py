@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from utils.report.collect import SINGLE, Run
 from utils.report.published import Published, published
 from utils.report.statistics import Difference, Summary, paired_difference, summarise
+from utils.run_folder.read import SINGLE, Run
 
 Measure = Literal["last", "best"]
 MEASURES: dict[Measure, str] = {"last": "last epoch", "best": "best epoch"}
@@ -17,6 +17,7 @@ MEASURES: dict[Measure, str] = {"last": "last epoch", "best": "best epoch"}
 TEACHER = "teacher"
 SELECTIONS = ("fixed", "random", "anti", "adaptive")
 COLUMNS = (TEACHER, SINGLE, *SELECTIONS)
+OWN_COLUMN = {"training.seed", "kd.selection"}  # settings in which the runs of one row differ
 
 
 @dataclass
@@ -122,7 +123,7 @@ def result_rows(runs: Iterable[Run]) -> list[Row]:
 
 def _rows_of(group: list[Run], runs: list[Run]) -> list[Row]:
     # Only keys that all have: a config written before a key existed says nothing of it.
-    common = sorted(set.intersection(*(set(run.settings) for run in group)))
+    common = sorted(set.intersection(*(set(run.settings) for run in group)) - OWN_COLUMN)
     by_settings: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in group:
         by_settings[tuple(repr(run.settings[key]) for key in common)].append(run)

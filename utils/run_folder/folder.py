@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import weakref
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any
 from utils.errors import UserError, reason
 from utils.files import publish_copy, remove_leftovers, write_text
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
+from utils.run_folder.layout import Layout, epoch_number
 
 log = logging.getLogger("sakd")
 
@@ -32,27 +32,15 @@ def _let_go_of_locks() -> None:
 os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
-class RunDir:
-    """``run/<dataset>/<seed>/<name>/``: checkpoints in ``ckpt/``, ``log.txt``, ``metrics.jsonl``, ``gates.jsonl`` and
-    ``gates/`` (what the gates did), TensorBoard files, ``config.yml``, and ``result.json`` once the
-    run is finished.
+class RunDir(Layout):
+    """The folder of a run that this process writes to.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; made when it is opened.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        self.last = path / "ckpt" / "last.pth"
-        self.previous = path / "ckpt" / "previous.pth"
-        self.best = path / "ckpt" / "best.pth"
-        self.log = path / "log.txt"
-        self.metrics = path / "metrics.jsonl"
-        self.gates = path / "gates.jsonl"
-        self.gate_samples = path / "gates"
-        self.tensorboard = path / "tensorboard"
-        self.config = path / "config.yml"
-        self.result = path / "result.json"
+        super().__init__(path)
         self._lock: IO[str] | None = None
 
     def open(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
@@ -66,11 +54,11 @@ class RunDir:
                 set; or the folder cannot be written to.
         """
         try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire_lock()
             if overwrite:
                 self._clear()
-            for folder in (self.path, self.last.parent, self.gate_samples):
+            for folder in (self.path, self.checkpoints, self.gate_samples):
                 remove_leftovers(folder)
         except OSError as error:
             raise UserError(
@@ -83,7 +71,7 @@ class RunDir:
 
     def refuse_if_taken(self) -> None:
         """Raise a UserError if there is a run in the folder."""
-        if self.last.exists() or self.previous.exists():
+        if self.begun:
             state = "a finished run" if self.result.exists() else "an unfinished run"
             raise UserError(
                 f"{self.path}: holds {state} already; --resume goes on with it, --overwrite starts anew, "
@@ -108,7 +96,7 @@ class RunDir:
         """
         also = [self.best] if is_best else []
         if epoch is not None:
-            also.append(self.last.with_name(f"epoch-{epoch}.pth"))
+            also.append(self.epoch_checkpoint(epoch))
         if self.last.exists():
             publish_copy(self.last, self.previous)
         save_atomically(state, self.last, also)
@@ -126,7 +114,7 @@ class RunDir:
             self._lock = None
 
     def _newest_checkpoint(self) -> dict[str, Any]:
-        if not (self.last.exists() or self.previous.exists()):
+        if not self.begun:
             raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
         try:
             return read_checkpoint(self.last)
@@ -141,20 +129,20 @@ class RunDir:
 
     def _kept_epochs(self) -> list[Path]:
         """The ``epoch-*.pth``, oldest epoch first."""
-        found = ((re.fullmatch(r"epoch-(\d+)\.pth", path.name), path) for path in self.last.parent.iterdir())
-        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+        numbers = {path: epoch_number(path) for path in self.checkpoints.glob("*.pth")}
+        return sorted((path for path in numbers if numbers[path] is not None), key=numbers.get)
 
     def _clear(self) -> None:
-        for folder in (self.last.parent, self.tensorboard, self.gate_samples):
+        for folder in (self.checkpoints, self.tensorboard, self.gate_samples, self.evaluation):
             if folder.exists():
                 shutil.rmtree(folder)
         for file in (self.log, self.metrics, self.gates, self.config, self.result):
             file.unlink(missing_ok=True)
-        self.last.parent.mkdir(parents=True)
+        self.checkpoints.mkdir()
 
     def _acquire_lock(self) -> None:
         # The kernel drops a flock with the process that holds it, however that process ends.
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = self.lock.open("w")
         _locks.add(self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

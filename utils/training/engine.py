@@ -152,7 +152,7 @@ class Engine:
         if is_main():
             self.gates.write(self.run.gates, epoch)
             if (every and epoch % every == 0) or self.progress.epoch + 1 == self.phase.epochs:
-                self.gates.write_samples(self.run.gate_samples / f"epoch-{epoch}.npz")
+                self.gates.write_samples(self.run.epoch_gate_samples(epoch))
         self.gates.reset()
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:

@@ -7,7 +7,6 @@ import logging
 import math
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -89,7 +88,7 @@ class Reporter:
     def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
         """Show the means so far: beside the bar on a terminal, as a line of its own elsewhere."""
         if self._bar.disable:
-            self.line(f"{title} step {step}/{steps} | {summary(means)} | left {clock(seconds_left)}")
+            self.line(f"{title} step {step}/{steps} | {summary(means)} | left {tqdm.format_interval(seconds_left)}")
         else:
             self._bar.set_postfix_str(summary(means))
 
@@ -113,8 +112,6 @@ class Reporter:
                 )
         for name, lr in record["lr"].items():
             self._board.add_scalar(f"{prefix}lr/{name}", lr, step)
-        if record["phase"] == "train" and record["epoch"] == record["epochs"]:
-            self._add_figures(step)
         self._board.flush()
         parts = [f"{record['phase']} {record['epoch']}/{record['epochs']}", summary(record["train"])]
         if "val" in record:
@@ -122,7 +119,7 @@ class Reporter:
         parts += [
             f"lr {next(iter(record['lr'].values())):.4g}",
             f"{record['seconds']:.1f} s",
-            f"left {clock(seconds_left)}",
+            f"left {tqdm.format_interval(seconds_left)}",
         ]
         self.line(" | ".join(parts))
 
@@ -131,15 +128,6 @@ class Reporter:
         with self._open:
             if self._bar is not None:
                 self._bar.close()
-
-    def _add_figures(self, step: int) -> None:
-        """Put what the gates did on the board, at the end of the run."""
-        from utils.report.board import add_figures  # brings matplotlib, which takes a second
-
-        try:
-            add_figures(self._board, self.run, step)
-        except Exception as error:  # a picture is not worth a run whose last epoch is not saved yet
-            self.line(f"TensorBoard has no gate figures: {type(error).__name__}: {error}")
 
     def _open_log_file(self, stack: ExitStack) -> None:
         handler = LogFileHandler(self.run.log, encoding="utf-8")
@@ -179,8 +167,3 @@ def summary(means: dict[str, float]) -> str:
     if gates:
         text += " | distilled " + " ".join(f"{name} {100 * share:.0f}%" for name, share in gates.items())
     return text
-
-
-def clock(seconds: float) -> str:
-    """``"1:02:03"``."""
-    return time.strftime(f"{int(seconds) // 3600}:%M:%S", time.gmtime(max(0.0, seconds)))

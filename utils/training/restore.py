@@ -20,6 +20,7 @@ from utils.config.errors import validate
 from utils.config.layers import Layers
 from utils.errors import UserError
 from utils.run_folder.checkpoint import load_weights, read_checkpoint
+from utils.run_folder.layout import Layout
 from utils.training.build import assemble, build_network, find_teacher, load_data
 from utils.training.device import choose_device, set_up
 
@@ -100,7 +101,7 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
     Raises:
         UserError: it cannot be read, or does not say what it is of.
     """
-    path = path / "ckpt" / "best.pth" if path.is_dir() else path
+    path = Layout(path).best if path.is_dir() else path
     content = read_checkpoint(path)
     if config is not None:
         settings = load_config(config, overrides)

@@ -1,9 +1,8 @@
-"""Reading run folders: what was run, how far it got, and what came out. Nothing here needs PyTorch."""
+"""What every tool knows of a run folder: what was run, how far it got, what came out. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,24 +10,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
-from utils.config.changes import flatten
+from utils.config.changes import deciding_settings
 from utils.config.names import model_label
 from utils.errors import UserError
+from utils.run_folder.layout import CONFIG, Layout
+from utils.run_folder.records import (
+    Epoch,
+    Result,
+    read_config,
+    read_epochs,
+    read_gate_line,
+    read_gate_samples,
+    read_result,
+)
 
 Status = Literal["finished", "running", "stopped"]
 
 ALONE = "alone"  # stands where a distilled run has its distiller
 SINGLE = "single"  # stands where a distilled run has its selection
-
-# Keys that say where or how fast a run goes, but not what it computes.
-INCIDENTAL = (
-    "run", "validation", "dataset.root", "dataset.loader", "training.seed", "training.num_workers", "training.device",
-    "training.save_ep_freq", "training.save_every_steps", "training.gate_samples_freq", "training.print_iter_freq",
-    "training.gpu_preserve", "training.deterministic", "training.cuda_graph", "training.channels_last",
-    "model.label", "kd.selection", "kd.teacher.checkpoint", "kd.teacher.label", "kd.student.label", "kd_loss.T",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,21 @@ class Run:
     Attributes:
         path: the folder.
         config: as written by the run, plain dicts.
-        records: the lines of ``metrics.jsonl`` that belong to the training proper, in order.
+        records: the epochs of the training proper, in order.
         status: ``running`` while a process holds the folder; ``finished`` if every epoch of the config is done.
+        result: what the run wrote at its end; None before.
     """
 
     path: Path
     config: dict[str, Any]
-    records: list[dict[str, Any]]
+    records: list[Epoch]
     status: Status
-    result: dict[str, Any]
+    result: Result | None
 
     @property
     def dataset(self) -> str:
         """The label that groups runs; `dataset_name` is what the data set is."""
-        return self.config["dataset"]["label"] or self.dataset_name
+        return self.config["dataset"].get("label") or self.dataset_name
 
     @property
     def dataset_name(self) -> str:
@@ -153,7 +154,7 @@ class Run:
     @property
     def teacher_top1(self) -> float | None:
         """Validation accuracy of the teacher's checkpoint, known once the run is finished."""
-        return self.result.get("teacher_top1")
+        return self.result.get("teacher_top1") if self.result else None
 
     @property
     def seconds(self) -> float:
@@ -168,17 +169,25 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome, seed and selection apart: flat ``{"training.lr": 0.05, ...}``."""
-        return effective_settings(self.config)
+        """What decides the outcome, flat: ``{"training.lr": 0.05, ...}``."""
+        return deciding_settings(self.config)
 
-    def final_gates(self) -> GateShares | None:
-        return read_gate_shares(self.path / "gates.jsonl")
+    def gate_shares(self) -> GateShares | None:
+        """Those of the last epoch so far; None if nothing is recorded."""
+        line = read_gate_line(Layout(self.path).gates)
+        return line and GateShares(line["global_epoch"], line["gates"], np.array(line["classes"], dtype=float))
 
     def gate_samples(self) -> GateSamples | None:
-        return read_gate_samples(self.path / "gates")
+        """Those that were recorded last; None if nothing is."""
+        counts = read_gate_samples(Layout(self.path).gate_samples)
+        if counts is None:
+            return None
+        seen = counts["seen"]
+        frequency = counts["distilled"] / np.maximum(seen, 1)[:, None]
+        return GateSamples(int(seen.max()), counts["labels"].tolist(), frequency)
 
 
-def collect(paths: Iterable[Path]) -> list[Run]:
+def find_runs(paths: Iterable[Path]) -> list[Run]:
     """Every run in or below the folders, sorted by data set, pair, distiller, selection, seed and path.
 
     Raises:
@@ -188,34 +197,36 @@ def collect(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give run folders, or a folder above them")
-        folders |= dict.fromkeys(file.parent for file in path.rglob("config.yml"))
+        folders |= dict.fromkeys(file.parent for file in path.rglob(CONFIG))
     runs = [run for run in map(read_run, folders) if run is not None]
     if not runs:
-        raise UserError(f"{', '.join(map(str, paths))}: holds no run (a folder with config.yml)")
+        raise UserError(f"{', '.join(map(str, paths))}: holds no run (a folder with {CONFIG})")
     runs.sort(key=lambda run: (run.dataset, run.is_single, run.pair, run.distiller, run.selection, run.seed, run.path))
     return runs
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in `path`; None if its ``config.yml`` is not one of ours."""
-    config = yaml.safe_load((path / "config.yml").read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or not {"dataset", "training", "run"} <= config.keys():
+    """The run in `path`; None if there is none, or its settings cannot be read.
+
+    Other files that are damaged count as not there; a warning line names them.
+    """
+    layout = Layout(path)
+    config = read_config(layout.config) if layout.config.exists() else None
+    if config is None:
         return None
-    lines = read_json_lines(path / "metrics.jsonl")
-    records = [line for line in lines if line["phase"] == "train"]
-    file = path / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    records = [line for line in read_epochs(layout.metrics) if line["phase"] == "train"]
+    result = read_result(layout.result)
     # A finished run may have been resumed with more epochs; the old result then says nothing of where it is now.
-    done = bool(result and records and records[-1]["epoch"] >= config["training"]["epochs"])
-    status: Status = "running" if is_locked(path / ".lock") else "finished" if done else "stopped"
+    done = result is not None and bool(records) and records[-1]["epoch"] >= config["training"]["epochs"]
+    status: Status = "running" if is_locked(layout) else "finished" if done else "stopped"
     return Run(path, config, records, status, result)
 
 
-def is_locked(lock: Path) -> bool:
-    """Whether a training process holds the lock of a run folder."""
+def is_locked(layout: Layout) -> bool:
+    """Whether a process writes to the folder right now."""
     try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go as the file is closed
+        with layout.lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file is closed
     except BlockingIOError:
         return True
     except OSError:
@@ -223,39 +234,5 @@ def is_locked(lock: Path) -> bool:
     return False
 
 
-def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a ``.jsonl`` file; the last may still be being written."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def read_gate_shares(file: Path) -> GateShares | None:
-    """The newest line of a ``gates.jsonl``, or None."""
-    lines = read_json_lines(file)
-    if not lines:
-        return None
-    line = lines[-1]
-    return GateShares(line["global_epoch"], line["gates"], np.array(line["classes"], dtype=float))
-
-
-def read_gate_samples(folder: Path) -> GateSamples | None:
-    """The newest of a run's ``gates/epoch-N.npz``, or None; each counts from the beginning."""
-    files = {int(file.stem.removeprefix("epoch-")): file for file in folder.glob("epoch-*.npz")}
-    if not files:
-        return None
-    with np.load(files[max(files)]) as content:
-        seen = content["seen"]
-        frequency = content["distilled"] / np.maximum(seen, 1)[:, None]
-        return GateSamples(int(seen.max()), content["labels"].tolist(), frequency)
-
-
 def _title(network: dict[str, Any]) -> str:
     return model_label(network["name"], network.get("kwargs"), network.get("label"))
-
-
-def effective_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` flattened, without the keys in `INCIDENTAL`."""
-    flat = flatten(config)
-    return {k: v for k, v in flat.items() if not any(k == name or k.startswith(f"{name}.") for name in INCIDENTAL)}

@@ -1,0 +1,126 @@
+"""Run folders with a damaged file: one warning line names it, and every tool goes on with the rest."""
+
+import os
+
+import numpy as np
+import pytest
+from made_up_runs import write_run, write_samples
+
+from utils.grid.plan import plan, state
+from utils.grid.progress import seconds_left
+from utils.report.__main__ import main as report
+from utils.run_folder import records
+from utils.run_folder.layout import Layout
+from utils.run_folder.read import read_run
+
+RECORD = (
+    b'{"phase": "train", "epoch": %d, "seconds": 1, "train": {"loss/total": 1}, "val": {"loss/total": 1, "top1": %s}}'
+)
+PIPE = object()
+ALL, NO_GATES, NO_SAMPLES = (True, True), (False, True), (True, False)
+
+# Name: file; its new content, or what in it is replaced once by what; what the warning says after the file's name; how
+# far the run is then, None: it is left out; whether there are gate shares and gate samples.
+DAMAGES = {
+    "NUL bytes": ("metrics.jsonl", (b"\n", b"\n\0\0\0\n"), "line 2 is no record (Invalid JSON", "finished 4/4", ALL),
+    "blank line": ("metrics.jsonl", (b"\n", b"\n\n"), "line 2 is no record (Invalid JSON", "finished 4/4", ALL),
+    "half a line": ("metrics.jsonl", (b'"train"', b"\n"), "line 1 is no record (Invalid JSON", "finished 4/4", ALL),
+    "list": ("metrics.jsonl", (b"\n", b"\n[1]\n"), "line 2 is no record (Input should be an obj", "finished 4/4", ALL),
+    "no phase": ("metrics.jsonl", (b'"phase"', b'"p"'), "line 1 is no record (phase: Field", "finished 4/4", ALL),
+    "other phase": ("metrics.jsonl", (b"\n", b'\n{"phase": 3}\n'), "line 2 is no record (phase", "finished 4/4", ALL),
+    "no validation": ("metrics.jsonl", (b'"val"', b'"v"'), "line 1 is no record (val has no", "finished 4/4", ALL),
+    "no loss": ("metrics.jsonl", (b"loss/total", b"l"), "line 1 is no record (train has no", "finished 4/4", ALL),
+    "a word": ("metrics.jsonl", RECORD % (4, b'"x"') + b"\n", "line 1 is no record (val.top1", "stopped 0/4", ALL),
+    "infinite": ("metrics.jsonl", RECORD % (4, b"1e999") + b"\n", "line 1 is no record (val.top1", "stopped 0/4", ALL),
+    "negative": ("metrics.jsonl", RECORD % (-4, b"9") + b"\n", "line 1 is no record (epoch", "stopped 0/4", ALL),
+    "not UTF-8": ("metrics.jsonl", b"\xff\n" + RECORD % (4, b"9") + b"\n", "line 1 is no rec", "finished 4/4", ALL),
+    "pipe": ("metrics.jsonl", PIPE, "no regular file", "stopped 0/4", ALL),
+    "empty result": ("result.json", b"", "no result of a run (Invalid JSON", "stopped 4/4", ALL),
+    "foreign result": ("result.json", b'{"accuracy": 3}', "no result of a run (best_top1", "stopped 4/4", ALL),
+    "list as result": ("result.json", b"[]", "no result of a run (Input should be", "stopped 4/4", ALL),
+    "empty config": ("config.yml", b"", "the file is empty", None, ALL),
+    "foreign config": ("config.yml", b"site_name: x\n", "not the settings of a run (dataset: Field req", None, ALL),
+    "one section less": ("config.yml", (b"kd_loss:", b"kd_l:"), "not the settings of a run (expected model", None, ALL),
+    "unknown selection": ("config.yml", (b"adaptive", b"clever"), "not the settings of a run (kd.selec", None, ALL),
+    "list as config": ("config.yml", b"[1, 2]\n", "found [1, 2] at the top", None, ALL),
+    "config not YAML": ("config.yml", b"{", "line 1, column 2", None, ALL),
+    "config not UTF-8": ("config.yml", b"\xff\xfe\x00", "not UTF-8 text", None, ALL),
+    "empty gates": ("gates.jsonl", b"\n", "line 1 is no record (Invalid JSON", "finished 4/4", NO_GATES),
+    "foreign gates": ("gates.jsonl", b'{"global_epoch": 1}\n', "line 1 is no record", "finished 4/4", NO_GATES),
+    "a gate less": ("gates.jsonl", (b'["f1", ', b"["), "line 1 is no record (classes and", "finished 4/4", ALL),
+    "empty samples": ("gates/epoch-4.npz", b"", "no counts of gates", "finished 4/4", NO_SAMPLES),
+    "half the samples": ("gates/epoch-4.npz", slice(300), "no counts of gates", "finished 4/4", NO_SAMPLES),
+    "strange name": ("gates/epoch-last.npz", b"x", "expected epoch-<number>.npz", "finished 4/4", ALL),
+}
+
+
+def damage(folder, name, how):
+    file = folder / name
+    if how is PIPE:
+        file.unlink()
+        os.mkfifo(file)
+        return
+    content = file.read_bytes() if file.exists() else b""
+    match how:
+        case bytes():
+            content = how
+        case slice():
+            content = content[how]
+        case (old, new):
+            assert old in content
+            content = content.replace(old, new, 1)
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A good run, and one for each kind of damage."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {}
+    for seed, name in enumerate(["good", *DAMAGES]):
+        folder = folders[name] = write_run(root / str(seed), selection="adaptive", seed=seed)
+        write_samples(folder, 4, np.ones((6, 4)), ["f1", "f2", "f3", "logits"])
+        if name in DAMAGES:
+            damage(folder, *DAMAGES[name][:2])
+    return folders
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_named_in_one_line_and_the_rest_is_read(folders, caplog, name):
+    file, _, complaint, progress, left = DAMAGES[name]
+    records.warn.cache_clear()
+    run = read_run(folders[name])
+    found = run and (run.progress, (run.gate_shares() is not None, run.gate_samples() is not None))
+    assert found == (progress and (progress, left))
+    (line,) = caplog.messages
+    assert line.startswith(f"{folders[name] / file}: {complaint}")
+    assert "left out" in line
+
+
+def test_the_report_is_of_all_that_can_be_read(folders, tmp_path, caplog):
+    records.warn.cache_clear()
+    roots = [str(folder.parents[3]) for folder in folders.values()]
+    assert report([*roots, "--out", str(tmp_path), "--no-plots"]) == 0
+    page = (tmp_path / "report.md").read_text()
+    for name, folder in folders.items():
+        assert (str(folder) in page) == (name == "good" or DAMAGES[name][3] is not None), name
+        assert name == "good" or DAMAGES[name][0].startswith("gates") or str(folder) in caplog.text, name
+
+
+def test_a_grid_goes_on_with_damaged_runs(folders, caplog):
+    records.warn.cache_clear()
+    jobs = {}
+    for seed, (name, folder) in enumerate(folders.items()):
+        Layout(folder).checkpoints.mkdir(exist_ok=True)
+        Layout(folder).last.touch()
+        words = [f"run.root={folder.parents[3]}", "training.epochs=4"]
+        *_, jobs[name] = plan("digits", ["adaptive"], ["at"], ["resnet20-resnet8"], [seed], words)
+        assert jobs[name].folder == folder
+    found = {name: state(job).status for name, job in jobs.items()}
+    finished = {name for name, (_, _, _, progress, _) in DAMAGES.items() if (progress or "").startswith("finished")}
+    assert {name for name, status in found.items() if status == "finished"} == finished | {"good"}
+    assert set(found.values()) == {"finished", "unfinished"}
+    assert seconds_left(list(jobs.values()), [], 1) > 0
+    lines = len(caplog.messages)
+    assert [state(job).status for job in jobs.values()] == list(found.values())
+    assert len(caplog.messages) == lines, "a folder is named once, however often the grid looks at it"

@@ -1,0 +1,68 @@
+"""The names of what is in the folder of a run. Nothing here opens a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CHECKPOINTS = "ckpt"
+CONFIG = "config.yml"
+
+
+class Layout:
+    """``run/<dataset>/<seed>/<name>/``.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        checkpoints: holds the checkpoints: `last`, `previous` (the one before it), `best`, and those of single epochs.
+        log: what the console showed.
+        metrics: a JSON line per epoch.
+        gates: a JSON line per epoch of the train phase: how often each class was distilled at each spot.
+        gate_samples: holds an ``.npz`` per recorded epoch: how often each sample was distilled at each spot so far.
+        tensorboard: the event files.
+        config: the settings of the run.
+        result: the accuracies; written when the run is finished.
+        lock: held by the process that writes to the folder.
+        evaluation: what ``python -m utils.evaluate`` found.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / _CHECKPOINTS
+        self.last = self.checkpoints / "last.pth"
+        self.previous = self.checkpoints / "previous.pth"
+        self.best = self.checkpoints / "best.pth"
+        self.log = path / "log.txt"
+        self.metrics = path / "metrics.jsonl"
+        self.gates = path / "gates.jsonl"
+        self.gate_samples = path / "gates"
+        self.tensorboard = path / "tensorboard"
+        self.config = path / CONFIG
+        self.result = path / "result.json"
+        self.lock = path / ".lock"
+        self.evaluation = path / "evaluation"
+
+    @classmethod
+    def of_checkpoint(cls, file: Path) -> Layout | None:
+        """The run folder that a checkpoint is in; None if it is not in one."""
+        return cls(file.parent.parent) if file.parent.name == _CHECKPOINTS else None
+
+    @property
+    def begun(self) -> bool:
+        """There is a checkpoint to go on from."""
+        return self.last.exists() or self.previous.exists()
+
+    def epoch_checkpoint(self, epoch: int | str) -> Path:
+        """The checkpoint that ``training.save_ep_freq`` keeps of an epoch, phases counted together."""
+        return self.checkpoints / f"epoch-{epoch}.pth"
+
+    def epoch_gate_samples(self, epoch: int | str) -> Path:
+        """The file in `gate_samples` that was written after an epoch."""
+        return self.gate_samples / f"epoch-{epoch}.npz"
+
+
+def epoch_number(file: Path) -> int | None:
+    """The epoch in the name of a file such as ``epoch-7.pth``; None if there is none."""
+    word, _, number = file.stem.partition("-")
+    return int(number) if word == "epoch" and number.isascii() and number.isdecimal() and len(number) < 10 else None
