@@ -13,6 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from utils.config.yaml_loader import read_yaml
 from utils.errors import UserError, reason
+from utils.files import check_regular
 from utils.run_folder.layout import epoch_number
 
 log = logging.getLogger("sakd")
@@ -156,6 +157,7 @@ def read_gate_samples(folder: Path) -> dict[str, np.ndarray] | None:
         warn(f"{files.pop(None)}: expected epoch-<number>.npz; left out")
     for _, file in sorted(files.items(), reverse=True):
         try:
+            check_regular(file)
             with np.load(file) as content:
                 counts = {name: content[name] for name in ("distilled", "seen", "labels")}
             if counts["distilled"].shape != (len(counts["seen"]), len(counts["labels"])):
@@ -189,10 +191,12 @@ def _read_lines(file: Path, shape: TypeAdapter[T]) -> list[T]:
 def _read(file: Path) -> bytes | None:
     """What is in the file; None if there is none."""
     try:
-        if file.is_file():
-            return file.read_bytes()
-        if file.exists():  # a pipe would keep us waiting
-            warn(f"{file}: no regular file; left out")
+        check_regular(file)
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        warn(f"{error}; left out")
     except OSError as error:
         warn(f"{file}: cannot be read ({reason(error)}); left out")
     return None
