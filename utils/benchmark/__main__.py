@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from distillers import DISTILLERS
-from utils.benchmark.cases import Conditions, Pair
-from utils.benchmark.suite import LoaderResult, Result, measure_loaders, measure_pair
+from utils.benchmark.cases import Conditions, Kind, Pair
+from utils.benchmark.published import check_published
+from utils.benchmark.suite import Result, measure_loaders, measure_pair
+from utils.benchmark.tables import loader_line, pair_table, summaries
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.files import write_text
-from utils.report.tables import Table
-from utils.training.device import choose_device, keep_freed_memory, set_precision
+from utils.training.device import choose_device, keep_freed_memory
 from utils.training.reporter import log_to_console
 
 PAIRS = "vgg13-vgg8,resnet110-resnet32,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,ResNet50-MobileNetV2"
@@ -32,27 +34,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_console()
     device = choose_device(options.device)
     keep_freed_memory(device)  # as a run does
-    set_precision(options.precision)
     pairs = [Pair.parse(text) for text in options.pairs.split(",")]
     distillers = [DISTILLERS.canonical(name) for name in options.distillers.split(",")]
-    conditions = Conditions(device, options.precision, options.batch_size, options.size, samples=options.samples)
-    overrides = (f"training.cuda_graph={options.cuda_graph}", f"training.channels_last={options.channels_last}")
-    machine = describe_machine(device)
+    selections = [("fixed", Fraction(1)), *(("adaptive", share) for share in options.share)]
+    kinds = [Kind(distiller, *selection) for distiller in distillers for selection in selections]
+    settings = ("precision", "batch_size", "size", "samples", "rounds", "cuda_graph", "channels_last")
+    conditions = Conditions(device, **{name: getattr(options, name) for name in settings})
+    figures: dict[str, Any] = {
+        "machine": describe_machine(device),
+        "conditions": asdict(conditions) | {"device": str(device)},
+    }
+    earlier = read_figures(options.compare) if options.compare else {"results": []}
+    if options.published:
+        check_published(options.published)
     print(
-        f"{machine['processor']}, PyTorch {machine['torch']}; {conditions.precision}, batch {conditions.batch_size}, "
-        f"{conditions.size}x{conditions.size} pixels, median of {options.rounds} steps\n"
+        f"{figures['machine']['processor']}, PyTorch {torch.__version__}; {options.precision}, "
+        f"batch {options.batch_size}, {options.size}x{options.size} pixels, median of {options.rounds} steps"
     )
     loaders = measure_loaders(conditions)
     print(f"{loader_line(loaders)}\n", flush=True)
     results: list[Result] = []
     for pair in pairs:
-        found = measure_pair(pair, distillers, conditions, options.rounds, overrides)
+        found = list(measure_pair(pair, kinds, conditions, loaders.batch_seconds, options.published))
         print(f"{pair}\n{pair_table(found).markdown()}\n", flush=True)
         results += found
-    print(f"adaptive step / plain KD step\n{summary_table(results, 'time_ratio').markdown()}\n")
-    print(f"peak memory, adaptive / plain KD\n{summary_table(results, 'memory_ratio').markdown()}\n")
+    for part in ("machine", "conditions") if options.compare else ():
+        for key in sorted(figures[part].keys() & earlier[part].keys()):
+            now, then = figures[part][key], earlier[part][key]
+            if now != then:
+                print(f"{options.compare}: {key} was {then}, is {now}")
+    for title, table in summaries(results, earlier["results"]).items():
+        print(f"{title}\n{table.markdown()}\n")
     if options.json:
-        write_json(Path(options.json), machine, conditions, results, loaders)
+        write_figures(options.json, figures | {"results": [asdict(r) for r in results], "loaders": asdict(loaders)})
     return 0
 
 
@@ -60,6 +74,7 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m utils.benchmark", description=__doc__)
     parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"teacher-student, with commas (default: {PAIRS})")
     parser.add_argument("distillers", nargs="?", default=DISTILLER_NAMES, help=f"default: {DISTILLER_NAMES}")
+    parser.add_argument("--share", type=_share, nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")
@@ -70,46 +85,22 @@ def _parser() -> Parser:
     )
     for key in ("cuda-graph", "channels-last"):
         parser.add_argument(f"--{key}", default="auto", choices=["auto", "true", "false"], help="as in the config")
-    parser.add_argument("--json", metavar="FILE", help="also write every figure there")
+    parser.add_argument(
+        "--published", type=Path, metavar="FOLDER", help="a checkout of the published code, to be measured as well"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="what --json wrote earlier: show the ratios to it")
     return parser
 
 
-def pair_table(results: Iterable[Result]) -> Table:
-    """One line per distiller and selection."""
-    phases = ["data", "teacher", "student", "routing", "backward", "optimisers", "rest"]
-    header = ["", "ms", "images/s", "x KD", "MiB", "x KD", *(f"{name} %" for name in phases)]
-    rows = [
-        [
-            f"{result.distiller} {result.selection}",
-            f"{1000 * result.seconds:.0f}",
-            f"{result.images_per_second:.0f}",
-            f"{result.time_ratio:.2f}",
-            f"{result.bytes / 2**20:.0f}",
-            f"{result.memory_ratio:.2f}",
-            *(f"{100 * result.phases[name]:.1f}" if name in result.phases else "" for name in phases),
-        ]
-        for result in results
-    ]
-    return Table(header, rows)
-
-
-def summary_table(results: Sequence[Result], ratio: str) -> Table:
-    """One ratio of the adaptive steps: distillers by pairs, and the median over the pairs."""
-    pairs = list(dict.fromkeys(result.pair for result in results))
-    found = {(r.distiller, r.pair): getattr(r, ratio) for r in results if r.selection == "adaptive"}
-    rows = []
-    for distiller in dict.fromkeys(name for name, _ in found):
-        values = [found.get((distiller, pair)) for pair in pairs]
-        middle = median(value for value in values if value is not None)
-        rows.append([distiller, *("" if value is None else f"{value:.2f}" for value in values), f"{middle:.2f}"])
-    return Table(["", *pairs, "median"], rows)
-
-
-def loader_line(loaders: LoaderResult) -> str:
-    return (
-        f"in-memory loader, crop and flip: {loaders.memory:,.0f} images/s per core, {loaders.ratio:.0f} times the "
-        f"{loaders.per_image:,.0f} of torchvision's transforms of one image at a time"
-    )
+def _share(text: str) -> Fraction:
+    try:
+        share = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(0)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, must be a number above 0 and up to 1, e.g. 1/4")
+    return share
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -130,20 +121,27 @@ def _cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def write_json(
-    path: Path, machine: dict[str, Any], conditions: Conditions, results: Sequence[Result], loaders: LoaderResult
-) -> None:
-    """Write every figure."""
-    figures = {
-        "machine": machine,
-        "conditions": asdict(conditions) | {"device": str(conditions.device)},
-        "results": [asdict(result) for result in results],
-        "loaders": asdict(loaders),
-    }
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
     try:
         write_text(path, json.dumps(figures, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot write there ({error.strerror}); --json <file> names another") from error
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """What `write_figures` wrote, its results as `Result`.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        figures["results"] = [Result(**result) for result in figures["results"]]
+        return {part: figures[part] for part in ("machine", "conditions", "results")}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); --compare takes what --json wrote") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not what --json of this version wrote ({type(error).__name__}: {error})") from error
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
-from models import MODELS, StagedModel, get_model
+from models import MODELS, get_model
 from utils.config import Config, find_config
 from utils.errors import UserError
 from utils.training.build import assemble
 from utils.training.cuda_graph import choose_recorder
-from utils.training.device import autocast, place_task
+from utils.training.device import autocast, place_task, set_up
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.optim import make_optimizers
@@ -39,6 +40,8 @@ class Conditions:
         size: height and width of the images.
         num_classes: width of the logits.
         samples: training set, for which CRD keeps memory banks.
+        rounds: steps of each kind.
+        cuda_graph, channels_last: as in the config.
     """
 
     device: torch.device
@@ -47,6 +50,9 @@ class Conditions:
     size: int = 32
     num_classes: int = 100
     samples: int = 50_000
+    rounds: int = 7
+    cuda_graph: str = "auto"
+    channels_last: str = "auto"
 
     def labels(self) -> Tensor:
         """Class of every training sample, int64 ``[N]``."""
@@ -85,66 +91,75 @@ class Pair:
         return f"{self.teacher}-{self.student}"
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What is distilled, and where.
+
+    Attributes:
+        distiller: its name.
+        selection: ``fixed`` or ``adaptive``.
+        share: ``kd.routing_share``.
+    """
+
+    distiller: str
+    selection: str
+    share: Fraction = Fraction(1)
+
+    def __str__(self) -> str:
+        return f"{self.distiller} {self.selection}" + ("" if self.share == 1 else f" {self.share}")
+
+
+PLAIN_KD = Kind("kd", "fixed")
+
+
 class Case:
-    """Training steps of one distiller under one selection, with the published weights.
+    """Training steps of one kind, with the published weights. They are taken as a run takes them.
 
     Args:
-        pair: the networks.
-        distiller, selection: what to distil, and where.
-        teacher: of the pair; one serves all its cases.
+        pair: the networks, untrained.
+        kind: what to distil, and where.
         conditions: of the measurement.
-        overrides: config keys, as on a command line.
 
     Raises:
         UserError: the distiller refuses the pair.
     """
 
-    def __init__(
-        self,
-        pair: Pair,
-        distiller: str,
-        selection: str,
-        teacher: StagedModel,
-        conditions: Conditions,
-        overrides: tuple[str, ...] = (),
-    ):
-        self.distiller, self.selection = distiller, selection
-        self.config = _config(pair, distiller, selection, conditions, overrides)
-        torch.manual_seed(SEED)
-        student = get_model(pair.student, conditions.num_classes)
-        data = SimpleNamespace(
-            train=SimpleNamespace(labels=conditions.labels()), image_size=(conditions.size, conditions.size)
-        )
-        self.task: SpotAdaptiveDistillation = assemble(self.config, student, teacher, data)
-        place_task(self.task, self.config, conditions.device, data.image_size).train()
-        self.optimizers = make_optimizers(self.task.parameter_groups(), self.config)
+    def __init__(self, pair: Pair, kind: Kind, conditions: Conditions):
+        config, device = _config(pair, kind, conditions), conditions.device
+        set_up(config)
+        student, teacher = (get_model(name, conditions.num_classes) for name in (pair.student, pair.teacher))
+        image_size, labels = (conditions.size, conditions.size), conditions.labels()
+        data = SimpleNamespace(train=SimpleNamespace(labels=labels), image_size=image_size)
+        self.task: SpotAdaptiveDistillation = assemble(config, student, teacher, data)
+        place_task(self.task, config, device, image_size).train()
+        self.optimizers = make_optimizers(self.task.parameter_groups(), config)
         self.batch = conditions.batch()
         phase = Phase("train", self.task, 1, self.optimizers)
-        gates = GateRecorder(list(self.task.gate_labels), conditions.num_classes, conditions.samples, conditions.device)
-        context = partial(autocast, conditions.device, conditions.precision)
-        self.eager = EagerStep(phase, Meter(conditions.device), gates, context)
-        recorder = choose_recorder(self.config.training.cuda_graph, conditions.device, [self.task], log.info)
+        gates = GateRecorder(list(self.task.gate_labels), conditions.num_classes, conditions.samples, device)
+        self.eager = EagerStep(phase, Meter(device), gates, partial(autocast, device, conditions.precision))
+        recorder = choose_recorder(config.training.cuda_graph, device, [self.task], log.info)
         self._step = self.eager if recorder is None else CapturedStep(self.eager, recorder, log.info)
 
+    @property
+    def captured(self) -> bool:
+        """Its steps are replayed as one CUDA graph."""
+        return self._step.captured
+
     def step(self) -> None:
-        """One training step, as the engine takes it."""
+        """One training step."""
         self._step(self.batch)
 
 
-def make_teacher(pair: Pair, conditions: Conditions) -> StagedModel:
-    """The pair's teacher, untrained."""
-    torch.manual_seed(SEED)
-    return get_model(pair.teacher, conditions.num_classes).to(conditions.device)
-
-
-def _config(pair: Pair, distiller: str, selection: str, conditions: Conditions, more: tuple[str, ...]) -> Config:
-    composed = find_config("cifar-100", SEED, teacher=pair.teacher, student=pair.student, distiller=distiller)
+def _config(pair: Pair, kind: Kind, conditions: Conditions) -> Config:
+    composed = find_config("cifar-100", SEED, teacher=pair.teacher, student=pair.student, distiller=kind.distiller)
     return composed.load(
         [
-            f"kd.selection={selection}",
+            f"kd.selection={kind.selection}",
+            f"kd.routing_share={float(kind.share)}",
             f"training.precision={conditions.precision}",
             f"training.batch_size={conditions.batch_size}",
+            f"training.cuda_graph={conditions.cuda_graph}",
+            f"training.channels_last={conditions.channels_last}",
             f"dataset.num_classes={conditions.num_classes}",
-            *more,
         ]
     )

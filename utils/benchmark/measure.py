@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,18 +16,11 @@ from tqdm import tqdm
 
 from utils.benchmark.cases import Case
 
-WARM_UP = 2  # steps: the first one makes momentum buffers, and libraries choose and compile their kernels
 
-
-def seconds(steps: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[float]:
-    """Median time of each of `steps`."""
-    return [median(laps) for laps in lap_times(steps, rounds, device)]
-
-
-def lap_times(
+def seconds(
     steps: Sequence[Callable[[], Any]], rounds: int, device: torch.device, title: str | None = None
-) -> list[list[float]]:
-    """`rounds` times of each of `steps`, measured in turn, so that what else the machine does hits all alike.
+) -> list[float]:
+    """Median time of each of `steps`, measured in turn, so that what else the machine does affects all alike.
 
     With a `title` the rounds are shown on a progress bar.
     """
@@ -34,7 +28,7 @@ def lap_times(
     for _ in tqdm(range(rounds), desc=title, leave=False, disable=title is None):
         for step, own in zip(steps, times):
             own.append(timed(step, device))
-    return times
+    return [median(own) for own in times]
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
@@ -51,15 +45,36 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory(case: Case, device: torch.device) -> int:
-    """Bytes of all tensors of a training step at the worst moment: weights, momentum, banks, activations, gradients.
+def held_memory(device: torch.device) -> int:
+    """Bytes of all tensors on a GPU, and all that its CUDA graphs keep for themselves; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    shared_pool = (0, 0)
+    segments = torch.cuda.memory_snapshot()
+    return sum(s["allocated_size" if s["segment_pool_id"] == shared_pool else "total_size"] for s in segments)
 
-    What the convolution library keeps for itself on a CPU is not seen.
+
+def peak_memory(case: Case, device: torch.device, before: int) -> int:
+    """Bytes that a training step needs at the worst moment: weights, momentum, banks, activations, gradients.
+
+    On a GPU the memory of a captured step's graph is included, and what libraries ask PyTorch for; on a CPU it is the
+    tensors alone, since what the convolution library keeps for itself is not seen.
+
+    Args:
+        case: has taken its first steps.
+        device: where it is.
+        before: `held_memory` before the case was made.
     """
+    if device.type == "cuda":
+        held = held_memory(device) - torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        case.step()
+        wait_for(device)
+        return held + torch.cuda.max_memory_allocated(device) - before
     for scheduled in case.optimizers.values():
         scheduled.optimizer.zero_grad(set_to_none=True)
-    peak = _peak_on_cuda if device.type == "cuda" else _peak_on_cpu
-    return peak(case.step, device) + lasting_bytes(case)
+    return _peak_on_cpu(case.step) + lasting_bytes(case)
 
 
 def lasting_bytes(case: Case) -> int:
@@ -72,16 +87,7 @@ def lasting_bytes(case: Case) -> int:
     return sum(storages.values())
 
 
-def _peak_on_cuda(function: Callable[[], Any], device: torch.device) -> int:
-    wait_for(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
-    wait_for(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _peak_on_cpu(function: Callable[[], Any], device: torch.device) -> int:
+def _peak_on_cpu(function: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     now = peak = 0
@@ -93,7 +99,7 @@ def _peak_on_cpu(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def phase_seconds(case: Case, rounds: int, device: torch.device) -> dict[str, float]:
-    """Median time of each part of a training step; the device is waited for in between, which a run does not do."""
+    """Median time of each part of an eager step; the device is waited for in between, which a run does not do."""
     clock = Stopwatch(device)
     clock.watch(case.task.teacher, "features", "teacher")
     clock.watch(case.task.student, "features", "student")

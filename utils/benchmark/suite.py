@@ -3,122 +3,135 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from statistics import median
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from utils.benchmark.cases import Case, Conditions, Pair, make_teacher
+from utils.benchmark.cases import PLAIN_KD, Case, Conditions, Kind, Pair
 from utils.benchmark.loaders import endless, memory_loader, per_image
-from utils.benchmark.measure import WARM_UP, lap_times, peak_memory, phase_seconds, seconds
+from utils.benchmark.measure import held_memory, peak_memory, phase_seconds, seconds
+from utils.benchmark.published import PublishedSteps
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
 
-BASELINE = ("kd", "fixed")  # plain knowledge distillation
-SELECTIONS = ("fixed", "adaptive")
-BETWEEN = 4  # cases between two steps of plain KD
+WARM_UP = 3  # steps: the first makes momentum buffers, the second is captured, and libraries choose their kernels
 LOADER_ROUNDS = 50
 
 
 @dataclass
 class Result:
-    """One distiller under one selection, on one pair.
+    """One kind of steps on one pair.
 
     Attributes:
+        pair, distiller, selection, share: what was measured; see `Kind`.
+        captured: the steps were one CUDA graph.
         seconds: median of a training step.
-        images_per_second: the same in images.
-        bytes: largest total size of all tensors during a step.
-        time_ratio, memory_ratio: to plain KD's of the same run.
-        phases: share of each part of the step, in the order in which they follow one another.
+        bytes: see `peak_memory`.
+        time_ratio: to plain KD's step, measured in turn with this one.
+        memory_ratio: to plain KD's step.
+        phases: share of each part of an eager step, in the order in which they follow one another; empty if captured.
+        published_seconds: median of a step of the published code, measured in turn with this one.
     """
 
     pair: str
     distiller: str
     selection: str
+    share: str
+    captured: bool
     seconds: float
-    images_per_second: float
     bytes: int
     time_ratio: float
     memory_ratio: float
     phases: dict[str, float] = field(default_factory=dict)
+    published_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class LoaderResult:
-    """The in-memory loader against torchvision's transforms of one image at a time, both on one CPU core.
+    """The in-memory loader against torchvision's transforms of one image at a time.
 
     Attributes:
-        memory, per_image: images per second.
+        memory, per_image: images per second on one core of the CPU.
+        batch_seconds: median time of a batch of the in-memory loader on the device of the steps.
     """
 
     memory: float
     per_image: float
-
-    @property
-    def ratio(self) -> float:
-        return self.memory / self.per_image
+    batch_seconds: float
 
 
 def measure_pair(
-    pair: Pair, distillers: Sequence[str], conditions: Conditions, rounds: int, overrides: tuple[str, ...] = ()
-) -> list[Result]:
-    """Plain KD, then every distiller at fixed spots and spot-adaptively; those that refuse the pair are left out."""
+    pair: Pair, kinds: Sequence[Kind], conditions: Conditions, data_seconds: float, published: Path | None = None
+) -> Iterator[Result]:
+    """Plain KD, then each of `kinds`; those that refuse the pair are left out.
+
+    Besides plain KD, in turn with which the others are measured, only one case is there at a time.
+
+    Args:
+        pair: the networks.
+        kinds: what to measure.
+        conditions: of the measurement.
+        data_seconds: time that the loader takes for a batch.
+        published: a checkout of the published code, whose adaptive steps are measured in turn with ours.
+    """
     device = conditions.device
-    cases = build_cases(pair, distillers, conditions, overrides)
-    for case in tqdm(cases, desc=f"{pair} warm-up", leave=False):
-        for _ in range(WARM_UP):
-            case.step()
-    times = step_seconds(cases, rounds, device, title=str(pair))
-    peaks = [peak_memory(case, device) for case in tqdm(cases, desc=f"{pair} memory", leave=False)]
-    batches = endless(memory_loader(conditions))
-    (data,) = seconds([lambda: next(batches)], rounds, device)
-    results = []
-    for case, time, peak in tqdm(list(zip(cases, times, peaks)), desc=f"{pair} phases", leave=False):
-        phases = {"data": data} | phase_seconds(case, rounds, device)
-        results.append(
-            Result(
-                pair=str(pair),
-                distiller=case.distiller,
-                selection=case.selection,
-                seconds=time,
-                images_per_second=conditions.batch_size / time,
-                bytes=peak,
-                time_ratio=time / times[0],
-                memory_ratio=peak / peaks[0],
-                phases={name: value / sum(phases.values()) for name, value in phases.items()},
-            )
-        )
-    return results
-
-
-def step_seconds(cases: Sequence[Case], rounds: int, device: torch.device, title: str) -> list[float]:
-    """Median time of a step of each case. The first one, by which all are divided, is taken again and again."""
-    order = [k for start in range(1, len(cases), BETWEEN) for k in (0, *range(start, min(start + BETWEEN, len(cases))))]
-    laps = lap_times([cases[k].step for k in order or [0]], rounds, device, title)
-    return [median(lap for k, own in zip(order or [0], laps) if k == case for lap in own) for case in range(len(cases))]
-
-
-def build_cases(
-    pair: Pair, distillers: Sequence[str], conditions: Conditions, overrides: tuple[str, ...] = ()
-) -> list[Case]:
-    """Plain KD first; one teacher for all."""
-    teacher = make_teacher(pair, conditions)
-    wanted = [BASELINE, *((name, selection) for name in distillers for selection in SELECTIONS)]
-    cases = []
-    for distiller, selection in dict.fromkeys(wanted):
+    plain = unit = None
+    warm_up(Case(pair, PLAIN_KD, conditions).step)  # what libraries keep for good is not counted for the next case
+    for kind in dict.fromkeys([PLAIN_KD, *kinds]):
+        before = held_memory(device)
         try:
-            cases.append(Case(pair, distiller, selection, teacher, conditions, overrides))
+            case = Case(pair, kind, conditions)
         except UserError as refusal:
-            log.info("left out: %s, %s", selection, refusal)
-    return cases
+            log.info("left out: %s, %s", kind, refusal)
+            continue
+        plain = plain or case
+        with ExitStack() as stack:
+            steps = [plain.step, case.step]
+            if published and kind.selection == "adaptive" and kind.share == 1:
+                steps += _published_step(stack, published, pair, kind, conditions)
+            for step in steps:
+                warm_up(step)
+            plain_time, own_time, *rest = seconds(steps, conditions.rounds, device, title=f"{pair} {kind}")
+        peak = peak_memory(case, device, before)
+        phases = {} if case.captured else {"data": data_seconds} | phase_seconds(case, conditions.rounds, device)
+        unit = unit or peak
+        yield Result(
+            pair=str(pair),
+            distiller=kind.distiller,
+            selection=kind.selection,
+            share=str(kind.share),
+            captured=case.captured,
+            seconds=own_time,
+            bytes=peak,
+            time_ratio=1.0 if case is plain else own_time / plain_time,
+            memory_ratio=peak / unit,
+            phases={name: value / sum(phases.values()) for name, value in phases.items()},
+            published_seconds=rest[0] if rest else None,
+        )
+        del case, steps, step
+
+
+def warm_up(step: Callable[[], None]) -> None:
+    for _ in range(WARM_UP):
+        step()
+
+
+def _published_step(stack: ExitStack, folder: Path, pair: Pair, kind: Kind, conditions: Conditions) -> list:
+    """The step of the published code, if it can take one; it is closed by `stack`."""
+    try:
+        return [stack.enter_context(PublishedSteps(folder, pair, kind.distiller, conditions)).step]
+    except UserError as refusal:
+        log.info("published code left out: %s, %s", kind, refusal)
+        return []
 
 
 def measure_loaders(conditions: Conditions) -> LoaderResult:
-    """Both on one core of the CPU, whatever device the networks are measured on."""
-    on_cpu = replace(conditions, device=torch.device("cpu"))
+    """Both on one core of the CPU, and the in-memory one on the device of the steps."""
+    device, on_cpu = conditions.device, replace(conditions, device=torch.device("cpu"))
     batches, one_by_one = endless(memory_loader(on_cpu)), per_image(on_cpu)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -126,4 +139,6 @@ def measure_loaders(conditions: Conditions) -> LoaderResult:
         ours, theirs = seconds([lambda: next(batches), one_by_one], LOADER_ROUNDS, on_cpu.device)
     finally:
         torch.set_num_threads(threads)
-    return LoaderResult(on_cpu.batch_size / ours, on_cpu.batch_size / theirs)
+    batches = endless(memory_loader(conditions))
+    (batch,) = seconds([lambda: next(batches)], LOADER_ROUNDS, device)
+    return LoaderResult(on_cpu.batch_size / ours, on_cpu.batch_size / theirs, batch)

@@ -60,6 +60,8 @@ class EagerStep:
         autocast: makes the context of the forward pass.
     """
 
+    captured = False
+
     def __init__(self, phase: Phase, meter: Meter, gates: GateRecorder, autocast: Callable[[], AbstractContextManager]):
         self.task, self.meter, self.gates = phase.task, meter, gates
         self.optimizers = [scheduled.optimizer for scheduled in phase.optimizers.values()]
@@ -128,6 +130,11 @@ class CapturedStep:
         self._seen: set[tuple[torch.Size, ...]] = set()
         self._batch: Batch | None = None  # where the captured step reads
         self._repeat: Callable[[], None] | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Steps on batches of some shape are repeated."""
+        return self._repeat is not None
 
     def __call__(self, batch: Batch) -> None:
         if self._untried is not None and shapes(batch) in self._seen:
