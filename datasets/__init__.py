@@ -6,9 +6,22 @@ a function ``(root: Path) -> Source``.
 """
 
 from datasets.batch import Batch
-from datasets.build import Data, build_data
+from datasets.build import Data, DataInfo, OpenedData, build_data, open_data
 from datasets.loading.loader import Loader
 from datasets.registry import DATASETS, register_dataset
 from datasets.source import Arrays, Files, Source
 
-__all__ = ["DATASETS", "Arrays", "Batch", "Data", "Files", "Loader", "Source", "build_data", "register_dataset"]
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "Batch",
+    "Data",
+    "DataInfo",
+    "Files",
+    "Loader",
+    "OpenedData",
+    "Source",
+    "build_data",
+    "open_data",
+    "register_dataset",
+]

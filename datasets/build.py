@@ -1,12 +1,12 @@
-"""From a config to a pair of loaders."""
+"""From a config to a data set that is opened, and on to a pair of loaders."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order
 from datasets.loading.streaming import StreamLoader
 from datasets.registry import DATASETS
-from datasets.source import Arrays, Source, Split
+from datasets.source import Arrays, Source, Split, Triple
 from utils.errors import UserError
 from utils.processes.group import main_first
 
@@ -45,23 +45,49 @@ class DataConfig(Protocol):
     std: Sequence[float] | None
 
 
-@dataclass(frozen=True)
-class Data:
+@dataclass(frozen=True, eq=False)
+class DataInfo:
+    """What networks, distillers and checkpoints have to know of a data set.
+
+    Attributes:
+        class_names: one per class, in the order of the labels.
+        image_size: (height, width) of every batch.
+        mean, std: of each channel, in [0, 1]; what images are normalised by.
+        labels: class of every training image, int64 ``[N]``, in index order.
+    """
+
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    mean: Triple
+    std: Triple
+    labels: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return len(self.class_names)
+
+    def describe(self) -> dict[str, list]:
+        """What a checkpoint says of the data that its network knows."""
+        return {
+            "classes": list(self.class_names),
+            "image_size": list(self.image_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Data(DataInfo):
     """A data set, ready for training.
 
     Attributes:
         train: shuffled and augmented.
         val: in order and not augmented.
-        num_classes: width of the logits.
-        class_names: one per class, in the order of the labels.
-        image_size: (height, width) of every batch.
     """
 
     train: Loader
     val: Loader
-    num_classes: int
-    class_names: tuple[str, ...]
-    image_size: tuple[int, int]
 
     def close(self) -> None:
         """Close both loaders."""
@@ -69,28 +95,107 @@ class Data:
         self.val.close()
 
 
-def build_data(
-    config: DataConfig,
-    *,
-    batch_size: int,
-    val_batch_size: int,
-    num_workers: int,
-    val_num_workers: int,
-    seed: int,
-    device: torch.device | str,
-    shard: tuple[int, int] = (0, 1),
-) -> Data:
-    """Find the data set, download it if it has to and can be, and make its loaders.
+@dataclass(frozen=True, eq=False)
+class OpenedData(DataInfo):
+    """A data set that is there and fits its config; no image is decoded yet.
 
-    Args:
+    Attributes:
         config: the keys ``dataset.*``.
-        batch_size: images per training batch, all processes together.
-        val_batch_size: images per validation batch, all processes together.
-        num_workers: processes that decode training images; the memory loader has them decode once.
-        val_num_workers: the same for validation images.
-        seed: of every order and augmentation.
-        device: where the batches are wanted.
-        shard: (rank, number of processes); each gets its own part of every batch.
+        source: where the images come from.
+        augment: name of the training augmentation.
+    """
+
+    config: DataConfig
+    source: Source
+    augment: str
+
+    def without_unreadable(self, workers: int) -> OpenedData:
+        """With ``dataset.on_corrupt: skip``, the part of it that can be decoded, which decodes every image once.
+
+        Raises:
+            UserError: no image of a training class can be read, or none of validation.
+        """
+        if self.config.on_corrupt != "skip":
+            return self
+        source = without_unreadable(self.source, workers)
+        return replace(self, source=source, labels=source.train.labels)
+
+    def check_batches(self, batch_size: int, val_batch_size: int, world: int) -> None:
+        """Check that there are images enough for every process.
+
+        Raises:
+            UserError: there are not.
+        """
+        # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
+        _check_batches("training", batch_size, len(self.source.train), world, least=2)
+        _check_batches("validation", val_batch_size, len(self.source.val), world, least=1)
+
+    def load(
+        self,
+        *,
+        batch_size: int,
+        val_batch_size: int,
+        num_workers: int,
+        val_num_workers: int,
+        seed: int,
+        device: torch.device | str,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Data:
+        """Make the loaders, which decodes all images if they are held in memory.
+
+        Args:
+            batch_size: images per training batch, all processes together.
+            val_batch_size: images per validation batch, all processes together.
+            num_workers: processes that decode training images; the memory loader has them decode once.
+            val_num_workers: the same for validation images.
+            seed: of every order and augmentation.
+            device: where the batches are wanted.
+            shard: (rank, number of processes); each gets its own part of every batch.
+
+        Raises:
+            UserError: an image cannot be read, or there are too few.
+        """
+        self.check_batches(batch_size, val_batch_size, shard[1])
+        common = {"seed": seed, "device": torch.device(device)}
+        train, val = self.source.train, self.source.val
+        train_order = Order(len(train), batch_size, shuffle=True, shard=shard)
+        val_order = Order(len(val), val_batch_size, shuffle=False, shard=shard)
+        return Data(
+            class_names=self.class_names,
+            image_size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+            labels=self.labels,
+            train=self._loader(train, train_order, self.augment, num_workers, **common),
+            val=self._loader(val, val_order, "none", val_num_workers, **common),
+        )
+
+    def _loader(
+        self, split: Split, order: Order, augment: str, workers: int, seed: int, device: torch.device
+    ) -> Loader:
+        transform = Augment(augment, self.image_size, self.mean, self.std, device)
+        # Evaluation has to show objects at the scale that training showed them, see `fit`.
+        margin = AUGMENTATIONS[self.augment].resized_crop
+        if self._in_memory(len(split), transform, device):
+            images = self._decoded(split, workers, margin=margin)
+            return MemoryLoader(images, split.labels, order, transform, seed=seed, device=device)
+        return StreamLoader(split, order, transform, margin=margin, workers=workers, seed=seed, device=device)
+
+    def _in_memory(self, count: int, augment: Augment, device: torch.device) -> bool:
+        if self.config.loader != "auto":
+            return self.config.loader == "memory"
+        height, width = (side + 2 * augment.padding for side in self.image_size)
+        return not augment.recipe.resized_crop and count * 3 * height * width <= _memory_limit(device)
+
+    def _decoded(self, split: Split, workers: int, *, margin: bool) -> Tensor:
+        if isinstance(split, Arrays) and split.images.shape[-2:] == self.image_size and not margin:
+            return split.images
+        log.info("decoding %d images into memory", len(split))
+        return decode_all(split, self.image_size, margin=margin, workers=workers)
+
+
+def open_data(config: DataConfig) -> OpenedData:
+    """Find the data set, download it if it has to and can be, and settle what the config leaves open.
 
     Raises:
         UserError: the data is missing, damaged or not what the config says.
@@ -99,68 +204,22 @@ def build_data(
         source = DATASETS.get(config.name)(Path(config.root).expanduser())
     _check_classes(config, source)
     check_labels(source)
-    if config.on_corrupt == "skip":
-        source = without_unreadable(source, num_workers)
-    builder = _Builder(config, source, seed, torch.device(device), shard)
-    return Data(
-        train=builder.train(batch_size, num_workers),
-        val=builder.val(val_batch_size, val_num_workers),
-        num_classes=len(source.class_names),
+    size = _image_size(config, source)
+    return OpenedData(
         class_names=source.class_names,
-        image_size=builder.size,
+        image_size=size,
+        mean=tuple(config.mean or source.mean),
+        std=tuple(config.std or source.std),
+        labels=source.train.labels,
+        config=config,
+        source=source,
+        augment=_augmentation(config, source, size),
     )
 
 
-class _Builder:
-    """Settles what the config leaves open and makes loaders accordingly."""
-
-    def __init__(self, config: DataConfig, source: Source, seed: int, device: torch.device, shard: tuple[int, int]):
-        self.size = _image_size(config, source)
-        self._source = source
-        self._augment = _augmentation(config, source, self.size)
-        self._norm = tuple(config.mean or source.mean), tuple(config.std or source.std)
-        self._loader = config.loader
-        self._seed = seed
-        self._device = device
-        self._shard = shard
-        # Evaluation has to show objects at the scale that training showed them, see `fit`.
-        self._margin = AUGMENTATIONS[self._augment].resized_crop
-
-    def train(self, batch_size: int, workers: int) -> Loader:
-        return self._make("training", self._source.train, self._augment, batch_size, workers, shuffle=True)
-
-    def val(self, batch_size: int, workers: int) -> Loader:
-        return self._make("validation", self._source.val, "none", batch_size, workers, shuffle=False)
-
-    def _make(self, what: str, split: Split, augment: str, batch_size: int, workers: int, *, shuffle: bool) -> Loader:
-        # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
-        _check_batches(what, batch_size, len(split), self._shard[1], least=2 if shuffle else 1)
-        order = Order(len(split), batch_size, shuffle=shuffle, shard=self._shard)
-        transform = Augment(augment, self.size, *self._norm, self._device)
-        if self._in_memory(len(split), transform):
-            images = self._decoded(split, workers)
-            return MemoryLoader(images, split.labels, order, transform, seed=self._seed, device=self._device)
-        return StreamLoader(
-            split,
-            order,
-            transform,
-            margin=self._margin,
-            workers=workers,
-            seed=self._seed,
-            device=self._device,
-        )
-
-    def _in_memory(self, count: int, augment: Augment) -> bool:
-        if self._loader != "auto":
-            return self._loader == "memory"
-        height, width = (side + 2 * augment.padding for side in self.size)
-        return not augment.recipe.resized_crop and count * 3 * height * width <= _memory_limit(self._device)
-
-    def _decoded(self, split: Split, workers: int) -> Tensor:
-        if isinstance(split, Arrays) and split.images.shape[-2:] == self.size and not self._margin:
-            return split.images
-        log.info("decoding %d images into memory", len(split))
-        return decode_all(split, self.size, margin=self._margin, workers=workers)
+def build_data(config: DataConfig, **how: Any) -> Data:
+    """Open a data set and make its loaders, see `open_data` and `OpenedData.load` for arguments and errors."""
+    return open_data(config).without_unreadable(how["num_workers"]).load(**how)
 
 
 def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:

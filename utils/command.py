@@ -7,12 +7,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NoReturn
 
 from utils.errors import UserError, exhausted_memory, printable, reason
-from utils.processes.place import fail, keep_quiet_unless_first, rank_info
-from utils.processes.stopping import EXIT_INTERRUPTED, EXIT_KILLED, Interrupted, stoppable
+from utils.processes.place import (
+    end_with_launcher,
+    fail,
+    keep_quiet_unless_first,
+    rank_info,
+    report_success,
+    wait_for_the_cause,
+)
+from utils.processes.stopping import (
+    EXIT_INTERRUPTED,
+    EXIT_KILLED,
+    STOPPED_AT_ONCE,
+    Interrupted,
+    ignore_stop_signals,
+    interrupt_on_stop_signals,
+)
 
 EXIT_USER_ERROR = 2
 
@@ -38,7 +51,7 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn:
-    """Run `main` and exit. An error that the user or the machine causes is printed as one line on standard error.
+    """Run `main` and exit. An error that the user or the machine causes, or a signal, is one line on standard error.
 
     Of several processes only the first one, or the first to fail, prints.
 
@@ -47,14 +60,16 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
         trains: it writes checkpoints, so the line says that they are kept and how to resume.
     """
     kept = "; checkpoints written before are kept" if trains else ""
-    alone = rank_info().world == 1
     try:
-        _check_standard_streams()
-        keep_quiet_unless_first()
-        # SIGTERM may just as well be the launcher's answer to the failure of another process: nothing to report.
-        with stoppable() if alone else nullcontext():
+        try:
+            interrupt_on_stop_signals()
+            end_with_launcher()
+            _check_standard_streams()
+            keep_quiet_unless_first()
             status = main() or 0
             sys.stdout.flush()
+        finally:
+            ignore_stop_signals()  # nothing is left to stop
     except UserError as error:
         _leave(f"error: {error}", EXIT_USER_ERROR)
     except OSError as error:
@@ -63,14 +78,16 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
     except Interrupted as interruption:
         _leave(str(interruption) if trains else "stopped", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        resume = "; --resume goes on from the last checkpoint, if there is one" if trains else ""
-        _leave(f"stopped at once{resume}", EXIT_KILLED)
+        _leave(STOPPED_AT_ONCE if trains else "stopped at once", EXIT_KILLED)
     except Exception as error:
         if line := exhausted_memory(error):
             _leave(f"error: {line}{kept}", EXIT_USER_ERROR)
-        if alone:
+        if rank_info().world == 1:
             raise
-        fail(traceback.format_exc(), 1, perhaps_not_the_cause=True)
+        wait_for_the_cause()
+        fail(traceback.format_exc(), 1)
+    if status == 0:
+        report_success()
     sys.exit(status)
 
 

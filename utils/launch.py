@@ -10,13 +10,26 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
-from utils.processes.place import LAST_WORDS
+from utils.processes.place import LAST_WORDS, LAUNCHER, SUCCESS
+from utils.processes.stopping import (
+    EXIT_INTERRUPTED,
+    EXIT_KILLED,
+    NOTHING_TO_SAVE,
+    STOP_SIGNALS,
+    STOPPED_AT_ONCE,
+    Interrupted,
+    ignore_stop_signals,
+    interrupt_on_stop_signals,
+)
 
 EXIT_USAGE = 2
 EXIT_SIGNALLED = 128  # plus the signal's number, as in a shell
@@ -24,31 +37,36 @@ STOP_SECONDS = "600"  # that a job may take to save itself when it is told to st
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``[number of processes, script, its arguments ...]``; replaces this process by the script if one will do."""
+    """``[number of processes, script, its arguments ...]``; runs the script in this process if one will do."""
     if not arguments[1:]:
         return _usage_error("usage: python -m utils.launch <number of processes> <script> [argument ...]")
     count, *command = arguments
     if not (count.isascii() and count.isdigit() and int(count) > 0):
         return _usage_error(f"error: nproc: {count!r}, expected the number of processes, 1 or more")
-    if int(count) == 1:
-        os.execv(sys.executable, [sys.executable, *command])
-    return launch(int(count), command)
+    if int(count) > 1:
+        return launch(int(count), command)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+    return 0
 
 
 def launch(count: int, command: Sequence[str]) -> int:
     """Run `command`, a script and its arguments, as `count` processes, and return the exit code of the job.
 
-    One that fails ends the others. SIGTERM and SIGINT are handed on to all.
+    One that fails ends the others. SIGTERM and SIGINT are handed on to all; a second SIGINT ends all at once.
     """
     logging.disable()  # of this process alone: what torchrun says about failures
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # see `_hand_on_signals`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)
     with tempfile.TemporaryDirectory(prefix="sakd-") as scratch:
-        last_words = Path(scratch, "last-words")
-        os.environ[LAST_WORDS] = str(last_words)
+        last_words, success = Path(scratch, "last-words"), Path(scratch, "success")
+        os.environ |= {LAUNCHER: str(os.getpid()), LAST_WORDS: str(last_words), SUCCESS: str(success)}
         problem, code = _run(count, command, scratch)
         if last_words.exists():
             return int(last_words.read_text())
+        if code == EXIT_INTERRUPTED and success.exists():  # the signal came too late
+            return 0
     if problem:
         print(problem, file=sys.stderr)
     return code
@@ -71,6 +89,7 @@ def _run(count: int, command: Sequence[str], scratch: str) -> tuple[str, int]:
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
     )
+    _hand_on_signals(scratch)
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
@@ -80,9 +99,33 @@ def _run(count: int, command: Sequence[str], scratch: str) -> tuple[str, int]:
         name = signal.Signals(-failure.exitcode).name
         hint = "; is there enough memory?" if name == "SIGKILL" else ""
         return f"error: process {rank + 1} of {count} was ended by {name}{hint}", EXIT_SIGNALLED - failure.exitcode
-    except SignalException as error:
-        return f"stopped by {error.sigval.name} outside of training", EXIT_SIGNALLED + error.sigval
+    except SignalException:
+        return NOTHING_TO_SAVE, EXIT_INTERRUPTED
+    finally:
+        ignore_stop_signals()
     return "", 0
+
+
+def _hand_on_signals(scratch: str) -> None:
+    """Let the first signal stop the job as torchrun would, and a second SIGINT end this process.
+
+    Its death is the second SIGINT of the others, see `end_with_launcher`; torchrun would go on waiting for them.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    asked = False
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            print(STOPPED_AT_ONCE, file=sys.stderr, flush=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+            os._exit(EXIT_KILLED)
+        asked = True
+        raise SignalException("asked to stop", signal.Signals(number))
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, hand_on)
 
 
 def _usage_error(message: str) -> int:
@@ -91,4 +134,9 @@ def _usage_error(message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    interrupt_on_stop_signals()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

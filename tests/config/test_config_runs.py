@@ -39,8 +39,7 @@ def _in_the_repository(monkeypatch):
 def fake_data(dataset: str) -> SimpleNamespace:
     """What building a task asks of `Data`: four training samples of every class, and no images."""
     classes, size = SHAPES[dataset]
-    train = SimpleNamespace(labels=torch.arange(4 * classes) % classes)
-    return SimpleNamespace(num_classes=classes, image_size=(size, size), train=train)
+    return SimpleNamespace(num_classes=classes, image_size=(size, size), labels=torch.arange(4 * classes) % classes)
 
 
 @functools.cache

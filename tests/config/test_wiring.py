@@ -186,7 +186,7 @@ def assemble_pair(distiller: str, teacher: str, student: str, *overrides: str):
     """The config that the launchers compose for a pair, and its task on a CIFAR-100 of 400 images."""
     names = {"teacher": teacher, "student": student, "distiller": distiller}
     config = find_config("cifar-100", 1029, **names, root=CONFIGS).load(overrides)
-    data = SimpleNamespace(image_size=(32, 32), train=SimpleNamespace(labels=torch.arange(400) % 100))
+    data = SimpleNamespace(image_size=(32, 32), labels=torch.arange(400) % 100)
     trained = copy.deepcopy(network(student)).requires_grad_()  # as a teacher elsewhere, it was frozen
     return config, assemble(config, trained, network(teacher), data)
 

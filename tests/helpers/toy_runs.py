@@ -8,6 +8,7 @@ from toys import ToyNet, toy_data, toy_task
 from distillers.pretraining import Pretraining
 from distillers.task import Classification
 from utils.config import Config
+from utils.processes.stopping import StopRequest
 from utils.run_folder.folder import RunDir
 from utils.training.device import set_up
 from utils.training.engine import Engine, Phase
@@ -51,7 +52,7 @@ def make_engine(folder, distiller="at", selection="adaptive", resume=False, conf
         task = toy_task(distiller, seed=config.training.seed, selection=selection)
     run = RunDir(folder)
     checkpoint = run.open(resume=resume, overwrite=False)
-    return Engine(phases_of(task, config), toy_data(), run, config, torch.device("cpu"), checkpoint)
+    return Engine(phases_of(task, config), toy_data(), run, config, torch.device("cpu")).start(checkpoint)
 
 
 def assert_equal(found, expected, where="checkpoint"):
@@ -80,7 +81,8 @@ def records(run):
 def finish(engine):
     """Run to the end and let go of the folder, as the end of a process does."""
     try:
-        return engine.fit()
+        with StopRequest() as stop:
+            return engine.fit(stop)
     finally:
         engine.run.close()
 

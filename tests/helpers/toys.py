@@ -107,4 +107,5 @@ def toy_data(
         split = Arrays(images, labels)
         train = StreamLoader(split, *how("crop_flip", shuffle=True), margin=False, workers=workers, **common)
     val = MemoryLoader(images, labels, *how("none", shuffle=False), **common)
-    return Data(train, val, NUM_CLASSES, tuple(f"class {k}" for k in range(NUM_CLASSES)), IMAGE_SIZE)
+    names = tuple(f"class {k}" for k in range(NUM_CLASSES))
+    return Data(names, IMAGE_SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), labels, train, val)

@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import yaml
 
 from utils.config import Config
-from utils.run_folder.folder import RunDir
-from utils.training.build import build_distillation, build_single, load_data
-from utils.training.device import set_up
-from utils.training.engine import Engine
-
-CPU = torch.device("cpu")
+from utils.training.run import train
 
 
 def trained_pair(root: Path, selection: str = "adaptive", distiller: str = "kd") -> Path:
@@ -25,18 +19,8 @@ def trained_pair(root: Path, selection: str = "adaptive", distiller: str = "kd")
         "validation": {"batch_size": 256, "num_workers": 0},
         "run": {"root": str(root)},
     }
-    _train(Config.from_dict(common | {"model": {"name": "resnet8"}}), build_single)
+    train(Config.from_dict(common | {"model": {"name": "resnet8"}}))
     pair = {"teacher": {"name": "resnet8"}, "student": {"name": "resnet8"}, "selection": selection}
-    return _train(Config.from_dict(common | {"kd": pair, "kd_loss": {"name": distiller}}), build_distillation)
-
-
-def _train(config: Config, build) -> Path:
-    set_up(config)
-    data = load_data(config, CPU)
-    phases, result = build(config, data, CPU)
-    run = RunDir(config.run_dir)
-    run.open(resume=False, overwrite=False)
-    run.config.write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
-    run.write_result(result | Engine(phases, data, run, config, CPU).fit())
-    run.close()
-    return run.path
+    config = Config.from_dict(common | {"kd": pair, "kd_loss": {"name": distiller}})
+    train(config)
+    return config.run_dir

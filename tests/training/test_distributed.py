@@ -332,7 +332,7 @@ def make_engine(folder, distiller, selection, resume=False, save_every_steps=Non
         task = toy_task(distiller, seed=config.training.seed, selection=selection)
     run = RunDir(folder)
     checkpoint = from_main(run.open(resume=resume, overwrite=False) if is_main() else None)
-    return Engine(phases_of(task, config), toy_data(shard=(rank(), world_size())), run, config, CPU, checkpoint)
+    return Engine(phases_of(task, config), toy_data(shard=(rank(), world_size())), run, config, CPU).start(checkpoint)
 
 
 def train(*arguments):

@@ -116,7 +116,7 @@ class TestResuming:
     def test_with_more_epochs_goes_on(self, tmp_path):
         finish(make_engine(tmp_path / "run"))
         engine = make_engine(tmp_path / "run", resume=True, config=toy_config(epochs=EPOCHS + 1))
-        engine.fit()
+        finish(engine)
         assert [record["epoch"] for record in records(engine.run)] == [1, 2, 3, 4]
 
     def test_refuses_the_checkpoint_of_another_distiller(self, tmp_path):
@@ -154,7 +154,7 @@ class TestStopping:
         engine = make_engine(tmp_path / "run")
         engine._step = lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
         with pytest.raises(KeyboardInterrupt):
-            engine.fit()
+            finish(engine)
 
     def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(self, tmp_path):
         engine = make_engine(tmp_path / "run")
@@ -166,7 +166,7 @@ class TestStopping:
         with torch.no_grad():
             engine.task.student.fc.bias[0] = torch.nan
         with pytest.raises(UserError, match=r"no longer finite, at train epoch 2 step 1: .*loss/total nan.*last\.pth"):
-            engine.fit()
+            finish(engine)
         assert_equal(read_checkpoint(engine.run.last), good)
 
 

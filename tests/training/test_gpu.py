@@ -70,7 +70,7 @@ def make_engine(folder, task="at", selection="adaptive", *, graph=True, device=D
     run = RunDir(folder)
     checkpoint = run.open(resume=resume, overwrite=False)
     data = toy_data(BATCH, device=device, workers=workers)
-    return Engine(phases_of(task, config), data, run, config, device, checkpoint)
+    return Engine(phases_of(task, config), data, run, config, device).start(checkpoint)
 
 
 def trained(*arguments, **options):

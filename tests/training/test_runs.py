@@ -8,7 +8,6 @@ import pytest
 from process_runs import config_file, prepare
 from toy_runs import toy_config
 
-from utils.cli import teacher_arguments
 from utils.config import load_config
 from utils.config.changes import differences
 from utils.errors import UserError
@@ -35,12 +34,6 @@ def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
 
 def test_a_key_that_an_older_config_did_not_have_is_no_difference():
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3, "new": 4}, "c": 2}) == {"a.b": (1, 3)}
-
-
-def test_the_teachers_training_shares_the_data_and_the_device_of_the_students():
-    model, dataset, seed, *keys = teacher_arguments(toy_config(device="cpu", seed=7))
-    assert (model, dataset, seed) == ("resnet8", "digits", "7")
-    assert {'dataset.root="data"', 'training.device="cpu"', 'training.precision="fp32"', 'run.root="run"'} <= set(keys)
 
 
 def test_no_worker_outlives_a_run_whoever_still_knows_the_engine(tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ class Case:
         set_up(config)
         student, teacher = (get_model(name, conditions.num_classes) for name in (pair.student, pair.teacher))
         image_size, labels = (conditions.size, conditions.size), conditions.labels()
-        data = SimpleNamespace(train=SimpleNamespace(labels=labels), image_size=image_size)
+        data = SimpleNamespace(labels=labels, image_size=image_size)
         self.task: SpotAdaptiveDistillation = assemble(config, student, teacher, data)
         place_task(self.task, config, device, image_size).train()
         self.optimizers = make_optimizers(self.task.parameter_groups(), config)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 PATIENCE = 2.0  # seconds in which the launcher, which looks ten times a second, notices the end of another process
-LAST_WORDS = "SAKD_LAST_WORDS"  # environment variable: the file that the first process to fail makes
+# Environment variables by which `utils.launch` tells its processes
+LAUNCHER = "SAKD_LAUNCHER"  # who it is: its process id
+LAST_WORDS = "SAKD_LAST_WORDS"  # the file that the first process to fail makes
+SUCCESS = "SAKD_SUCCESS"  # the file that the first process makes once the job is done
+
+_PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
 class RankInfo(NamedTuple):
@@ -39,7 +46,25 @@ def keep_quiet_unless_first() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
 
 
-def fail(message: str, code: int, *, perhaps_not_the_cause: bool = False) -> NoReturn:
+def end_with_launcher() -> None:
+    """Let the death of the launcher, however it comes about, be a Ctrl-C for this process of several (on Linux).
+
+    The processes of a job are not in the session of its launcher, so nothing else would end them.
+    """
+    if rank_info().world == 1 or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # it died before
+        os._exit(1)
+
+
+def wait_for_the_cause() -> None:
+    """Give the launcher time to end this process: its failure may only be the consequence of another one's end."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(PATIENCE)
+
+
+def fail(message: str, code: int) -> NoReturn:
     """End this process of a job, and thereby the job. The first process that fails prints, the others are silent.
 
     Nothing is torn down: the destructors of a broken job wait for processes that will never answer.
@@ -47,12 +72,7 @@ def fail(message: str, code: int, *, perhaps_not_the_cause: bool = False) -> NoR
     Args:
         message: for standard error.
         code: exit code, of the job as well.
-        perhaps_not_the_cause: the failure may be but the echo of another process's end. That one is given the time
-            to be noticed, whereupon the launcher ends this one before it says a word.
     """
-    if perhaps_not_the_cause:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(PATIENCE)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another process's exit must not cut the message off
     if _is_first_to_fail(code):
         print(message, file=sys.stderr, flush=True)
@@ -60,11 +80,17 @@ def fail(message: str, code: int, *, perhaps_not_the_cause: bool = False) -> NoR
     os._exit(code)
 
 
+def report_success() -> None:
+    """Tell the launcher that the job is done, so that a signal that arrives from now on is no failure."""
+    if SUCCESS in os.environ and rank_info().rank == 0:
+        Path(os.environ[SUCCESS]).touch()
+
+
 def _is_first_to_fail(code: int) -> bool:
     path = os.environ.get(LAST_WORDS)
     if path is None:  # plain torchrun
         return True
-    with suppress(FileExistsError), open(path, "x") as file:
+    with suppress(FileExistsError, FileNotFoundError), open(path, "x") as file:
         file.write(str(code))
         return True
     return False

@@ -1,14 +1,28 @@
-"""Stopping when asked to, at a place from which one can go on."""
+"""Stopping when asked to, at a place from which one can go on.
+
+SIGTERM (batch systems, ``docker stop``) and SIGINT (Ctrl-C) ask a process to stop. While there is nothing to save, it
+stops at once; in training the step under way is finished and saved first. Both end with `EXIT_INTERRUPTED`.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+from utils.processes.place import rank_info
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped early, everything saved, try again
 EXIT_KILLED = 128 + signal.SIGINT  # what a shell makes of a process that SIGINT ends
+NOTHING_TO_SAVE = (
+    "stopped outside of training, nothing to save; the same command goes on, with --resume if there is a checkpoint"
+)
+STOPPED_AT_ONCE = "stopped at once; --resume goes on from the last checkpoint, if there is one"
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 class Interrupted(BaseException):
@@ -18,42 +32,67 @@ class Interrupted(BaseException):
     """
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Let SIGTERM raise `Interrupted` where no `StopRequest` is active, that is before and after training."""
-    usual = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)
+def interrupt_on_stop_signals() -> None:
+    """From now on let both signals raise `Interrupted`; one of several processes just ends, its launcher speaks."""
+    # That process may be signalled just as well because another one failed: it has nothing to report.
+    _handle(signal.SIG_DFL if rank_info().world > 1 else _interrupt)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(
-        "stopped outside of training, nothing to save; the same command goes on, with --resume if there is a checkpoint"
-    )
+def ignore_stop_signals() -> None:
+    """From now on let nothing keep this process from coming to its end."""
+    _handle(signal.SIG_IGN)
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGINT arrived, so that the step under way can be finished first.
+    """Remembers that a stop signal arrived, so that the step under way can be finished first.
 
     A second SIGINT stops at once. Use as a context manager; it restores the handlers that it found.
+
+    Attributes:
+        requested: a signal arrived.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._handlers: dict[int, object] = {}
+        self._found: dict[int, Handler] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._remember)
+        self._found = _handle(self._remember)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        _restore(self._found)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While there is nothing to save, see `interrupt_on_stop_signals`.
+
+        Raises:
+            Interrupted: a signal has arrived before.
+        """
+        if self.requested:
+            _interrupt()
+        interrupt_on_stop_signals()
+        try:
+            yield
+        finally:
+            _handle(self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
+    raise Interrupted(NOTHING_TO_SAVE)
+
+
+def _handle(handler: Handler) -> dict[int, Handler]:
+    """Set the handler of both signals; those that were there."""
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+
+
+def _restore(handlers: dict[int, Handler]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

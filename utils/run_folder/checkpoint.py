@@ -97,7 +97,11 @@ def read_weights(path: Path) -> dict[str, Any]:
     Raises:
         UserError: see `read_checkpoint`.
     """
-    content = read_checkpoint(path)
+    return weights_of(read_checkpoint(path))
+
+
+def weights_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Those in what `read_checkpoint` gave, see `read_weights`."""
     weights = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
     return {_WRAPPERS.sub("", str(key)): value for key, value in weights.items()}
 

@@ -1,4 +1,4 @@
-"""From a validated config to what is trained: data, networks, tasks, optimisers."""
+"""From a validated config to what is trained: networks, tasks, optimisers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import Data, build_data
+from datasets import Data, DataInfo, OpenedData
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
 from distillers.pretraining import Pretraining
@@ -26,11 +26,10 @@ from utils.training.reporter import log
 from utils.training.step import Phase
 
 
-def load_data(config: Config, device: torch.device) -> Data:
+def load_data(opened: OpenedData, config: Config, device: torch.device) -> Data:
     """Both loaders of the config's data set, on `device`."""
     training, validation = config.training, config.validation
-    return build_data(
-        config.dataset,
+    return opened.load(
         batch_size=training.batch_size,
         val_batch_size=validation.batch_size,
         num_workers=training.num_workers,
@@ -41,44 +40,78 @@ def load_data(config: Config, device: torch.device) -> Data:
     )
 
 
-def build_single(config: Config, data: Data, device: torch.device) -> tuple[list[Phase], dict]:
-    """One network under cross-entropy."""
-    model = build_network(config.model, data)
-    if config.model.checkpoint:
-        load_weights(model, Path(config.model.checkpoint), new_head=config.model.new_head, name=config.model.title)
-    task = synchronize_batchnorm(place_task(Classification(model), config, device, data.image_size), config, device)
-    return [make_phase("train", task, config.training.epochs, config)], {}
+def build_task(config: Config, info: DataInfo) -> Task:
+    """What the config trains: one network under cross-entropy, or a student under a teacher whose weights are random.
 
-
-def build_distillation(config: Config, data: Data, device: torch.device) -> tuple[list[Phase], dict]:
-    """A student under a teacher, after the distiller's own phase if it has one; also the teacher's accuracy."""
+    Nothing is decoded for it and no teacher is needed, so whatever is wrong with a name, the stages, the spots or the
+    weights to start from is found before anything that takes long.
+    """
     kd = config.kd
     # The student comes first: it starts from the same weights whatever the distiller and the selection are.
-    student = build_network(kd.student, data)
-    if kd.student.checkpoint:
-        load_weights(student, Path(kd.student.checkpoint), new_head=kd.student.new_head, name=kd.student.title)
-    teacher = build_network(kd.teacher, data)
-    load_weights(teacher, find_teacher(config), name=f"the teacher {kd.teacher.title}")
-    task = place_task(assemble(config, student, teacher, data), config, device, data.image_size)
-    task = synchronize_batchnorm(task, config, device)
+    network = config.student
+    student = build_network(network, info)
+    if network.checkpoint:
+        load_weights(student, Path(network.checkpoint), new_head=network.new_head, name=network.title)
+    if kd is None:
+        return Classification(student)
+    return assemble(config, student, build_network(kd.teacher, info), info)
+
+
+def load_teacher(task: SpotAdaptiveDistillation, config: Config, info: DataInfo) -> None:
+    """Give the teacher of `task` its weights.
+
+    Raises:
+        UserError: they are not there, not this network's, or were trained on other classes.
+    """
+    load_weights(task.teacher, find_teacher(config), name=f"the teacher {config.kd.teacher.title}")
+
+
+def find_teacher(config: Config) -> Path:
+    """Where the teacher's weights are.
+
+    Raises:
+        UserError: they are not there, the line says how to get them; or they are those of another network.
+    """
+    path = config.teacher_checkpoint
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such teacher checkpoint; dataset={config.dataset.label} seed={config.training.seed} "
+            f"model={config.kd.teacher.name} sh train_single.sh trains it, kd.teacher.checkpoint=<file> names another"
+        )
+    if config.kd.teacher.checkpoint is None:
+        refuse_other_teacher(path.parents[1], config.kd.teacher)
+    return path
+
+
+def teacher_accuracy(task: SpotAdaptiveDistillation, config: Config, data: Data, device: torch.device) -> float:
+    """Top-1 accuracy of the teacher on the validation images, in percent."""
     accuracy = evaluate(task.teacher, data.val, device, lambda: torch.autocast(device.type, enabled=False))
-    log.info(f"teacher {kd.teacher.title}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
+    log.info(f"teacher {config.kd.teacher.title}: val {accuracy['top1']:.2f}% top-5 {accuracy['top5']:.2f}%")
+    return accuracy["top1"]
+
+
+def make_phases(task: Task, config: Config) -> list[Phase]:
+    """The training of `task`, after the distiller's own phase if it has one."""
     phases = [make_phase("train", task, config.training.epochs, config)]
-    if task.distiller.pretraining_parameters(task.student):
+    if config.kd and task.distiller.pretraining_parameters(task.student):
         pretraining = Pretraining(task.student, task.teacher, task.distiller)
         phases.insert(0, make_phase("pretrain", pretraining, config.pretrain.epochs, config))
-    return phases, {"teacher_top1": accuracy["top1"]}
+    return phases
 
 
-def assemble(config: Config, student: StagedModel, teacher: StagedModel, data: Data) -> SpotAdaptiveDistillation:
+def make_phase(name: str, task: Task, epochs: int, config: Config) -> Phase:
+    return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config))
+
+
+def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: DataInfo) -> SpotAdaptiveDistillation:
     """Join the networks by the config's distiller and selection."""
     kd, options = config.kd, config.kd_loss
-    student_shapes = student.feature_shapes(*data.image_size)
-    teacher_shapes = teacher.feature_shapes(*data.image_size)
+    student_shapes = student.feature_shapes(*info.image_size)
+    teacher_shapes = teacher.feature_shapes(*info.image_size)
     setting = Setting(
         student=student_shapes,
         teacher=teacher_shapes,
-        labels=data.train.labels,
+        labels=info.labels,
         spots=options.spots,
         feat_dim=options.feat_dim,
         pair=f"{kd.teacher.title}-{kd.student.title}",
@@ -114,10 +147,19 @@ def make_distiller(name: str, setting: Setting, options: dict) -> Distiller:
     return kind(setting, **options)
 
 
-def build_network(config: ModelConfig, data: Data) -> StagedModel:
+def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:
     return get_model(
-        config.name, data.num_classes, stages=config.stages, kwargs=config.kwargs, image_size=data.image_size
+        config.name, info.num_classes, stages=config.stages, kwargs=config.kwargs, image_size=info.image_size
     )
+
+
+def place(task: Task, config: Config, device: torch.device, info: DataInfo) -> Task:
+    """Move `task` to the device, in the memory layout and with the BatchNorm that the config asks for.
+
+    Raises:
+        UserError: it asks for what the device or a network cannot do.
+    """
+    return synchronize_batchnorm(place_task(task, config, device, info.image_size), config, device)
 
 
 def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> Task:
@@ -130,24 +172,3 @@ def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> T
     if device.type != "cuda":
         raise UserError(f"training.sync_bn: needs GPUs, PyTorch has it for no other device, and this is the {device}")
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(task) if world_size() > 1 else task
-
-
-def make_phase(name: str, task: Task, epochs: int, config: Config) -> Phase:
-    return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config))
-
-
-def find_teacher(config: Config) -> Path:
-    """Where the teacher's weights are.
-
-    Raises:
-        UserError: they are not there; the line says how to get them.
-    """
-    path = config.teacher_checkpoint
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such teacher checkpoint; dataset={config.dataset.label} seed={config.training.seed} "
-            f"model={config.kd.teacher.name} sh train_single.sh trains it, kd.teacher.checkpoint=<file> names another"
-        )
-    if config.kd.teacher.checkpoint is None:
-        refuse_other_teacher(path.parents[1], config.kd.teacher)
-    return path

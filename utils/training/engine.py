@@ -19,7 +19,7 @@ from utils.processes.group import Agreement, barrier, gather_objects, is_main, r
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
 from utils.training.accuracy import evaluate
-from utils.training.cuda_graph import choose_recorder
+from utils.training.cuda_graph import CudaRecorder, choose_recorder
 from utils.training.device import autocast, rng_state, set_rng_state
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, not_finite
@@ -41,7 +41,8 @@ class Progress:
 class Engine:
     """Trains phase after phase and leaves a checkpoint behind from which any step can be redone exactly.
 
-    On several processes each has an engine of its own, and all of them take the same steps together.
+    On several processes each has an engine of its own, and all of them take the same steps together. `start` comes
+    first, then `fit`.
 
     Args:
         phases: in order; the last one's task holds everything that is saved.
@@ -49,18 +50,9 @@ class Engine:
         run: the folder, opened.
         config: travels in the checkpoint.
         device: where the tasks and the data are.
-        checkpoint: what to go on from.
     """
 
-    def __init__(
-        self,
-        phases: list[Phase],
-        data: Data,
-        run: RunDir,
-        config: Config,
-        device: torch.device,
-        checkpoint: dict[str, Any] | None = None,
-    ):
+    def __init__(self, phases: list[Phase], data: Data, run: RunDir, config: Config, device: torch.device):
         self.phases, self.data, self.run, self.config, self.device = phases, data, run, config, device
         self.task = phases[-1].task
         self.progress = Progress(epoch=self._first_epoch(0))
@@ -71,27 +63,44 @@ class Engine:
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._agreed = Agreement()
+        self.report: Reporter | Silence = Silence()
+        self._recorder: CudaRecorder | None = None
+        self._seconds_per_step: float | None = None
+
+    def start(self, checkpoint: dict[str, Any] | None = None) -> Engine:
+        """Seed this process, go back to a checkpoint, and open the log files, in this order.
+
+        Args:
+            checkpoint: what to go on from; None to start at the beginning.
+
+        Raises:
+            UserError: the checkpoint is not of this configuration; no log file is touched then.
+        """
         if rank():  # all are built alike, but each draws gates and negatives of its own
-            torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
+            torch.manual_seed(derive_seed(self.config.training.seed, rank(), 1))
         if checkpoint is not None:
-            self._restore(checkpoint)
-        self.report = Reporter(run, resumed_at=self._global_epoch()) if is_main() else Silence()
-        tasks = [phase.task for phase in phases]
-        self._recorder = choose_recorder(config.training.cuda_graph, device, tasks, tell=self.report.line)
+            self._restore(checkpoint)  # the random state too, of as many processes as there were
+        if is_main():
+            self.report = Reporter(self.run, resumed_at=self._global_epoch())  # drops what was recorded beyond
+        tasks = [phase.task for phase in self.phases]
+        self._recorder = choose_recorder(self.config.training.cuda_graph, self.device, tasks, tell=self.report.line)
         if checkpoint is not None and len(checkpoint["processes"]) != world_size():
             self.report.line(
                 f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
                 "same, their division among processes and the gates' random draws do not"
             )
-        self._seconds_per_step: float | None = None
+        return self
 
     @property
     def phase(self) -> Phase:
         """The phase under way."""
         return self.phases[self.progress.phase]
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, stop: StopRequest) -> dict[str, Any]:
         """Run what is left to run.
+
+        Args:
+            stop: asks to save and stop.
 
         Returns:
             ``best`` and ``last`` validation accuracies in percent, and the checkpoints' paths.
@@ -101,11 +110,10 @@ class Engine:
             UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         try:
-            with StopRequest() as stop:
-                if is_main() and self.progress.epoch < self.phase.epochs:
-                    self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
-                while self.progress.epoch < self.phase.epochs:
-                    self._fit_epoch(self.phase, stop)
+            if is_main() and self.progress.epoch < self.phase.epochs:
+                self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
+            while self.progress.epoch < self.phase.epochs:
+                self._fit_epoch(self.phase, stop)
         finally:
             self.report.close()
         return {
@@ -132,7 +140,11 @@ class Engine:
         is_best = False
         if phase.name == "train":
             record["val"] = self.val = evaluate(
-                self.task.student, self.data.val, self.device, self._autocast, lambda: self._obey(stop, phase)
+                self.task.student,
+                self.data.val,
+                self.device,
+                self._autocast,
+                lambda: self._save_and_stop_if_asked(stop, phase),
             )
             is_best = self.val["top1"] > self.best["top1"]
             if is_best:
@@ -170,13 +182,13 @@ class Engine:
             self.report.step()
             step = self.progress.step
             if step % training.print_iter_freq == 0 and step < steps:
-                means = self._read_meter(phase)
+                means = self._finite_means(phase)
                 self._seconds_per_step = (time.monotonic() - mark) / (step - marked_step)
                 self.report.interval(title, step, steps, means, self._seconds_left())
             if training.save_every_steps and step % training.save_every_steps == 0:
                 self._check_finite(phase)
                 self.save(is_best=False)
-            self._obey(stop, phase)
+            self._save_and_stop_if_asked(stop, phase)
         if self.progress.step > marked_step:
             self._seconds_per_step = (time.monotonic() - mark) / (self.progress.step - marked_step)
 
@@ -191,8 +203,8 @@ class Engine:
             raise UserError(f"training.cuda_graph: true, but {self.phase.name} cannot be captured: {why}; auto goes on")
         self.report.line(f"steps of {self.phase.name} run eagerly, not as one CUDA graph: {why}")
 
-    def _obey(self, stop: StopRequest, phase: Phase) -> None:
-        """Save and leave if a signal asked for it."""
+    def _save_and_stop_if_asked(self, stop: StopRequest, phase: Phase) -> None:
+        """Save and raise `Interrupted` if a signal arrived on any process."""
         if self._agreed(stop.requested):
             self._check_finite(phase)
             self.save(is_best=False)
@@ -222,6 +234,7 @@ class Engine:
             "gates": self.gates.state_dict(),
             "val": self.val,
             "best": self.best,
+            "data": self.data.describe(),
             "config": self.config.to_dict(),
         }
         training, epoch = self.config.training, self._global_epoch()
@@ -260,21 +273,25 @@ class Engine:
         return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
     def _check_finite(self, phase: Phase) -> dict[str, float]:
-        """The means so far. Called before anything is saved, so that a checkpoint is always worth going on from."""
-        means = self._read_meter(phase)
+        """The means so far; raises a UserError unless they and all weights are finite.
+
+        Called before anything is saved, so that a checkpoint is always worth going on from.
+        """
+        means = self._finite_means(phase)
         weights = self.task.student.state_dict() | self.task.extra_state()
-        self._refuse(phase, not_finite(weights))
+        self._raise_if_not_finite(phase, not_finite(weights))
         return means
 
-    def _read_meter(self, phase: Phase) -> dict[str, float]:
+    def _finite_means(self, phase: Phase) -> dict[str, float]:
+        """The means so far; raises a UserError unless all are finite."""
         means = self.meter.means()
         wrong = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
         if wrong:
-            self._refuse(phase, wrong, self.meter.first_bad_step())
+            self._raise_if_not_finite(phase, wrong, self.meter.first_bad_step())
         return means
 
-    def _refuse(self, phase: Phase, wrong: list[str], step: int | None = None) -> None:
-        """End the run if something is wrong, since step `step`, or nobody knows since when."""
+    def _raise_if_not_finite(self, phase: Phase, wrong: list[str], step: int | None = None) -> None:
+        """Raise a UserError if there is a name in `wrong`; `step` is the first that was so, if it is known."""
         if wrong:
             when = "at" if step else "noticed at"
             where = f"{when} {phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"

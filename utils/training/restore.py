@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from datasets import Data
+from datasets import Data, open_data
 from datasets.images import fit, open_rgb
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
@@ -114,4 +114,5 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
         raise UserError(f"{path}: does not say which network it is of; --config <file> does")
     device = choose_device(settings.training.device)
     set_up(settings)
-    return Restored(path, settings, content, load_data(settings, device), device)
+    opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
+    return Restored(path, settings, content, load_data(opened, settings, device), device)

@@ -1,22 +1,35 @@
-"""From a validated config to a finished run."""
+"""From a validated config to a finished run, that of a missing teacher included."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import gc
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 
 import torch
 import yaml
 
-from datasets import Data
+from datasets import Data, OpenedData, open_data
 from datasets.loading.decode import naming_dead_workers
 from utils.config import Config
 from utils.config.changes import differences
+from utils.config.related import SingleRun, next_command, teacher_run
 from utils.errors import UserError
 from utils.files import write_text
-from utils.processes.group import from_main, is_main, process_group, world_size
+from utils.processes.group import from_main, gather_objects, is_main, process_group, world_size
+from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
-from utils.run_folder.networks import refuse_run_of_others
-from utils.training.build import build_distillation, build_single, load_data
+from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
+from utils.training.build import (
+    build_task,
+    load_data,
+    load_teacher,
+    make_phases,
+    place,
+    synchronize_batchnorm,
+    teacher_accuracy,
+)
 from utils.training.cuda_graph import refuse_impossible
 from utils.training.device import choose_device, keep_freed_memory, naming_exhausted_memory, set_up
 from utils.training.engine import Engine
@@ -24,19 +37,23 @@ from utils.training.reporter import log, log_to_console
 
 
 @naming_dead_workers()
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict:
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, teacher_args: Sequence[str] = ()) -> dict:
     """Run what `config` describes, a single network or a distillation, and say where the result is.
+
+    A teacher whose training is missing or unfinished is trained first, unless the config names its checkpoint.
 
     Args:
         config: validated.
         resume: go on from the checkpoint in the run's folder.
         overwrite: drop the run that is there.
+        teacher_args: ``key=value`` words for the teacher's training.
 
     Returns:
         what is written to ``result.json``.
 
     Raises:
         UserError: anything that the user can put right; nothing is written before everything is built.
+        Interrupted: SIGTERM or SIGINT arrived, and what there was is saved.
     """
     log_to_console()
     run = RunDir(config.run_dir)
@@ -44,20 +61,106 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         refuse_run_of_others(run.path, config)
     if not (resume or overwrite):
         run.refuse_if_taken()
-    device = choose_device(config.training.device)
-    keep_freed_memory(device)
-    set_up(config)
-    with (
-        naming_exhausted_memory(device),
-        process_group(device),
-        closing(load_data(config, device)) as data,
-        closing(run),
-    ):
-        log.info(describe(config, data, device))
-        phases, result = (build_distillation if config.kd else build_single)(config, data, device)
-        refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        with stop.at_once():
+            device = choose_device(config.training.device)
+            keep_freed_memory(device)
+            stack.enter_context(process_group(device))
+            opened = open_data(config.dataset)
+            teacher = find_missing_teacher(config, teacher_args)
+            if teacher or config.dataset.on_corrupt == "skip":
+                check_buildable(config, opened, device)  # what comes next takes long
+            opened = opened.without_unreadable(config.training.num_workers)
+        if teacher:
+            train_teacher(teacher, opened if teacher.config.dataset == config.dataset else None, stop)
+            resume = resume and run.begun
+        return fit(config, opened, stop, resume=resume, overwrite=overwrite)
+
+
+def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> SingleRun | None:
+    """The run that has to come before that of `config`; None if the teacher is there, or is no business of ours.
+
+    Raises:
+        UserError: it is missing, but no config can be found for it.
+    """
+    if config.kd is None or config.kd.teacher.checkpoint:
+        return None
+    there = RunDir(config.teacher_checkpoint.parents[1])
+    refuse_other_teacher(there.path, config.kd.teacher)
+    if there.best.exists() and (there.result.exists() or not there.begun):  # weights alone may be from elsewhere
+        return None
+    try:
+        return teacher_run(config, overrides)
+    except UserError as error:
+        raise UserError(
+            f"{config.teacher_checkpoint}: no such teacher checkpoint, and training one is not possible: {error}; "
+            "kd.teacher.checkpoint=<file> names another"
+        ) from error
+
+
+def check_buildable(config: Config, opened: OpenedData, device: torch.device) -> None:
+    """Build everything that `config` names once, and drop it."""
+    training, validation = config.training, config.validation
+    opened.check_batches(training.batch_size, validation.batch_size, world_size())
+    task = synchronize_batchnorm(build_task(config, opened), config, device)
+    refuse_impossible(training.cuda_graph, device, [task])
+
+
+def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopRequest) -> None:
+    """Train a teacher, or go on training it, within the processes of its student.
+
+    Args:
+        opened: its data set; None if that has to be opened.
+
+    Raises:
+        Interrupted: a signal arrived, also if the training had ended by then.
+    """
+    run, training = RunDir(teacher.config.run_dir), teacher.config.training
+    state = "unfinished: going on with it" if run.begun else "missing: training it first"
+    log.info(
+        f"teacher {teacher.config.title} is {state}, with training.epochs={training.epochs}; "
+        "teacher_args=training.epochs=<number> changes that (train.py: --teacher-arg)"
+    )
+    log.info(f"config: {teacher.note}")
+    if opened is None:
+        with stop.at_once():
+            opened = open_data(teacher.config.dataset).without_unreadable(training.num_workers)
+    fit(teacher.config, opened, stop, resume=run.begun)
+    gc.collect()  # what the engine took on a GPU is the student's now
+    if any(gather_objects(stop.requested)):
+        raise Interrupted(
+            f"stopped after the training of the teacher, which is in {run.path}; the same command goes on"
+        )
+
+
+def fit(
+    config: Config, opened: OpenedData, stop: StopRequest, *, resume: bool = False, overwrite: bool = False
+) -> dict:
+    """Build what `config` describes and train it to the end, see `train`. The same whatever was trained before.
+
+    Args:
+        opened: the config's data set, without what cannot be read.
+        stop: ends the training.
+    """
+    run = RunDir(config.run_dir)
+    with ExitStack() as stack:
+        stack.enter_context(closing(run))
+        with stop.at_once():
+            device = choose_device(config.training.device)
+            stack.enter_context(naming_exhausted_memory(device))
+            set_up(config)
+            task = build_task(config, opened)
+            if config.kd:
+                load_teacher(task, config, opened)
+            data = stack.enter_context(closing(load_data(opened, config, device)))
+            log.info(describe(config, data, device))
+            task = place(task, config, device, data)
+            result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
+            phases = make_phases(task, config)
+            refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
         checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
-        result |= Engine(phases, data, run, config, device, checkpoint).fit()
+        result |= Engine(phases, data, run, config, device).start(checkpoint).fit(stop)
         if is_main():
             run.write_result(result)
     log.info(farewell(config, result))
@@ -108,19 +211,12 @@ def describe(config: Config, data: Data, device: torch.device) -> str:
 
 def farewell(config: Config, result: dict) -> str:
     """The last lines of a run: accuracies, the checkpoint, and what one might run next."""
-    label, seed = config.dataset.label, config.training.seed
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
         + (f", teacher {result['teacher_top1']:.2f}%" if "teacher_top1" in result else ""),
         f"checkpoint: {result['checkpoint']}",
     ]
-    if config.model:
-        lines.append(
-            f"next: dataset={label} seed={seed} net1={config.model.name} net2=<student> distiller=at sh train.sh"
-        )
-    else:
-        pair = f"net1={config.kd.teacher.name} net2={config.kd.student.name} distiller={config.kd_loss.name}"
-        other = "train.sh kd.selection=fixed" if config.kd.selection == "anti" else "train_anti.sh"
-        lines.append(f"next: dataset={label} seed={seed} {pair} sh {other}")
-    lines.append(f"curves: tensorboard --logdir {config.run.root}")
+    if following := next_command(config):
+        lines.append(f"next: {following}")
+    lines.append(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
     return "\n".join(lines)
