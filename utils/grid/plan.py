@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from utils.config import Config, find_config
 from utils.config.changes import deciding_settings, differences
+from utils.config.related import SingleRun, single_run, teacher_run
 from utils.errors import UserError
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import SINGLE, is_locked, read_run
 
 ROOT = Path(__file__).parents[2]
 
-# What a teacher, trained along the way, shares with the runs that it is trained for; the same as in train.sh.
-_TEACHERS_TOO = ("dataset.", "run.", "training.device", "training.precision")
 _DISTILLING_ONLY = ("kd.", "kd_loss.", "pretrain.")
 
 
@@ -77,7 +76,7 @@ def plan(
     Args:
         selections: of ``kd.selection``, and ``single`` for the student alone.
         pairs: ``teacher-student``, or ``teacher:student`` where a name has a dash.
-        overrides: ``key=value`` words for the runs; data, folder, device and precision go to the teachers as well.
+        overrides: ``key=value`` words for the runs; what a teacher shares with its student goes to it as well.
         teacher_overrides: ``key=value`` words for the teachers.
 
     Raises:
@@ -85,7 +84,6 @@ def plan(
     """
     networks = [split_pair(pair) for pair in pairs]
     to_distil = [selection for selection in selections if selection != SINGLE]
-    shared = [word for word in overrides if word.startswith(_TEACHERS_TOO)]
     alone = [word for word in overrides if not word.startswith(_DISTILLING_ONLY)]
     jobs: list[Job] = []
     for seed in seeds:
@@ -93,10 +91,10 @@ def plan(
             _distilled(dataset, seed, teacher, student, distiller, [*overrides, f"kd.selection={selection}"])
             for (teacher, student), distiller, selection in product(networks, distillers, to_distil)
         ]
-        teachers = {job.config.kd.teacher.name for job in distilled if job.teacher}
-        jobs += [_single(dataset, seed, name, [*shared, *teacher_overrides]) for name in sorted(teachers)]
+        teachers = [teacher_run(job.config, teacher_overrides) for job in distilled if job.teacher]
+        jobs += sorted(map(_single, teachers), key=lambda job: job.name)
         if SINGLE in selections:
-            jobs += [_single(dataset, seed, student, alone) for _, student in networks]
+            jobs += [_single(single_run(dataset, seed, student, alone)) for _, student in networks]
         jobs += distilled
     return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
 
@@ -128,11 +126,10 @@ def state(job: Job) -> State:
     return State("finished" if finished else "unfinished", differs)
 
 
-def _single(dataset: str, seed: int, model: str, overrides: Iterable[str]) -> Job:
-    overrides = tuple(overrides)
-    config = find_config(dataset, seed, model=model).load(overrides)
-    arguments = ("--dataset", dataset, "--seed", str(seed), "--model", model, *overrides)
-    return Job(f"{model} alone, seed {seed}", "train_single.py", arguments, config)
+def _single(run: SingleRun) -> Job:
+    config = run.config
+    name = f"{config.title} alone, seed {config.training.seed}"
+    return Job(name, "train_single.py", run.arguments, config)
 
 
 def _distilled(dataset: str, seed: int, teacher: str, student: str, distiller: str, overrides: Sequence[str]) -> Job:

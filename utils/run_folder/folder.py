@@ -69,11 +69,6 @@ class RunDir(Layout):
         self.refuse_if_taken()
         return None
 
-    @property
-    def begun(self) -> bool:
-        """There is a run in the folder, with something to go on from."""
-        return self.last.exists() or self.previous.exists()
-
     def refuse_if_taken(self) -> None:
         """Raise a UserError if there is a run in the folder."""
         if self.begun:

@@ -20,6 +20,7 @@ from utils.files import write_text
 from utils.processes.group import from_main, gather_objects, is_main, process_group, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
+from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
 from utils.training.build import (
     build_task,
@@ -86,7 +87,7 @@ def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> Singl
     """
     if config.kd is None or config.kd.teacher.checkpoint:
         return None
-    there = RunDir(config.teacher_checkpoint.parents[1])
+    there = Layout(config.teacher_checkpoint.parents[1])
     refuse_other_teacher(there.path, config.kd.teacher)
     if there.best.exists() and (there.result.exists() or not there.begun):  # weights alone may be from elsewhere
         return None
@@ -116,7 +117,7 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopReque
     Raises:
         Interrupted: a signal arrived, also if the training had ended by then.
     """
-    run, training = RunDir(teacher.config.run_dir), teacher.config.training
+    run, training = Layout(teacher.config.run_dir), teacher.config.training
     state = "unfinished: going on with it" if run.begun else "missing: training it first"
     log.info(
         f"teacher {teacher.config.title} is {state}, with training.epochs={training.epochs}; "
