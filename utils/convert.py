@@ -8,7 +8,7 @@ python -m utils.convert import ckpt_epoch_240.pth --model vgg13 teacher.pth
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models import MODELS, StagedModel, get_model
+from models import MODELS, get_model
 from utils.command import Parser, guarded, whole_number
 from utils.config import Config
+from utils.config.yaml_loader import parse_yaml
 from utils.errors import UserError, printable
 from utils.files import replacing
-from utils.run_folder.checkpoint import assign_weights, read_checkpoint, read_weights, save_atomically
-
-COUNTERS = "num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 lack them
-Shapes = dict[str, tuple[int, ...]]
+from utils.run_folder.checkpoint import LeftOut, read_checkpoint, save_atomically
+from utils.run_folder.weights import Shapes, assign_weights, in_order, not_plain, select_weights, shapes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,17 +48,25 @@ def _parser() -> Parser:
     imported = commands.add_parser(
         "import", help="check somebody's weights against a model and write them as a checkpoint of ours"
     )
-    imported.set_defaults(
-        run=lambda options: print(
-            import_network(options.file, options.out, options.model, options.num_classes, options.image_size)
-        )
-    )
+    imported.set_defaults(run=_import)
     imported.add_argument(
         "--model", required=True, help="a model of models/, or an import path such as torchvision.models.resnet34"
     )
     imported.add_argument("--num-classes", type=whole_number(2), help="default: as many as the file has")
     imported.add_argument(
-        "--image-size", type=whole_number(1), default=32, help="on which to check a model given by import path"
+        "--prefix", default="", help="take only the entries whose names begin so, without it, e.g. model. or student."
+    )
+    imported.add_argument(
+        "--drop", action="append", default=[], metavar="NAME", help="leave this entry out, and all below it; repeatable"
+    )
+    imported.add_argument("--kwargs", type=_yaml(dict), default={}, help="arguments of the model, e.g. '{depth: 3}'")
+    imported.add_argument("--stages", type=_yaml(list), help="how to cut a model given by import path")
+    imported.add_argument(
+        "--image-size",
+        type=_size,
+        default=(32, 32),
+        metavar="N[xN]",
+        help="on which to check such a model (default: 32)",
     )
 
     for command in (show, export, imported):
@@ -69,20 +76,47 @@ def _parser() -> Parser:
     return parser
 
 
+def _yaml(kind: type) -> Callable[[str], Any]:
+    """The ``type=`` of an argument that is a mapping or a list."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = parse_yaml(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if not isinstance(value, kind):
+            raise argparse.ArgumentTypeError(f"found {text!r}, must be a {'mapping' if kind is dict else 'list'}")
+        return value
+
+    return parse
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``"32"`` or ``"32x48"``: height and width."""
+    height, _, width = text.partition("x")
+    side = whole_number(1)
+    return side(height), side(width or height)
+
+
+def _import(options: argparse.Namespace) -> None:
+    keys = ("num_classes", "image_size", "prefix", "drop", "kwargs", "stages")
+    print(import_network(options.file, options.out, options.model, **{key: getattr(options, key) for key in keys}))
+
+
 def describe(path: Path) -> str:
     """What is in a checkpoint, one thing a line."""
-    content = read_checkpoint(path)
-    weights = _tensors(read_weights(path), path)
+    content = _read(path)
+    weights = _tensors(content, path)
     parameters = sum(value.numel() for value in weights.values())
     rows = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "kind": _kind(content),
         "network": ", ".join(matching_models(weights)) or "none of the registered models",
-        "classes": str(count_classes(weights)),
+        "classes": str(count_classes(weights) or "unknown, there is no matrix that could be a classifier"),
         "weights": f"{len(weights)} entries, {parameters:,} numbers",
     }
     if "format" in content and "config" in content:
-        rows |= _rows_of_ours(content)
+        rows |= _rows_of_ours(content, path)
     elif len(weights) != len(content):
         rows |= {str(key): _short(value) for key, value in content.items()}
     width = max(map(len, rows))
@@ -96,7 +130,11 @@ def export_network(path: Path, out: Path, form: str | None = None) -> str:
         a line that says what was done.
     """
     _refuse_existing(out)
-    weights = {key: value.contiguous() for key, value in _tensors(read_weights(path), path).items()}
+    # Copies: safetensors takes no tensors that share their memory, and a view would be saved with all it is a view of.
+    weights = {
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in _tensors(_read(path), path).items()
+    }
     if (form or out.suffix.removeprefix(".")) != "safetensors":
         save_atomically(weights, out)
     else:
@@ -105,10 +143,29 @@ def export_network(path: Path, out: Path, form: str | None = None) -> str:
     return f"{out}: {len(weights)} entries of {' or '.join(matching_models(weights)) or 'a network'}"
 
 
-def import_network(path: Path, out: Path, name: str, num_classes: int | None = None, image_size: int = 32) -> str:
+def import_network(
+    path: Path,
+    out: Path,
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: tuple[int, int] = (32, 32),
+    prefix: str = "",
+    drop: Sequence[str] = (),
+    kwargs: dict[str, Any] | None = None,
+    stages: list[list[str]] | None = None,
+) -> str:
     """Write somebody's weights as a checkpoint that ``kd.teacher.checkpoint`` and ``model.checkpoint`` take anywhere.
 
-    Entries of other names, e.g. torchvision's of a VGG, are taken in their order if every shape agrees.
+    Entries of other names, e.g. torchvision's of a VGG, are taken in their order if every shape agrees. Objects in the
+    file that are neither tensors nor plain values are left out; none of their code runs.
+
+    Args:
+        path: the file.
+        out: the file to write.
+        name, num_classes, image_size, kwargs, stages: of the model, see `models.get_model`; `num_classes` is by default
+            what the file has.
+        prefix, drop: which entries of the file are the model's, see `select_weights`.
 
     Returns:
         a line that says what was done.
@@ -117,9 +174,11 @@ def import_network(path: Path, out: Path, name: str, num_classes: int | None = N
         UserError: they are not the weights of the model called `name`; nothing is written.
     """
     _refuse_existing(out)
-    weights = _tensors(read_weights(path), path)
+    weights = _tensors(_read(path), path, prefix, drop)
     classes = num_classes or count_classes(weights)
-    model = get_model(name, classes, image_size=(image_size, image_size))
+    if classes is None:
+        raise UserError(f"{path}: no matrix in it could be a classifier; --num-classes says how many classes there are")
+    model = get_model(name, classes, stages=stages, kwargs=kwargs, image_size=image_size)
     renamed = in_order(weights, model)
     assign_weights(model, renamed or weights, f"{path}: not the weights of {name} with {classes} classes")
     save_atomically({"model": model.state_dict(), "name": name, "num_classes": classes, "source": str(path)}, out)
@@ -127,42 +186,36 @@ def import_network(path: Path, out: Path, name: str, num_classes: int | None = N
     return f"{out}: {name} with {classes} classes ({how})"
 
 
-def count_classes(weights: dict[str, Tensor]) -> int:
-    """Rows of the last matrix, which in a network that classifies is the classifier's."""
-    matrices = [value for value in weights.values() if value.ndim == 2]
-    if not matrices:
-        raise UserError("the file holds no matrix that could be a classifier; --num-classes says how many there are")
-    return len(matrices[-1])
+def count_classes(weights: dict[str, Tensor]) -> int | None:
+    """Rows of the last matrix, which in a network that classifies is the classifier's; None if there is no matrix."""
+    return next((len(value) for value in reversed(weights.values()) if value.ndim == 2), None)
 
 
 def matching_models(weights: dict[str, Tensor]) -> list[str]:
     """Registered models with the very names and shapes of `weights`."""
-    found, classes = _shapes(weights), count_classes(weights)
-    return [name for name in MODELS if _shapes_of_model(name, classes) == found]
-
-
-def in_order(weights: dict[str, Tensor], model: StagedModel) -> dict[str, Tensor] | None:
-    """`weights` under the names of `model`, if the names differ but the shapes, one after another, do not."""
-    found, expected = _shapes(weights), _shapes(model.state_dict())
-    if found.keys() == expected.keys() or list(found.values()) != list(expected.values()):
-        return None
-    return {ours: weights[theirs] for ours, theirs in zip(expected, found)}
-
-
-def _shapes(weights: dict[str, Tensor]) -> Shapes:
-    return {key: tuple(value.shape) for key, value in weights.items() if not key.endswith(COUNTERS)}
+    found, classes = shapes(weights), count_classes(weights)
+    return [name for name in MODELS if classes and _shapes_of_model(name, classes) == found]
 
 
 @cache
 def _shapes_of_model(name: str, num_classes: int) -> Shapes:
     with torch.device("meta"):
-        return _shapes(get_model(name, num_classes).state_dict())
+        return shapes(get_model(name, num_classes).state_dict())
 
 
-def _tensors(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> dict[str, Any]:
+    return read_checkpoint(path, leave_out_objects=True)
+
+
+def _tensors(content: dict[str, Any], path: Path, prefix: str = "", drop: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The entries of one network, see `select_weights`; all of them are plain tensors."""
+    weights = select_weights(content, path, prefix, drop)
     for key, value in weights.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{path}: holds no network; {key} is a {type(value).__name__}, expected a tensor")
+            kind = "an object" if isinstance(value, LeftOut) else f"a {type(value).__name__}"
+            raise UserError(f"{path}: holds no network alone, {key} is {kind}; import has --prefix and --drop")
+        if unusual := not_plain(value):
+            raise UserError(f"{path}: {key} is {unusual}, expected a plain tensor")
     if not weights:
         raise UserError(f"{path}: holds no network, it is empty")
     return weights
@@ -174,19 +227,25 @@ def _kind(content: dict[str, Any]) -> str:
     return "weights among other things" if any(isinstance(value, dict) for value in content.values()) else "state_dict"
 
 
-def _rows_of_ours(content: dict[str, Any]) -> dict[str, str]:
-    config = Config.from_dict(content["config"])
-    best, progress = content["best"], content["progress"]
-    extra = content["extra"]
-    return {
-        "run": f"{config.title} | {config.dataset.label} | seed {config.training.seed}",
-        "progress": f"{progress['epoch']} of {config.training.epochs} epochs, {progress['step']} steps",
-        "accuracy": f"best {best['top1']:.2f}% (epoch {best['epoch']}), last {content['val'].get('top1', -1):.2f}%",
-        "extra": f"{len(extra)} entries: {', '.join(dict.fromkeys(key.split('.')[0] for key in extra)) or 'none'}",
-    }
+def _rows_of_ours(content: dict[str, Any], path: Path) -> dict[str, str]:
+    config = Config.from_dict(content["config"], source=str(path))
+    rows = {"run": f"{config.title} | {config.dataset.label} | seed {config.training.seed}"}
+    match content:
+        case {"progress": {"epoch": int(epoch), "step": int(step)}}:
+            rows["progress"] = f"{epoch} of {config.training.epochs} epochs, {step} steps"
+    match content:
+        case {"best": {"top1": int() | float() as best, "epoch": int(epoch)}, "val": {"top1": int() | float() as last}}:
+            rows["accuracy"] = f"best {best:.2f}% (epoch {epoch}), last {last:.2f}%"
+    match content:
+        case {"extra": dict(extra)}:
+            parts = ", ".join(dict.fromkeys(str(key).split(".")[0] for key in extra))
+            rows["extra"] = f"{len(extra)} entries: {parts or 'none'}"
+    return rows
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, LeftOut):
+        return "an object, left out"
     if isinstance(value, dict | list | tuple):
         return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, Tensor) and value.numel() == 1:

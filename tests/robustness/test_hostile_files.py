@@ -29,8 +29,9 @@ from utils.command import EXIT_USER_ERROR, guarded
 from utils.config import load_config
 from utils.errors import UserError
 from utils.processes.stopping import EXIT_INTERRUPTED, EXIT_KILLED
-from utils.run_folder.checkpoint import load_weights, read_checkpoint
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
+from utils.run_folder.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,10 @@ def weights(**options) -> dict[str, torch.Tensor]:
 TEACHERS = {
     "missing": (lambda path: path.unlink(), "no such teacher checkpoint"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable checkpoint"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder, expected a checkpoint file"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder, expected a file"),
+    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "is a pipe, expected a file"),
+    "device": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is a device, expected a file"),
+    "a sum of numbers": (lambda path: path.write_bytes(b"\x80\x02h\x65."), "not a readable checkpoint (KeyError: 101)"),
     "text": (lambda path: path.write_text("accuracy: 74.3\n"), "teacher.pth: "),
     "image": (lambda path: save(smooth_picture(9, 9), path.with_suffix(".png")).replace(path), "teacher.pth: "),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:100_000]), "not a readable checkpoint"),
@@ -124,6 +128,18 @@ TEACHERS = {
         lambda path: torch.save(weights(**{"fc.bias": torch.ones(2, device="meta")}), path),
         "fc.bias is torch.float32, torch.strided on meta",
     ),
+    "one name twice": (
+        lambda path: torch.save(weights(**{"module.fc.bias": torch.ones(2)}), path),
+        "holds two entries for one, fc.bias and module.fc.bias",
+    ),
+    "another prefix": (
+        lambda path: torch.save({f"net.{key}": value for key, value in weights().items()}, path),
+        "; this makes a file that can be loaded: python -m utils.convert import",
+    ),
+    "expanded": (
+        lambda path: torch.save(weights(**{"fc.bias": torch.ones(1).expand(2)}), path),
+        "fc.bias is (2,) expanded from fewer values",
+    ),
     "names that are none": (lambda path: torch.save({3: torch.ones(2), None: 1}, path), "the file lacks conv1.weight"),
     "a name of two lines": (lambda path: torch.save(weights(**{"a\nb": torch.ones(2)}), path), "the unknown a\\nb"),
 }
@@ -139,6 +155,12 @@ def test_a_teacher_that_is_none_is_refused(folder, refusal, monkeypatch, kind):
     assert complaint in line
     assert not (folder / "run").exists(), "nothing is written before everything is built"
     assert not (folder / "you-have-been-had").exists()
+
+
+def test_a_device_that_is_called_safetensors_is_not_read(tmp_path):
+    (tmp_path / "x.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is a device, expected a file"):
+        read_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_a_file_name_of_two_lines_is_told_in_one(folder, refusal):
@@ -267,6 +289,23 @@ class TestResuming:
         assert "another run is writing there right now" in refusal(config, "--resume", *SHORT, main=main_single)
         run.close()
 
+    @pytest.mark.parametrize("name", [".lock", "log.txt", "metrics.jsonl", "gates.jsonl"])
+    def test_writes_through_no_link_that_somebody_has_put_there(self, started, refusal, tmp_path, name):
+        config, run = started
+        (tmp_path / "precious").write_text("content")
+        (run.path / name).unlink(missing_ok=True)
+        (run.path / name).symlink_to(tmp_path / "precious")
+        assert f"{run.path / name}: is a symbolic link, expected a file" in refusal(
+            config, "--resume", main=main_single
+        )
+        assert (tmp_path / "precious").read_text() == "content"
+
+    def test_is_not_kept_waiting_by_a_pipe_in_place_of_the_lock(self, started, refusal):
+        config, run = started
+        run.lock.unlink()
+        os.mkfifo(run.lock)
+        assert ".lock: is a pipe, expected a file" in refusal(config, "--resume", main=main_single)
+
     def test_is_not_kept_waiting_by_the_children_of_a_dead_process(self, started):
         _, run = started
         holder = os.fork()
@@ -304,7 +343,7 @@ class TestTheDisk:
 
         def full(file, mode="r", *arguments, **options):
             if "r" not in mode and not isinstance(file, int) and os.fsdecode(file).startswith(blocked):
-                file = "/dev/full"
+                file, mode = "/dev/full", mode.replace("x", "w")
             return real_open(file, mode, *arguments, **options)
 
         for name in ("builtins.open", "io.open"):
@@ -380,6 +419,22 @@ class TestInput:
         kept = read_checkpoint(run.last)["model"]
         assert all(value.isfinite().all() for value in kept.values())
         assert kept.keys() == before.keys()
+
+    @pytest.mark.parametrize(
+        "words", [["kd_loss.name=cc", "kd_loss.feat_dim=100000000"], ["dataset.img_h=200000"]], ids=" ".join
+    )
+    def test_that_needs_more_memory_than_there_is_is_refused_with_advice(self, folder, refusal, words):
+        usual = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, usual[1]))  # machines may promise memory they do not have
+        try:
+            line = refusal(config_file(folder), *words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, usual)
+        assert line.startswith("error: cpu: out of memory")
+        assert line.endswith(
+            "; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less, and so does "
+            "training.precision=bf16"
+        )
 
     def test_a_worker_that_dies_is_told(self, started, refusal, monkeypatch):
         monkeypatch.setattr(decoding.Decoder, "_decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))

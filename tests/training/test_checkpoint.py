@@ -10,8 +10,9 @@ from toys import ToyNet
 
 from utils.errors import UserError
 from utils.files import publish_copy
-from utils.run_folder.checkpoint import head_keys, load_weights, read_checkpoint, save_atomically
+from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.folder import RunDir
+from utils.run_folder.weights import head_keys, load_weights
 
 
 def same(a, b):

@@ -23,8 +23,9 @@ from toys import ToyNet
 
 from utils.errors import UserError
 from utils.processes.stopping import Interrupted
-from utils.run_folder.checkpoint import load_weights, read_checkpoint
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
+from utils.run_folder.weights import load_weights
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,22 @@
-"""Writing checkpoints so that none is ever lost, and reading other people's weights."""
+"""Writing checkpoints so that none is ever lost, and reading them without running what they may contain."""
 
 from __future__ import annotations
 
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import safetensors.torch
 import torch
-from torch import Tensor
 
-from models.staged import StagedModel
-from utils.errors import UserError, reason
-from utils.files import replacing
-
-WEIGHT_KEYS = ("model", "state_dict", "net")  # where the checkpoints in circulation keep a network's weights
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what data parallelism and compilation put before a key
+from utils.errors import UserError, exhausted_memory, reason
+from utils.files import check_regular, replacing
 
 # Accuracies in published checkpoints are often NumPy's scalars, of either name of its core. They run no code.
 _scalar = numpy.float64().__reduce__()[0]
@@ -29,6 +26,15 @@ _HARMLESS = [
     numpy.dtype,
     *(type(numpy.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
+_REBUILDING = {
+    (function.__module__, function.__name__): function
+    for function in (
+        OrderedDict,
+        torch._utils._rebuild_tensor,
+        torch._utils._rebuild_tensor_v2,
+        torch._utils._rebuild_parameter,
+    )
+}
 
 
 def save_atomically(state: dict[str, Any], path: Path, also: Sequence[Path] = ()) -> None:
@@ -51,126 +57,92 @@ def save_atomically(state: dict[str, Any], path: Path, also: Sequence[Path] = ()
         raise UserError(f"{path}: cannot write the checkpoint ({reason(cause)}); the one before it is kept") from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str, Any]:
     """Read a checkpoint without running any code that it may contain.
+
+    Args:
+        path: the file.
+        leave_out_objects: read a file that holds objects other than tensors and plain values without them, see
+            `LeftOut`, instead of refusing it.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint.
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, expected a checkpoint file")
+    check_regular(path)
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load(path.read_bytes())
+        else:
+            content = _read_pickle(path, leave_out_objects)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, {_what_is_wrong(error)}") from error
     except Exception as error:  # on bytes that are no pickle at all the unpickler may raise anything
+        if exhausted_memory(error):
+            raise
         raise UserError(f"{path}: not a readable checkpoint ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
     return content
 
 
-def _read_pickle(path: Path) -> Any:
+class LeftOut(dict):
+    """Stands for an object of a class that no checkpoint needs; no code of that class runs.
+
+    Of a dict it keeps the entries, of a module the parameters, the persistent buffers and the parts.
+    """
+
+    dump_patches = False  # torch.load asks modules in files of the old format
+
+    def __new__(cls, *arguments: Any) -> LeftOut:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any):
+        super().__init__()
+
+    def __call__(self, *arguments: Any) -> LeftOut:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict) and "_modules" in state:
+            for name in ("_parameters", "_buffers", "_modules"):
+                self.update(state.get(name, {}))
+            for name in state.get("_non_persistent_buffers_set", ()):
+                self.pop(name, None)
+
+    def append(self, item: Any) -> None:
+        """An object that is filled as a list is."""
+
+    def extend(self, items: Any) -> None:
+        """The same."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows how to rebuild tensors, and takes every other name for `LeftOut`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _REBUILDING.get((module, name), LeftOut)
+
+
+# What `torch.load` expects of a module such as `pickle`.
+_leaving_out = SimpleNamespace(
+    Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="leaving_out"
+)
+
+
+def _read_pickle(path: Path, leave_out_objects: bool) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
         warnings.simplefilter("ignore")  # about old formats
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load(path.read_bytes())
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not leave_out_objects:
+                raise
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_leaving_out)
 
 
 def _what_is_wrong(error: pickle.UnpicklingError) -> str:
     code = re.search(r"GLOBAL (\S+)", str(error))
     found = f"it holds {code[1]}" if code else "it is damaged, or holds more"
     return f"{found}; expected nothing but tensors and plain values, which cannot run code"
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """The entries of a network's state_dict, from any of the common kinds of file.
-
-    These are our own checkpoints, those of the published code and of the classic CIFAR KD benchmarks (weights under
-    ``model``), bare state_dicts, and safetensors; prefixes that wrappers put before every key are taken off.
-
-    Raises:
-        UserError: see `read_checkpoint`.
-    """
-    return weights_of(read_checkpoint(path))
-
-
-def weights_of(content: dict[str, Any]) -> dict[str, Any]:
-    """Those in what `read_checkpoint` gave, see `read_weights`."""
-    weights = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
-    return {_WRAPPERS.sub("", str(key)): value for key, value in weights.items()}
-
-
-def load_weights(model: StagedModel, path: Path, *, new_head: bool = False, name: str = "the model") -> None:
-    """Load a network's weights from a file, see `read_weights`; everything must match.
-
-    Args:
-        model: the network; changed only if everything matches.
-        path: the file.
-        new_head: keep the classifier (last stage) of `model` as it is, whatever the file has there.
-        name: what to call the model in messages.
-
-    Raises:
-        UserError: the file does not hold this network's weights; the line says what was expected and found.
-    """
-    assign_weights(model, read_weights(path), f"{path}: not the weights of {name}", new_head=new_head)
-
-
-def assign_weights(model: StagedModel, weights: dict[str, Any], complaint: str, *, new_head: bool = False) -> None:
-    """Load what `read_weights` gave, which may be from before BatchNorm counted batches.
-
-    Raises:
-        UserError: it does not match; the line begins with `complaint`.
-    """
-    expected = model.state_dict()
-    head = head_keys(model) if new_head else set()
-    weights = {key: value for key, value in weights.items() if key not in head}
-    for key in expected:
-        if key in head or (key.endswith("num_batches_tracked") and key not in weights):
-            weights[key] = expected[key]
-    _check_weights(weights, expected, complaint)
-    model.load_state_dict(weights)
-
-
-def head_keys(model: StagedModel) -> set[str]:
-    """state_dict keys of the classifier, the last stage."""
-    owned = {
-        id(t)
-        for step in model.stages()[-1]
-        if isinstance(step, torch.nn.Module)
-        for t in step.state_dict(keep_vars=True).values()
-    }
-    return {key for key, value in model.state_dict(keep_vars=True).items() if id(value) in owned}
-
-
-def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], complaint: str) -> None:
-    missing = [key for key in expected if key not in weights]
-    unknown = [key for key in weights if key not in expected]
-    if missing or unknown:
-        found = f"lacks {_sample(missing)}" if missing else f"has the unknown {_sample(unknown)}"
-        raise UserError(f"{complaint}: expected {len(expected)} entries, the file {found}")
-    for key, value in expected.items():
-        if problem := _mismatch(weights[key], value):
-            raise UserError(f"{complaint}: {key} {problem}")
-
-
-def _mismatch(found: Any, expected: Tensor) -> str | None:
-    if not isinstance(found, Tensor):
-        return f"is a {type(found).__name__}, expected a tensor"
-    if found.shape != expected.shape:
-        return f"has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    kinds = [(t.is_floating_point(), t.is_complex(), t.layout, t.device.type == "meta") for t in (found, expected)]
-    if kinds[0] != kinds[1]:
-        return f"is {found.dtype}, {found.layout} on {found.device}, expected plain {expected.dtype}"
-    if found.is_floating_point() and not torch.isfinite(found).all():
-        return "holds NaN or infinite values"
-    return None
-
-
-def _sample(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError, reason
-from utils.files import publish_copy, remove_leftovers, write_text
+from utils.files import check_regular, publish_copy, remove_leftovers, write_text
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.layout import Layout, epoch_number
 
@@ -142,7 +142,10 @@ class RunDir(Layout):
 
     def _acquire_lock(self) -> None:
         # The kernel drops a flock with the process that holds it, however that process ends.
-        self._lock = self.lock.open("w")
+        for file in (self.lock, self.log, self.metrics, self.gates):  # which are opened, not replaced
+            if os.path.lexists(file):
+                check_regular(file, follow_links=False)  # a link may lead to any file of the user's
+        self._lock = self.lock.open("a")
         _locks.add(self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

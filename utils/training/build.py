@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,8 +19,8 @@ from models import StagedModel, get_model
 from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.processes.group import rank, world_size
-from utils.run_folder.checkpoint import load_weights
 from utils.run_folder.networks import refuse_other_teacher
+from utils.run_folder.weights import load_weights
 from utils.training.accuracy import evaluate
 from utils.training.device import place_task
 from utils.training.optim import make_optimizers
@@ -51,7 +53,8 @@ def build_task(config: Config, info: DataInfo) -> Task:
     network = config.student
     student = build_network(network, info)
     if network.checkpoint:
-        load_weights(student, Path(network.checkpoint), new_head=network.new_head, name=network.title)
+        name = f"the student {network.title}" if kd else network.title
+        load_network(student, network, Path(network.checkpoint), info, name, new_head=network.new_head)
     if kd is None:
         return Classification(student)
     return assemble(config, student, build_network(kd.teacher, info), info)
@@ -63,7 +66,8 @@ def load_teacher(task: SpotAdaptiveDistillation, config: Config, info: DataInfo)
     Raises:
         UserError: they are not there, not this network's, or were trained on other classes.
     """
-    load_weights(task.teacher, find_teacher(config), name=f"the teacher {config.kd.teacher.title}")
+    teacher = config.kd.teacher
+    load_network(task.teacher, teacher, find_teacher(config), info, f"the teacher {teacher.title}")
 
 
 def find_teacher(config: Config) -> Path:
@@ -160,6 +164,25 @@ def place(task: Task, config: Config, device: torch.device, info: DataInfo) -> T
         UserError: it asks for what the device or a network cannot do.
     """
     return synchronize_batchnorm(place_task(task, config, device, info.image_size), config, device)
+
+
+def load_network(
+    model: StagedModel,
+    network: ModelConfig,
+    path: Path,
+    info: DataInfo,
+    name: str,
+    *,
+    new_head: bool = False,
+    check: Callable[[dict], None] | None = None,
+) -> None:
+    """Load weights into `model`, which was built from `network`; see `load_weights`, also for what is raised."""
+    options = ["--model", network.name]
+    options += [] if new_head else ["--num-classes", str(info.num_classes)]
+    options += ["--kwargs", json.dumps(network.kwargs)] if network.kwargs else []
+    options += ["--stages", json.dumps(network.stages)] if network.stages else []
+    options += ["--image-size", "x".join(map(str, info.image_size))] if "." in network.name else []
+    load_weights(model, path, new_head=new_head, name=name, import_options=options, check=check)
 
 
 def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> Task:

@@ -19,9 +19,9 @@ from utils.config import Config, ModelConfig, load_config
 from utils.config.errors import validate
 from utils.config.layers import Layers
 from utils.errors import UserError
-from utils.run_folder.checkpoint import load_weights, read_checkpoint
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
-from utils.training.build import assemble, build_network, find_teacher, load_data
+from utils.training.build import assemble, build_network, find_teacher, load_data, load_network
 from utils.training.device import choose_device, set_up
 
 
@@ -67,7 +67,7 @@ class Restored:
         task = assemble(self.config, self.student(), self.teacher(), self.data).to(self.device)
         try:
             task.load_extra_state(self.content["extra"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{self.path}: what it holds besides the student is not of its config") from error
         return task.eval()
 
@@ -86,7 +86,7 @@ class Restored:
 
     def _load(self, network: ModelConfig, path: Path, name: str) -> StagedModel:
         model = build_network(network, self.data)
-        load_weights(model, path, name=name)
+        load_network(model, network, path, self.data, name)
         return model.to(self.device).eval()
 
 
