@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from datasets.source import Arrays, Source
 from distillers import DISTILLERS
 from models import MODELS, get_model
 from utils.config import find_config
+from utils.run_folder.layout import Layout
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXTENDING = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
@@ -70,6 +72,7 @@ def test_what_a_document_says_holds(document, workplace):
         ("sh", "sh train.sh --config configs/digits/seed-1029/at/vgg13-vgg9.yml", "vgg13-vgg9.yml: no such file"),
         ("sh", "sh test.sh tests/nowhere", "no such test or marker"),
         ("sh", "sh test.sh -m quick", "no such test or marker"),
+        ("sh", "dataset=digits\nsh train.sh", "sets variables for no command"),
         ("sh", "conda install torch", "unknown command conda"),
         ("sh", "python -m utils.reports run", "No module named utils.reports"),
         ("sh", "python -m utils.report --no-pictures", "unrecognized arguments: --no-pictures"),
@@ -198,6 +201,14 @@ def test_the_table_of_networks_has_every_one_with_its_number_of_features():
     features = {name: int(row[2]) for row in table(RUNNING, "family") for name in re.findall(r"`([^`]+)`", row[1])}
     with torch.device("meta"):
         assert features == {name: len(get_model(name, 10).stages()) - 1 for name in MODELS}
+
+
+def test_all_that_a_run_leaves_is_listed():
+    _, section = RUNNING.split("\n## What a run leaves\n")
+    cells = [row.split("|")[1] for row in section.split("\n## ")[0].splitlines() if row.startswith("| `")]
+    listed = re.findall(r"`([\w./]+)`", " ".join(cells))
+    run = Layout(Path())
+    assert {Path(name) for name in listed} >= set(vars(run).values()) - {run.path, run.checkpoints, run.lock}
 
 
 @pytest.mark.parametrize("script", [*REPOSITORY.glob("*.sh"), REPOSITORY / ".ci/run"], ids=lambda path: path.name)

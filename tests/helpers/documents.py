@@ -190,6 +190,8 @@ def check_code(code: str, workplace: Path) -> None:
 
 def check_command(variables: Mapping[str, str], words: list[str], workplace: Path) -> None:
     """That a command would be accepted. Nothing is trained."""
+    if not words:
+        raise Wrong("sets variables for no command; export keeps them")
     program, *arguments = words
     if unknown := variables.keys() - launcher_variables() - OF_THE_SYSTEM:
         raise Wrong(f"no launcher has a variable {', '.join(unknown)}")
