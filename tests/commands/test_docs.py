@@ -68,7 +68,7 @@ def test_what_a_document_says_holds(document, workplace):
         ("sh", "dataset=digits sh train.sh --resumed", "unrecognized arguments: --resumed"),
         ("sh", "dataset=digits sh train.sh \\\n    training.epoch=3", "unknown key training.epoch"),
         ("sh", "dataset=digits sh train.sh training.epochs=many", "must be a whole number"),
-        ("sh", "dataset=digits teacher_args='training.epoch=3' sh train.sh", "no such key"),
+        ("sh", "dataset=digits teacher_args='training.epoch=3' sh train.sh", "unknown key training.epoch"),
         ("sh", "sh train.sh --config configs/digits/seed-1029/at/vgg13-vgg9.yml", "vgg13-vgg9.yml: no such file"),
         ("sh", "sh test.sh tests/nowhere", "no such test or marker"),
         ("sh", "sh test.sh -m quick", "no such test or marker"),

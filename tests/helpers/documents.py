@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from models import MODELS
 from utils.config import Config, find_config
 from utils.config.changes import flatten
 from utils.config.errors import all_fields, validate
+from utils.config.related import teacher_run
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -196,8 +197,6 @@ def check_command(variables: Mapping[str, str], words: list[str], workplace: Pat
     if unknown := variables.keys() - launcher_variables() - OF_THE_SYSTEM:
         raise Wrong(f"no launcher has a variable {', '.join(unknown)}")
     if program == "sh" and arguments[0] in LAUNCHERS:
-        for pretrained in shlex.split(variables.get("teacher_args", "")):
-            check_key(pretrained)
         run_python(handed_over(variables, arguments, workplace))
     elif program == "sh" and arguments[0] == "test.sh":
         check_test_arguments(arguments[1:])
@@ -216,7 +215,7 @@ def launcher_variables() -> set[str]:
     """The variables that the launchers read."""
     text = "".join((REPOSITORY / launcher).read_text() for launcher in LAUNCHERS)
     code = re.sub(r"^\s*#.*", "", text, flags=re.MULTILINE)
-    return set(re.findall(r"\$\{(\w+)[:}]", code)) - {"entry"}
+    return set(re.findall(r"\$\{(\w+)[:}]", code))
 
 
 def handed_over(variables: Mapping[str, str], arguments: list[str], workplace: Path) -> list[str]:
@@ -250,7 +249,13 @@ def run_python(arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "utils.launch"]:
         return run_python(arguments[3:])
     configs: list[Config] = []
-    with mock.patch("utils.training.run.train", lambda config, **options: configs.append(config)):
+
+    def train(config: Config, *, resume: bool, overwrite: bool, teacher_args: Sequence[str] = ()) -> None:
+        configs.append(config)
+        if teacher_args:
+            configs.append(teacher_run(config, teacher_args).config)
+
+    with mock.patch("utils.training.run.train", train):
         if arguments[0] == "-m":
             module, *rest = arguments[1:]
             more = RUNS_WITHOUT_TRAINING.get(module)
