@@ -12,6 +12,8 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,18 @@ from utils.errors import UserError
 log = logging.getLogger("sakd")
 
 TIMEOUT = 30  # seconds without an answer
+
+_may_write: ContextVar[bool] = ContextVar("may_write", default=True)
+
+
+@contextlib.contextmanager
+def without_downloads() -> Iterator[None]:
+    """Take only what is there: nothing is downloaded or unpacked within, since a file has chosen the folder."""
+    token = _may_write.set(False)
+    try:
+        yield
+    finally:
+        _may_write.reset(token)
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,11 @@ class Archive:
             UserError: it is neither there nor to be had.
         """
         if not (root / self.folder).is_dir():
+            if not _may_write.get():
+                raise UserError(
+                    f"dataset.root: {root}, which a file names, holds no {self.folder}; dataset.root={root} on the "
+                    "command line has it downloaded there, or names another folder"
+                )
             if not (root / self.filename).is_file():
                 self._download(root)
             self._unpack(root)

@@ -19,7 +19,7 @@ from utils.command import Parser, guarded
 from utils.errors import UserError
 from utils.report.tables import Table
 from utils.run_folder.layout import Layout
-from utils.training.restore import Restored, restore
+from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
 WARM_UP, TIMED = 5, 30  # forward passes
@@ -64,13 +64,12 @@ class Scores:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m utils.evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (best.pth)")
+    add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
-    parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")
     parser.add_argument("--no-teacher", action="store_true", help="leave the teacher out")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: evaluation/ in the run's folder)")
     options = parser.parse_intermixed_args(arguments)
-    restored = restore(Path(options.checkpoint), options.overrides, options.config)
+    restored = restore_from(options, options.overrides)
     networks = {restored.config.student.title: restored.student()}
     if restored.config.kd and not options.no_teacher:
         networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.command import Parser, guarded
 from utils.errors import UserError
-from utils.training.restore import Restored, restore
+from utils.training.restore import Restored, add_arguments, restore_from
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
 IMAGES = 8
@@ -20,15 +20,14 @@ IMAGES = 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m utils.export", description=__doc__)
-    parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (best.pth)")
+    add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
-    parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")
     parser.add_argument("--out", metavar="FILE", help="the program (default: <network>.pt2 beside the checkpoint)")
     parser.add_argument("--onnx", action="store_true", help="write <network>.onnx too; needs onnx and onnxscript")
     options = parser.parse_intermixed_args(arguments)
     if options.onnx:
         _require("onnx", "onnxscript")
-    restored = restore(Path(options.checkpoint), [*options.overrides, "training.device=cpu"], options.config)
+    restored = restore_from(options, [*options.overrides, "training.device=cpu"])
     model = restored.student()
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from distillers.spot_adaptive.policy import TEACHER_ROUTE
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.report.tables import Table
-from utils.training.restore import Restored, restore
+from utils.training.restore import Restored, add_arguments, restore_from
 
 ALL = "all classes"
 
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         epilog="Without images and --class: every class. Spots: fN is feature N, logits the KL term.",
     )
-    parser.add_argument("checkpoint", help="a checkpoint of an adaptive or anti run, or the run's folder (best.pth)")
+    add_arguments(parser, "a checkpoint of an adaptive or anti run")
     parser.add_argument(
         "words", nargs="*", metavar="IMAGE|key=value", help="image files; config keys, e.g. dataset.root=data"
     )
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     images = [word for word in options.words if "=" not in word]
-    restored = restore(Path(options.checkpoint), [word for word in options.words if "=" in word])
+    restored = restore_from(options, [word for word in options.words if "=" in word])
     kd = restored.config.kd
     if kd is None or kd.selection not in ("adaptive", "anti"):
         kind = "a network trained alone" if kd is None else f"a {kd.selection} run"

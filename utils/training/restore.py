@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from datasets import Data, open_data
+from datasets.download import without_downloads
 from datasets.images import fit, open_rgb
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
@@ -23,6 +26,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
 from utils.training.build import assemble, build_network, find_teacher, load_data, load_network
 from utils.training.device import choose_device, set_up
+from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,29 @@ class Restored:
         return model.to(self.device).eval()
 
 
-def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None) -> Restored:
+def add_arguments(parser: ArgumentParser, what: str = "a checkpoint") -> None:
+    """Let `parser` read what `restore_from` needs."""
+    parser.add_argument("checkpoint", help=f"{what}, or a run's folder (best.pth)")
+    parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+
+
+def restore_from(options: Namespace, overrides: Sequence[str]) -> Restored:
+    """`restore` as the command line says."""
+    return restore(Path(options.checkpoint), overrides, options.config, trust=options.trust)
+
+
+def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None, *, trust: bool = False) -> Restored:
     """Open a checkpoint, or the best one of a run folder.
 
     Args:
         path: the file or the folder.
         overrides: ``key=value`` words that win over the config in the checkpoint, e.g. ``dataset.root=data``.
         config: a file that says what the checkpoint is of, for those that do not say so themselves.
+        trust: build what the checkpoint's own config names, whatever that is, and download its data set.
 
     Raises:
-        UserError: it cannot be read, or does not say what it is of.
+        UserError: it cannot be read, does not say what it is of, or names what is not to be trusted.
     """
     path = Layout(path).best if path.is_dir() else path
     content = read_checkpoint(path)
@@ -110,9 +127,13 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
         layers.add(content["config"], str(path))
         layers.add_overrides(overrides)
         settings = validate(layers.data, layers.source)
+        if not trust:
+            refuse_foreign_code(settings, path, overrides)
     else:
         raise UserError(f"{path}: does not say which network it is of; --config <file> does")
     device = choose_device(settings.training.device)
     set_up(settings)
-    opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
+    agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
+    with nullcontext() if agreed else without_downloads():
+        opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
     return Restored(path, settings, content, load_data(opened, settings, device), device)

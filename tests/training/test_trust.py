@@ -1,0 +1,216 @@
+"""A checkpoint is data: it chooses no code to run, no file to read or fetch, and no folder to write to."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from trained_pair import trained_pair
+
+from utils import evaluate, export, inspect_gates
+from utils.config import Config
+from utils.errors import UserError
+from utils.training.restore import restore
+from utils.training.trust import is_known_builder, refuse_foreign_code
+
+CHECKPOINT = Path("theirs.pth")
+
+
+def single(name="vgg8", **kwargs) -> Config:
+    return Config.from_dict({"dataset": {"name": "digits"}, "model": {"name": name, "kwargs": kwargs}})
+
+
+def pair(teacher="vgg13", student="vgg8", **options) -> Config:
+    networks = {"teacher": {"name": teacher}, "student": {"name": student}}
+    kd_loss = {"name": "at", "options": options}
+    return Config.from_dict({"dataset": {"name": "digits"}, "kd": networks, "kd_loss": kd_loss})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vgg8", "ResNet18", "torchvision.models.resnet18", "torchvision.models.resnet.resnet18", "timm.create_model"],
+)
+def test_builders_of_the_project_and_of_the_libraries_are_known(name):
+    assert is_known_builder(name)
+    refuse_foreign_code(single(name), CHECKPOINT, [])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.hub.load",
+        "os.system",
+        "mynets.Net",
+        "models.vgg.VGG",
+        "torchvision.models.get_model",
+        "torchvision.models.ResNet",
+        "torchvision.models.resnet.load_state_dict_from_url",
+        "torchvision.models.detection.fasterrcnn_resnet50_fpn",  # fetches a backbone
+        "torchvision.models.quantization.resnet18",
+        "torchvision.datasets.MNIST",
+        "torchvision.modelsevil.resnet18",
+        "torchvision.models_evil.resnet18",
+        "timm.create_models",
+        "timm.data.create_dataset",
+    ],
+)
+@pytest.mark.parametrize("make", [single, lambda name: pair(student=name), lambda name: pair(teacher=name)])
+def test_every_other_name_must_stand_on_the_command_line(name, make):
+    config = make(name)
+    with pytest.raises(UserError, match=f"theirs.pth: .*name is {name}, no network of this project.*--trust") as error:
+        refuse_foreign_code(config, CHECKPOINT, ["training.device=cpu"])
+    override = str(error.value).split("; ")[1].split()[0]
+    assert override.endswith(f".name={name}")
+    refuse_foreign_code(config, CHECKPOINT, [override])
+
+
+class TestTimm:
+    @pytest.fixture
+    def timm(self, monkeypatch):
+        """The little of timm that says which models it has."""
+        fake = ModuleType("timm")
+        fake.list_models = lambda: ["resnet18"]
+        fake.model_entrypoint = lambda name: SimpleNamespace(__module__="timm.models.resnet")
+        monkeypatch.setitem(sys.modules, "timm", fake)
+
+    @pytest.mark.parametrize("name", ["timm.models.resnet18", "timm.models.resnet.resnet18"])
+    def test_builders_are_known(self, timm, name):
+        assert is_known_builder(name)
+
+    @pytest.mark.parametrize(
+        "name", ["timm.models.vit.resnet18", "timm.models.resnet.load_pretrained", "timm.models_evil.resnet18"]
+    )
+    def test_what_builds_no_model_is_not(self, timm, name):
+        assert not is_known_builder(name)
+
+    def test_is_needed_to_tell(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(UserError, match=r"model 'timm\.models\.resnet18': import of timm halted"):
+            is_known_builder("timm.models.resnet18")
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"depth": 3, "ratio": 0.5, "bias": True, "act_layer": "relu", "sizes": [1, 2], "norm": None, "deep": {"a": 1}},
+        {"pretrained": False, "weights": None, "drop_path_rate": 0.1, "model_name": "resnet18.a1_in1k"},
+    ],
+)
+def test_numbers_and_words_may_be_arguments(kwargs):
+    refuse_foreign_code(single("timm.create_model", **kwargs), CHECKPOINT, [])
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"pretrained": True},
+        {"pretrained": 1},
+        {"weights": "DEFAULT"},
+        {"checkpoint_path": "w.pth"},
+        {"pretrained_cfg": {"hf_hub_id": "somebody"}},
+        {"file": "/etc/passwd"},
+        {"url": "http://example.org"},
+        {"model_name": "hf-hub:somebody/something"},
+        {"deep": {"er": [1, {"path": "a/b"}]}},
+    ],
+    ids=str,
+)
+def test_what_might_be_a_file_to_read_or_to_fetch_must_stand_on_the_command_line(kwargs):
+    config = single("timm.create_model", **kwargs)
+    with pytest.raises(UserError, match=r"theirs.pth: model\.kwargs\..* is .*<value> on the command line.*--trust"):
+        refuse_foreign_code(config, CHECKPOINT, ["model.name=timm.create_model"])
+    for name, value in kwargs.items():
+        if not isinstance(value, dict):
+            refuse_foreign_code(config, CHECKPOINT, [f"model.kwargs.{name}={value}"])
+
+
+def test_a_key_with_a_dot_in_it_hides_nothing():
+    config = Config.from_dict(
+        {"dataset": {"name": "digits"}, "model": {"name": "vgg8", "kwargs": {"a": {"b": "/etc"}, "a.b": 1}}}
+    )
+    with pytest.raises(UserError, match=r"model\.kwargs\.a\.b is '/etc'"):
+        refuse_foreign_code(config, CHECKPOINT, [])
+
+
+def test_options_of_a_distiller_are_arguments_as_well():
+    with pytest.raises(UserError, match=r"kd_loss\.options\.bank is '/etc/passwd'"):
+        refuse_foreign_code(pair(bank="/etc/passwd"), CHECKPOINT, [])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained_pair(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def spoilt(run, tmp_path, monkeypatch):
+    """Make a checkpoint of the run whose config differs, in a folder with a module that leaves a trace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "trap", raising=False)
+    Path("trap.py").write_text(
+        "from pathlib import Path\n\nfrom models import get_model\n\nPath('imported').touch()\n\n\n"
+        "def Net(num_classes):\n    return get_model('resnet8', num_classes)\n"
+    )
+
+    def make(section: str, **values) -> str:
+        content = torch.load(run / "ckpt" / "best.pth", weights_only=True)
+        place = content["config"]
+        for name in section.split("."):
+            place = place[name]
+        place.update(values)
+        torch.save(content, "theirs.pth")
+        return "theirs.pth"
+
+    return make
+
+
+COMMANDS = {"evaluate": evaluate.main, "export": export.main, "inspect_gates": inspect_gates.main}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_no_command_runs_code_that_a_checkpoint_names(spoilt, command, role):
+    with pytest.raises(UserError, match=rf"kd\.{role}\.name is trap\.Net, no network of this project"):
+        COMMANDS[command]([spoilt(f"kd.{role}", name="trap.Net")])
+    assert not Path("imported").exists()
+
+
+@pytest.mark.parametrize(
+    "agreement", [{"trust": True}, {"overrides": ["kd.student.name=trap.Net"]}], ids=["--trust", "name"]
+)
+def test_code_that_the_command_line_agrees_to_is_run(spoilt, agreement):
+    restored = restore(Path(spoilt("kd.student", name="trap.Net")), **agreement)
+    assert restored.student().feature_shapes(32, 32)
+    assert Path("imported").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_the_option_in_the_same_words(command, capsys):
+    with pytest.raises(SystemExit):
+        COMMANDS[command](["--help"])
+    assert "--trust build every network that the checkpoint names, with all its arguments" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+class TestTheDataSet:
+    @pytest.fixture
+    def offline(self, monkeypatch):
+        def refuse(url, **_):
+            raise AssertionError(f"asked the network for {url}")
+
+        monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+    def test_is_not_downloaded_to_where_a_checkpoint_says(self, spoilt, offline, tmp_path):
+        (tmp_path / "data").mkdir()
+        path = Path(spoilt("dataset", name="cifar-10", root="data"))
+        with pytest.raises(UserError, match=r"dataset.root: data, which a file names, holds no cifar-10-batches-py"):
+            restore(path)
+        assert list((tmp_path / "data").iterdir()) == []
+
+    @pytest.mark.parametrize("agreement", [{"trust": True}, {"overrides": ["dataset.root=data"]}], ids=str)
+    def test_is_downloaded_to_where_the_command_line_says(self, spoilt, offline, agreement):
+        with pytest.raises(AssertionError, match="asked the network for"):
+            restore(Path(spoilt("dataset", name="cifar-10", root="data")), **agreement)

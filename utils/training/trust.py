@@ -1,0 +1,102 @@
+"""Which code a file may name: a checkpoint from elsewhere is data, and must not choose what runs here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.config import Config
+from utils.config.layers import Layers
+from utils.config.wording import show
+from utils.errors import UserError
+
+Key = tuple[str, ...]
+
+TRUST_HELP = (
+    "build every network that the checkpoint names, with all its arguments; without it, only networks of this project, "
+    "torchvision and timm are built unless the command line names them"
+)
+_WORD = re.compile(r"[\w.-]*")  # no path and no address
+_LOADING = re.compile(r"pretrained|weights|checkpoint")  # arguments with which torchvision and timm fetch or read files
+
+
+def refuse_foreign_code(config: Config, path: Path, overrides: Iterable[str]) -> None:
+    """Refuse to build what the file at `path` names, unless it is known to do nothing but build a network.
+
+    Args:
+        config: what the file and the command line amount to.
+        path: the file.
+        overrides: the ``key=value`` words of the command line, which agree to the values that they set.
+
+    Raises:
+        UserError: the line says how to agree.
+    """
+    command_line = Layers("")
+    command_line.add_overrides(overrides)
+    agreed = {key for key, _ in _leaves((), command_line.data)}
+    kd = config.kd
+    networks = {("kd", "student"): kd.student, ("kd", "teacher"): kd.teacher} if kd else {("model",): config.model}
+    arguments = {("kd_loss", "options"): config.kd_loss.options} if kd else {}
+    for section, network in networks.items():
+        key = ".".join((*section, "name"))
+        if (*section, "name") not in agreed and not is_known_builder(network.name):
+            raise UserError(
+                f"{path}: {key} is {network.name}, no network of this project, torchvision or timm, and building it "
+                f"runs its code; {key}={network.name} on the command line agrees to that, --trust to all that the file "
+                "says"
+            )
+        arguments[(*section, "kwargs")] = network.kwargs
+    for section, mapping in arguments.items():
+        for full, value in _leaves(section, mapping):
+            if full not in agreed and not _is_harmless(full, value):
+                key = ".".join(map(str, full))
+                raise UserError(
+                    f"{path}: {key} is {show(value)}, which might be a file to read or to fetch; {key}=<value> on the "
+                    "command line sets it, --trust agrees to all that the file says"
+                )
+
+
+def is_known_builder(name: str) -> bool:
+    """Whether `name` is that of a registered model, or the import path of a model builder of torchvision or timm.
+
+    Raises:
+        UserError: timm is needed to tell, and not installed.
+    """
+    if "." not in name:
+        return True  # registered, or refused
+    package, _, builder = name.rpartition(".")
+    if f"{package}.".startswith("torchvision.models."):
+        from torchvision import models
+
+        known = models.list_models(module=models)  # classifiers; detectors fetch their backbones unasked
+        return builder in known and package in ("torchvision.models", models.get_model_builder(builder).__module__)
+    if name == "timm.create_model":
+        return True  # its argument `model_name` is a word, so no address
+    if f"{package}.".startswith("timm.models."):
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(f"model {name!r}: {error}") from error
+        known = timm.list_models()
+        return builder in known and package in ("timm.models", timm.model_entrypoint(builder).__module__)
+    return False
+
+
+def _leaves(key: Key, value: Any) -> Iterator[tuple[Key, Any]]:
+    """The values in mappings and lists, however deep, each with its key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves((*key, name), item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(key, item)
+    else:
+        yield key, value
+
+
+def _is_harmless(key: Key, value: Any) -> bool:
+    if any(_LOADING.search(str(name)) for name in key):
+        return value is None or value is False
+    return value is None or isinstance(value, int | float) or bool(_WORD.fullmatch(str(value)))
