@@ -25,7 +25,7 @@ def jobs_of(root, selections=("fixed",), distillers=("at",), **changes):
     return plan(**NAMES | {"selections": selections, "distillers": distillers, "overrides": overrides} | changes)
 
 
-def run_pool(monkeypatch, jobs, scripts, root, count=1):
+def run_pool(monkeypatch, jobs, scripts, root, count=1, tick=lambda pool: None):
     """Let Python one-liners, by a part of the job's folder, stand in for training."""
 
     def command(job: Job, *, resume: bool) -> list[str]:
@@ -34,7 +34,7 @@ def run_pool(monkeypatch, jobs, scripts, root, count=1):
 
     monkeypatch.setattr(Job, "command", command)
     said: list[str] = []
-    outcomes = Pool(jobs, [{}] * count, root / "grid", said.append, lambda pool: None).work()
+    outcomes = Pool(jobs, [{}] * count, root / "grid", said.append, tick).work()
     return {outcome.job.name.split(",")[0]: outcome for outcome in outcomes}, said
 
 
@@ -144,13 +144,16 @@ def test_what_is_finished_is_skipped_and_what_is_not_is_resumed(tmp_path, monkey
     assert any(line.startswith("resume: at fixed") for line in said)
 
 
-def test_being_asked_to_stop_lets_the_running_jobs_save_themselves(tmp_path, monkeypatch):
-    waits = (
-        "import signal, sys, time, pathlib; "
-        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({EXIT_INTERRUPTED})); "
-        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+def saves_itself(root):
+    """A job that says when it runs, and when it was asked to save itself."""
+    saved = f"(pathlib.Path({str(root / 'saved')!r}).touch(), sys.exit({EXIT_INTERRUPTED}))"
+    return (
+        f"import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: {saved}); "
+        f"pathlib.Path({str(root / 'ready')!r}).touch(); time.sleep(60)"
     )
 
+
+def test_being_asked_to_stop_lets_the_running_jobs_save_themselves(tmp_path, monkeypatch):
     def ask_when_ready():
         while not (tmp_path / "ready").exists():
             pause.wait(0.02)
@@ -159,10 +162,21 @@ def test_being_asked_to_stop_lets_the_running_jobs_save_themselves(tmp_path, mon
     pause = threading.Event()
     thread = threading.Thread(target=ask_when_ready)
     thread.start()
-    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": waits}, tmp_path)
+    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": saves_itself(tmp_path)}, tmp_path)
     thread.join()
+    assert (tmp_path / "saved").exists()
     assert [outcome.status for outcome in outcomes.values()] == ["stopped", "not started"]
     assert conclude(list(outcomes.values())) == EXIT_INTERRUPTED
+
+
+def test_an_error_in_the_grid_itself_lets_the_running_jobs_save_themselves(tmp_path, monkeypatch):
+    def fail_when_ready(pool):
+        if (tmp_path / "ready").exists():
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": saves_itself(tmp_path)}, tmp_path, tick=fail_when_ready)
+    assert (tmp_path / "saved").exists()
 
 
 def test_gpus_are_dealt_out_in_turn(monkeypatch):

@@ -68,18 +68,20 @@ class Pool:
         self.stopping = False
 
     def work(self) -> list[Outcome]:
-        """Run everything; on SIGINT or SIGTERM let the running jobs save themselves and stop."""
+        """Run everything. On SIGINT, SIGTERM or an error here, the running jobs save themselves and stop."""
         try:
             with StopRequest() as stop:
-                while (self.waiting and not stop.requested) or self.running:
-                    if stop.requested:
-                        self._stop_running()
-                        break
-                    self._start_ready()
-                    self._reap()
-                    self.tick(self)
-                    time.sleep(POLL if self.running else 0)
-        except BaseException:  # a second Ctrl-C, or an error of ours: leave no process behind
+                try:
+                    while (self.waiting or self.running) and not stop.requested:
+                        self._start_ready()
+                        self._reap()
+                        self.tick(self)
+                        time.sleep(POLL if self.running else 0)
+                except Exception:
+                    self._stop_running()
+                    raise
+                self._stop_running()
+        except BaseException:  # a second Ctrl-C, or one more error: leave no process behind
             for item in self.running:
                 item.process.kill()
             raise
@@ -140,10 +142,12 @@ class Pool:
                 self._note(item.job, "failed", f"{last_line(item.log) or f'exit code {code}'} [{item.log}]")
 
     def _stop_running(self) -> None:
+        if not self.running:
+            return
         self.stopping = True
-        self.say("stopping: the running jobs finish their step and save themselves (again Ctrl-C: at once)")
         for item in self.running:
             item.process.send_signal(signal.SIGTERM)
+        self.say("stopping: the running jobs finish their step and save themselves (again Ctrl-C: at once)")
         while self.running:
             self._reap()
             time.sleep(POLL)
