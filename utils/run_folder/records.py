@@ -120,7 +120,7 @@ def read_config(file: Path) -> dict[str, Any] | None:
     except UserError as error:
         warn(f"{error}; this run is left out")
     except ValidationError as error:
-        warn(f"{file}: not the settings of a run ({_what(error)}); this run is left out")
+        warn(f"{file}: not the settings of a run ({first_problem(error)}); this run is left out")
     else:
         return config
     return None
@@ -137,7 +137,7 @@ def read_result(file: Path) -> Result | None:
     try:
         return None if content is None else _RESULT.validate_json(content)
     except ValidationError as error:
-        warn(f"{file}: no result of a run ({_what(error)}); left out")
+        warn(f"{file}: no result of a run ({first_problem(error)}); left out")
         return None
 
 
@@ -182,7 +182,7 @@ def _read_lines(file: Path, shape: TypeAdapter[T]) -> list[T]:
         try:
             lines.append(shape.validate_json(line))
         except ValidationError as error:
-            broken = broken or f"{file}: line {number} is no record ({_what(error)})"
+            broken = broken or f"{file}: line {number} is no record ({first_problem(error)})"
     if broken:
         warn(f"{broken}; left out, with any other such line")
     return lines
@@ -202,7 +202,10 @@ def _read(file: Path) -> bytes | None:
     return None
 
 
-def _what(error: ValidationError) -> str:
-    """The first thing that is wrong: ``"training.seed: Field required"``."""
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, e.g. ``"training.seed is missing"``."""
     first = error.errors(include_url=False, include_context=False)[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    return ": ".join(filter(None, (where, first["msg"].removeprefix("Value error, "))))
