@@ -1,0 +1,78 @@
+"""From rows (an image, its label, perhaps its split) to training and validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from datasets.folders import enumerate_some
+from datasets.source import IMAGENET_NORM, Source, Split
+from utils.errors import UserError
+
+VALIDATION = ("val", "valid", "validation", "test")  # spellings of the split that is not trained on
+
+
+def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[int], list[int]]:
+    """Rows to train on and rows to validate on: `share` of every class, the same in every run whatever its seed.
+
+    Args:
+        labels: class of each row.
+        share: ``dataset.val_split``.
+        where: what to call the data in messages.
+
+    Raises:
+        UserError: a class has too few images for that.
+    """
+    try:
+        train, val = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
+    except ValueError as error:
+        raise UserError(f"dataset.val_split: {share} of {where}: {error}") from None
+    return sorted(train.tolist()), sorted(val.tolist())
+
+
+def source_of_rows(
+    labels: Sequence[str | int],
+    splits: Sequence[str] | None,
+    take: Callable[[list[int], list[int]], Split],
+    val_split: float | None,
+    where: str,
+) -> Source:
+    """A data set out of rows.
+
+    Args:
+        labels: name or number of each row's class.
+        splits: ``train`` or one of `VALIDATION` for each row; None: there is no such column.
+        take: makes a split of row numbers and their labels.
+        val_split: share of the rows that validates, where `splits` is None.
+        where: what to call the data in messages.
+
+    Raises:
+        UserError: there is no row, no split, or both a column and ``dataset.val_split``.
+    """
+    if not labels:
+        raise UserError(f"{where}: holds no images")
+    classes = sorted(set(labels), key=lambda name: (0, int(name), "") if _is_number(name) else (1, 0, name))
+    number = {name: k for k, name in enumerate(classes)}
+    numbers = [number[label] for label in labels]
+    if splits is None and val_split is None:
+        raise UserError(
+            f"{where}: says of no image whether it validates; add a column split, or set dataset.val_split=0.1"
+        )
+    if splits is not None and val_split is not None:
+        raise UserError(f"dataset.val_split: {where} has a column split already; leave one of the two out")
+    if splits is None:
+        train, val = split_rows(numbers, val_split, where)
+    else:
+        unknown = sorted({str(split) for split in splits} - {"train", *VALIDATION})
+        if unknown:
+            raise UserError(f"{where}: split {enumerate_some(unknown)}, must be train or {' or '.join(VALIDATION)}")
+        train = [row for row, split in enumerate(splits) if split == "train"]
+        val = [row for row, split in enumerate(splits) if split != "train"]
+    parts = [take(rows, [numbers[row] for row in rows]) for rows in (train, val)]
+    return Source(*parts, tuple(map(str, classes)), *IMAGENET_NORM, augment=None, image_size=None)
+
+
+def _is_number(name: str | int) -> bool:
+    return isinstance(name, int) or (name.isascii() and name.isdigit())
