@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from datasets.folders import enumerate_some
 from datasets.loading.decode import find_unreadable
-from datasets.source import Files, Source, Split
+from datasets.source import Arrays, Source, Split
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
@@ -23,7 +23,7 @@ def check_labels(source: Source) -> None:
     for what, split in _splits(source):
         if len(split) == 0:
             raise UserError(f"the data set holds no {what} images")
-        if not isinstance(split, Files) and len(split.images) != len(split.labels):
+        if isinstance(split, Arrays) and len(split.images) != len(split.labels):
             raise UserError(f"the data set holds {len(split.images)} {what} images, {len(split.labels)} labels")
         wrong = ((split.labels < 0) | (split.labels >= classes)).nonzero().flatten().tolist()
         if wrong:
@@ -59,7 +59,7 @@ def _splits(source: Source) -> list[tuple[str, Split]]:
 
 
 def _readable_part(what: str, split: Split, source: Source, workers: int) -> Split:
-    broken = find_unreadable(split, workers) if isinstance(split, Files) else {}
+    broken = {} if isinstance(split, Arrays) else find_unreadable(split, workers)
     if not broken:
         return split
     first = next(iter(broken.values()))

@@ -15,8 +15,8 @@ from utils.errors import UserError, reason
 def csv_table(root: Path, val_split: float | None = None) -> Source:
     """The images that the CSV file `root` lists in its columns ``path``, ``label`` and perhaps ``split``.
 
-    Paths are relative to the folder of the file. Labels may be words or numbers. Without a column ``split``, `val_split`
-    says which share of every class validates.
+    Paths are relative to the folder of the file. Labels may be words or numbers. Without a column ``split``,
+    `val_split` says which share of every class validates.
 
     Raises:
         UserError: the file cannot be read, or lacks something; the line names it.

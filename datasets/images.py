@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -12,15 +13,20 @@ from utils.errors import UserError, reason
 from utils.files import check_regular
 
 
-def open_rgb(path: str | os.PathLike) -> Image.Image:
+def open_rgb(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
     """Decode the file at `path` to 8-bit RGB, whatever its own mode is.
+
+    Args:
+        path: the file; with `content`, what messages call it.
+        content: what is in the file, if that is known already.
 
     Raises:
         UserError: it is missing, damaged or no image.
     """
     try:
-        check_regular(path)
-        with Image.open(path) as image:
+        if content is None:
+            check_regular(path)
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return to_rgb(image)
     except (UserError, MemoryError):
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +57,7 @@ class EncodedImages:
         Raises:
             utils.errors.UserError: its bytes are no image.
         """
-        return open_rgb(io.BytesIO(self._table[self._rows[index]].as_py() or b""), self.path(index))
+        return open_rgb(self.path(index), self._table[self._rows[index]].as_py())
 
 
 @register_dataset("parquet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -78,7 +78,20 @@ class Files:
         return open_rgb(self.path(index))
 
 
-Split: TypeAlias = Arrays | Files
+class Split(Protocol):
+    """Images and their classes: `Arrays`, `Files`, or anything else that offers the same.
+
+    Attributes:
+        labels: int64 ``[N]``.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> Image.Image:
+        """Image `index`, in RGB. A UserError says that it cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)

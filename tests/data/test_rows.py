@@ -1,0 +1,208 @@
+"""Images listed in CSV files, in Parquet and Arrow tables, and in folders without a split."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from pictures import save, smooth_picture
+
+from datasets.csv_table import csv_table
+from datasets.imagefolder import imagefolder
+from datasets.rows import split_rows
+from utils.errors import UserError
+
+
+def labels_of(split, source):
+    return [source.class_names[label] for label in split.labels.tolist()]
+
+
+def write_csv(folder, header, rows):
+    path = folder / "images.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+class TestSplit:
+    def test_takes_the_same_share_of_every_class_and_every_row_once(self):
+        labels = [0] * 40 + [1] * 20 + [2] * 10
+        train, val = split_rows(labels, 0.1, "it")
+        assert sorted(train + val) == list(range(70))
+        assert np.bincount([labels[row] for row in val]).tolist() == [4, 2, 1]
+
+    def test_is_the_same_in_every_run_and_in_the_order_of_the_rows(self):
+        first, second = (split_rows([0, 1] * 10, 0.2, "it") for _ in range(2))
+        assert first == second
+        assert first[0] == sorted(first[0])
+
+    @pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 2, 0, 1, 2]])
+    def test_of_too_few_images_is_one_line(self, labels):
+        with pytest.raises(UserError, match=r"^dataset\.val_split: 0\.1 of it: [^\n]+$"):
+            split_rows(labels, 0.1, "it")
+
+
+class TestFolder:
+    @pytest.fixture
+    def root(self, tmp_path):
+        for k in range(20):
+            save(smooth_picture(8, 8, seed=k), tmp_path / ("ant" if k % 2 else "bee") / f"{k}.png")
+        return tmp_path
+
+    def test_without_a_split_is_divided(self, root):
+        source = imagefolder(root, val_split=0.2)
+        assert source.class_names == ("ant", "bee")
+        assert labels_of(source.val, source) == ["ant"] * 2 + ["bee"] * 2
+        assert len(source.train) == 16
+        paths = [split.path(k) for split in (source.train, source.val) for k in range(len(split))]
+        assert len(set(paths)) == 20
+
+    def test_that_is_split_already_is_refused(self, root):
+        (root / "train").mkdir()
+        (root / "val").mkdir()
+        with pytest.raises(UserError, match="is split into train and val already"):
+            imagefolder(root, val_split=0.2)
+
+
+class TestCsv:
+    @pytest.fixture
+    def rows(self, tmp_path):
+        return [
+            (
+                save(smooth_picture(8, 8, seed=k), tmp_path / f"{k}.png").name,
+                ["cat", "dog"][k % 2],
+                "train" if k < 6 else "val",
+            )
+            for k in range(10)
+        ]
+
+    def test_with_a_split_column(self, tmp_path, rows):
+        source = csv_table(write_csv(tmp_path, ["path", "label", "split"], rows))
+        assert source.class_names == ("cat", "dog")
+        assert labels_of(source.train, source) == ["cat", "dog"] * 3
+        assert source.val.path(0).endswith("6.png")
+        assert source.val.picture(0).size == (8, 8)
+
+    def test_without_one_is_divided(self, tmp_path, rows):
+        source = csv_table(write_csv(tmp_path, ["path", "label"], [row[:2] for row in rows]), val_split=0.2)
+        assert (len(source.train), len(source.val)) == (8, 2)
+
+    def test_numbers_are_sorted_as_numbers(self, tmp_path, rows):
+        table = [(path, str(11 - k), split) for k, (path, _, split) in enumerate(rows)]
+        assert csv_table(write_csv(tmp_path, ["path", "label", "split"], table)).class_names[:3] == ("2", "3", "4")
+
+    @pytest.mark.parametrize(
+        ("header", "rows", "message"),
+        [
+            (["file", "label"], [("a.png", "cat")], "has no column path"),
+            (["path", "label"], [("a.png", "cat")], "add a column split, or set dataset.val_split=0.1"),
+            (["path", "label", "split"], [("a.png", "cat", "dev")], "split dev, must be train or val"),
+            (["path", "label", "split"], [("a.png", "cat")], "line 2 has another number of fields"),
+            (["path", "label", "split"], [("a.png", "", "train")], "line 2 has no label"),
+            (["path", "label", "split"], [], "holds no images"),
+        ],
+    )
+    def test_what_is_wrong_is_one_line(self, tmp_path, header, rows, message):
+        with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
+            csv_table(write_csv(tmp_path, header, rows))
+
+    def test_a_column_and_a_share_are_refused(self, tmp_path, rows):
+        with pytest.raises(UserError, match="has a column split already"):
+            csv_table(write_csv(tmp_path, ["path", "label", "split"], rows), val_split=0.1)
+
+    def test_no_file_and_no_csv_are_one_line(self, tmp_path):
+        (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+        for name in ("missing.csv", "binary.csv"):
+            with pytest.raises(UserError, match=r"^dataset\.root: [^\n]*cannot be read as a CSV file[^\n]*$"):
+                csv_table(tmp_path / name)
+
+
+class TestParquet:
+    @pytest.fixture
+    def table(self):
+        pyarrow = pytest.importorskip("pyarrow")
+        return pyarrow.table(
+            {
+                "image": [{"bytes": png(k), "path": f"{k}.png"} for k in range(10)],
+                "label": [k % 2 for k in range(10)],
+                "split": ["train" if k < 6 else "test" for k in range(10)],
+            }
+        )
+
+    def test_with_a_split_column(self, tmp_path, table):
+        source = read(tmp_path / "images.parquet", table)
+        assert source.class_names == ("0", "1")
+        assert (len(source.train), len(source.val)) == (6, 4)
+        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=7))
+
+    def test_of_words_and_bare_bytes_as_arrow(self, tmp_path, table):
+        image = [row["bytes"] for row in table["image"].to_pylist()]
+        words = [["cat", "dog"][label] for label in table["label"].to_pylist()]
+        columns = (
+            table.drop_columns(["image", "label", "split"])
+            .append_column("image", [image])
+            .append_column("label", [words])
+        )
+        source = read(tmp_path / "images.arrow", columns, val_split=0.2)
+        assert source.class_names == ("cat", "dog")
+        assert len(source.val) == 2
+
+    def test_a_folder_is_split_by_the_names_of_its_files(self, tmp_path, table):
+        table = table.drop_columns(["split"])
+        read(tmp_path / "train-00000.parquet", table.slice(0, 7), check=False)
+        source = read(tmp_path / "validation-00000.parquet", table.slice(7), root=tmp_path)
+        assert (len(source.train), len(source.val)) == (7, 3)
+        assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=7))
+
+    def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, table):
+        images = [{"bytes": b"no image" if k == 3 else png(k), "path": ""} for k in range(10)]
+        source = read(tmp_path / "images.parquet", table.set_column(0, "image", [images]))
+        with pytest.raises(UserError, match=r"images\.parquet row 3: cannot be read as an image"):
+            source.train.picture(3)
+        rest = source.train.subset([0, 1, 2, 4, 5])
+        assert np.array_equal(rest.picture(3), smooth_picture(8, 8, seed=4))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.drop_columns(["label"]), "has no column label, only image, split"),
+            (lambda t: t.set_column(0, "image", [["a"] * 10]), "column image is string, expected the bytes"),
+            (
+                lambda t: t.set_column(1, "label", [[0.5] * 10]),
+                "column label is double, expected words or whole numbers",
+            ),
+            (lambda t: t.set_column(1, "label", [[None, *[1] * 9]]), "column label is empty in 1 rows"),
+            (lambda t: t.drop_columns(["split"]), "add a column split"),
+        ],
+    )
+    def test_what_is_wrong_is_one_line(self, tmp_path, table, change, message):
+        with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
+            read(tmp_path / "images.parquet", change(table))
+
+    def test_no_table_is_one_line(self, tmp_path):
+        pytest.importorskip("pyarrow")
+        from datasets.parquet import parquet
+
+        (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
+        with pytest.raises(UserError, match=r"^[^\n]*cannot be read as a table[^\n]*$"):
+            parquet(tmp_path / "images.parquet")
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    smooth_picture(8, 8, seed=seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read(path, table, root=None, check=True, **options):
+    """Write a table and read it as a data set."""
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    from datasets.parquet import parquet
+
+    if path.suffix == ".arrow":
+        pyarrow.feather.write_feather(table, path, compression="uncompressed")
+    else:
+        pyarrow.parquet.write_table(table, path)
+    return parquet(root or path, **options) if check else None
