@@ -1,13 +1,30 @@
 """Networks cut into stages, and the adapters between their features."""
 
 import inspect
+from collections.abc import Callable
+
+from torch import nn
 
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
-from models.wrapping.build import wrap_model
+from models.wrapping.build import locate, wrap_model
 from utils.errors import UserError
 
-__all__ = ["MODELS", "StagedModel", "get_model", "register_model", "wrap_model"]
+__all__ = ["MODELS", "StagedModel", "find_builder", "get_model", "register_model", "wrap_model"]
+
+
+def find_builder(name: str) -> Callable[..., nn.Module]:
+    """What builds the model called `name`, see `get_model`.
+
+    Raises:
+        utils.errors.UserError: there is no such model.
+    """
+    if "." not in name:
+        return MODELS.get(name)
+    try:
+        return locate(name)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from error
 
 
 def get_model(

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.command import Parser, guarded
 from utils.errors import UserError
+from utils.files import write_bytes, write_text
 from utils.report.tables import Table
 from utils.run_folder.layout import Layout
 from utils.training.restore import Restored, add_arguments, restore_from
@@ -171,11 +172,11 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
     accuracies = zip(names, *(scored.per_class() for scored, _ in results.values()))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        (out / "per_class.csv").write_text(_csv([["class", *results], *accuracies]), encoding="utf-8")
+        write_text(out / "evaluation.json", json.dumps(values, indent=2) + "\n")
+        write_text(out / "per_class.csv", _csv([["class", *results], *accuracies]))
         confusion = [[name, *row] for name, row in zip(names, first.confusion.tolist())]
-        (out / "confusion.csv").write_text(_csv([["true \\ predicted", *names], *confusion]), encoding="utf-8")
-        (out / "confusion.png").write_bytes(_confusion_png(first.confusion, names, next(iter(results))))
+        write_text(out / "confusion.csv", _csv([["true \\ predicted", *names], *confusion]))
+        write_bytes(out / "confusion.png", _confusion_png(first.confusion, names, next(iter(results))))
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.command import Parser, guarded
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import replacing, write_text
 from utils.training.restore import Restored, add_arguments, restore_from
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             onnx_file = target.with_suffix(".onnx")
             print(f"{onnx_file}: {export_onnx(model, images, onnx_file)}")
         sidecar = target.with_suffix(".json")
-        sidecar.write_text(json.dumps(description(restored, name), indent=2) + "\n", encoding="utf-8")
+        write_text(sidecar, json.dumps(description(restored, name), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{target}: cannot write it ({error.strerror}); --out <file> names another") from error
     print(f"{sidecar}: what the input must be, and the classes")
@@ -56,10 +57,14 @@ def export_program(model: nn.Module, images: Tensor, file: Path) -> str:
         what was checked, in words.
 
     Raises:
-        UserError: the loaded program gives other logits.
+        UserError: the network cannot be exported, or the loaded program gives other logits.
     """
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, file)
+    try:
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # a network of somebody's own may do what torch.export cannot follow
+        raise UserError(f"{file}: torch.export cannot follow the network ({reason(error)})") from error
+    with replacing(file) as opened:
+        torch.export.save(program, opened)
     loaded = torch.export.load(file).module()
     with torch.inference_mode():
         return _compare(file, [(model(batch), loaded(batch)) for batch in _batches(images)])
@@ -72,6 +77,7 @@ def export_onnx(model: nn.Module, images: Tensor, file: Path) -> str:
         UserError: the file gives other logits.
     """
     shapes = ({0: torch.export.Dim("batch")},)
+    file.unlink(missing_ok=True)  # which may be a link to elsewhere
     torch.onnx.export(
         model, (images,), file, dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
         verbose=False, external_data=False,

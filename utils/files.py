@@ -87,13 +87,18 @@ def publish_copy(source: Path, target: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Make `text` the content of the file, atomically."""
+    write_bytes(path, text.encode(errors="surrogateescape"))  # names of files need not be UTF-8
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for `content`."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(content)
 
 
 def append_line(path: Path, line: str) -> None:
     """Add a line and wait until it is on disk, so that no checkpoint written later can be older than it."""
-    with naming(path), path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())

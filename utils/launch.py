@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments[1:]:
         return _usage_error("usage: python -m utils.launch <number of processes> <script> [argument ...]")
     count, *command = arguments
-    if not (count.isascii() and count.isdigit() and int(count) > 0):
-        return _usage_error(f"error: nproc: {count!r}, expected the number of processes, 1 or more")
+    if not re.fullmatch("[1-9][0-9]{0,3}", count, re.ASCII):
+        return _usage_error(f"error: nproc: {count[:40]!r}, expected the number of processes, 1 or more")
     if int(count) > 1:
         return launch(int(count), command)
     sys.argv = command

@@ -43,7 +43,7 @@ def wrap_model(
         UserError: in one line, what is wrong with the path, the callable or the stages, and what would do.
     """
     try:
-        module = _build(_locate(name), num_classes, kwargs)
+        module = _build(locate(name), num_classes, kwargs)
         if not isinstance(module, StagedModel):
             return _cut(module, num_classes, stages, image_size)
         if stages is not None:
@@ -53,8 +53,12 @@ def wrap_model(
         raise UserError(f"model {name!r}: {error}") from error
 
 
-def _locate(path: str) -> Callable[..., nn.Module]:
-    """The callable at an import path."""
+def locate(path: str) -> Callable[..., nn.Module]:
+    """The callable at an import path.
+
+    Raises:
+        UserError: there is none.
+    """
     if not {"", os.getcwd()}.intersection(sys.path):
         sys.path.append(os.getcwd())
     module_name, _, attribute = path.rpartition(".")

@@ -116,3 +116,29 @@ def test_images_from_files_are_prepared_as_validation_images_are(run, tmp_path):
     pixels = (batch.image[0] * 0.3246 + 0.3077).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "digit.png")
     torch.testing.assert_close(restored.read_image(str(tmp_path / "digit.png"))[0], batch.image[0])
+
+
+def test_nothing_is_written_through_a_link_that_somebody_has_put_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "TIMED", 1)
+    precious = tmp_path / "precious"
+    precious.write_text("content")
+    out = tmp_path / "out"
+    out.mkdir()
+    names = ["evaluation.json", "per_class.csv", "confusion.csv", "confusion.png", "resnet8.pt2", "resnet8.json"]
+    for name in names:
+        (out / name).symlink_to(precious)
+    assert evaluate.main([str(run), "--out", str(out), "--no-teacher"]) == 0
+    assert export.main([str(run), "--out", str(out / "resnet8.pt2")]) == 0
+    assert precious.read_text() == "content"
+    assert not any((out / name).is_symlink() for name in names)
+
+
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
+    class Choosing(nn.Module):
+        def forward(self, images):
+            return images if images.sum() > 0 else -images
+
+    with pytest.raises(UserError, match=r"x\.pt2: torch\.export cannot follow the network \(") as error:
+        export.export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -52,6 +52,25 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
     assert jobs[2].teacher == jobs[0].folder == tmp_path / "digits" / "1" / "resnet20"
 
 
+@pytest.mark.parametrize(
+    ("pair", "line"),
+    [
+        ("resnet20-resnet9", "unknown model 'resnet9': did you mean"),
+        ("resnet21-resnet8", "unknown model 'resnet21': did you mean"),
+        ("resnet20-mynets.Net", "model 'mynets.Net': cannot import 'mynets'"),
+        ("resnet20-torchvision.models.resnet19", "model 'torchvision.models.resnet19': 'torchvision.models' has no"),
+    ],
+)
+@pytest.mark.parametrize("selection", ["single", "fixed"])
+def test_a_network_that_does_not_exist_is_refused_before_anything_starts(tmp_path, pair, line, selection):
+    if selection == "single":
+        pair = f"resnet8-{pair.split('-')[pair.startswith('resnet20')]}"  # the student alone is trained
+    with pytest.raises(UserError) as error:
+        jobs_of(tmp_path, [selection], pairs=[pair])
+    assert str(error.value).startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
 def test_settings_of_the_runs_are_not_forced_on_their_teachers(tmp_path):
     teacher, run = jobs_of(tmp_path, teacher_overrides=["training.lr=0.02"])
     assert teacher.config.training.epochs != 4

@@ -35,6 +35,7 @@ from distillers.pretraining import Pretraining
 from distillers.task import Classification
 from utils.cli import main_distill
 from utils.errors import UserError
+from utils.launch import main as launcher_main
 from utils.processes.group import (
     Agreement,
     Replica,
@@ -529,7 +530,7 @@ def job(tmp_path, body):
             """
         )
         + textwrap.indent(textwrap.dedent(body), "    ")
-        + '\nif __name__ == "__main__":\n    guarded(main)\n'
+        + '\nif __name__ == "__main__":\n    guarded(main, trains=True)\n'
     )
     return script
 
@@ -607,9 +608,11 @@ class TestFailing:
         process.send_signal(signal.SIGTERM)
         assert self.end(process)[0::2] == (EXIT_INTERRUPTED, "all saved\n")
 
-    def test_a_number_of_processes_that_is_none_is_refused(self):
-        code, _, err = self.end(launch("train.py", count="two"))
-        assert (code, err) == (2, "error: nproc: 'two', expected the number of processes, 1 or more\n")
+    @pytest.mark.parametrize("count", ["two", "", "0", "-1", "1.0", "٣", "9" * 5000])
+    def test_a_number_of_processes_that_is_none_is_refused(self, capsys, count):
+        assert launcher_main([count, "train.py"]) == 2
+        line = f"error: nproc: {count[:40]!r}, expected the number of processes, 1 or more\n"
+        assert capsys.readouterr().err == line
 
 
 class TestLaunchers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -96,6 +96,7 @@ def plan(
         if SINGLE in selections:
             jobs += [_single(single_run(dataset, seed, student, alone)) for _, student in networks]
         jobs += distilled
+    _check_networks(jobs)
     return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
 
 
@@ -124,6 +125,15 @@ def state(job: Job) -> State:
     differs = ", ".join(f"{key} {old}, now {new}" for key, (old, new) in changes.items())
     finished = run.status == "finished" and run.epochs_done >= job.epochs
     return State("finished" if finished else "unfinished", differs)
+
+
+def _check_networks(jobs: Iterable[Job]) -> None:
+    """Raise a UserError if there is no network of a name."""
+    from models import find_builder  # brings PyTorch, for which a wrong key need not wait
+
+    networks = [network for job in jobs for network in (job.config.student, job.config.kd and job.config.kd.teacher)]
+    for name in {network.name: None for network in networks if network}:
+        find_builder(name)
 
 
 def _single(run: SingleRun) -> Job:
