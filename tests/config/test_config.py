@@ -241,8 +241,8 @@ def test_errors_name_the_file_in_which_the_key_stands():
 
 def test_every_key_is_described_in_the_table():
     table = key_table().splitlines()
-    assert all(field.description for _, field in all_fields())
-    assert len(table) == 2 + len(list(all_fields()))
+    assert all(field.description for _, field in all_fields(Config))
+    assert len(table) == 2 + len(list(all_fields(Config)))
     assert "training.epochs                         240              epochs in all" in table
 
 

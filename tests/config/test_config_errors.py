@@ -277,7 +277,7 @@ def test_a_broken_dict_from_a_checkpoint_is_told_in_one_line():
 
 # Nothing but a config or one line, whatever comes in
 
-_keys = st.sampled_from(sorted({part for key, _ in all_fields() for part in key} | {"base", "x"}))
+_keys = st.sampled_from(sorted({part for key, _ in all_fields(Config) for part in key} | {"base", "x"}))
 _scalars = st.one_of(
     st.none(),
     st.booleans(),

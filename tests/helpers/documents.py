@@ -24,7 +24,7 @@ import yaml
 from models import MODELS
 from utils.config import Config, find_config
 from utils.config.changes import flatten
-from utils.config.errors import all_fields, validate
+from utils.config.errors import all_fields
 from utils.config.related import teacher_run
 from utils.errors import UserError
 
@@ -326,11 +326,11 @@ def check_yaml(text: str) -> None:
             raise Wrong(f"no such key {key}")
     layers = _digits(of="model" if "model" in data else "kd").layers.copy()
     layers.add(data, "yaml")
-    validate(layers.data, layers.source)
+    Config.from_dict(layers.data, layers.source)
 
 
 def _is_key(key: str) -> bool:
-    fields = {".".join(parts): field for parts, field in all_fields()}
+    fields = {".".join(parts): field for parts, field in all_fields(Config)}
     if any(key == known or known.startswith(f"{key}.") for known in fields):
         return True
     mappings = [known for known, field in fields.items() if field.default == {}]

@@ -9,7 +9,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from utils.command import Parser, guarded
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.config.errors import all_fields
 
 BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def key_table() -> str:
     """Every key, its default and its meaning, one a line."""
     rows = [("KEY", "DEFAULT", "MEANING"), BASE]
-    rows += [(".".join(key), _default(field), field.description + _choices(field)) for key, field in all_fields()]
+    rows += [(".".join(key), _default(field), field.description + _choices(field)) for key, field in all_fields(Config)]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{key:<{widths[0]}}  {default:<{widths[1]}}  {meaning}" for key, default, meaning in rows)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.config.schema import Config
 from utils.config.wording import closest, short, show
 from utils.errors import UserError
 
 Key = tuple[str, ...]
+Model = TypeVar("Model", bound=BaseModel)
 
 _MUST_BE = {
     "bool_type": "true or false",
@@ -36,26 +36,27 @@ _MUST_BE = {
 }
 
 
-def validate(data: dict[str, Any], source: Callable[[Key], str]) -> Config:
-    """The config that `data` amounts to.
+def validate(model: type[Model], data: dict[str, Any], source: Callable[[Key], str]) -> Model:
+    """What `data` amounts to.
 
     Args:
+        model: the pydantic model that knows the keys.
         source: says who set a key; the empty key stands for the whole.
 
     Raises:
         UserError: one line about the first thing that is wrong, and how many more there are.
     """
     try:
-        return Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         # A misspelt key is often the cause of the others, e.g. of a missing one.
         found = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(_describe(found[0], source) + more) from None
+        raise UserError(_describe(found[0], source, model) + more) from None
 
 
-def all_fields(section: type[BaseModel] = Config, prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
-    """Every key that holds a value, with its default and description, in order."""
+def all_fields(section: type[BaseModel], prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
+    """Every key of `section` that holds a value, with its default and description, in order."""
     for name, field in section.model_fields.items():
         nested = _section_of(field)
         if nested:
@@ -64,14 +65,14 @@ def all_fields(section: type[BaseModel] = Config, prefix: Key = ()) -> Iterator[
             yield (*prefix, name), field
 
 
-def _describe(error: dict[str, Any], source: Callable[[Key], str]) -> str:
+def _describe(error: dict[str, Any], source: Callable[[Key], str], model: type[BaseModel]) -> str:
     key = tuple(part for part in error["loc"] if isinstance(part, str))
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     kind = error["type"]
     if kind == "extra_forbidden":
-        return f"{source(key)}: unknown key {short(dotted)}{_suggestion(key)}"
+        return f"{source(key)}: unknown key {short(dotted)}{_suggestion(key, model)}"
     if kind == "missing":
-        return f"{source(key)}: {dotted} is missing{_meaning(key)}"
+        return f"{source(key)}: {dotted} is missing{_meaning(key, model)}"
     complaint = _complaint(error)
     found = f"found {show(error['input'])}, " if complaint.startswith("must") else ""
     return ": ".join(filter(None, (source(key), short(dotted), found + complaint)))
@@ -87,9 +88,9 @@ def _complaint(error: dict[str, Any]) -> str:
     return error["msg"]
 
 
-def _suggestion(key: Key) -> str:
+def _suggestion(key: Key, model: type[BaseModel]) -> str:
     """A known key that was probably meant: a sibling's spelling first, then the same word elsewhere."""
-    known = _known_keys()
+    known = _known_keys(model)
     sibling = closest(key[-1], [other[-1] for other in known if other[:-1] == key[:-1]])
     if sibling:
         return f" (did you mean {'.'.join((*key[:-1], sibling))}?)"
@@ -97,15 +98,15 @@ def _suggestion(key: Key) -> str:
     return f" (did you mean {elsewhere[0]}?)" if elsewhere else ""
 
 
-def _meaning(key: Key) -> str:
-    descriptions = {known: field.description for known, field in all_fields()}
+def _meaning(key: Key, model: type[BaseModel]) -> str:
+    descriptions = {known: field.description for known, field in all_fields(model)}
     return f" ({descriptions[key]})" if descriptions.get(key) else ""
 
 
 @cache
-def _known_keys() -> list[Key]:
+def _known_keys(model: type[BaseModel]) -> list[Key]:
     """Sections and keys alike."""
-    keys = [key for key, _ in all_fields()]
+    keys = [key for key, _ in all_fields(model)]
     return list(dict.fromkeys(key[:length] for key in keys for length in range(1, len(key) + 1)))
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config.errors import validate
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import model_label, needs_small_lr, safe_name, same_family
 from utils.config.schema import Config
@@ -45,7 +44,7 @@ class Composed:
         """
         layers = self.layers.copy()
         layers.add_overrides(overrides)
-        return validate(layers.data, layers.source)
+        return Config.from_dict(layers.data, layers.source)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from utils.config.errors import Key, validate
 from utils.config.names import dataset_name, distiller_name, model_label, optimizer_name
 from utils.config.types import (
     AutoFlag,
@@ -254,11 +256,16 @@ class Config(Section):
         return self
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], source: str = "checkpoint") -> Config:
-        """Validate what `to_dict` gave; errors call it `source`."""
-        from utils.config.errors import validate  # errors needs Config to know the keys
+    def from_dict(cls, data: dict[str, Any], source: str | Callable[[Key], str] = "checkpoint") -> Config:
+        """Validate nested settings, e.g. what `to_dict` gave.
 
-        return validate(data, lambda key: source)
+        Args:
+            source: what errors call it, or a function that says where a key stands.
+
+        Raises:
+            UserError: one line about the first thing that is wrong.
+        """
+        return validate(cls, data, source if callable(source) else lambda key: source)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, ready for JSON, YAML or a checkpoint."""

@@ -19,7 +19,6 @@ from datasets.images import fit, open_rgb
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
 from utils.config import Config, ModelConfig, load_config
-from utils.config.errors import validate
 from utils.config.layers import Layers
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
@@ -126,7 +125,7 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
         layers = Layers(str(path))
         layers.add(content["config"], str(path))
         layers.add_overrides(overrides)
-        settings = validate(layers.data, layers.source)
+        settings = Config.from_dict(layers.data, layers.source)
         if not trust:
             refuse_foreign_code(settings, path, overrides)
     else:

@@ -1,0 +1,36 @@
+"""Who imports whom, read off the source: imports inside functions count, too."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGES = ("models", "distillers", "datasets", "utils")
+
+
+def imports() -> dict[str, set[str]]:
+    """Of every module of the project, the modules of the project that it imports."""
+    files = {path.relative_to(REPO).with_suffix(""): path for name in PACKAGES for path in (REPO / name).rglob("*.py")}
+    modules = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {}
+    for module, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                found |= {
+                    name if name in modules else node.module for name in (f"{node.module}.{a.name}" for a in node.names)
+                }
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[module] = found & modules.keys() - {module}
+    return graph
+
+
+def test_no_imports_go_in_a_circle():
+    TopologicalSorter(imports()).prepare()  # raises an error that names the circle
+
+
+def test_networks_data_and_losses_do_not_know_the_training_loop():
+    for module, imported in imports().items():
+        if module.split(".")[0] != "utils":
+            assert not any(name.startswith("utils.training") for name in imported), module
