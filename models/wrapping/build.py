@@ -11,8 +11,9 @@ from collections.abc import Callable
 from torch import nn
 
 from models.staged import StagedModel
-from models.wrapping.probe import Probe, find_cuts
-from models.wrapping.wrapped import OPERATIONS, Cuts, WrappedModel, expand_slices, explain, listed, part_names
+from models.wrapping.cuts import find_cuts, spelt
+from models.wrapping.probe import Probe
+from models.wrapping.wrapped import Cuts, WrappedModel, expand_slices, explain, listed
 from utils.errors import UserError
 
 
@@ -33,8 +34,7 @@ def wrap_model(
         stages: for every stage its steps. A step is a part of the module (``layer1``, ``features.3``), a slice of a
             Sequential (``features.0:4``) or an operation: ``relu``, ``flatten``, ``pool`` (average over all
             positions); of a part and an operation of one name the part is meant. The last stage is the classifier,
-            and the last feature is a vector. None: torchvision's ResNets are cut at their layers; a module whose
-            parts are just called one after another is cut where the resolution changes; a `StagedModel` is
+            and the last feature is a vector. None: `models.wrapping.cuts.find_cuts` finds them; a `StagedModel` is
             cut already.
         kwargs: further keyword arguments of the callable.
         image_size: height and width of the images.
@@ -88,22 +88,20 @@ def _cut(module: nn.Module, num_classes: int, stages: Cuts | None, image_size: t
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False
-    cuts = None if stages is None else expand_slices(module, stages)
     probe = Probe(module, num_classes, image_size)
-    if cuts is not None:
+    if stages is None:
+        return WrappedModel(module, find_cuts(probe))
+    cuts = expand_slices(module, stages)
+    try:
         probe.check(cuts)
-    else:
-        cuts = find_cuts(probe)
-    if cuts is None:
-        raise UserError(_what_to_write(module))
+    except UserError as error:
+        raise UserError(f"stages: {error}{_suggestion(probe)}") from error
     return WrappedModel(module, cuts)
 
 
-def _what_to_write(module: nn.Module) -> str:
-    names = part_names(module)
-    example = ", ".join(f"[{step}]" for step in [*names[:-1], "pool", *names[-1:]])
-    return (
-        f"its forward does more than call {listed(names)} in turn; say what every stage does, up to a vector, then "
-        f"the classifier, somewhat like `stages: [{example}]` (a step is a part, a part within one such as features.3 "
-        f"or features.0:4, or one of {listed(OPERATIONS)})"
-    )
+def _suggestion(probe: Probe) -> str:
+    """Stages that are right, where they can be found."""
+    try:
+        return f"; stages that do: {spelt(find_cuts(probe))}"
+    except UserError:
+        return ""

@@ -1,4 +1,4 @@
-"""Cuts of a module into stages: finding them, and proving that they compute what the module itself computes."""
+"""Proving that stages compute what the module itself computes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from models.staged import Stage
-from models.wrapping.wrapped import Cuts, WrappedModel, explain, find_part, listed, part_names
+from models.wrapping.wrapped import Cuts, WrappedModel, explain, listed
 from utils.errors import UserError
-
-TORCHVISION_RESNET = [
-    ["conv1", "bn1", "relu", "maxpool"],
-    ["layer1"],
-    ["layer2"],
-    ["layer3"],
-    ["layer4"],
-    ["avgpool", "flatten"],
-    ["fc"],
-]
-
-# What the forward of many networks calls between its last map and the classifier, and parts with the same purpose.
-# Flattening comes last: of a 1x1 map it does the same as pooling, but it would not do for larger images.
-BRIDGES = ([], ["pool"], ["relu", "pool"], ["flatten"])
-POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 
 # How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
 TOLERANCES = {"evaluation": 1e-5, "training": 1e-3}
+HINTS = {
+    "evaluation": "is a step missing or out of order?",
+    "training": "is a dropout called as a function? Make it a part of the network (nn.Dropout)",
+}
 
 
 class Probe:
@@ -57,18 +46,28 @@ class Probe:
         """Raise a UserError that says what is wrong, unless `cuts` reproduce the module's own logits."""
         if len(cuts) < 2 or not all(cuts):
             lengths = ", ".join(str(len(stage)) for stage in cuts) or "none"
-            raise UserError(f"stages: two or more are needed, each of one or more steps; found with steps: {lengths}")
+            raise UserError(f"two or more are needed, each of one or more steps; found with steps: {lengths}")
         for mode, tolerance in TOLERANCES.items():
             own, staged = self.logits[mode], self._staged_logits(mode, cuts)
             if staged.shape != own.shape:
                 shapes = f"{tuple(staged.shape)}, the network's own forward {tuple(own.shape)}"
-                raise UserError(f"stages: the last one gives a tensor of shape {shapes}")
+                raise UserError(f"the last one gives a tensor of shape {shapes}")
             gap, scale = (staged - own).abs().max(), own.abs().max()
             if not gap <= tolerance * scale:  # nor if either is NaN
                 raise UserError(
-                    f"stages: they do not do what the network's own forward does: in {mode} mode logits differ "
-                    f"by up to {gap:.2g}, where the largest is {scale:.2g}; is a step missing or out of order?"
+                    f"they do not do what the network's own forward does: in {mode} mode logits differ by up to "
+                    f"{gap:.2g}, where the largest is {scale:.2g}; {HINTS[mode]}"
                 )
+
+    def fresh_copy(self, mode: str) -> nn.Module:
+        """A copy of the module, in ``"evaluation"`` or ``"training"`` mode."""
+        return copy.deepcopy(self.module).train(mode == "training")
+
+    @torch.no_grad()
+    def run(self, module: nn.Module) -> object:
+        """What `module` makes of the images."""
+        with _own_random_state():
+            return module(self.images.clone())
 
     @torch.no_grad()
     def by_resolution(self, names: Sequence[str]) -> list[list[str]]:
@@ -87,8 +86,7 @@ class Probe:
     @torch.no_grad()
     def _own_logits(self, mode: str, num_classes: int) -> Tensor:
         try:
-            with _own_random_state():
-                logits = self._copy(mode)(self.images.clone())
+            logits = self.run(self.fresh_copy(mode))
         except Exception as error:
             size = "x".join(str(length) for length in self.images.shape[2:])
             raise UserError(f"fails on images of {size} in {mode} mode: {explain(error)}") from error
@@ -105,57 +103,14 @@ class Probe:
             for index, (names, stage) in enumerate(zip(cuts, self._stages(mode, cuts))):
                 if index == len(cuts) - 1 and x.dim() != 2:
                     raise UserError(
-                        f"stages: the last feature, before [{listed(names)}], must be a vector and is a map of shape "
-                        f"{tuple(x.shape[1:])}; end the stage before the last with pool or flatten"
+                        f"the last feature, before [{listed(names)}], must be a vector and is a map of shape "
+                        f"{tuple(x.shape[1:])}; pool or flatten it at the end of the stage before the last"
                     )
                 x = _run_stage(names, stage, x)
         return x
 
-    def _copy(self, mode: str) -> nn.Module:
-        return copy.deepcopy(self.module).train(mode == "training")
-
     def _stages(self, mode: str, cuts: Cuts) -> list[Stage]:
-        return WrappedModel(self._copy(mode), cuts).stages()
-
-
-def find_cuts(probe: Probe) -> Cuts | None:
-    """Stages that provably do what the module does, if its layout is known or its parts are a plain chain."""
-    for cuts in _candidates(probe):
-        try:
-            probe.check(cuts)
-        except UserError:
-            continue
-        return cuts
-    return None
-
-
-def _candidates(probe: Probe) -> Iterator[Cuts]:
-    names = part_names(probe.module)
-    if names == [name for stage in TORCHVISION_RESNET for name in stage if name != "flatten"]:
-        yield TORCHVISION_RESNET
-    # The classifier: the last part that has weights, and whatever comes after it.
-    learned = [index for index, name in enumerate(names) if any(True for _ in probe.module._modules[name].parameters())]
-    head = max(learned, default=0)
-    body = _opened(probe.module, names[:head])
-    tail: list[str] = []
-    while body and isinstance(find_part(probe.module, body[-1]), POOLING):
-        tail.insert(0, body.pop())
-    try:
-        groups = probe.by_resolution(body)
-    except UserError:
-        return
-    for bridge in BRIDGES:
-        pooled = [*tail, *bridge]
-        yield [*groups, *([pooled] if pooled else []), names[head:]]
-
-
-def _opened(module: nn.Module, names: Sequence[str]) -> list[str]:
-    """Paths of the named parts, those of a Sequential's own parts in its stead."""
-    opened = []
-    for name in names:
-        part = module._modules[name]
-        opened += [f"{name}.{inner}" for inner in part._modules] if isinstance(part, nn.Sequential) else [name]
-    return opened
+        return WrappedModel(self.fresh_copy(mode), cuts).stages()
 
 
 def _run_stage(names: Sequence[str], stage: Stage, feature: Tensor) -> Tensor:
@@ -164,7 +119,7 @@ def _run_stage(names: Sequence[str], stage: Stage, feature: Tensor) -> Tensor:
         x = _run_step(name, step, x)
     if not torch.equal(feature, before):
         raise UserError(
-            f"stages: the stage [{listed(names)}] overwrites the feature that it is handed, which a distiller "
+            f"the stage [{listed(names)}] overwrites the feature that it is handed, which a distiller "
             "may still need; do without the in-place operation at its beginning, or let the stage begin elsewhere"
         )
     return x
@@ -174,9 +129,9 @@ def _run_step(name: str, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     try:
         out = step(x)
     except Exception as error:
-        raise UserError(f"stages: {name!r} fails on a tensor of shape {tuple(x.shape)}: {explain(error)}") from error
+        raise UserError(f"{name!r} fails on a tensor of shape {tuple(x.shape)}: {explain(error)}") from error
     if not isinstance(out, Tensor):
-        raise UserError(f"stages: {name!r} gives a {type(out).__name__}, and a step must give a tensor")
+        raise UserError(f"{name!r} gives a {type(out).__name__}, and a step must give a tensor")
     return out
 
 

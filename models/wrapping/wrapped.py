@@ -38,9 +38,10 @@ class WrappedModel(StagedModel):
         self._non_persistent_buffers_set.update(module._non_persistent_buffers_set)
 
     def stages(self) -> list[Stage]:
-        return [[self._step(name) for name in stage] for stage in self._cuts]
+        return [[self.step(name) for name in stage] for stage in self._cuts]
 
-    def _step(self, name: str) -> Callable[[Tensor], Tensor]:
+    def step(self, name: str) -> Callable[[Tensor], Tensor]:
+        """The part at a path, or the operation of this name."""
         part, _, inner = name.partition(".")
         return self._modules[part].get_submodule(inner) if part in self._modules else OPERATIONS[name]
 

@@ -13,6 +13,8 @@ from torch import nn
 
 from models import StagedModel, get_model, wrap_model
 from models.staged import global_pool
+from utils.config import ModelConfig
+from utils.config.yaml_loader import parse_yaml
 from utils.errors import UserError
 
 SIZE = (32, 32)
@@ -73,6 +75,151 @@ class Unchained(nn.Module):
 
 
 UNCHAINED_STAGES = [["conv1", "relu"], ["conv2", "relu"], ["pool"], ["fc"]]
+
+
+class Skip(nn.Module):
+    """Two convolutions and a skip connection around the first."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.same, self.conv = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.conv(x + self.same(x)).mean(dim=(2, 3)))
+
+
+class NestedSkip(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.net = Skip(num_classes)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class SkipOverAll(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, num_classes, 3), nn.Linear(num_classes, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x).mean(dim=(2, 3))
+        return x + self.fc(x)
+
+
+class PreNormalised(Unchained):
+    def forward(self, x):
+        return super().forward(x * 2 - 1)
+
+
+class FunctionalMaxPool(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 16 * 16, num_classes)
+
+    def forward(self, x):
+        return self.fc(F.max_pool2d(self.conv(x), 2).flatten(1))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv1, self.bilinear = nn.Conv2d(3, 4, 3), nn.Bilinear(4, 3, num_classes)
+
+    def forward(self, x):
+        return self.bilinear(self.conv1(x).mean(dim=(2, 3)), x.mean(dim=(2, 3)))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return F.relu(x + self.conv(x), inplace=True)
+
+
+class SkipWithin(nn.Module):
+    """A residual block, and functions in place between the parts."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.stem, self.block, self.down = nn.Conv2d(3, 8, 3, padding=1), Residual(8), nn.Conv2d(8, 4, 2, stride=2)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x), inplace=True)
+        return self.fc(F.adaptive_avg_pool2d(F.relu_(self.down(self.block(x))), 1).flatten(1))
+
+
+class Listed(nn.Module):
+    """Parts in a list, one of which is never called."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        strides = (1, 1, 2)
+        self.blocks = nn.ModuleList(nn.Conv2d(4 if k else 3, 4, 3, s, padding=1) for k, s in enumerate(strides))
+        self.unused, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class Reused(Chain):
+    """One ReLU called twice, a dropout, and another order of definition."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.stem, self.down = self.stem[:2], self.down[:2]
+        self.dropout, self.act = nn.Dropout(0.5), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.act(self.down(self.act(self.stem(x))))
+        return self.classifier(self.dropout(self.pool(x).flatten(1)))
+
+
+class Whole(nn.Module):
+    """A network within another."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.net = Chain(num_classes)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class FlattenedFirst(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, num_classes))
+
+    def forward(self, x):
+        return self.net(x.flatten(1))
+
+
+class PoolingClassifier(nn.Module):
+    """As ConvNeXt: the classifier itself makes a vector of the map."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, padding=1)
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+class ConvolutionalClassifier(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, num_classes, 1)
+
+    def forward(self, x):
+        return self.fc(self.conv(x)).mean(dim=(2, 3))
 
 
 class FunctionalDropout(Chain):
@@ -231,6 +378,13 @@ class TestAutomaticCut:
             (Chain, [(4, 32, 32), (8, 16, 16), (8,)]),
             (plain_sequential, [(4, 32, 32), (8, 16, 16), (8,)]),
             (perceptron, [(16,)]),
+            (Unchained, [(4, 30, 30), (8, 14, 14), (8,)]),
+            (Listed, [(4, 32, 32), (4, 16, 16), (4,)]),
+            (Reused, [(4, 32, 32), (8, 16, 16), (8,)]),
+            (Whole, [(4, 32, 32), (8, 16, 16), (8,)]),
+            (FlattenedFirst, [(16,)]),
+            (WithRootTensors, [(4, 32, 32), (8, 16, 16), (8,)]),
+            (PoolingClassifier, [(4, 32, 32), (4,)]),
         ],
     )
     def test_a_chain_of_parts_is_cut_where_the_resolution_changes(self, network, shapes):
@@ -240,13 +394,36 @@ class TestAutomaticCut:
         assert wrap(Own).feature_shapes(*SIZE) == [(4, 30, 30), (4,)]
         assert "leave `stages` out" in complaint(Own, [["conv"], ["pool"], ["fc"]])
 
-    def test_what_does_not_chain_is_told_its_parts_and_what_to_write(self):
-        text = complaint(Unchained)
-        assert "stages: [[fc], [conv2], [pool], [conv1]]" in text
-        assert "relu, flatten, pool" in text
+    @pytest.mark.parametrize(
+        ("network", "place"),
+        [
+            (Skip, "between 'same' and 'conv'"),
+            (SkipOverAll, "after 'fc'"),
+            (PreNormalised, "before 'conv1'"),
+            (FunctionalMaxPool, "between 'conv' and 'fc'"),
+            (TwoInputs, "between 'conv1' and 'bilinear'"),
+            (NestedSkip, "between 'net.same' and 'net.conv'"),
+        ],
+    )
+    def test_what_stages_cannot_express_is_told_with_its_place_and_what_would_do(self, network, place):
+        assert complaint(network) == (
+            f"model '{__name__}.{network.__name__}': {place} its forward does what stages cannot express, such as a "
+            "skip connection or a function other than relu, flatten, pool; put it, with all that a connection skips, "
+            "into a submodule of its own"
+        )
+
+    def test_a_skip_connection_within_a_submodule_is_no_obstacle(self):
+        assert wrap(SkipWithin).feature_shapes(*SIZE) == [(8, 32, 32), (4, 16, 16), (4,)]
 
     def test_a_dropout_called_as_a_function_is_not_lost_silently(self):
-        assert "does more than call stem, down, pool, classifier in turn" in complaint(FunctionalDropout)
+        text = complaint(FunctionalDropout)
+        assert "cannot be cut into stages automatically: they do not do what the network's own forward does" in text
+        assert "in training mode" in text
+        assert text.endswith("; is a dropout called as a function? Make it a part of the network (nn.Dropout)")
+
+    def test_a_network_whose_classifier_takes_a_map_has_no_stages(self):
+        text = complaint(ConvolutionalClassifier)
+        assert "cannot be cut into stages automatically: the last feature, before [fc, pool], must be a vector" in text
 
 
 class TestWrapped:
@@ -325,6 +502,19 @@ class TestVerification:
     def test_the_last_feature_must_be_a_vector(self):
         text = complaint(Unchained, [["conv1", "relu"], ["conv2", "relu"], ["pool", "fc"]])
         assert "last feature, before [pool, fc], must be a vector and is a map of shape (8, 14, 14)" in text
+
+
+@pytest.mark.parametrize("network", [Unchained, plain_sequential, Listed, Whole, "torchvision.models.mobilenet_v2"])
+def test_stages_that_do_not_do_are_answered_with_some_that_do_when_they_are_typed(network):
+    text = complaint(network, [["pool"], ["flatten"]])
+    suggested = text.partition("; stages that do: ")[2]
+    config = ModelConfig(name="x", stages=parse_yaml(suggested))
+    assert wrap(network, config.stages).feature_shapes(*SIZE) == wrap(network).feature_shapes(*SIZE)
+
+
+def test_nothing_is_suggested_where_no_stages_do():
+    text = complaint(Skip, [["same"], ["conv", "pool"], ["fc"]])
+    assert text.endswith("is a step missing or out of order?")
 
 
 class TestComplaints:
