@@ -8,6 +8,7 @@ from torch import nn
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
 from models.wrapping.build import locate, wrap_model
+from models.wrapping.factory import call_factory
 from utils.errors import UserError
 
 __all__ = ["MODELS", "StagedModel", "find_builder", "get_model", "register_model", "wrap_model"]
@@ -59,4 +60,7 @@ def get_model(
         arguments.bind(num_classes=num_classes, **kwargs)
     except TypeError as error:
         raise UserError(f"model {name!r}: {error}; its arguments are {', '.join(arguments.parameters)}") from error
-    return build(num_classes=num_classes, **kwargs)
+    try:
+        return call_factory(build, num_classes, kwargs)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from error

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.staged import StagedModel
 from models.wrapping.cuts import find_cuts, spelt
+from models.wrapping.factory import call_factory
 from models.wrapping.probe import Probe
 from models.wrapping.wrapped import Cuts, WrappedModel, expand_slices, explain, listed
 from utils.errors import UserError
@@ -43,7 +44,7 @@ def wrap_model(
         UserError: in one line, what is wrong with the path, the callable or the stages, and what would do.
     """
     try:
-        module = _build(locate(name), num_classes, kwargs)
+        module = call_factory(locate(name), num_classes, kwargs)
         if not isinstance(module, StagedModel):
             return _cut(module, num_classes, stages, image_size)
         if stages is not None:
@@ -71,17 +72,6 @@ def locate(path: str) -> Callable[..., nn.Module]:
         close = difflib.get_close_matches(attribute, known)
         raise UserError(f"{module_name!r} has no class or function {attribute!r}; it has {listed(close or known)}")
     return getattr(module, attribute)
-
-
-def _build(make: Callable[..., nn.Module], num_classes: int, kwargs: dict) -> nn.Module:
-    try:
-        module = make(num_classes=num_classes, **kwargs)
-    except Exception as error:
-        arguments = ", ".join(["num_classes", *kwargs])
-        raise UserError(f"calling it with {arguments} fails: {explain(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise UserError(f"calling it gives a {type(module).__name__}, not a torch.nn.Module")
-    return module
 
 
 def _cut(module: nn.Module, num_classes: int, stages: Cuts | None, image_size: tuple[int, int]) -> WrappedModel:

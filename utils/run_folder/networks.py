@@ -10,6 +10,7 @@ from utils.config import Config, ModelConfig
 from utils.config.names import model_label
 from utils.config.yaml_loader import read_yaml
 from utils.errors import UserError
+from utils.run_folder.layout import Layout
 
 
 def refuse_run_of_others(folder: Path, config: Config) -> None:
@@ -29,7 +30,7 @@ def _compare(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:
     """Raise a UserError unless the network under `key` in the folder's config is `wanted`, the config's own `here`."""
     there = {}
     with suppress(UserError):  # a folder without a config that can be read says nothing of what is in it
-        there = read_yaml(folder / "config.yml")
+        there = read_yaml(Layout(folder).config)
     section = reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), there)
     match section:
         case {"name": str(name), **others} if (name, others.get("kwargs", {})) != (wanted.name, wanted.kwargs):
