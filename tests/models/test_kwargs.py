@@ -83,7 +83,7 @@ def test_any_other_keyword_is_accepted(factory, kwargs):
 
 
 def test_of_a_registered_model_as_well(monkeypatch):
-    monkeypatch.setattr(MODELS, "_entries", {**MODELS._entries, "ignores": Ignores})
+    monkeypatch.setattr(MODELS, "_entries", {name: MODELS.get(name) for name in MODELS} | {"ignores": Ignores})
     with pytest.raises(UserError, match=r"^model 'ignores': kwargs: 'depth' has no effect: [^\n]*$"):
         get_model("ignores", 5, kwargs={"depth": 3})
 
