@@ -9,6 +9,7 @@ from datasets.registry import register_dataset
 from datasets.rows import source_of_rows
 from datasets.source import Files, Source
 from utils.errors import UserError, reason
+from utils.files import check_regular
 
 
 @register_dataset("csv")
@@ -22,6 +23,7 @@ def csv_table(root: Path, val_split: float | None = None) -> Source:
         UserError: the file cannot be read, or lacks something; the line names it.
     """
     try:
+        check_regular(root)
         with open(root, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows = list(reader)

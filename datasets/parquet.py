@@ -14,6 +14,7 @@ from datasets.registry import register_dataset
 from datasets.rows import VALIDATION, source_of_rows
 from datasets.source import Source
 from utils.errors import UserError, reason
+from utils.files import check_regular
 
 if TYPE_CHECKING:
     import pyarrow
@@ -99,6 +100,7 @@ def _read(file: Path) -> pyarrow.Table:
     if file.suffix not in FORMATS:
         raise UserError(f"dataset.root: {file}: expected a folder or a file that ends in {', '.join(FORMATS)}")
     try:
+        check_regular(file)
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
         for name in ("image", "label"):
             if name not in data.schema.names:

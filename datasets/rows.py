@@ -75,4 +75,4 @@ def source_of_rows(
 
 
 def _is_number(name: str | int) -> bool:
-    return isinstance(name, int) or (name.isascii() and name.isdigit())
+    return isinstance(name, int) or (name.isascii() and name.isdigit() and len(name) < 20)

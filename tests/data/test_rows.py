@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 
 import numpy as np
 import pytest
@@ -110,6 +111,16 @@ class TestCsv:
         with pytest.raises(UserError, match="has a column split already"):
             csv_table(write_csv(tmp_path, ["path", "label", "split"], rows), val_split=0.1)
 
+    def test_a_label_of_thousands_of_digits_is_a_word(self, tmp_path, rows):
+        table = [(path, "7" * (5000 if k % 2 else 1), split) for k, (path, _, split) in enumerate(rows)]
+        names = csv_table(write_csv(tmp_path, ["path", "label", "split"], table)).class_names
+        assert names == ("7", "7" * 5000)
+
+    def test_a_pipe_is_refused_instead_of_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.csv")
+        with pytest.raises(UserError, match=r"pipe\.csv: is a pipe, expected a file$"):
+            csv_table(tmp_path / "pipe.csv")
+
     def test_no_file_and_no_csv_are_one_line(self, tmp_path):
         (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
         for name in ("missing.csv", "binary.csv"):
@@ -183,6 +194,9 @@ class TestParquet:
         pytest.importorskip("pyarrow")
         from datasets.parquet import parquet
 
+        os.mkfifo(tmp_path / "pipe.parquet")
+        with pytest.raises(UserError, match="is a pipe, expected a file"):
+            parquet(tmp_path / "pipe.parquet")
         (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
         with pytest.raises(UserError, match=r"^[^\n]*cannot be read as a table[^\n]*$"):
             parquet(tmp_path / "images.parquet")
