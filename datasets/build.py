@@ -70,10 +70,10 @@ class DataInfo:
     def describe(self) -> dict[str, list]:
         """What a checkpoint says of the data that its network knows."""
         return {
-            "classes": list(self.class_names),
-            "image_size": list(self.image_size),
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "classes": [str(name) for name in self.class_names],
+            "image_size": [int(side) for side in self.image_size],
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
         }
 
 

@@ -1,16 +1,22 @@
-"""Whether the run in a folder is of the networks that one would look for there."""
+"""Whether a run, or a checkpoint, is of the networks and of the data that one would look for there."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from functools import reduce
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+from datasets import DataInfo
 from utils.config import Config, ModelConfig
 from utils.config.names import model_label
 from utils.config.yaml_loader import read_yaml
 from utils.errors import UserError
 from utils.run_folder.layout import Layout
+
+log = logging.getLogger("sakd")
 
 
 def refuse_run_of_others(folder: Path, config: Config) -> None:
@@ -24,6 +30,37 @@ def refuse_run_of_others(folder: Path, config: Config) -> None:
 def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
     """Raise a UserError if there is a run in `folder` that did not train `teacher`."""
     _compare(folder, "model", teacher, "kd.teacher")
+
+
+def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str) -> None:
+    """Compare the data that a checkpoint was trained on with the data in use; files of other projects do not say.
+
+    Another normalisation or image size is one line in the log.
+
+    Args:
+        checkpoint: its content.
+        info: the data in use.
+        what: how messages call the checkpoint.
+
+    Raises:
+        UserError: the classes are others, or in another order.
+    """
+    match checkpoint.get("data"):
+        case {"classes": list(theirs), **there}:
+            pass
+        case _:
+            return
+    here = info.describe()
+    ours = here.pop("classes")
+    for number, (their, our) in enumerate(zip_longest(theirs, ours)):
+        if their != our:
+            raise UserError(
+                f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
+                f"{number} is {their!r}, here {our!r}; dataset.label=<name> gives other data a folder of its own"
+            )
+    changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
+    if changes:
+        log.warning("%s was trained on images prepared in another way: %s", what, "; ".join(changes))
 
 
 def _compare(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from datasets import Loader
 from models.staged import StagedModel
 from utils.training.meter import Meter, top_k_hits
+from utils.training.reporter import progress_bar
 
 
 @torch.inference_mode()
@@ -20,11 +21,13 @@ def evaluate(
     mode = model.training
     model.eval()
     meter = Meter(device)
-    for batch in loader.epoch(0):
-        before_batch()
-        with autocast():
-            logits = model(batch.image).float()
-        values = {"loss/total": F.cross_entropy(logits, batch.label)} | top_k_hits(logits, batch.label)
-        meter.add(values, len(batch.label))
+    with progress_bar("validation", len(loader)) as bar:
+        for batch in loader.epoch(0):
+            before_batch()
+            with autocast():
+                logits = model(batch.image).float()
+            values = {"loss/total": F.cross_entropy(logits, batch.label)} | top_k_hits(logits, batch.label)
+            meter.add(values, len(batch.label))
+            bar.update()
     model.train(mode)
     return meter.means()

@@ -19,7 +19,7 @@ from models import StagedModel, get_model
 from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.processes.group import rank, world_size
-from utils.run_folder.networks import refuse_other_teacher
+from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import load_weights
 from utils.training.accuracy import evaluate
 from utils.training.device import place_task
@@ -60,14 +60,22 @@ def build_task(config: Config, info: DataInfo) -> Task:
     return assemble(config, student, build_network(kd.teacher, info), info)
 
 
-def load_teacher(task: SpotAdaptiveDistillation, config: Config, info: DataInfo) -> None:
-    """Give the teacher of `task` its weights.
+def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
+    """Give the teacher its weights.
 
     Raises:
         UserError: they are not there, not this network's, or were trained on other classes.
     """
-    teacher = config.kd.teacher
-    load_network(task.teacher, teacher, find_teacher(config), info, f"the teacher {teacher.title}")
+    network, path = config.kd.teacher, find_teacher(config)
+    title = f"the teacher {network.title}"
+    load_network(
+        teacher,
+        network,
+        path,
+        info,
+        title,
+        check=lambda content: refuse_other_classes(content, info, f"{path}: {title}"),
+    )
 
 
 def find_teacher(config: Config) -> Path:

@@ -64,12 +64,13 @@ def set_up(config: Config) -> None:
     """Seed everything that draws random numbers and set the precision of fp32 convolutions."""
     torch.manual_seed(config.training.seed)
     set_precision(config.training.precision)
-    if config.training.deterministic:
+    deterministic = config.training.deterministic
+    if deterministic:
         # cuBLAS is reproducible only with a fixed workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.backends.cudnn.benchmark = True
+    # Both ways: the run before in this process, a teacher's, may have had it otherwise.
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 @contextmanager

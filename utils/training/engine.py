@@ -18,6 +18,7 @@ from utils.errors import UserError, reason
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
+from utils.run_folder.networks import refuse_other_classes
 from utils.training.accuracy import evaluate
 from utils.training.cuda_graph import CudaRecorder, choose_recorder
 from utils.training.device import autocast, rng_state, set_rng_state
@@ -126,16 +127,14 @@ class Engine:
 
     def _fit_epoch(self, phase: Phase, stop: StopRequest) -> None:
         started = time.monotonic()
-        lrs = {name: optimizer.lr_at(self.progress.epoch) for name, optimizer in phase.optimizers.items()}
         self._train_epoch(phase, stop)
-        train = self._check_finite(phase)
         record = {
             "phase": phase.name,
             "epoch": self.progress.epoch + 1,
             "epochs": phase.epochs,
             "global_epoch": self._global_epoch() + 1,
-            "lr": lrs,
-            "train": train,
+            "lr": {name: optimizer.lr_at(self.progress.epoch) for name, optimizer in phase.optimizers.items()},
+            "train": self._finite_means(phase),
         }
         is_best = False
         if phase.name == "train":
@@ -149,23 +148,14 @@ class Engine:
             is_best = self.val["top1"] > self.best["top1"]
             if is_best:
                 self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
-            self._record_gates()
+            epoch, every = record["global_epoch"], self.config.training.gate_samples_freq
+            is_last = self.progress.epoch + 1 == phase.epochs
+            self.gates.end_epoch(self.run, epoch, samples=is_last or bool(every and epoch % every == 0))
         self._advance(phase)
         self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
         self.save(is_best=is_best)
         if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
             raise self._interruption(self.phase)
-
-    def _record_gates(self) -> None:
-        if not self.gates.labels:
-            return
-        epoch, every = self._global_epoch() + 1, self.config.training.gate_samples_freq
-        self.gates.collect()
-        if is_main():
-            self.gates.write(self.run.gates, epoch)
-            if (every and epoch % every == 0) or self.progress.epoch + 1 == self.phase.epochs:
-                self.gates.write_samples(self.run.epoch_gate_samples(epoch))
-        self.gates.reset()
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
         phase.task.train()
@@ -182,13 +172,14 @@ class Engine:
             self.report.step()
             step = self.progress.step
             if step % training.print_iter_freq == 0 and step < steps:
-                means = self._finite_means(phase)
+                means = self._finite_means(phase, weights=False)
                 self._seconds_per_step = (time.monotonic() - mark) / (step - marked_step)
                 self.report.interval(title, step, steps, means, self._seconds_left())
             if training.save_every_steps and step % training.save_every_steps == 0:
-                self._check_finite(phase)
+                self._finite_means(phase)
                 self.save(is_best=False)
             self._save_and_stop_if_asked(stop, phase)
+        self.report.end_steps()
         if self.progress.step > marked_step:
             self._seconds_per_step = (time.monotonic() - mark) / (self.progress.step - marked_step)
 
@@ -206,7 +197,7 @@ class Engine:
     def _save_and_stop_if_asked(self, stop: StopRequest, phase: Phase) -> None:
         """Save and raise `Interrupted` if a signal arrived on any process."""
         if self._agreed(stop.requested):
-            self._check_finite(phase)
+            self._finite_means(phase)
             self.save(is_best=False)
             raise self._interruption(phase)
 
@@ -245,6 +236,7 @@ class Engine:
         try:
             if checkpoint["format"] != CHECKPOINT_FORMAT:
                 raise ValueError(f"checkpoint format {checkpoint['format']}, expected {CHECKPOINT_FORMAT}")
+            refuse_other_classes(checkpoint, self.data, f"{self.run.path}: its checkpoint")
             self.progress = Progress(**checkpoint["progress"])
             self.task.student.load_state_dict(checkpoint["model"])
             self.task.load_extra_state(checkpoint["extra"])
@@ -272,26 +264,20 @@ class Engine:
     def _first_epoch(self, phase: int) -> int:
         return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
-    def _check_finite(self, phase: Phase) -> dict[str, float]:
-        """The means so far; raises a UserError unless they and all weights are finite.
+    def _finite_means(self, phase: Phase, *, weights: bool = True) -> dict[str, float]:
+        """The means so far.
 
-        Called before anything is saved, so that a checkpoint is always worth going on from.
+        Args:
+            weights: look at those too. Before anything is saved, so that a checkpoint is always worth going on from.
+
+        Raises:
+            UserError: a mean or a weight is not finite.
         """
-        means = self._finite_means(phase)
-        weights = self.task.student.state_dict() | self.task.extra_state()
-        self._raise_if_not_finite(phase, not_finite(weights))
-        return means
-
-    def _finite_means(self, phase: Phase) -> dict[str, float]:
-        """The means so far; raises a UserError unless all are finite."""
-        means = self.meter.means()
-        wrong = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
-        if wrong:
-            self._raise_if_not_finite(phase, wrong, self.meter.first_bad_step())
-        return means
-
-    def _raise_if_not_finite(self, phase: Phase, wrong: list[str], step: int | None = None) -> None:
-        """Raise a UserError if there is a name in `wrong`; `step` is the first that was so, if it is known."""
+        means, step = self.meter.means(), None
+        if wrong := [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]:
+            step = self.meter.first_bad_step()
+        elif weights:
+            wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
         if wrong:
             when = "at" if step else "noticed at"
             where = f"{when} {phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"
@@ -301,6 +287,7 @@ class Engine:
                 f"{self.run.path}: no longer finite, {where}: {', '.join(wrong[:5])}{more}; {kept}; "
                 "try a smaller training.lr"
             )
+        return means
 
     def _global_epoch(self) -> int:
         return sum(phase.epochs for phase in self.phases[: self.progress.phase]) + self.progress.epoch

@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets.batch import Batch
 from utils.files import append_line, replacing
 from utils.processes.group import all_sum, is_main, world_size
+from utils.run_folder.layout import Layout
 
 
 class GateRecorder:
@@ -58,6 +59,23 @@ class GateRecorder:
         """
         shares = (self.chosen / self.seen[:, None]).tolist()
         return [[round(x, 4) if x == x else None for x in row] for row in shares]
+
+    def end_epoch(self, run: Layout, epoch: int, *, samples: bool) -> None:
+        """Write what was counted, and start the next epoch of the classes.
+
+        Args:
+            run: the folder.
+            epoch: number of the epoch, phases counted together.
+            samples: write the counts of every sample, too.
+        """
+        if not self.labels:
+            return
+        self.collect()
+        if is_main():
+            self.write(run.gates, epoch)
+            if samples:
+                self.write_samples(run.epoch_gate_samples(epoch))
+        self.reset()
 
     def reset(self) -> None:
         """Start the next epoch of the classes; the samples' counts go on."""

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.files import append_line, write_text
+from utils.processes.group import is_main
 from utils.run_folder.folder import RunDir
 
 log = logging.getLogger("sakd")
@@ -42,6 +43,12 @@ def log_to_console() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+def progress_bar(title: str, steps: int, done: int = 0) -> tqdm:
+    """A bar on the terminal of the first process; nothing where standard error is no terminal."""
+    shown = is_main() and sys.stderr.isatty()
+    return tqdm(total=steps, initial=done, desc=title, leave=False, disable=not shown, unit="step")
 
 
 @contextmanager
@@ -78,12 +85,14 @@ class Reporter:
         log.info(text)
 
     def start_epoch(self, title: str, steps: int, done: int) -> None:
-        self._bar = tqdm(
-            total=steps, initial=done, desc=title, leave=False, disable=not sys.stderr.isatty(), unit="step"
-        )
+        self._bar = progress_bar(title, steps, done)
 
     def step(self) -> None:
         self._bar.update()
+
+    def end_steps(self) -> None:
+        """Take the progress bar of the epoch away; what follows has its own."""
+        self._bar.close()
 
     def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
         """Show the means so far: beside the bar on a terminal, as a line of its own elsewhere."""
@@ -100,7 +109,6 @@ class Reporter:
                 ``val`` means, ``seconds``.
             seconds_left: of the whole run, as far as can be told.
         """
-        self._bar.close()
         append_line(self.run.metrics, json.dumps(record))
         step = record["global_epoch"]
         prefix = "" if record["phase"] == "train" else f"{record['phase']}/"

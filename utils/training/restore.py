@@ -18,12 +18,13 @@ from datasets.download import without_downloads
 from datasets.images import fit, open_rgb
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
-from utils.config import Config, ModelConfig, load_config
+from utils.config import Config, load_config
 from utils.config.layers import Layers
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
-from utils.training.build import assemble, build_network, find_teacher, load_data, load_network
+from utils.run_folder.networks import refuse_other_classes
+from utils.training.build import assemble, build_network, load_data, load_network, load_teacher
 from utils.training.device import choose_device, set_up
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
@@ -46,18 +47,26 @@ class Restored:
     device: torch.device
 
     def student(self) -> StagedModel:
-        """The network that was trained, in evaluation mode."""
+        """The network that was trained, in evaluation mode.
+
+        Raises:
+            UserError: the weights are another network's, or were trained on other classes.
+        """
         network = self.config.student
-        return self._load(network, self.path, f"the {network.title} of its config")
+        refuse_other_classes(self.content, self.data, f"{self.path}: the {network.title}")
+        model = build_network(network, self.data)
+        load_network(model, network, self.path, self.data, f"the {network.title} of its config")
+        return model.to(self.device).eval()
 
     def teacher(self) -> StagedModel:
         """The teacher, in evaluation mode.
 
         Raises:
-            UserError: its checkpoint is not there.
+            UserError: see `load_teacher`.
         """
-        teacher = self.config.kd.teacher
-        return self._load(teacher, find_teacher(self.config), f"the teacher {teacher.title}")
+        model = build_network(self.config.kd.teacher, self.data)
+        load_teacher(model, self.config, self.data)
+        return model.to(self.device).eval()
 
     def task(self) -> SpotAdaptiveDistillation:
         """Both networks, distiller and policy, in evaluation mode.
@@ -86,11 +95,6 @@ class Restored:
         """``mean`` and ``std`` of each channel, for images in [0, 1]."""
         augment = self.data.val.augment
         return {"mean": list(augment.mean), "std": list(augment.std)}
-
-    def _load(self, network: ModelConfig, path: Path, name: str) -> StagedModel:
-        model = build_network(network, self.data)
-        load_network(model, network, path, self.data, name)
-        return model.to(self.device).eval()
 
 
 def add_arguments(parser: ArgumentParser, what: str = "a checkpoint") -> None:

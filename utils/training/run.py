@@ -153,7 +153,7 @@ def fit(
             set_up(config)
             task = build_task(config, opened)
             if config.kd:
-                load_teacher(task, config, opened)
+                load_teacher(task.teacher, config, opened)
             data = stack.enter_context(closing(load_data(opened, config, device)))
             log.info(describe(config, data, device))
             task = place(task, config, device, data)
