@@ -5,11 +5,14 @@ import os
 # Before PyTorch starts its pools: results do not depend on the machine, and parallel test processes do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from stand_in import Once, StandIn, make_stand_in
+
+from utils.processes.stopping import STOP_SIGNALS
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +20,15 @@ def _same_start():
     """Every test starts from the same random state and with one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_signal_handlers():
+    """`guarded`, called within a test, ignores signals from its end on, which is that of a process elsewhere."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,6 @@ def launch(count: int, command: Sequence[str]) -> int:
     One that fails ends the others. SIGTERM and SIGINT are handed on to all; a second SIGINT ends all at once.
     """
     logging.disable()  # of this process alone: what torchrun says about failures
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # see `_hand_on_signals`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)
     with tempfile.TemporaryDirectory(prefix="sakd-") as scratch:
@@ -89,6 +88,7 @@ def _run(count: int, command: Sequence[str], scratch: str) -> tuple[str, int]:
         local_addr="localhost",  # the machine's own name need not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
+        signals_to_handle="",  # see `_hand_on_signals`
     )
     _hand_on_signals(scratch)
     try:

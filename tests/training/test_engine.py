@@ -200,7 +200,7 @@ class TestRecords:
         assert "\x1b" not in text
         assert "train 3/3 | loss" in text
         assert "distilled f1 " in text
-        assert "left 0:00:00" in text
+        assert "left 00:00" in text
 
     def test_the_checkpoint_holds_the_students_plain_weights(self, finished_run):
         model = ToyNet()

@@ -112,7 +112,7 @@ def _folder(config: Config) -> str:
 def _overrides(composed: Composed, target: Config, given: tuple[str, ...]) -> list[str]:
     """The fewest words that, besides `given`, make `target` out of `composed`; keys that follow others are left out."""
     before = flatten(composed.load(given).to_dict())
-    words = [_word(key, value) for key, value in flatten(target.to_dict()).items() if before.get(key) != value]
+    words = [_word(key, value) for key, value in flatten(target.to_dict()).items() if before.get(key, ...) != value]
     for word in list(words):
         fewer = [other for other in words if other != word]
         if composed.load([*given, *fewer]) == target:
