@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 from pictures import image_folder
+from process_runs import fingerprint
 
 from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = str(Path(sys.executable).parent)
@@ -39,14 +42,19 @@ class TestDistilling:
     @pytest.fixture(scope="class")
     @classmethod
     def folder(cls, images, tmp_path_factory):
-        """``train.sh`` and then ``train_anti.sh``, from nothing."""
-        cls.root = tmp_path_factory.mktemp("launched")
-        keys = (*TINY, f"dataset.root={images}", f"run.root={cls.root}")
+        """``train.sh`` and ``train_anti.sh``, from nothing; elsewhere ``train_single.sh`` and ``train.sh``."""
+        cls.root, cls.elsewhere = tmp_path_factory.mktemp("launched"), tmp_path_factory.mktemp("else where")
         names = {"dataset": "imagefolder", "seed": "7", "net1": "resnet14", "net2": "resnet8", "distiller": "sp"}
-        names["teacher_args"] = "training.epochs=1 training.lr=0.01 training.num_workers=0 training.batch_size=8"
-        cls.keys, cls.names = keys, names
-        cls.first = sh("train.sh", *keys, **names)
-        cls.anti = sh("train_anti.sh", *keys, **names)
+        own = "training.epochs=1 training.lr=0.01 training.num_workers=0 training.batch_size=8"
+        cls.keys, cls.names = (*TINY, f"dataset.root={images}"), names | {"teacher_args": own}
+        cls.first = sh("train.sh", *cls.keys, f"run.root={cls.root}", **cls.names)
+        cls.anti = sh("train_anti.sh", *cls.keys, f"run.root={cls.root}", **cls.names)
+        there = f"run.root={cls.elsewhere}"
+        data = {"dataset": "imagefolder", "seed": "7", "model": "resnet14"}
+        cls.single = sh("train_single.sh", cls.keys[0], cls.keys[-1], there, *own.split(), **data)
+        cls.teacher = fingerprint(RunDir(cls.elsewhere / "imagefolder/7/resnet14"))
+        (cls.elsewhere / "imagefolder/7/resnet14/result.json").unlink()
+        cls.second = sh("train.sh", *cls.keys, there, **cls.names)
         return cls.root / "imagefolder/7"
 
     def test_trains_the_missing_teacher_first_and_says_so(self, folder):
@@ -59,6 +67,18 @@ class TestDistilling:
         config = read_checkpoint(folder / "resnet14/ckpt/best.pth")["config"]
         assert config["training"]["lr"] == 0.01  # teacher_args reached the teacher
         assert config["dataset"]["img_h"] == 16  # and so did the student's view of the data
+
+    def test_the_teacher_is_that_of_train_single(self, folder):
+        assert self.single.returncode == 0, self.single.stderr
+        assert fingerprint(RunDir(folder / "resnet14")) == self.teacher
+
+    def test_goes_on_with_a_teacher_whose_training_was_interrupted(self, folder):
+        assert self.second.returncode == 0, self.second.stderr
+        assert "teacher resnet14 is unfinished: going on with it" in self.second.stdout
+
+    def test_the_student_is_the_same_wherever_its_teacher_was_trained(self, folder):
+        student = "adaptive-sp/resnet14-resnet8"
+        assert fingerprint(RunDir(self.elsewhere / "imagefolder/7" / student)) == fingerprint(RunDir(folder / student))
 
     def test_writes_where_the_selection_the_distiller_and_the_pair_say(self, folder):
         for selection in ("adaptive", "anti"):
@@ -76,22 +96,16 @@ class TestDistilling:
         text = self.first.stdout
         assert "best val " in text
         assert f"checkpoint: {folder}/adaptive-sp/resnet14-resnet8/ckpt/best.pth" in text
-        assert "net1=resnet14 net2=resnet8 distiller=sp sh train_anti.sh" in text
+        (following,) = (line for line in self.second.stdout.splitlines() if "train_anti.sh" in line)
+        assert "net1=resnet14 net2=resnet8 distiller=sp sh train_anti.sh" in following
+        assert {self.keys[-1], f"run.root={self.elsewhere}", "dataset.img_h=16"} < set(shlex.split(following))
         assert "composed from" in text  # there is no config file of this pair
 
     def test_never_overwrites_a_run_silently(self, folder):
-        again = sh("train.sh", *self.keys, **self.names)
+        again = sh("train.sh", *self.keys, f"run.root={self.root}", **self.names)
         assert again.returncode == 2
         (line,) = again.stderr.splitlines()
         assert "holds a finished run already; --resume" in line
-
-    def test_goes_on_with_a_teacher_whose_training_was_interrupted(self, folder):
-        (folder / "resnet14/result.json").unlink()
-        shutil.rmtree(folder / "adaptive-sp")
-        again = sh("train.sh", *self.keys, **self.names)
-        assert again.returncode == 0, again.stderr
-        assert "teacher resnet14 is unfinished: going on with it" in again.stdout
-        assert (folder / "adaptive-sp/resnet14-resnet8/result.json").exists()
 
 
 def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
@@ -109,6 +123,19 @@ def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
     assert "teacher resnet14 is missing: training it first" in run.stdout
     folder = tmp_path / "a folder/mine/3"
     assert {path.parent.name for path in folder.rglob("result.json")} == {"resnet14", "resnet14-resnet8"}
+
+
+@pytest.mark.parametrize(
+    ("script", "entry", "says"),
+    [
+        ("train.sh", "train_anti.py", "spot-adaptive knowledge"),
+        ("train_anti.sh", "train.py", "(anti-SAKD)"),
+    ],
+)
+def test_a_variable_of_the_environment_does_not_choose_the_program(script, entry, says):
+    run = sh(script, "--help", entry=entry)
+    assert f"usage: {script.replace('.sh', '.py')} " in run.stdout
+    assert says in run.stdout
 
 
 def test_help_is_printed_once_and_names_the_variables():

@@ -52,11 +52,12 @@ def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str) 
             return
     here = info.describe()
     ours = here.pop("classes")
-    for number, (their, our) in enumerate(zip_longest(theirs, ours)):
-        if their != our:
+    for number, names in enumerate(zip_longest(theirs, ours)):
+        if names[0] != names[1]:
+            their, our = ("missing" if name is None else repr(name) for name in names)
             raise UserError(
                 f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
-                f"{number} is {their!r}, here {our!r}; dataset.label=<name> gives other data a folder of its own"
+                f"{number} is {their}, here {our}; dataset.label=<name> gives other data a folder of its own"
             )
     changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
     if changes:
