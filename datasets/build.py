@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class DataConfig(Protocol):
     loader: str
     augment: str
     on_corrupt: str
+    val_split: float | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
 
@@ -201,7 +203,7 @@ def open_data(config: DataConfig) -> OpenedData:
         UserError: the data is missing, damaged or not what the config says.
     """
     with main_first():  # it may have to download and unpack
-        source = DATASETS.get(config.name)(Path(config.root).expanduser())
+        source = _open_source(config)
     _check_classes(config, source)
     check_labels(source)
     size = _image_size(config, source)
@@ -215,6 +217,16 @@ def open_data(config: DataConfig) -> OpenedData:
         source=source,
         augment=_augmentation(config, source, size),
     )
+
+
+def _open_source(config: DataConfig) -> Source:
+    """The data set called ``dataset.name``, divided if ``dataset.val_split`` asks for it."""
+    find, root = DATASETS.get(config.name), Path(config.root).expanduser()
+    if config.val_split is None:
+        return find(root)
+    if "val_split" not in inspect.signature(find).parameters:
+        raise UserError(f"dataset.val_split: {config.name} is split into training and validation already; leave it out")
+    return find(root, val_split=config.val_split)
 
 
 def build_data(config: DataConfig, **how: Any) -> Data:

@@ -102,6 +102,8 @@ class TestOneStep:
         fixed = ("teacher.", "distiller.paraphrasers.", "distiller.sampler.")
         expected = {name for name in before if not name.startswith(fixed)}
         unsure = without_effect(task)
+        if distiller == "cc":  # the teacher's embedding has the weight decay alone, which is off here
+            unsure |= {name for name in before if name.startswith("distiller.teacher.")}
         assert moved(task, before) - unsure == expected - unsure
         has_policy = any(name.startswith(("policy.", "router.")) for name in expected)
         assert has_policy == (selection in ("adaptive", "anti"))

@@ -55,6 +55,7 @@ def data_config(name: str, root: Path | str = "data", **keys) -> SimpleNamespace
         "loader": "auto",
         "augment": "auto",
         "on_corrupt": "error",
+        "val_split": None,
         "mean": None,
         "std": None,
     }

@@ -6,8 +6,9 @@ In float64, where two ways to one number agree to rounding and a wrong constant 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,15 @@ from plain_formulas import Draws, PlainStep, Step
 from torch import Tensor
 from toys import take_step
 
-from models import get_model
-from utils.benchmark.cases import Case, Conditions, Pair
+from models import StagedModel, get_model
+from utils.benchmark.cases import SEED, Conditions, Pair
+from utils.config import find_config
+from utils.training.build import assemble
+from utils.training.device import place_task
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter
+from utils.training.optim import make_optimizers
+from utils.training.step import EagerStep, Phase
 
 DISTILLERS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "fsp", "nst", "crd", "kd")
 WITH_SPOTS = DISTILLERS[:-1]
@@ -114,6 +122,28 @@ class Recorder:
         step = Step(losses, gradients, output.gates == 1, *(self._routed or [None]))
         draws = Draws(*(self._gumbel or [None]), coins=output.gates, negatives=list(self._negatives))
         return Taken(step, sum(output.loss.detach() for output in self._outputs), shares, draws)
+
+
+class Case:
+    """Training steps of one distiller under one selection, put together as a run would."""
+
+    def __init__(self, pair: Pair, distiller: str, selection: str, teacher: StagedModel, conditions, overrides=()):
+        self.distiller, self.selection = distiller, selection
+        keys = [f"kd.selection={selection}", f"dataset.num_classes={conditions.num_classes}", *overrides]
+        names = {"teacher": pair.teacher, "student": pair.student, "distiller": distiller}
+        self.config = find_config("cifar-100", SEED, **names).load(keys)
+        torch.manual_seed(SEED)
+        student, size = get_model(pair.student, conditions.num_classes), (conditions.size, conditions.size)
+        info = SimpleNamespace(labels=conditions.labels(), image_size=size)
+        self.task = place_task(assemble(self.config, student, teacher, info), self.config, conditions.device, size)
+        self.task.train()
+        self.batch = conditions.batch()
+        phase = Phase("train", self.task, 1, make_optimizers(self.task.parameter_groups(), self.config))
+        gates = GateRecorder(self.task.gate_labels, conditions.num_classes, conditions.samples, conditions.device)
+        self._step = EagerStep(phase, Meter(conditions.device), gates, nullcontext)
+
+    def step(self) -> None:
+        self._step(self.batch)
 
 
 def make_case(distiller: str, selection: str, pair: str, size: int, *options: str, seed: int = 0) -> Case:

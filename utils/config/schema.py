@@ -65,6 +65,9 @@ class DatasetConfig(Section):
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="refuse images that cannot be read, or decode all once and leave those out"
     )
+    val_split: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of every class that validates, where the data is not split (imagefolder, csv, parquet)"
+    )
     mean: Triple | None = Field(None, description="normalisation, three channels (default: the data set's)")
     std: PositiveTriple | None = Field(None, description="normalisation, three channels (default: the data set's)")
 
