@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from datasets.folders import enumerate_some
 from datasets.source import IMAGENET_NORM, Source, Split
@@ -25,6 +24,8 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     Raises:
         UserError: a class has too few images for that.
     """
+    from sklearn.model_selection import train_test_split  # takes a second to import, and few need it
+
     try:
         train, val = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
     except ValueError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.wrapping.wrapped import explain
-from utils.errors import UserError
+from utils.errors import UserError, exhausted_memory
 
 _UNKNOWN = "a_keyword_that_no_network_has"
 _COMPARED_AS_TENSORS = ("_modules", "_parameters", "_buffers")
@@ -29,6 +29,8 @@ def call_factory(factory: Callable[..., nn.Module], num_classes: int, kwargs: di
     try:
         module = factory(num_classes=num_classes, **kwargs)
     except Exception as error:
+        if exhausted_memory(error):
+            raise
         arguments = ", ".join(["num_classes", *kwargs])
         raise UserError(f"calling it with {arguments} fails: {explain(error)}") from error
     if not isinstance(module, nn.Module):

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from utils.config.errors import all_fields
+from utils.config.schema import Config
 from utils.config.types import INCIDENTAL
 
 
@@ -28,7 +29,7 @@ def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _incidental_keys() -> frozenset[str]:
-    return frozenset(".".join(key) for key, field in all_fields() if INCIDENTAL in field.metadata)
+    return frozenset(".".join(key) for key, field in all_fields(Config) if INCIDENTAL in field.metadata)
 
 
 def _walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
