@@ -178,8 +178,8 @@ def test_a_file_that_is_no_config_is_told_in_one_line(content, message):
         ("model: {name: vgg8}\n", "dataset is missing"),
         (
             "dataset: {}\nmodel: {name: vgg8}\n",
-            "dataset.name is missing (cifar-10, cifar-100, csv, digits, imagefolder, imagenet, parquet, tiny-imagenet, or "
-            "your own)",
+            "dataset.name is missing (cifar-10, cifar-100, csv, digits, imagefolder, imagenet, parquet, tiny-imagenet, "
+            "or your own)",
         ),
         ("dataset: {name: digits}\n", "found neither of model and kd, must be one: model trains alone, kd distils"),
         (PAIR + "model: {name: vgg8}\n", "found both of model and kd, must be one: model trains alone, kd distils"),
