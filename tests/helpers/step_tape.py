@@ -70,9 +70,14 @@ class TapeRecorder:
     def __init__(self):
         self.recorded = self.repeated = 0
 
+    def run(self, function: Callable[[], None]) -> None:
+        function()
+
+    def release(self) -> None:
+        pass
+
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        for _ in range(3):
-            function()
+        function()
         tape = Tape()
         with tape:
             function()

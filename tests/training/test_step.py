@@ -1,10 +1,13 @@
 """The captured training step: it computes what the eager one does, and its rehearsals leave no trace.
 
-A tape stands in for CUDA graphs here (see tape.py); tests/test_gpu.py has the real ones.
+A tape takes the place of CUDA graphs (see step_tape.py); test_stand_in_gpu.py and test_gpu.py have the real ones.
 """
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from process_runs import config_file, prepare
@@ -37,7 +40,8 @@ from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.optim import make_optimizers
 from utils.training.run import train
-from utils.training.step import Phase, Snapshot, make_step
+from utils.training.snapshot import Place, Snapshot
+from utils.training.step import Phase, make_step
 
 CPU = torch.device("cpu")
 # As epochs have them: smaller and larger batches at their ends.
@@ -106,7 +110,8 @@ class TestCaptured:
         captured = Training(make_task(), TapeRecorder(), **options).take(SIZES)
         eager = Training(make_task(), **options).take(SIZES)
         assert_equal(captured.state(), eager.state())
-        assert (captured.recorder.recorded, captured.recorder.repeated) == (1, SIZES.count(8) - 1)
+        # Every size is captured when it comes first, and repeated once as a proof; only the very first step is eager.
+        assert (captured.recorder.recorded, captured.recorder.repeated) == (len(set(SIZES)), len(SIZES) - 1)
         assert captured.complaints == []
 
     @pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
@@ -127,11 +132,11 @@ class TestCaptured:
     def test_computes_what_eager_steps_do_in_half_precision(self):
         self.check(lambda: toy_task("crd"), precision="bf16")
 
-    def test_is_what_comes_second_not_what_comes_first(self):
-        """The first batch may be the last of an epoch, after a resumption."""
-        training = Training(recorder=TapeRecorder()).take([5, 8, 8, 8, 5])
-        assert (training.recorder.recorded, training.recorder.repeated) == (1, 2)
-        assert_equal(training.state(), Training().take([5, 8, 8, 8, 5]).state())
+    def test_may_begin_with_the_last_batch_of_an_epoch(self):
+        """As it does after a resumption; the first step is the one that is not captured."""
+        training = Training(recorder=TapeRecorder()).take([5, 8, 8, 5, 5])
+        assert (training.recorder.recorded, training.recorder.repeated) == (2, 4)
+        assert_equal(training.state(), Training().take([5, 8, 8, 5, 5]).state())
 
     def test_follows_the_learning_rate(self):
         def train(recorder):
@@ -143,7 +148,7 @@ class TestCaptured:
             return training
 
         captured, eager = train(TapeRecorder()), train(None)
-        assert captured.recorder.repeated == 3 * EPOCHS - 1
+        assert captured.recorder.repeated == 3 * EPOCHS - 1  # a proof instead of the first one
         assert captured.optimizers["student"].state_dict()["param_groups"][0]["lr"] == pytest.approx(0.0005)
         assert_equal(captured.state(), eager.state())
 
@@ -175,17 +180,47 @@ class TestCaptured:
         assert_equal(captured.state(), eager.state())
 
 
-class Failing:
-    """A recorder that rehearses like the others and fails then."""
-
-    def __init__(self):
-        self.tried = 0
+class Failing(TapeRecorder):
+    """Rehearses like the others and fails then."""
 
     def record(self, function):
-        self.tried += 1
-        for _ in range(3):
-            function()
-        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+        super().record(function)
+        raise RuntimeError(
+            "CUDA error: operation not permitted\nwhen stream is capturing\n"
+            "Search for `cudaErrorStreamCaptureUnsupported' in https://docs.nvidia.com for more information.\n"
+        )
+
+
+class Full(TapeRecorder):
+    """The GPU's memory is full as soon as a batch of another size than the first one comes."""
+
+    released = False
+
+    def run(self, function):
+        super().run(function)
+        if self.recorded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def release(self):
+        self.released = True
+
+
+class Off(TapeRecorder):
+    """Its repetitions are followed by `error`, called with the training."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.training = error, None
+
+    def record(self, function):
+        repeat = super().record(function)
+
+        def repeat_and_err():
+            repeat()
+            with torch.no_grad():
+                self.error(self.training)
+
+        return repeat_and_err
 
 
 class Waits(AT):
@@ -230,37 +265,107 @@ class Remembers(AT):
         return loss
 
 
+class DrawsInPython(AT):
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * random.random()
+
+
+class DrawsInNumPy(AT):
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * np.random.rand()  # noqa: NPY002
+
+
+class DrawsOnItsOwn(AT):
+    """From a generator that nobody else knows of."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.generator = np.random.default_rng(3)
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * float(self.generator.random())
+
+
+IN_PLACE = "only what is written in place can be captured"
+SAME_NUMBERS = "and a captured step would draw the same numbers again and again"
+
+
 class TestGivingUp:
-    def test_leaves_everything_as_it_was(self):
+    def test_leaves_the_step_as_it_was_taken_eagerly(self):
         training = Training(toy_task("crd"), Failing()).take([8])
-        before, tensors = training.state(), [t.data_ptr() for t in training.task.state_dict().values()]
-        training.step._capture(toy_batch(8))
-        assert_equal(training.state(), before)
-        assert [t.data_ptr() for t in training.task.state_dict().values()] == tensors
+        tensors = [tensor.data_ptr() for tensor in training.task.state_dict().values()]
+        training.take([8], first_seed=1)
+        assert_equal(training.state(), Training(toy_task("crd")).take([8, 8]).state())
+        assert [tensor.data_ptr() for tensor in training.task.state_dict().values()] == tensors
 
     def test_says_why_in_one_line_and_does_not_try_again(self):
         training = Training(recorder=Failing()).take(SIZES)
         assert training.complaints == ["CUDA error: operation not permitted when stream is capturing"]
-        assert training.recorder.tried == 1
+        assert training.recorder.recorded == 1
         assert_equal(training.state(), Training().take(SIZES).state())
 
     @pytest.mark.parametrize(
         ("distiller", "complaint"),
         [
             (Waits, "aten._local_scalar_dense.default would wait for the device"),
-            (Replaces, "center is replaced at every step, and only what is written in place can be captured"),
-            (Counts, "steps is replaced at every step, and only what is written in place can be captured"),
-            (Remembers, "before is replaced at every step, and only what is written in place can be captured"),
+            (Replaces, f"center of distiller is replaced at every step; {IN_PLACE}"),
+            (Counts, f"steps of distiller is replaced at every step; {IN_PLACE}"),
+            (Remembers, f"before of distiller is replaced at every step; {IN_PLACE}"),
+            (DrawsInPython, f"it draws from Python's random, {SAME_NUMBERS}"),
+            (DrawsInNumPy, f"it draws from NumPy's global generator, {SAME_NUMBERS}"),
+            (DrawsOnItsOwn, "a repetition leaves other values in "),
         ],
     )
     def test_is_for_distillers_that_would_go_wrong_when_captured(self, distiller, complaint):
-        training = Training(toy_task(distiller), TapeRecorder()).take(SIZES)
-        assert training.complaints == [complaint]
-        assert training.recorder.repeated == 0
-        eager = Training(toy_task(distiller)).take(SIZES)
-        assert_equal(training.state(), eager.state())
+        training, eager = (
+            seeded(lambda recorder=recorder: Training(toy_task(distiller), recorder).take(SIZES))
+            for recorder in (TapeRecorder(), None)
+        )
+        assert [line[: len(complaint)] for line in training.complaints] == [complaint]
+        assert not training.step.captured
+        if distiller is not DrawsOnItsOwn:  # whose draws cannot be taken back
+            assert_equal(training.state(), eager.state())
         if distiller is Counts:
             assert training.task.distiller.steps == eager.task.distiller.steps
+
+    @pytest.mark.parametrize(
+        ("error", "complaint"),
+        [
+            (lambda t: t.meter.sums[t.meter.names.index("loss/kl")].mul_(1.01), "leaves other values in loss/kl"),
+            (lambda t: t.task.student.conv1.weight.mul_(1.001), "leaves other values in the parameters"),
+            (lambda t: momentum(t, "student").mul_(1.01), "leaves other values in the optimiser of student"),
+            (lambda t: momentum(t, "agent").zero_(), "leaves other values in the optimiser of agent"),
+            (lambda t: bank(t).mul_(0.99), "leaves other values in distiller.contrasts.0.student_bank"),
+            (lambda t: t.task.student.bn1.running_var.mul_(1.01), "leaves other values in student.bn1"),
+            (lambda t: t.gates.sample_chosen[0].add_(1), "leaves other values in the counts of gates"),
+            (lambda t: torch.rand(()), "draws another amount of random numbers"),
+        ],
+    )
+    def test_is_for_captures_that_do_something_else_than_eager_steps(self, error, complaint):
+        training = Training(toy_task("crd"), Off(error))
+        training.recorder.training = training
+        training.take(SIZES)
+        assert training.complaints == [f"a repetition {complaint}"]
+        assert not training.step.captured
+        assert_equal(training.state(), Training(toy_task("crd")).take(SIZES).state())
+
+    def test_is_not_for_captures_that_round_differently(self):
+        def error(training):
+            for tensor in (training.task.student.conv1.weight, momentum(training, "student"), training.meter.sums):
+                tensor.mul_(1 + 1e-7)
+
+        training = Training(toy_task("crd"), Off(error))
+        training.recorder.training = training
+        training.take([8, 8, 8])
+        assert training.complaints == []
+        assert training.step.captured
+
+    def test_is_for_memory_that_is_too_small_for_captures_but_not_for_the_step(self):
+        training = Training(toy_task("crd"), Full()).take(SIZES)
+        assert training.complaints == ["out of memory"]
+        assert training.recorder.released
+        assert not training.step.captured
+        assert_equal(training.state(), Training(toy_task("crd")).take(SIZES).state())
 
     def test_hides_no_error_of_the_step_itself(self):
         class Breaks(AT):
@@ -273,12 +378,27 @@ class TestGivingUp:
             Training(toy_task(Breaks), TapeRecorder()).take([8, 8])
 
 
+def seeded(function):
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    return function()
+
+
+def momentum(training, name):
+    state = training.optimizers[name].optimizer.state
+    return state[training.optimizers[name].optimizer.param_groups[0]["params"][0]]["momentum_buffer"]
+
+
+def bank(training):
+    return training.task.distiller.contrasts[0].student_bank.rows
+
+
 class TestSnapshot:
     def test_restores_in_place_so_that_the_students_twin_follows(self):
         task = toy_task()
         twin = task._twin[0]
         expected = twin.conv1.weight.clone()
-        snapshot = Snapshot([module._parameters for module in task.modules()], CPU)
+        snapshot = Snapshot([Place("", module._parameters) for module in task.modules()], CPU)
         with torch.no_grad():
             task.student.conv1.weight.zero_()
         assert not twin.conv1.weight.any()
@@ -288,9 +408,9 @@ class TestSnapshot:
     def test_puts_back_what_was_replaced(self):
         module = nn.BatchNorm1d(3)
         mean = module.running_mean
-        snapshot = Snapshot([vars(module), module._buffers], CPU)
+        snapshot = Snapshot([Place("bn", vars(module)), Place("bn", module._buffers)], CPU)
         module.running_mean, module.eps = torch.ones(3), 7.0
-        assert snapshot.find_replaced().startswith("eps is replaced")
+        assert snapshot.find_replaced().startswith("eps of bn is replaced")
         snapshot.restore()
         assert module.running_mean is mean
         assert module.eps == 1e-5
@@ -298,9 +418,9 @@ class TestSnapshot:
 
     def test_notices_what_is_new(self):
         place = {}
-        snapshot = Snapshot([place], CPU)
+        snapshot = Snapshot([Place("it", place)], CPU)
         place["steps"] = 1
-        assert snapshot.find_replaced().startswith("steps is replaced")
+        assert snapshot.find_replaced().startswith("steps of it is replaced")
 
 
 @pytest.fixture
@@ -335,7 +455,7 @@ class TestRuns:
         assert_equal(outcome(engines[1].run), outcome(engines[0].run))
         phases, epochs = len(engines[0].phases), sum(phase.epochs for phase in engines[0].phases)
         assert recorder.recorded == phases
-        assert recorder.repeated == epochs * STEPS - phases
+        assert recorder.repeated == epochs * STEPS - phases  # a proof instead of the first one
 
     @pytest.mark.parametrize(("distiller", "saves"), [("at", 1), ("at", 4), ("crd", 2), ("fsp", 2), ("fsp", 6)])
     def test_are_resumed_as_if_never_interrupted(self, tmp_path, captured, distiller, saves):
@@ -369,13 +489,15 @@ class TestRuns:
         engine = make_engine(tmp_path / "run")
         finish(engine)
         line = "steps of train run eagerly, not as one CUDA graph: CUDA error: operation not permitted when stream is"
-        assert engine.run.log.read_text().count(line) == 1
+        assert engine.run.log.read_text().count(f"{line} capturing\n") == 1
 
     def test_end_if_their_steps_cannot_be_captured_but_must_be(self, tmp_path, monkeypatch):
         engine = make_engine(tmp_path / "run", config=toy_config())
         engine.config = toy_config(cuda_graph=True)
         engine._recorder = Failing()
-        with pytest.raises(UserError, match=r"cuda_graph: true, but train cannot be captured: CUDA error: .*capturing"):
+        with pytest.raises(
+            UserError, match=r"cuda_graph: true, but train cannot be captured: CUDA error: .*capturing; auto"
+        ):
             finish(engine)
 
     def test_that_must_be_captured_and_cannot_are_refused_before_anything_is_overwritten(self, tmp_path):

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datasets.batch import Batch
 from distillers.task import Task, TaskOutput
 from utils.errors import reason
 from utils.processes.group import Replica
-from utils.training.device import rng_state, set_rng_state
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, top_k_hits
 from utils.training.optim import ScheduledOptimizer
+from utils.training.snapshot import Place, Snapshot
 
 
 @dataclass
@@ -46,8 +46,14 @@ class Phase:
 class Recorder(Protocol):
     """What can capture a step, see `utils.training.cuda_graph.CudaRecorder`."""
 
+    def run(self, function: Callable[[], None]) -> None:
+        """Run `function` once, in the memory in which captures work."""
+
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Run `function` as often as it takes, and return what repeats it."""
+
+    def release(self) -> None:
+        """Free the memory of everything that was recorded; it cannot be repeated any more."""
 
 
 class EagerStep:
@@ -64,7 +70,7 @@ class EagerStep:
 
     def __init__(self, phase: Phase, meter: Meter, gates: GateRecorder, autocast: Callable[[], AbstractContextManager]):
         self.task, self.meter, self.gates = phase.task, meter, gates
-        self.optimizers = [scheduled.optimizer for scheduled in phase.optimizers.values()]
+        self.optimizers = {name: scheduled.optimizer for name, scheduled in phase.optimizers.items()}
         self._replica = Replica(phase.task, phase.parameters())
         self._autocast = autocast
 
@@ -74,17 +80,18 @@ class EagerStep:
 
     def compute(self, batch: Batch) -> None:
         """All that the device does. What has to last until the next step is written in place."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.drop_gradients()
         parts, logits, gates = {}, None, None
-        for output in self._losses(batch):
-            output.loss.backward()
-            self._replica.send_gradients()  # they travel while the next loss is computed
-            parts |= output.parts
-            logits = output.logits if logits is None else logits
-            gates = output.gates if gates is None else gates
+        # Backward passes stay in this thread, where a recorder decides on the memory that is allocated.
+        with torch.autograd.grad_mode.set_multithreading_enabled(False):
+            for output in self._losses(batch):
+                output.loss.backward()
+                self._replica.send_gradients()  # they travel while the next loss is computed
+                parts |= output.parts
+                logits = output.logits if logits is None else logits
+                gates = output.gates if gates is None else gates
         self._replica.receive_gradients()
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             optimizer.step()
         self._replica.end_step()
         hits = {} if logits is None else top_k_hits(logits, batch.label)
@@ -102,69 +109,113 @@ class EagerStep:
                 return
             yield output
 
-    def memory(self) -> Iterator[dict[str, Any]]:
-        """Where everything is that one step leaves to the next: attributes by name, which may be put back."""
-        for module in self.task.modules():
-            yield from (vars(module), module._parameters, module._buffers)
-        for optimizer in self.optimizers:
-            yield from optimizer.state.values()
-        yield from (vars(self.meter), vars(self.gates))
+    def drop_gradients(self) -> None:
+        """Free the gradients of the step before."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def places(self) -> Iterator[Place]:
+        """Where everything is that one step leaves to the next."""
+        for name, module in self.task.named_modules():
+            yield Place(name or "the task", vars(module))
+            yield Place("the parameters", module._parameters)
+            yield Place(name or "the task", module._buffers)
+        for name, optimizer in self.optimizers.items():
+            for state in optimizer.state.values():
+                yield Place(f"the optimiser of {name}", state)
+        yield Place("the meter", vars(self.meter), rows=self.meter.names)
+        yield Place("the counts of gates", vars(self.gates))
 
 
 class CapturedStep:
-    """A step that is captured when a batch of some shape comes for the second time, and repeated for that shape.
+    """A step that is captured when a batch of a new shape comes, and repeated for further batches of that shape.
 
-    The first time is eager because much is made on first use: momentum, the meter's sums. Batches of other shapes,
-    such as the smaller one at the end of an epoch, stay eager. Both kinds work on the same tensors, so nothing but
-    the speed depends on which kind a step is.
+    The very first step is eager, because momentum and the meter's sums are made in it. A capture has to prove itself:
+    it is kept if a repetition does what an eager step did. Both kinds work on the same tensors, so nothing but the
+    speed depends on which kind a step is.
 
     Args:
         step: what to capture.
         recorder: captures it.
-        give_up: told why, if it cannot be captured; from then on all steps are eager.
+        give_up: called with the reason if it cannot be captured; from then on all steps are eager.
     """
 
     def __init__(self, step: EagerStep, recorder: Recorder, give_up: Callable[[str], None]):
         self._step = step
-        self._untried: tuple[Recorder, Callable[[str], None]] | None = (recorder, give_up)
-        self._seen: set[tuple[torch.Size, ...]] = set()
-        self._batch: Batch | None = None  # where the captured step reads
-        self._repeat: Callable[[], None] | None = None
+        self._recorder: Recorder | None = recorder
+        self._give_up = give_up
+        self._is_first = True
+        # By shapes of the batch: the tensors that a captured step reads, and what repeats it.
+        self._captures: dict[tuple[torch.Size, ...], tuple[Batch, Callable[[], None]]] = {}
 
     @property
     def captured(self) -> bool:
         """Steps on batches of some shape are repeated."""
-        return self._repeat is not None
+        return bool(self._captures)
 
     def __call__(self, batch: Batch) -> None:
-        if self._untried is not None and shapes(batch) in self._seen:
-            self._capture(batch)
-        self._seen.add(shapes(batch))
-        if self._repeat is None or shapes(batch) != shapes(self._batch):
+        if _shapes(batch) in self._captures:
+            static, repeat = self._captures[_shapes(batch)]
+            for place, value in zip(static, batch):
+                place.copy_(value)
+            repeat()
+        elif self._is_first or self._recorder is None:
             self._step.compute(batch)
         else:
-            for place, value in zip(self._batch, batch):
-                place.copy_(value)
-            self._repeat()
+            self._compute_and_capture(batch)
+        self._is_first = False
         self._step.meter.tally(len(batch.label))
 
-    def _capture(self, batch: Batch) -> None:
-        """Capture the step, or give up; either way, everything is as it was before."""
-        # Gone after this, also because `give_up` is usually a method of who holds this step: no circle, no garbage.
-        (recorder, give_up), self._untried = self._untried, None
-        static = Batch(*(value.clone() for value in batch))
-        before, problem = Snapshot(self._step.memory(), self._step.meter.device), ""
+    def _compute_and_capture(self, batch: Batch) -> None:
+        """Take the step eagerly, and capture it for further batches of these shapes."""
+        device = self._step.meter.device
+        self._step.drop_gradients()  # they are not in the recorder's memory
+        before = Snapshot(self._step.places(), device)
         try:
-            repeat = recorder.record(lambda: self._step.compute(static))
-            problem = before.find_replaced()
-        except Exception as error:  # whatever is wrong with the step itself, eager steps will run into as well
+            self._recorder.run(lambda: self._step.compute(batch))
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        if not fits:
+            before.restore()
+            self._stop_capturing("out of memory")
+            self._step.compute(batch)
+            return
+        after = Snapshot(self._step.places(), device)
+        try:
+            problem = self._capture(batch, before, after)
+        except Exception as error:  # the step itself is right, as it has just been taken
             problem = reason(error)
         finally:
-            before.restore()
+            after.restore()
         if problem:
-            give_up(problem)
-        else:
-            self._batch, self._repeat = static, repeat
+            self._stop_capturing(problem)
+
+    def _capture(self, batch: Batch, before: Snapshot, after: Snapshot) -> str:
+        """Capture the step that led from `before` to `after`, and repeat it to see whether it leads there again.
+
+        Returns:
+            why the capture is not kept; empty if it is.
+        """
+        static = Batch(*(value.clone() for value in batch))
+        if problem := before.find_host_draws():
+            return problem
+        before.restore()
+        repeat = self._recorder.record(lambda: self._step.compute(static))
+        if problem := after.find_replaced() or before.find_host_draws():
+            return problem
+        before.restore()
+        repeat()
+        if problem := after.find_other_draws() or after.find_difference(before):
+            return problem
+        self._captures[_shapes(batch)] = static, repeat
+        return ""
+
+    def _stop_capturing(self, problem: str) -> None:
+        recorder, self._recorder = self._recorder, None
+        self._captures.clear()
+        recorder.release()
+        self._give_up(problem)
 
 
 def make_step(
@@ -180,60 +231,5 @@ def make_step(
     return step if recorder is None else CapturedStep(step, recorder, give_up)
 
 
-def shapes(batch: Batch) -> tuple[torch.Size, ...]:
-    """Of the batch's tensors."""
+def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
     return tuple(value.shape for value in batch)
-
-
-class Snapshot:
-    """Tensors and numbers as they are now, and the random state.
-
-    Tensors are put back in place, because others hold the same ones: the student's frozen twin, and a captured step.
-
-    Args:
-        places: dictionaries whose tensors and numbers are meant.
-        device: whose random state is meant, besides the CPU's.
-    """
-
-    def __init__(self, places: Iterable[dict[str, Any]], device: torch.device):
-        self._device = device
-        self._places = [(place, remembered(place)) for place in places]
-        self._copies = [
-            (value, value.detach().clone())
-            for _, values in self._places
-            for value in values.values()
-            if isinstance(value, Tensor)
-        ]
-        self._random = rng_state(device)
-
-    def find_replaced(self) -> str:
-        """What is wrong with capturing the steps taken since, if something is.
-
-        A captured step would go on reading the tensor that was there when it was captured, and never count on.
-        """
-        for place, values in self._places:
-            now = remembered(place)
-            for name in values | now:
-                if name not in values or name not in now or not same(values[name], now[name]):
-                    return f"{name} is replaced at every step, and only what is written in place can be captured"
-        return ""
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for place, values in self._places:
-            place.update(values)
-        for value, copy in self._copies:
-            value.copy_(copy)
-        set_rng_state(self._random, self._device)
-
-
-def remembered(place: dict[str, Any]) -> dict[str, Any]:
-    """The entries that one step can leave to the next."""
-    return {name: value for name, value in place.items() if isinstance(value, Tensor | int | float)}
-
-
-def same(first: Any, second: Any) -> bool:
-    """The same tensor, or equal numbers."""
-    if isinstance(first, Tensor) or isinstance(second, Tensor):
-        return first is second
-    return first == second
