@@ -10,26 +10,19 @@ import runpy
 import sys
 import traceback
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from step_tape import TapeRecorder
-from toy_runs import PowerCut, cut_power_after, finish, phases_of, toy_config
-from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
+from toy_runs import toy_config
+from toys import NUM_CLASSES, NUM_SAMPLES, toy_batch, toy_task
 
 from datasets.batch import Batch
 from distillers import DISTILLERS
-from distillers.at import AT
-from distillers.task import Classification
-from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.cuda_graph import CudaRecorder, waiting_refused
-from utils.training.device import autocast, choose_device, set_up
-from utils.training.engine import Engine
+from utils.training.device import autocast, choose_device
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.optim import make_optimizers

@@ -17,8 +17,7 @@ from utils.training.device import rng_state, set_rng_state
 # Kernels that add in no fixed order round differently each time. As a share of what a step changes.
 TOLERANCE = 1e-3
 
-# Generators of the host: how their states are read, as something that `pickle` turns into equal bytes if it is equal, and
-# how they are set.
+# Generators of the host: how their states are read and set. Equal states are equal bytes to `pickle`.
 HOST_GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "Python's random": (random.getstate, random.setstate),
     "NumPy's global generator": (np.random.get_state, np.random.set_state),
