@@ -52,7 +52,7 @@ class Augment:
     """What happens to a batch between uint8 pixels and the network.
 
     Nothing here depends on values on the device, so that no step waits for it, and a batch of n images always
-    runs the same kernels.
+    runs the same kernels: on a GPU at most five, and pixels have the same bits as on a CPU.
 
     Args:
         name: one of `AUGMENTATIONS`. Of ``"resized_crop"`` this does the flip only: the crop needs the image in
@@ -84,6 +84,13 @@ class Augment:
         self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         self._shift = shift.float().view(3, 1, 1).to(device)
+        # Where the pixels of an image are read, in shapes that broadcast to [B, 3, H, W].
+        self._channel = torch.arange(3, device=device).view(1, -1, 1, 1)
+        self._line = torch.arange(size[0], device=device).view(1, 1, -1, 1)
+        column = torch.arange(size[1], device=device)
+        mirrored = torch.stack([column, column.flip(0)]).view(2, 1, 1, 1, -1)
+        # By side and left edge, [2, 2p + 1, 1, 1, W].
+        self._column = mirrored + torch.arange(2 * self.padding + 1, device=device).view(1, -1, 1, 1, 1)
 
     def draw(self, count: int, generator: torch.Generator) -> Moves:
         """Moves for `count` images, uniform over the crops and the two sides, on the CPU."""
@@ -106,17 +113,30 @@ class Augment:
             rows: which of them, int64 ``[B]``.
             moves: how each is moved, ``[B]``.
         """
+        if not (self.recipe.crop or self.recipe.flip):
+            images = store.index_select(0, rows)
+        elif store.device.type == "cpu":
+            images = self._copy_pieces(store, rows, moves)
+        else:
+            images = self._index_pixels(store, rows, moves)
+        return torch.mul(images, self._scale).add_(self._shift)
+
+    def _index_pixels(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+        """Read every pixel from its place in the store, in one kernel, which a GPU does as fast as it can read."""
+        line = moves.top.view(-1, 1, 1, 1) + self._line
+        column = self._column[moves.flip, moves.left]
+        return store[rows.view(-1, 1, 1, 1), self._channel, line, column]
+
+    def _copy_pieces(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+        """The same in the way that is fast on a CPU: 0.4 ms for 64 images of 32x32, where pixel by pixel takes 2.9."""
         images = self._crop(store, rows, moves) if self.recipe.crop else store.index_select(0, rows)
-        if self.recipe.flip:
-            images = _mirror(images, moves.flip)
-        return images.float().mul_(self._scale).add_(self._shift)
+        return _mirror(images, moves.flip) if self.recipe.flip else images
 
     def _crop(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
         """Cut each image's window out of the store.
 
         A window is read as `height` pieces of `width` bytes per channel. ``index_select`` over all possible
-        pieces (a view that overlaps itself) copies each piece at once: 2.4 times as fast on a CPU as indexing
-        ``store.unfold(2, H, 1).unfold(3, W, 1)[rows, :, top, left]``, 6 times as fast as ``gather``.
+        pieces (a view that overlaps itself) copies each piece at once.
         """
         height, width = self.size
         _, channels, full_h, full_w = store.shape

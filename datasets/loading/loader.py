@@ -15,18 +15,18 @@ from datasets.loading.order import Order, derive_seed
 
 
 class Plan(NamedTuple):
-    """Everything random about an epoch, drawn before its first step.
+    """Everything random about an epoch, drawn before its first step: the images of this process in their order.
 
     Attributes:
         epoch: number of the epoch.
-        parts: for each step to come, the places of its images in the order.
-        order: the images in the order of the epoch, int64 ``[N]`` on the CPU.
+        sizes: images of each step to come.
+        order: place of each image in the data set, int64 ``[N]`` on the CPU.
         index: the same on the training device.
-        moves: how the image at each place is augmented, on the training device.
+        moves: how each is augmented, on the training device.
     """
 
     epoch: int
-    parts: list[slice]
+    sizes: list[int]
     order: Tensor
     index: Tensor
     moves: Moves
@@ -72,10 +72,11 @@ class Loader(ABC):
         than the others, or larger where too small a rest was added to it (see `Order`).
         """
         plan = self._plan(epoch, start)
-        for part, (store, rows) in zip(plan.parts, self._stores(plan)):
-            index = plan.index[part].contiguous()
-            image = self.augment(store, rows, plan.moves.part(part))
-            yield Batch(image, self._device_labels.index_select(0, index), index)
+        # Looked up for the whole epoch at once: a step only cuts out its part.
+        columns = (self._device_labels.index_select(0, plan.index), plan.index, *plan.moves)
+        parts = zip(*(column.split(plan.sizes) for column in columns))
+        for (label, index, *moves), (store, rows) in zip(parts, self._stores(plan)):
+            yield Batch(self.augment(store, rows, Moves(*moves)), label, index)
 
     @abstractmethod
     def close(self) -> None:
@@ -84,10 +85,13 @@ class Loader(ABC):
     def _plan(self, epoch: int, start: int) -> Plan:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
         order = self._order.draw(generator)
-        moves = self.augment.draw(len(order), generator).to(self._device)
-        parts = [self._order.part(step) for step in range(start, len(self))]
-        return Plan(epoch, parts, order, order.to(self._device, non_blocking=True), moves)
+        moves = self.augment.draw(len(order), generator)
+        places = torch.arange(len(order))
+        parts = [places[self._order.part(step)] for step in range(start, len(self))]
+        own = torch.cat([places[:0], *parts])
+        index, *moves = torch.stack([order, *moves])[:, own].to(self._device, non_blocking=True)
+        return Plan(epoch, [len(part) for part in parts], order[own], index, Moves(*moves))
 
     @abstractmethod
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each part of the plan: padded uint8 images on the device, and which of them to take."""
+        """For each step of the plan: padded uint8 images on the device, and which of them to take."""

@@ -32,8 +32,8 @@ class MemoryLoader(Loader):
         self._images = augment.pad(images).to(device).contiguous()
 
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in plan.parts:
-            yield self._images, plan.index[part]
+        for rows in plan.index.split(plan.sizes):
+            yield self._images, rows
 
     def close(self) -> None:
         del self._images

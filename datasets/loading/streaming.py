@@ -57,7 +57,7 @@ class StreamLoader(Loader):
 
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self._seed, plan.epoch)
-        self._jobs[:] = [Job(plan.order[part].tolist(), seed) for part in plan.parts]
+        self._jobs[:] = [Job(part.tolist(), seed) for part in plan.order.split(plan.sizes)]
         for decoded in self._decoded:
             images = self._send(readable(decoded))
             yield self.augment.pad(images), torch.arange(len(images), device=self._device)
