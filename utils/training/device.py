@@ -82,9 +82,10 @@ def naming_exhausted_memory(device: torch.device) -> Iterator[None]:
         line = exhausted_memory(error)
         if line is None:
             raise
+        graph = " and training.cuda_graph=false" if device.type == "cuda" else ""
         raise UserError(
             f"{device}: {line}; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less, and so "
-            "does training.precision=bf16"
+            f"does training.precision=bf16{graph}"
         ) from error
 
 
