@@ -58,8 +58,9 @@ class Distiller(nn.Module):
         logits_only: there are no spots, and that is as it should be.
         capturable: on a GPU, a step may be recorded once and repeated as a CUDA graph, in which Python does not run
             again. A distiller whose steps look at values on the device (``.item()``, ``if loss > 1``) or whose Python
-            does something else in every step (a list that grows, a random number of its own) says False here. Numbers
-            and tensors that it replaces at every step instead of writing into them are noticed without.
+            does something else in every step (a list that grows) says False here. Numbers and tensors that it replaces
+            in every step, instead of writing into them, and random numbers that it draws on the CPU are detected
+            automatically.
 
     Raises:
         UserError: the spots do not exist, do not fit together, or are of no use to this distiller; or an option

@@ -174,8 +174,8 @@ class Contrast(nn.Module):
     def contrast(self, student: Tensor, teacher: Tensor, gate: Tensor, candidates: Tensor) -> Tensor:
         """The same from the embeddings, ``[B, D]``, of any length."""
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-        loss = self.direction(student, self.teacher_bank, gate, candidates)
-        loss = loss + self.direction(teacher, self.student_bank, gate, candidates)
+        loss = self.compare(student, self.teacher_bank, gate, candidates)
+        loss = loss + self.compare(teacher, self.student_bank, gate, candidates)
         if self.training:
             # With the samples of all processes, so that the banks stay the same on each.
             index, gate, student, teacher = gather_rows(candidates[:, 0], gate, student, teacher)
@@ -183,24 +183,20 @@ class Contrast(nn.Module):
             self.teacher_bank.update(index, teacher, gate, self.momentum)
         return loss
 
-    def direction(self, anchor: Tensor, bank: MemoryBank, gate: Tensor, candidates: Tensor) -> Tensor:
+    def compare(self, anchor: Tensor, bank: MemoryBank, gate: Tensor, candidates: Tensor) -> Tensor:
         """Loss of the unit vectors of one network, ``[B, D]``, against the memories of the other."""
-
-        def loss(anchor: Tensor) -> Tensor:
-            scores = bank.scores(anchor, candidates, self.temperature)
+        # The banks change in place as soon as the scores are taken. An ordinary backward pass would still need them as
+        # they were, hence a copy of a whole bank at every step; and it would keep the [B, N] scores.
+        leaf = anchor.detach().requires_grad_()
+        with torch.enable_grad():
+            scores = bank.scores(leaf, candidates, self.temperature)
             positive, negative, samples = scores[:, 0], scores[:, 1:], len(bank.rows)
             with torch.no_grad():
                 normalizer = bank.keep_normalizer(estimate_normalizer(positive, negative, gate, samples))
                 # Unset means that no sample has been chosen yet, so the loss is 0 whatever stands here.
                 normalizer = torch.where(normalizer > 0, normalizer, 1.0)
-            return crd_loss(positive, negative, normalizer, gate, samples=samples)
-
-        # The banks change in place as soon as the scores are taken. An ordinary backward pass would still need them as
-        # they were, hence a copy of a whole bank at every step; and it would keep the [B, N] scores.
-        leaf = anchor.detach().requires_grad_()
-        with torch.enable_grad():
-            value = loss(leaf)
-        return with_gradient(value.detach(), torch.autograd.grad(value, [leaf]), [anchor])
+            loss = crd_loss(positive, negative, normalizer, gate, samples=samples)
+        return with_gradient(loss.detach(), torch.autograd.grad(loss, [leaf]), [anchor])
 
 
 @register_distiller("crd")

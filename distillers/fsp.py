@@ -34,7 +34,8 @@ def fsp_loss(
     student = flattened(student_bottom, student_top)
     teacher = flattened(teacher_bottom, teacher_top)
     (channels, positions), width = student[0].shape[1:], student[1].shape[1]
-    # Multiplications of the two ways to the same number, over 2 * positions.
+    # Multiplications of the two ways to the same number, over 2 * positions. On a core of a CPU, batch 64, forward and
+    # backward, the second takes 1/12 of the time at 512 and 1024 channels of 4x4, the same at 256 and 512 of 8x8.
     by_positions, by_channels = 2 * positions * (channels + width), channels * width
     if by_positions < by_channels and positions == teacher[0].shape[2]:
         squares = difference_by_positions(*student, *teacher)

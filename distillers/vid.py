@@ -40,9 +40,9 @@ def vid_loss(mean: Tensor, rho: Tensor, teacher: Tensor, gate: Tensor) -> Tensor
 class _MeanSquare(torch.autograd.Function):
     """``x²`` averaged over positions, ``[B, C, H, W]`` to ``[B, C]``.
 
-    The gradient of a mean over positions is a map that has forgotten whether its channels come first or last.
-    Put together with maps of the other layout it is slow, so here it is never made. (`global_pool` of the squares keeps
-    the layout too, but makes more maps: on two cores the whole loss takes 18 % longer.)
+    The gradient of a mean over positions is an expanded map, whose strides are not channels_last. Arithmetic of it and
+    of maps that are channels_last is slow, so here it is never made. (`global_pool` of the squares keeps the layout
+    too, but makes more maps: on two cores the whole loss takes 18 % longer.)
     """
 
     @staticmethod

@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.report.tables import Table
 from utils.run_folder.layout import Layout
+from utils.training.accuracy import evaluate
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
@@ -49,12 +50,12 @@ class Scores:
     """What a network achieves on the validation images.
 
     Attributes:
-        top1, top5: percent.
+        top1, top5: percent; no top-5 below six classes.
         confusion: ``[num_classes, num_classes]`` counts; true class by row, predicted by column.
     """
 
     top1: float
-    top5: float
+    top5: float | None
     confusion: Tensor
 
     def per_class(self) -> list[float | None]:
@@ -84,19 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@torch.inference_mode()
 def scores(model: nn.Module, restored: Restored) -> Scores:
     """Run `model` over the validation images."""
     classes = restored.data.num_classes
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=restored.device)
-    in_five = torch.zeros((), dtype=torch.int64, device=restored.device)
-    for batch in restored.data.val.epoch(0):
-        best = model(batch.image).float().topk(min(5, classes), dim=1).indices
-        confusion += torch.bincount(batch.label * classes + best[:, 0], minlength=classes * classes)
-        in_five += (best == batch.label[:, None]).sum()
-    confusion = confusion.view(classes, classes).cpu()
-    total = int(confusion.sum())
-    return Scores(100 * int(confusion.diag().sum()) / total, 100 * int(in_five) / total, confusion)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=restored.device)
+
+    def count(logits: Tensor, label: Tensor) -> None:
+        cells = label * classes + logits.argmax(dim=1)
+        confusion.add_(torch.bincount(cells, minlength=classes * classes).view(classes, classes))
+
+    means = evaluate(model, restored.data.val, restored.device, after_batch=count)
+    return Scores(means["top1"], means.get("top5"), confusion.cpu())
 
 
 def cost(model: nn.Module, restored: Restored) -> Cost:
@@ -137,7 +136,8 @@ def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
     rows: list[list[str]] = []
     scored, costs = zip(*results.values())
     rows.append(["top-1 (%)", *(f"{item.top1:.2f}" for item in scored)])
-    rows.append(["top-5 (%)", *(f"{item.top5:.2f}" for item in scored)])
+    if scored[0].top5 is not None:
+        rows.append(["top-5 (%)", *(f"{item.top5:.2f}" for item in scored)])
     rows.append(["parameters", *(f"{item.parameters:,}" for item in costs)])
     rows.append(["weights (MB)", *(f"{item.megabytes:.2f}" for item in costs)])
     rows.append(["GFLOPs per image (2 x multiply-adds)", *(f"{item.gflops:.4f}" for item in costs)])

@@ -150,7 +150,7 @@ def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
 
 
 @contextmanager
-def naming_dead_workers() -> Iterator[None]:
+def dead_worker_as_one_line() -> Iterator[None]:
     """Turn what PyTorch raises, wherever the program is, when a worker process dies into a line with advice."""
     try:
         yield

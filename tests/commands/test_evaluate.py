@@ -10,6 +10,7 @@ from trained_pair import trained_pair
 from utils import evaluate, export
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
+from utils.training.meter import accuracy_text, top_k_hits
 from utils.training.restore import restore
 
 CPU = torch.device("cpu")
@@ -49,6 +50,17 @@ def test_it_finds_the_accuracy_that_training_recorded(run):
     recorded = restored.content["val"]
     assert found.top1 == pytest.approx(recorded["top1"])
     assert found.top5 == pytest.approx(recorded["top5"])
+
+
+@pytest.mark.parametrize(("classes", "names"), [(5, {"top1"}), (6, {"top1", "top5"})])
+def test_top_5_is_left_out_below_six_classes(classes, names):
+    hits = top_k_hits(torch.eye(classes), torch.arange(classes))
+    assert hits.keys() == names
+    text = accuracy_text({name: hit.item() for name, hit in hits.items()})
+    scores = evaluate.Scores(100.0, hits.get("top5"), torch.eye(classes))
+    cost = evaluate.Cost(1, 1.0, 1.0, dict.fromkeys(evaluate.LATENCY_BATCHES, 1.0))
+    table = evaluate.summary_table({"net": (scores, cost)}).markdown()
+    assert ("top-5" in text, "top-5" in table) == ("top5" in names,) * 2
 
 
 def test_a_class_without_images_has_no_accuracy():

@@ -177,18 +177,18 @@ class TestRecords:
         assert [line["epoch"] for line in lines] == [1, 2, 3]
         assert lines[0]["lr"] == {"student": 0.05, "agent": 0.025}
         assert lines[2]["lr"]["student"] == pytest.approx(0.0005)
-        assert {"loss/total", "loss/ce", "loss/kl", "loss/f1", "loss/f2", "loss/policy", "top1", "top5"} <= lines[0][
+        assert {"loss/total", "loss/ce", "loss/kl", "loss/f1", "loss/f2", "loss/policy", "top1"} <= lines[0][
             "train"
         ].keys()
         assert {"gate/f1", "gate/f2", "gate/logits"} <= lines[0]["train"].keys()
-        assert {"loss/total", "top1", "top5"} == lines[0]["val"].keys()
+        assert {"loss/total", "top1"} == lines[0]["val"].keys()
 
     def test_tensorboard_shows_the_same_figures(self, finished_run):
         board = EventAccumulator(str(finished_run.tensorboard)).Reload()
         tags = board.Tags()["scalars"]
         for tag in ("loss/ce/train", "loss/kl/train", "loss/f1/train", "loss/policy/train", "gate/f1", "gate/logits"):
             assert tag in tags
-        for tag in ("accuracy/top1/train", "accuracy/top1/val", "accuracy/top5/val", "lr/student", "lr/agent"):
+        for tag in ("accuracy/top1/train", "accuracy/top1/val", "lr/student", "lr/agent"):
             assert tag in tags
         shown = [event.value for event in board.Scalars("accuracy/top1/val")]
         assert shown == pytest.approx([line["val"]["top1"] for line in records(finished_run)], rel=1e-6)

@@ -64,7 +64,7 @@ class Engine:
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._agreed = Agreement()
-        self.report: Reporter | Silence = Silence()
+        self.report: Reporter = Silence()
         self._recorder: CudaRecorder | None = None
         self._seconds_per_step: float | None = None
 
@@ -117,13 +117,9 @@ class Engine:
                 self._fit_epoch(self.phase, stop)
         finally:
             self.report.close()
-        return {
-            "best_top1": self.best["top1"],
-            "best_epoch": self.best["epoch"],
-            "last_top1": self.val["top1"],
-            "last_top5": self.val["top5"],
-            "checkpoint": str(self.run.best),
-        }
+        last = {f"last_{name}": self.val[name] for name in ("top1", "top5") if name in self.val}
+        best = {"best_top1": self.best["top1"], "best_epoch": self.best["epoch"]}
+        return best | last | {"checkpoint": str(self.run.best)}
 
     def _fit_epoch(self, phase: Phase, stop: StopRequest) -> None:
         started = time.monotonic()

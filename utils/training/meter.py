@@ -81,17 +81,25 @@ class Meter:
             self.sums = sum((state["sums"] for state in own), start=zero).to(self.device)
 
 
-def top_k_hits(logits: Tensor, label: Tensor, ks: tuple[int, ...] = (1, 5)) -> dict[str, Tensor]:
+def top_k_hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
     """Share of samples whose label is among the k largest logits, in percent, as scalars on the device.
 
     Args:
         logits: ``[B, num_classes]``.
         label: ``[B]``.
-        ks: with fewer than k classes every sample counts as a hit.
+
+    Returns:
+        ``top1``, and ``top5`` where there are more than five classes.
     """
-    best = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices
+    ks = [k for k in (1, 5) if k == 1 or k < logits.shape[1]]
+    best = logits.topk(max(ks), dim=1).indices
     hits = best == label[:, None]
     return {f"top{k}": 100 * hits[:, :k].any(dim=1).float().mean() for k in ks}
+
+
+def accuracy_text(means: dict[str, float]) -> str:
+    """``"val 91.20% top-5 99.80%"``, from validation means."""
+    return f"val {means['top1']:.2f}%" + (f" top-5 {means['top5']:.2f}%" if "top5" in means else "")
 
 
 def not_finite(tensors: dict[str, Tensor]) -> list[str]:

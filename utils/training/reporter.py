@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from utils.files import append_line, write_text
 from utils.processes.group import is_main
 from utils.run_folder.folder import RunDir
+from utils.training.meter import accuracy_text
 
 log = logging.getLogger("sakd")
 
@@ -123,7 +124,7 @@ class Reporter:
         self._board.flush()
         parts = [f"{record['phase']} {record['epoch']}/{record['epochs']}", summary(record["train"])]
         if "val" in record:
-            parts.append(f"val {record['val']['top1']:.2f}% top-5 {record['val']['top5']:.2f}%")
+            parts.append(accuracy_text(record["val"]))
         parts += [
             f"lr {next(iter(record['lr'].values())):.4g}",
             f"{record['seconds']:.1f} s",
@@ -151,11 +152,26 @@ class Reporter:
                 write_text(file, "".join(line for line in lines if _epoch_of(line) <= count))
 
 
-class Silence:
+class Silence(Reporter):
     """A reporter for processes that have nothing to say: in a job of several, all but the first."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **options: None
+    def __init__(self):
+        self._bar = tqdm(disable=True)
+
+    def line(self, text: str) -> None:
+        """Say nothing."""
+
+    def start_epoch(self, title: str, steps: int, done: int) -> None:
+        """Say nothing."""
+
+    def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
+        """Say nothing."""
+
+    def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _epoch_of(line: str) -> float:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from datasets import Data, OpenedData, open_data
-from datasets.loading.decode import naming_dead_workers
+from datasets.loading.decode import dead_worker_as_one_line
 from utils.config import Config
 from utils.config.changes import differences
 from utils.config.related import SingleRun, next_command, teacher_run
@@ -37,7 +37,7 @@ from utils.training.engine import Engine
 from utils.training.reporter import log, log_to_console
 
 
-@naming_dead_workers()
+@dead_worker_as_one_line()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, teacher_args: Sequence[str] = ()) -> dict:
     """Run what `config` describes, a single network or a distillation, and say where the result is.
 
