@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from datasets.source import Split
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.policy import TEACHER_ROUTE
 from utils.command import Parser, guarded, whole_number
@@ -73,7 +74,10 @@ def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence
 
 
 def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limit: int) -> Table:
-    """The mean over the validation images of a class, then the first `limit` of them, by their place in the split."""
+    """The mean over the validation images of a class, then the first `limit` of them, each with its file.
+
+    Where the data set does not consist of files, images are called by their place in the split.
+    """
     names = restored.data.class_names
     if name not in names:
         known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
@@ -83,8 +87,12 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
     if not chosen.any():
         raise UserError(f"--class: no validation image is of class {name!r}")
     rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
-    rows += [(f"validation image {k}", row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
+    rows += [(_name_of(restored.val, k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
     return _table(f"class {name}", task, rows)
+
+
+def _name_of(split: Split, index: int) -> str:
+    return split.path(index) if hasattr(split, "path") else f"validation image {index}"
 
 
 def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> Table:

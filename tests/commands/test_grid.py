@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_up_runs import write_run
@@ -14,7 +15,7 @@ from utils.errors import UserError
 from utils.grid.__main__ import conclude, main, slots, split_overrides
 from utils.grid.plan import Job, plan, split_pair, state
 from utils.grid.pool import Pool
-from utils.grid.progress import seconds_left
+from utils.grid.progress import Progress, seconds_left
 from utils.processes.stopping import EXIT_INTERRUPTED
 
 NAMES = {"dataset": "digits", "pairs": ["resnet20-resnet8"], "seeds": [1029]}
@@ -212,6 +213,25 @@ def test_the_time_left_counts_the_epochs_to_go_at_their_own_pace(tmp_path):
     write_run(tmp_path, selection="fixed", epochs=4, done=1)  # 2 s an epoch
     assert seconds_left(jobs[:1], jobs[1:], 1) == pytest.approx(3 * 2 + 4 * 2)
     assert seconds_left(jobs[:1], jobs[1:], 2) == pytest.approx(7)
+
+
+def test_a_run_that_is_through_tells_the_time_of_those_to_come(tmp_path):
+    teacher, *jobs = jobs_of(tmp_path, ("fixed", "adaptive"), ("at",))
+    write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)  # 2 s an epoch
+    assert seconds_left(jobs[:1], jobs[1:], 1, [teacher]) == pytest.approx(8 * 2)
+
+
+def test_the_line_of_progress_names_the_epoch_of_each_running_job(tmp_path):
+    _, *jobs = jobs_of(tmp_path, ("fixed", "adaptive", "anti", "random"), ("at",))
+    write_run(tmp_path, selection="fixed", epochs=4, done=1)
+    pool = Pool(jobs, [{}], tmp_path, print, print)
+    pool.running = [SimpleNamespace(job=job) for job in jobs]
+    pool.waiting = []
+    place = "resnet20-resnet8, seed 1029"
+    assert Progress(5).text(pool) == (
+        f"[0/5] left 00:30 | at fixed, {place}: epoch 2/4 | at adaptive, {place}: epoch 1/4 | "
+        f"at anti, {place}: epoch 1/4 | 1 more"
+    )
 
 
 def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, capsys):

@@ -1,12 +1,15 @@
 """Asking a checkpoint which spots its policy picks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from trained_pair import trained_pair
 
+from datasets.source import Files
 from distillers.spot_adaptive.policy import straight_through_gates
 from utils.errors import UserError
-from utils.inspect_gates import distil_chances, main, validation_chances
+from utils.inspect_gates import distil_chances, main, of_class, validation_chances
 from utils.training.restore import restore
 
 
@@ -60,6 +63,12 @@ def test_one_class_is_listed_image_by_image(run, capsys):
     assert len(lines) == 6
     assert "mean of 104" in lines[3]
     assert "validation image 3 " in lines[4]
+
+
+def test_images_of_a_class_are_called_by_their_files_where_they_are_files(restored):
+    files = Files([f"folder/{k}.png" for k in range(len(restored.val))], restored.val.labels.tolist())
+    table = of_class(replace(restored, val=files), restored.task(), "3", limit=2)
+    assert [row[0] for row in table.rows][1:] == ["folder/3.png", "folder/13.png"]
 
 
 def test_image_files_have_a_line_each(run, tmp_path, capsys):

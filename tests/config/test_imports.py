@@ -34,3 +34,19 @@ def test_networks_data_and_losses_do_not_know_the_training_loop():
     for module, imported in imports().items():
         if module.split(".")[0] != "utils":
             assert not any(name.startswith("utils.training") for name in imported), module
+
+
+def test_no_command_is_imported_by_another_module():
+    importers = {module for module, imported in imports().items() if any(x.endswith("__main__") for x in imported)}
+    assert not importers
+
+
+def test_training_draws_nothing():
+    """Figures wait for the report: what they need may be slow, or missing, and the last epoch must be saved first."""
+    graph = imports()
+    reached, waiting = set(), [module for module in graph if module.startswith("utils.training")]
+    while waiting:
+        module = waiting.pop()
+        waiting += graph[module] - reached
+        reached |= graph[module]
+    assert not [module for module in reached if module.startswith("utils.report")]

@@ -336,7 +336,7 @@ class TestTheDisk:
         assert "File too large" in line
         self.check_kept(run)
 
-    @pytest.mark.parametrize("where", ["log.txt", "metrics.jsonl", "tensorboard", "config.yml", "ckpt"])
+    @pytest.mark.parametrize("where", ["log.txt", "metrics.jsonl", "events.out", "config.yml", "ckpt"])
     def test_that_is_full_is_noticed_by_whoever_writes_first(self, started, refusal, monkeypatch, where):
         config, run = started
         real_open, blocked = open, tuple(str(run.path / name) for name in (where, f".{where}"))

@@ -194,6 +194,18 @@ class TestRecords:
         assert shown == pytest.approx([line["val"]["top1"] for line in records(finished_run)], rel=1e-6)
         assert [event.step for event in board.Scalars("gate/f1")] == [1, 2, 3]
 
+    def test_tensorboard_calls_a_run_by_its_folder(self, finished_run, tmp_path):
+        assert [file.parent for file in finished_run.event_files()] == [finished_run.path]
+        old = RunDir(tmp_path / "run")
+        old.old_tensorboard.mkdir(parents=True)
+        (old.old_tensorboard / "events.out.tfevents.1").touch()
+        assert old.tensorboard == old.old_tensorboard, "a run that began in a folder of its own goes on there"
+        old.open(resume=False, overwrite=True)
+        (old.path / "events.out.tfevents.2").touch()
+        assert old.tensorboard == old.path
+        old.open(resume=False, overwrite=True)
+        assert old.event_files() == []
+
     def test_the_log_is_made_of_whole_lines_with_what_one_wants_to_know(self, finished_run):
         text = finished_run.log.read_text()
         assert "\r" not in text

@@ -17,7 +17,7 @@ from utils.grid.plan import Job, plan, state
 from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
 from utils.processes.stopping import EXIT_INTERRUPTED
-from utils.report.__main__ import report
+from utils.report.write import write_report
 from utils.run_folder.read import read_run
 
 EXIT_FAILED = 1
@@ -102,7 +102,7 @@ def _report(jobs: Sequence[Job], out: Path) -> None:
     if runs:
         print()
         try:
-            report(runs, out)
+            write_report(runs, out)
         except UserError as error:  # the list of what failed must still come
             print(f"no report: {error}")
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from utils.command import Parser, guarded, whole_number
-from utils.errors import UserError
-from utils.run_folder.read import Run, find_runs
-
-DETAILS = 12
+from utils.report.write import DETAILS, write_report
+from utils.run_folder.read import find_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-images", action="store_true", help="do not load data sets: no gallery, no class names")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     options = parser.parse_args(arguments)
-    report(
+    write_report(
         find_runs([Path(folder) for folder in options.folders]),
         Path(options.out),
         details=options.details,
@@ -38,69 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with_plots=not options.no_plots,
     )
     return 0
-
-
-def report(
-    runs: Sequence[Run], out: Path, *, details: int = DETAILS, with_images: bool = True, with_plots: bool = True
-) -> None:
-    """Print the tables; write them as Markdown and CSV, the page and its figures to `out`."""
-    from utils.report.build import notes, subtitle, unfinished
-    from utils.report.tables import result_records, result_rows, run_records, run_table
-
-    rows = result_rows(runs)
-    text = "\n\n".join(
-        filter(None, [subtitle(runs), unfinished(runs), *_result_texts(rows), *(notes(rows) if rows else [])])
-    )
-    print(text if rows else f"{text}\n\n{run_table(runs).markdown()}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(
-            f"# Report\n\n{text}\n\n## Runs\n\n{run_table(runs).markdown()}\n", encoding="utf-8"
-        )
-        _write_csv(out / "results.csv", result_records(rows))
-        _write_csv(out / "runs.csv", run_records(runs))
-        written = ["report.md", "results.csv", "runs.csv"]
-        if with_plots:
-            _write_page(runs, out, details, with_images)
-            written = ["report.html", *written, "figures/"]
-    except OSError as error:
-        raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
-    print(f"\n{out}: {', '.join(written)}")
-
-
-def _result_texts(rows: Sequence[Any]) -> list[str]:
-    from utils.report.tables import MEASURES, result_table
-
-    texts = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        for measure, name in MEASURES.items():
-            table = result_table([row for row in rows if row.dataset == dataset], measure)
-            texts.append(f"## {dataset}, {name}: validation top-1 (%)\n\n{table.markdown()}")
-    return texts
-
-
-def _write_page(runs: Sequence[Run], out: Path, details: int, with_images: bool) -> None:
-    from utils.report.build import build_sections, subtitle, unfinished
-    from utils.report.page import render
-
-    sections = list(build_sections(runs, details, with_images))
-    page = render("Spot-adaptive distillation: report", subtitle(runs), unfinished(runs), sections)
-    (out / "report.html").write_text(page, encoding="utf-8")
-    folder = out / "figures"
-    folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.png"):
-        stale.unlink()
-    for section in sections:
-        for figure in section.figures:
-            (folder / f"{figure.name}.png").write_bytes(figure.data)
-
-
-def _write_csv(file: Path, records: list[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        if records:
-            writer = csv.DictWriter(stream, records[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
 
 
 if __name__ == "__main__":

@@ -133,10 +133,10 @@ class RunDir(Layout):
         return sorted((path for path in numbers if numbers[path] is not None), key=numbers.get)
 
     def _clear(self) -> None:
-        for folder in (self.checkpoints, self.tensorboard, self.gate_samples, self.evaluation):
+        for folder in (self.checkpoints, self.old_tensorboard, self.gate_samples, self.evaluation):
             if folder.exists():
                 shutil.rmtree(folder)
-        for file in (self.log, self.metrics, self.gates, self.config, self.result):
+        for file in (self.log, self.metrics, self.gates, self.config, self.result, *self.event_files()):
             file.unlink(missing_ok=True)
         self.checkpoints.mkdir()
 

@@ -20,7 +20,6 @@ class Layout:
         metrics: a JSON line per epoch.
         gates: a JSON line per epoch of the train phase: how often each class was distilled at each spot.
         gate_samples: holds an ``.npz`` per recorded epoch: how often each sample was distilled at each spot so far.
-        tensorboard: the event files.
         config: the settings of the run.
         result: the accuracies; written when the run is finished.
         lock: held by the process that writes to the folder.
@@ -37,7 +36,6 @@ class Layout:
         self.metrics = path / "metrics.jsonl"
         self.gates = path / "gates.jsonl"
         self.gate_samples = path / "gates"
-        self.tensorboard = path / "tensorboard"
         self.config = path / CONFIG
         self.result = path / "result.json"
         self.lock = path / ".lock"
@@ -52,6 +50,20 @@ class Layout:
     def begun(self) -> bool:
         """There is a checkpoint to go on from."""
         return self.last.exists() or self.previous.exists()
+
+    @property
+    def old_tensorboard(self) -> Path:
+        """Where older versions put the event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where the event files go: TensorBoard calls a run by their folder."""
+        return self.old_tensorboard if self.old_tensorboard.is_dir() else self.path
+
+    def event_files(self) -> list[Path]:
+        """The event files that are there."""
+        return sorted(self.tensorboard.glob("events.out.tfevents.*"))
 
     def epoch_checkpoint(self, epoch: int | str) -> Path:
         """The checkpoint that ``training.save_ep_freq`` keeps of an epoch, phases counted together."""

@@ -14,6 +14,7 @@ import numpy as np
 from utils.config.changes import deciding_settings
 from utils.config.names import model_label
 from utils.errors import UserError
+from utils.run_folder.choice import NoChoice, no_choice
 from utils.run_folder.layout import CONFIG, Layout
 from utils.run_folder.records import (
     Epoch,
@@ -168,6 +169,11 @@ class Run:
         return [name.removeprefix("gate/") for name in names if name.startswith("gate/")]
 
     @cached_property
+    def no_choice(self) -> NoChoice | None:
+        """What the policy does if it treats all samples alike by now."""
+        return no_choice(self.selection, self.records)
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What decides the outcome, flat: ``{"training.lr": 0.05, ...}``."""
         return deciding_settings(self.config)
@@ -214,7 +220,7 @@ def read_run(path: Path) -> Run | None:
     config = read_config(layout.config) if layout.config.exists() else None
     if config is None:
         return None
-    records = [line for line in read_epochs(layout.metrics) if line["phase"] == "train"]
+    records = read_epochs(layout.metrics, "train")
     result = read_result(layout.result)
     # A finished run may have been resumed with more epochs; the old result then says nothing of where it is now.
     done = result is not None and bool(records) and records[-1]["epoch"] >= config["training"]["epochs"]

@@ -126,9 +126,9 @@ def read_config(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_epochs(file: Path) -> list[Epoch]:
-    """The lines of a ``metrics.jsonl``."""
-    return _read_lines(file, _EPOCH)
+def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
+    """The lines of a ``metrics.jsonl``, or those of one phase."""
+    return [epoch for epoch in _read_lines(file, _EPOCH) if phase in (None, epoch["phase"])]
 
 
 def read_result(file: Path) -> Result | None:

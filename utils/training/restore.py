@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 from datasets import Data, open_data
 from datasets.download import without_downloads
 from datasets.images import fit, open_rgb
+from datasets.source import Split
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
 from utils.config import Config, load_config
@@ -38,12 +39,14 @@ class Restored:
         config: of the run that wrote it, under the overrides given.
         content: everything in the file.
         data: both loaders, on `device`.
+        val: the images that `data` validates on.
     """
 
     path: Path
     config: Config
     content: dict[str, Any]
     data: Data
+    val: Split
     device: torch.device
 
     def student(self) -> StagedModel:
@@ -139,4 +142,4 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
     agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
     with nullcontext() if agreed else without_downloads():
         opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
-    return Restored(path, settings, content, load_data(opened, settings, device), device)
+    return Restored(path, settings, content, load_data(opened, settings, device), opened.source.val, device)

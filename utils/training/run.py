@@ -19,9 +19,11 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.processes.group import from_main, gather_objects, is_main, process_group, world_size
 from utils.processes.stopping import Interrupted, StopRequest
+from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
+from utils.run_folder.records import read_epochs
 from utils.training.build import (
     build_task,
     load_data,
@@ -164,7 +166,7 @@ def fit(
         result |= Engine(phases, data, run, config, device).start(checkpoint).fit(stop)
         if is_main():
             run.write_result(result)
-    log.info(farewell(config, result))
+    log.info(farewell(config, result, run))
     return result
 
 
@@ -210,13 +212,15 @@ def describe(config: Config, data: Data, device: torch.device) -> str:
     )
 
 
-def farewell(config: Config, result: dict) -> str:
-    """The last lines of a run: accuracies, the checkpoint, and what one might run next."""
+def farewell(config: Config, result: dict, run: Layout) -> str:
+    """The last lines of a run: accuracies, whether its policy chose, the checkpoint, and what one might run next."""
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
         + (f", teacher {result['teacher_top1']:.2f}%" if "teacher_top1" in result else ""),
-        f"checkpoint: {result['checkpoint']}",
     ]
+    if config.kd and (constant := no_choice(config.kd.selection, read_epochs(run.metrics, "train"))):
+        lines.append(str(constant))
+    lines.append(f"checkpoint: {result['checkpoint']}")
     if following := next_command(config):
         lines.append(f"next: {following}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
