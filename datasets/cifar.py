@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from datasets.download import Archive
 from datasets.registry import register_dataset
 from datasets.source import CIFAR10_NORM, CIFAR100_NORM, Arrays, Source, Triple
 from utils.errors import UserError
 
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
+
 
 @register_dataset("cifar-10")
 def cifar10(root: Path) -> Source:
     """50,000 training and 10,000 test images of 10 classes, 32x32, from ``<root>/cifar-10-batches-py``."""
-    return _load(CIFAR10, root, CIFAR10_NORM)
+    return _load("CIFAR10", root, CIFAR10_NORM)
 
 
 @register_dataset("cifar-100")
 def cifar100(root: Path) -> Source:
     """50,000 training and 10,000 test images of 100 classes, 32x32, from ``<root>/cifar-100-python``."""
-    return _load(CIFAR100, root, CIFAR100_NORM)
+    return _load("CIFAR100", root, CIFAR100_NORM)
 
 
-def _load(reader: type[CIFAR10], root: Path, norm: tuple[Triple, Triple]) -> Source:
+def _load(name: str, root: Path, norm: tuple[Triple, Triple]) -> Source:
+    from torchvision import datasets  # takes a second to import, which other data sets need not wait for
+
+    reader: type[CIFAR10] = getattr(datasets, name)
     folder = Archive(reader.url, reader.base_folder, reader.tgz_md5).provide(root)
     try:
         train, val = reader(root, train=True), reader(root, train=False)

@@ -17,8 +17,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.utils import check_integrity
-
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
@@ -102,6 +100,8 @@ class Archive:
     def _verify(self, file: Path, length: str | None) -> None:
         if length is not None and file.stat().st_size != int(length):
             raise OSError("the connection broke off")
+        from torchvision.datasets.utils import check_integrity  # takes a second to import
+
         if not check_integrity(file, self.md5):
             raise OSError("the checksum is wrong")
 

@@ -6,8 +6,9 @@ import io
 import os
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.transforms import functional as TF
+from torch import Tensor
 
 from utils.errors import UserError, reason
 from utils.files import check_regular
@@ -63,7 +64,14 @@ def fit(image: Image.Image, size: tuple[int, int], margin: bool = False) -> Imag
     cover_h, cover_w = (side * 8 // 7 for side in size) if margin else size
     width, height = image.size
     if cover_w * height <= cover_h * width:  # the image is the wider one: the heights meet
-        scaled = [cover_h, cover_h * width // height]
+        scaled_h, scaled_w = cover_h, cover_h * width // height
     else:
-        scaled = [cover_w * height // width, cover_w]
-    return TF.center_crop(TF.resize(image, scaled), list(size))
+        scaled_h, scaled_w = cover_w * height // width, cover_w
+    top, left = round((scaled_h - size[0]) / 2), round((scaled_w - size[1]) / 2)
+    scaled = image.resize((scaled_w, scaled_h), Image.Resampling.BILINEAR)
+    return scaled.crop((left, top, left + size[1], top + size[0]))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 ``[3, H, W]``."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -7,18 +7,17 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as TF
 
-from datasets.images import fit
+from datasets.images import fit, to_tensor
 from datasets.loading.order import derive_seed
 from datasets.source import Split
 from utils.errors import UserError, reason
@@ -65,7 +64,7 @@ class Decoder(Dataset):
         self._split = split
         self._size = size
         self._margin = margin
-        self._random_crop = RandomResizedCrop(size) if resized_crop else None
+        self._random_crop = _random_resized_crop(size) if resized_crop else None
 
     def __getitem__(self, job: Job) -> Decoded:
         try:
@@ -81,12 +80,12 @@ class Decoder(Dataset):
     def _decode(self, index: int, seed: int) -> Tensor:
         picture = self._split.picture(index)
         if self._random_crop is None:
-            return TF.pil_to_tensor(fit(picture, self._size, self._margin))
+            return to_tensor(fit(picture, self._size, self._margin))
         # torchvision draws from the global generator. Seeding that per image makes a crop independent of who
         # decodes it; putting it back keeps num_workers=0 from disturbing the training run.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, index))
-            return TF.pil_to_tensor(self._random_crop(picture))
+            return to_tensor(self._random_crop(picture))
 
 
 class Checker(Dataset):
@@ -195,6 +194,12 @@ def _all_jobs(split: Split) -> list[Job]:
 
 def _worthwhile(workers: int, jobs: list[Job]) -> int:
     return min(workers, len(jobs), os.cpu_count() or 1)
+
+
+def _random_resized_crop(size: tuple[int, int]) -> Callable[[Image], Image]:
+    from torchvision.transforms import RandomResizedCrop  # takes a second to import, and few data sets need it
+
+    return RandomResizedCrop(size)
 
 
 def _unchanged(decoded: Any) -> Any:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import functional as TF
 
 from datasets import Data, open_data
 from datasets.download import without_downloads
-from datasets.images import fit, open_rgb
+from datasets.images import fit, open_rgb, to_tensor
 from datasets.source import Split
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
@@ -89,7 +88,7 @@ class Restored:
     def read_image(self, file: str) -> Tensor:
         """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
         margin = self.data.train.augment.recipe.resized_crop
-        image = TF.pil_to_tensor(fit(open_rgb(file), self.data.image_size, margin)).unsqueeze(0).to(self.device)
+        image = to_tensor(fit(open_rgb(file), self.data.image_size, margin)).unsqueeze(0).to(self.device)
         augment = self.data.val.augment
         one = torch.zeros(1, dtype=torch.int64)
         return augment(image, one.to(self.device), augment.draw(1, torch.Generator()).to(self.device))
