@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +22,7 @@ from utils.files import write_bytes, write_text
 from utils.report.tables import Table
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
+from utils.training.device import autocast
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def scores(model: nn.Module, restored: Restored) -> Scores:
-    """Run `model` over the validation images."""
+    """Run `model` over the validation images, in the precision of its training."""
     classes = restored.data.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=restored.device)
 
@@ -94,7 +96,8 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
         cells = label * classes + logits.argmax(dim=1)
         confusion.add_(torch.bincount(cells, minlength=classes * classes).view(classes, classes))
 
-    means = evaluate(model, restored.data.val, restored.device, after_batch=count)
+    forward_context = partial(autocast, restored.device, restored.config.training.precision)
+    means = evaluate(model, restored.data.val, restored.device, forward_context, after_batch=count)
     return Scores(means["top1"], means.get("top5"), confusion.cpu())
 
 

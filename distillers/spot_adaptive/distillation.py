@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot
 from distillers.ops.masking import masked_mean
-from distillers.spot_adaptive.policy import Policy, straight_through_gates
-from distillers.spot_adaptive.routing import Router
-from distillers.spot_adaptive.twin import frozen_twin, tie
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
+
+if TYPE_CHECKING:
+    from distillers.spot_adaptive.policy import Policy
 
 Selection = Literal["adaptive", "anti", "fixed", "random"]
 
@@ -77,6 +77,11 @@ class SpotAdaptiveDistillation(Task):
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy: Policy | None = None
         if selection in ("adaptive", "anti"):
+            # Imported here, so that the plain distiller loads nothing of the routing.
+            from distillers.spot_adaptive.policy import Policy
+            from distillers.spot_adaptive.routing import Router
+            from distillers.spot_adaptive.twin import frozen_twin
+
             self.policy = Policy(teacher_shapes[-1][0], student_shapes[-1][0], self.num_gates, homogeneous)
             self.router = Router(distiller.spots, student_shapes, teacher_shapes)
             # In a tuple, so that it is no submodule: it would double the student in state_dict and parameters.
@@ -96,6 +101,8 @@ class SpotAdaptiveDistillation(Task):
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.policy is not None:  # moving the student gave it new tensors
+            from distillers.spot_adaptive.twin import tie
+
             tie(self._twin[0], self.student)
         return self
 
@@ -149,7 +156,7 @@ class SpotAdaptiveDistillation(Task):
         device = student_vector.device
         if self.policy is not None:
             with torch.autocast(device.type, enabled=False):
-                return straight_through_gates(self.policy(teacher_vector, student_vector), self.gate_temperature)
+                return self.policy.draw_gates(teacher_vector, student_vector, self.gate_temperature)
         if self.selection == "random":
             return torch.randint(2, size, device=device, dtype=torch.float32)
         return torch.ones(size, device=device)

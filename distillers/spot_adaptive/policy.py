@@ -35,6 +35,10 @@ class Policy(nn.Module):
         seen = torch.cat([teacher.detach(), student.detach()], dim=1)
         return self.linear(seen.to(self.linear.weight.dtype)).view(-1, self.num_gates, 2)
 
+    def draw_gates(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+        """Gates ``[B, num_gates]``, see `straight_through_gates`."""
+        return straight_through_gates(self(teacher, student), temperature)
+
 
 def straight_through_gates(logits: Tensor, temperature: float) -> Tensor:
     """Draw gates from policy logits by the straight-through Gumbel-softmax.

@@ -1,6 +1,7 @@
 """Evaluating and exporting: the figures are right, and what is handed on computes the same."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from trained_pair import trained_pair
 from utils import evaluate, export
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
+from utils.training.build import teacher_accuracy
 from utils.training.meter import accuracy_text, top_k_hits
 from utils.training.restore import restore
 
@@ -50,6 +52,22 @@ def test_it_finds_the_accuracy_that_training_recorded(run):
     recorded = restored.content["val"]
     assert found.top1 == pytest.approx(recorded["top1"])
     assert found.top5 == pytest.approx(recorded["top5"])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_students_and_teachers_are_evaluated_in_the_precision_of_the_training(run, precision, dtype):
+    restored, seen = restore(run, [f"training.precision={precision}"]), set()
+
+    class Probe(nn.Linear):
+        def forward(self, images):
+            logits = super().forward(images.mean(dim=(2, 3)))
+            seen.add(logits.dtype)
+            return logits
+
+    probe = Probe(3, 10)
+    evaluate.scores(probe, restored)
+    teacher_accuracy(SimpleNamespace(teacher=probe), restored.config, restored.data, CPU)
+    assert seen == {dtype}
 
 
 @pytest.mark.parametrize(("classes", "names"), [(5, {"top1"}), (6, {"top1", "top5"})])

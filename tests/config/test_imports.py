@@ -1,6 +1,8 @@
 """Who imports whom, read off the source: imports inside functions count, too."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -50,3 +52,26 @@ def test_training_draws_nothing():
         waiting += graph[module] - reached
         reached |= graph[module]
     assert not [module for module in reached if module.startswith("utils.report")]
+
+
+def test_a_plain_distillation_on_digits_loads_nothing_of_the_routing_and_no_library_that_it_can_do_without():
+    code = """
+import sys
+from datasets import Batch, open_data
+from utils.config import find_config
+from utils.training import run
+from utils.training.build import build_task
+
+config = find_config("digits", 1, teacher="resnet14", student="resnet8", distiller="at").load(["kd.selection=fixed"])
+opened = open_data(config.dataset)
+task = build_task(config, opened).train()
+images, labels = opened.source.train.images[:2] / 255, opened.source.train.labels[:2]
+for output in task(Batch(images, labels, labels)):
+    output.loss.backward()
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "distillers.spot_adaptive.distillation" in loaded
+    routing = {f"distillers.spot_adaptive.{name}" for name in ("policy", "routing", "twin", "frozen")}
+    assert not loaded & (routing | {"torchvision", "sklearn", "matplotlib", "pandas"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from utils.processes.group import rank, world_size
 from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import load_weights
 from utils.training.accuracy import evaluate
-from utils.training.device import place_task
+from utils.training.device import autocast, place_task
 from utils.training.meter import accuracy_text
 from utils.training.optim import make_optimizers
 from utils.training.reporter import log
@@ -98,7 +99,7 @@ def find_teacher(config: Config) -> Path:
 
 def teacher_accuracy(task: SpotAdaptiveDistillation, config: Config, data: Data, device: torch.device) -> float:
     """Top-1 accuracy of the teacher on the validation images, in percent."""
-    accuracy = evaluate(task.teacher, data.val, device, lambda: torch.autocast(device.type, enabled=False))
+    accuracy = evaluate(task.teacher, data.val, device, partial(autocast, device, config.training.precision))
     log.info(f"teacher {config.kd.teacher.title}: {accuracy_text(accuracy)}")
     return accuracy["top1"]
 
