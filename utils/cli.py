@@ -76,6 +76,7 @@ def _parser(description: str) -> Parser:
 
 def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | None]) -> Config:
     from utils.config import find_config, load_config
+    from utils.training.log import log, log_to_console
 
     if options.config:
         return load_config(options.config, options.overrides)
@@ -84,7 +85,8 @@ def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | No
         parser.error(f"give --config FILE, or all of --dataset {' '.join('--' + name for name in names)}")
     composed = find_config(options.dataset, options.seed, **names)
     config = composed.load(options.overrides)
-    print(f"config: {composed.note}", flush=True)
+    log_to_console()
+    log.info(f"config: {composed.note}")
     return config
 
 

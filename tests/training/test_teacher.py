@@ -78,6 +78,8 @@ class TestTrainedAlong:
                 start(config)
             with pytest.raises(Interrupted, match="stopped in train 1/2 after step 2/3, all saved"):
                 start(config, resume=True)
+        log = RunDir(config.teacher_checkpoint.parents[1]).log.read_text()
+        assert log.count("all saved; the same command with --resume goes on") == 2
         start(config)
         teacher, run = RunDir(config.teacher_checkpoint.parents[1]), RunDir(config.run_dir)
         assert (fingerprint(teacher), fingerprint(run)) == tuple(map(fingerprint, together))
@@ -92,13 +94,21 @@ class TestTrainedAlong:
             start(config)
         assert not config.run_dir.exists()
 
-    def test_the_log_says_how_long_it_takes_and_what_changes_that(self, images, tmp_path, caplog):
+    def test_the_log_says_how_long_it_takes_and_what_changes_that(self, images, tmp_path, caplog, capsys):
         caplog.set_level(logging.INFO, "sakd")
         with pytest.raises(UserError, match=r"unknown key training\.epoch \(did you mean training\.epochs\?\)"):
             train(student(tmp_path, images), teacher_args=["training.epoch=1"])
-        start(student(tmp_path, images))
+        config = student(tmp_path, images)
+        capsys.readouterr()
+        start(config)
+        shown = capsys.readouterr().out
         (line,) = (line for line in caplog.messages if "resnet14 is missing" in line)
         assert "with training.epochs=2; teacher_args=training.epochs=<number> changes that" in line
+        logs = [RunDir(folder).log.read_text() for folder in (config.teacher_checkpoint.parents[1], config.run_dir)]
+        for line in shown.splitlines():
+            assert sum(log.count(line) for log in logs) >= 1, line
+        assert logs[1].count("curves: tensorboard") == 1
+        assert "teacher resnet14: val" in logs[1]
 
     def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path):
         config = student(tmp_path, images, "training.epochs=1")

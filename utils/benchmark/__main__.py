@@ -23,7 +23,7 @@ from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.files import write_text
 from utils.training.device import choose_device, keep_freed_memory
-from utils.training.reporter import log_to_console
+from utils.training.log import log_to_console
 
 PAIRS = "vgg13-vgg8,resnet110-resnet32,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,ResNet50-MobileNetV2"
 DISTILLER_NAMES = "sp,cc,rkd,pkt,ft,fitnet,crd,at,vid,fsp,nst"

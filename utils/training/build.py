@@ -24,9 +24,9 @@ from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import load_weights
 from utils.training.accuracy import evaluate
 from utils.training.device import autocast, place_task
+from utils.training.log import log
 from utils.training.meter import accuracy_text
 from utils.training.optim import make_optimizers
-from utils.training.reporter import log
 from utils.training.step import Phase
 
 

@@ -1,9 +1,8 @@
-"""Telling people how a run goes: console, log file, TensorBoard, and one JSON line per epoch."""
+"""Telling people how a run goes: progress bar, log lines, TensorBoard, and one JSON line per epoch."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
 import threading
@@ -17,33 +16,8 @@ from tqdm import tqdm
 from utils.files import append_line, write_text
 from utils.processes.group import is_main
 from utils.run_folder.folder import RunDir
+from utils.training.log import log, log_to_console, log_to_file
 from utils.training.meter import accuracy_text
-
-log = logging.getLogger("sakd")
-
-
-class ConsoleHandler(logging.Handler):
-    """Lines on standard output, above the progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
-
-
-class LogFileHandler(logging.FileHandler):
-    """Raises the errors of writing, e.g. that the disk is full, where `logging` would print each and go on."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        raise  # called by `logging` in its `except` block
-
-
-def log_to_console() -> None:
-    """Send the project's log lines to standard output, once."""
-    if not log.handlers:
-        handler = ConsoleHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
 
 
 def progress_bar(title: str, steps: int, done: int = 0) -> tqdm:
@@ -76,7 +50,7 @@ class Reporter:
         log_to_console()
         self._bar: tqdm | None = None
         with ExitStack() as stack:
-            self._open_log_file(stack)
+            stack.enter_context(log_to_file(run.log))
             self._keep_epochs(resumed_at)
             stack.enter_context(quiet_threads())
             self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1))
@@ -137,13 +111,6 @@ class Reporter:
         with self._open:
             if self._bar is not None:
                 self._bar.close()
-
-    def _open_log_file(self, stack: ExitStack) -> None:
-        handler = LogFileHandler(self.run.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        log.addHandler(handler)
-        stack.callback(handler.close)
-        stack.callback(log.removeHandler, handler)
 
     def _keep_epochs(self, count: int) -> None:
         for file in (self.run.metrics, self.run.gates):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import shlex
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 
 import torch
 import yaml
@@ -36,7 +37,7 @@ from utils.training.build import (
 from utils.training.cuda_graph import refuse_impossible
 from utils.training.device import choose_device, keep_freed_memory, naming_exhausted_memory, set_up
 from utils.training.engine import Engine
-from utils.training.reporter import log, log_to_console
+from utils.training.log import log, log_to_console, log_to_file
 
 
 @dead_worker_as_one_line()
@@ -163,11 +164,26 @@ def fit(
             phases = make_phases(task, config)
             refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
         checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
+        stack.enter_context(log_ending(run))
         result |= Engine(phases, data, run, config, device).start(checkpoint).fit(stop)
         if is_main():
             run.write_result(result)
-    log.info(farewell(config, result, run))
+            with log_to_file(run.log):
+                log.info(farewell(config, result, run))
     return result
+
+
+@contextmanager
+def log_ending(run: RunDir) -> Iterator[None]:
+    """Write to the log file why the run ends early, which the console is about to be told."""
+    try:
+        yield
+    except (UserError, Interrupted) as error:
+        # If it is the disk that is full, the console has to do.
+        with suppress(OSError), log_to_file(run.log) if is_main() else nullcontext() as file:
+            if file:
+                file.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
+        raise
 
 
 def open_run(run: RunDir, config: Config, *, resume: bool, overwrite: bool) -> dict | None:

@@ -1,0 +1,61 @@
+"""Log lines: on the console, and in the log file of a run. Imported before PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("sakd")
+
+
+class ConsoleHandler(logging.Handler):
+    """Lines on standard output, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class LogFileHandler(logging.FileHandler):
+    """Raises the errors of writing, e.g. that the disk is full, where `logging` would print each and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # called by `logging` in its `except` block
+
+
+# Keeps the lines that come before there is a log file.
+_early_lines = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
+
+
+def log_to_console() -> None:
+    """Send the project's log lines to standard output, once."""
+    if not log.handlers:
+        handler = ConsoleHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.addHandler(_early_lines)
+        log.setLevel(logging.INFO)
+
+
+@contextmanager
+def log_to_file(file: Path) -> Iterator[logging.Handler]:
+    """Append the log lines to `file` as well, those that came before first."""
+    handler = LogFileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    with closing(handler):
+        log.removeHandler(_early_lines)
+        log.addHandler(handler)
+        try:
+            _early_lines.setTarget(handler)
+            _early_lines.flush()
+            yield handler
+        finally:
+            _early_lines.setTarget(None)
+            log.removeHandler(handler)
+            log.addHandler(_early_lines)
