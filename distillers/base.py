@@ -54,6 +54,8 @@ class Distiller(nn.Module):
     Attributes:
         spots: the resolved spots, strictly increasing on both sides, indices not negative.
         default_weight: the published β, used where the config does not give ``kd.loss_weights.other_kd``.
+        warmup_epochs: over how many epochs β grows to its full value, if ``kd.warmup_epochs`` does not say.
+        logit_loss: what is matched at the logits, if ``kd_loss.logits`` does not say; a name of `distillers.logits`.
         maps_only: the loss looks at positions, so the pooled vector cannot be a spot.
         logits_only: there are no spots, and that is as it should be.
         capturable: on a GPU, a step may be recorded once and repeated as a CUDA graph, in which Python does not run
@@ -68,6 +70,8 @@ class Distiller(nn.Module):
     """
 
     default_weight: ClassVar[float] = 1.0
+    warmup_epochs: ClassVar[int] = 0
+    logit_loss: ClassVar[str] = "kl"
     maps_only: ClassVar[bool] = False
     logits_only: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
@@ -184,7 +188,14 @@ def require_maps(spots: Sequence[Spot], setting: Setting, distiller: str) -> Non
             )
 
 
-def check_option(name: str, value: object, fits: Callable[[float], bool], expected: str, kind: type = float) -> None:
+def check_option(
+    name: str,
+    value: object,
+    fits: Callable[[float], bool],
+    expected: str,
+    kind: type = float,
+    key: str = "kd_loss.options",
+) -> None:
     """Check one of a distiller's keyword arguments.
 
     Args:
@@ -192,13 +203,14 @@ def check_option(name: str, value: object, fits: Callable[[float], bool], expect
         fits: whether a number is possible.
         expected: the same in words.
         kind: ``int`` for a whole number.
+        key: where the config gives it.
 
     Raises:
         UserError: it is not a number, or not a possible one.
     """
     is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not (is_number and fits(value)):
-        raise UserError(f"kd_loss.options: {name} is {value!r}, expected {expected}")
+        raise UserError(f"{key}: {name} is {value!r}, expected {expected}")
 
 
 def describe(shape: Shape) -> str:

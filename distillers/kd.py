@@ -1,4 +1,4 @@
-"""Plain knowledge distillation: nothing but the logits."""
+"""Distillers of nothing but the logits. What they match there is in `distillers.logits`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,25 @@ class KD(Distiller):
 
     def __init__(self, setting: Setting):
         if setting.spots:
-            raise UserError("kd_loss.spots: kd distils the logits alone; leave the spots out or name another distiller")
+            name = type(self).__name__.lower()
+            raise UserError(
+                f"kd_loss.spots: {name} distils the logits alone; leave the spots out or name another distiller"
+            )
         super().__init__(setting)
 
     def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
         return []
+
+
+@register_distiller("dkd")
+class DKD(KD):
+    """Decoupled knowledge distillation, see `distillers.logits.dkd`."""
+
+    logit_loss = "dkd"
+
+
+@register_distiller("dist")
+class DIST(KD):
+    """Distillation from a stronger teacher, see `distillers.logits.dist`."""
+
+    logit_loss = "dist"

@@ -67,6 +67,10 @@ class Task(nn.Module):
         """What each optimiser trains; the keys are those of `utils.training.optim.make_optimizers`."""
         raise NotImplementedError
 
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare for the epoch with index `epoch`, counted from 0: what changes in the course of the training depends
+        on the epoch alone, and is written in place, where a captured step reads it."""
+
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         raise NotImplementedError
 

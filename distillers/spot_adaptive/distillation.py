@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot
-from distillers.ops.masking import masked_mean
+from distillers.logits import LOGIT_LOSSES
+from distillers.logits.base import LogitLoss
+from distillers.spot_adaptive.ramp import Ramp
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 
@@ -38,9 +40,11 @@ class SpotAdaptiveDistillation(Task):
         selection: ``adaptive``, the policy's gates; ``anti``, their inverse (the policy learns in the same way);
             ``fixed``, every gate 1, which is the plain distiller; ``random``, fair coins. The last two have no policy.
         homogeneous: teacher and student are of one family.
-        alpha, beta: weights of the KL term and of the distiller's losses.
+        alpha, beta: weights of the loss at the logits and of the distiller's losses.
         gamma: how much more (less) a routed loss above (below) the student's counts for the policy.
-        temperature: of the KL term.
+        logit_loss: what to match at the logits; None for what the distiller says, at temperature 4.
+        warmup_epochs: over how many epochs alpha and beta grow to their full values, see `start_epoch`; None for what
+            the loss at the logits and the distiller say, each for its own weight.
         gate_temperature: of the Gumbel-softmax.
         routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two. They
             are a random sample, so the policy's gradient is estimated without bias, at this share of the cost.
@@ -60,7 +64,8 @@ class SpotAdaptiveDistillation(Task):
         alpha: float = 1.0,
         beta: float = 1.0,
         gamma: float = 1.0,
-        temperature: float = 4.0,
+        logit_loss: LogitLoss | None = None,
+        warmup_epochs: int | None = None,
         gate_temperature: float = 5.0,
         routing_share: float = 1.0,
         processes: int = 1,
@@ -71,7 +76,10 @@ class SpotAdaptiveDistillation(Task):
         self.distiller = distiller
         self.selection = selection
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.temperature, self.gate_temperature = temperature, gate_temperature
+        self.logit_loss: LogitLoss = logit_loss or LOGIT_LOSSES.get(distiller.logit_loss)()
+        own = [self.logit_loss.warmup_epochs, distiller.warmup_epochs]
+        self.alpha_ramp, self.beta_ramp = map(Ramp, own if warmup_epochs is None else 2 * [warmup_epochs])
+        self.gate_temperature = gate_temperature
         self.routing_share, self.processes = routing_share, processes
         self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
@@ -88,10 +96,15 @@ class SpotAdaptiveDistillation(Task):
             self._twin = (frozen_twin(student),)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = {"student": [*self.student.parameters(), *self.distiller.main_parameters()]}
+        of_logits = self.logit_loss.parameters()
+        groups = {"student": [*self.student.parameters(), *self.distiller.main_parameters(), *of_logits]}
         if self.policy is not None:
             groups["agent"] = [*self.policy.parameters(), *self.router.parameters()]
         return groups
+
+    def start_epoch(self, epoch: int) -> None:
+        for ramp in (self.alpha_ramp, self.beta_ramp):
+            ramp.start_epoch(epoch)
 
     def train(self, mode: bool = True) -> SpotAdaptiveDistillation:
         super().train(mode)
@@ -123,15 +136,15 @@ class SpotAdaptiveDistillation(Task):
     def _distil(
         self, batch: Batch, teacher_features: list[Tensor], teacher_logits: Tensor
     ) -> tuple[TaskOutput, Tensor]:
-        """The student's loss ``CE + beta * spots + alpha * KL``, and the gates with the policy's gradient."""
+        """The student's loss ``CE + beta * spots + alpha * logits``, and the gates with the policy's gradient."""
         features, logits = self.student.features(batch.image)
         gates = self.draw_gates(teacher_features[-1], features[-1])
         chosen = self.choose(gates)
         ce = F.cross_entropy(logits.float(), batch.label)
         spots = self.distiller(features, teacher_features, chosen[:, :-1], batch)
-        kl = distillation_kl(logits, teacher_logits, chosen[:, -1], self.temperature)
-        loss = ce + self.beta * spots.sum() + self.alpha * kl
-        parts = {"loss/total": loss, "loss/ce": ce, "loss/kl": kl}
+        at_logits = self.logit_loss(logits, teacher_logits, chosen[:, -1], batch)
+        loss = ce + self.beta_ramp(self.beta * spots.sum()) + self.alpha_ramp(self.alpha * at_logits)
+        parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
         parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}
         parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
         parts = {name: part.detach() for name, part in parts.items()}
@@ -169,22 +182,6 @@ class SpotAdaptiveDistillation(Task):
 def spot_label(spot: Spot) -> str:
     """Short name of a spot in logs: ``"f2"``, or ``"f2-f3"`` where student and teacher index differ."""
     return f"f{spot.student}" if spot.student == spot.teacher else f"f{spot.student}-f{spot.teacher}"
-
-
-def distillation_kl(student: Tensor, teacher: Tensor, gate: Tensor, temperature: float) -> Tensor:
-    """KL divergence of the softened class probabilities over the chosen samples, a scalar.
-
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
-
-    Args:
-        student, teacher: logits ``[B, num_classes]``.
-        gate: ``[B]``, 1 where the sample is distilled.
-        temperature: both logits are divided by it, and the loss multiplied by its square.
-    """
-    log_p_s = F.log_softmax(student.float() / temperature, dim=1)
-    log_p_t = F.log_softmax(teacher.detach().float() / temperature, dim=1)
-    per_sample = F.kl_div(log_p_s, log_p_t, log_target=True, reduction="none").sum(dim=1)
-    return masked_mean(per_sample, gate) * temperature**2
 
 
 def routing_loss(

@@ -33,8 +33,13 @@ BETA = {
     "fsp": 50.0,
     "nst": 50.0,
     "crd": 0.8,
+    "reviewkd": 1.0,
     "kd": 0.0,  # it has no spots
+    "dkd": 0.0,
+    "dist": 0.0,
 }
+DKD_TARGET, DKD_OTHERS = 1.0, 8.0
+DIST_EPS = 1e-8
 GAMMA = {"at": 2.0, "vid": 2.0, "rkd": 2.0}  # on CIFAR-100, and 1 for the others
 CRD_TEMPERATURE, CRD_MOMENTUM, CRD_EPS = 0.07, 0.5, 1e-7
 PKT_EPS = 1e-7
@@ -116,18 +121,30 @@ class PlainStep:
         assert chosen.shape == size
 
         ce = cross_entropy(logits, batch.label)
-        terms = []
+        terms, reviewed = [], []
+        if self.distiller == "reviewkd":
+            reviewed = review(self.copy.distiller, features, teacher_features, spots)
         for k in range(len(spots)):
             rows = chosen[:, k]
             if self.distiller == "crd":
                 term = crd(self.copy.distiller.contrasts[k], features[-1], teacher_features[-1], rows, batch, draws, k)
+            elif self.distiller == "reviewkd":
+                term = context(reviewed[k][rows], as_map(teacher_features[spots[k][1]])[rows])
             else:
                 term = LOSSES[self.distiller](self.copy.distiller, k, features, teacher_features, spots[k], rows)
             terms.append(rows.sum() / len(rows) * term if rows.any() else torch.zeros(()))
         rows = chosen[:, -1]
-        kl = divergence(logits[rows], teacher_logits[rows]).sum() / len(rows)
-        loss = ce + BETA[self.distiller] * sum(terms) + ALPHA * kl
-        losses = {"ce": ce, "kl": kl, "total": loss} | {f"spot {k}": term for k, term in enumerate(terms)}
+        match self.distiller:
+            case "dkd":
+                matched = sum(map(decoupled, logits[rows], teacher_logits[rows], batch.label[rows])) / len(rows)
+            case "dist":
+                related = relations(logits[rows], teacher_logits[rows]) if rows.any() else torch.zeros(())
+                matched = related * rows.sum() / len(rows)
+            case _:
+                matched = divergence(logits[rows], teacher_logits[rows]).sum() / len(rows)
+        loss = ce + BETA[self.distiller] * sum(terms) + ALPHA * matched
+        losses = {"logits" if self.distiller in ("dkd", "dist") else "kl": matched, "ce": ce, "total": loss}
+        losses |= {f"spot {k}": term for k, term in enumerate(terms)}
         gradients = self._backward(loss)
 
         routed = None
@@ -187,7 +204,9 @@ def choose_spots(distiller: str, n_student: int, n_teacher: int) -> list[tuple[i
         return [(n_student - 2, n_teacher - 2)]
     if distiller in ("cc", "rkd", "pkt", "crd"):
         return [(n_student - 1, n_teacher - 1)]
-    return {"fitnet": [(2, 2)], "kd": []}[distiller]
+    if distiller == "reviewkd":
+        return [*choose_spots("at", n_student, n_teacher), (n_student - 1, n_teacher - 1)]
+    return [(2, 2)] if distiller == "fitnet" else []
 
 
 def draw_gates(linear: torch.nn.Linear, teacher: Tensor, student: Tensor, gumbel: Tensor) -> Tensor:
@@ -214,6 +233,26 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     p_t = torch.softmax(teacher / TEMPERATURE, dim=1)
     p_s = torch.softmax(student / TEMPERATURE, dim=1)
     return (p_t * (p_t.log() - p_s.log())).sum(dim=1) * TEMPERATURE**2
+
+
+def decoupled(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """Decoupled divergence of one sample's prediction from the teacher's."""
+    p_t, p_s = (torch.softmax(z / TEMPERATURE, dim=0) for z in (teacher, student))
+    target = sum(a * (a / b).log() for a, b in ((p_t[label], p_s[label]), (1 - p_t[label], 1 - p_s[label])))
+    others = [c for c in range(len(student)) if c != label]
+    q_t, q_s = (torch.softmax(z[others] / TEMPERATURE, dim=0) for z in (teacher, student))
+    return (DKD_TARGET * target + DKD_OTHERS * (q_t * (q_t / q_s).log()).sum()) * TEMPERATURE**2
+
+
+def relations(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the correlations of samples over classes, and of classes over samples, means of each."""
+    p_t, p_s = (torch.softmax(z / TEMPERATURE, dim=1) for z in (teacher, student))
+    result = 0.0
+    for a, b in ((p_s, p_t), (p_s.T, p_t.T)):
+        a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
+        lengths = a.norm(dim=1) * b.norm(dim=1) + DIST_EPS
+        result = result + (1 - (a * b).sum(dim=1) / lengths).mean()
+    return result * TEMPERATURE**2
 
 
 def of_one_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,6 +360,37 @@ def nst(own, k, student, teacher, spot, rows):
         kernels = [((a @ b.T) ** 2).mean() for a, b in ((t, t), (s, s), (s, t))]
         total = total + kernels[0] + kernels[1] - 2 * kernels[2]
     return total / rows.sum()
+
+
+def as_map(x: Tensor) -> Tensor:
+    return x if x.dim() == 4 else x[:, :, None, None]
+
+
+def review(own, student, teacher, spots) -> list[Tensor]:
+    """The student's map at every spot, each fused with those of the deeper ones."""
+    maps, above = [], None
+    for fusion, (s, t) in reversed(list(zip(own.fusions, spots))):
+        x, size = fusion.enter(as_map(student[s])), as_map(teacher[t]).shape[2:]
+        if above is not None:
+            above = F.interpolate(above, x.shape[2:])
+            weight = torch.sigmoid(fusion.attention(torch.cat([x, above], dim=1)))
+            x = x * weight[:, 0:1] + above * weight[:, 1:2]
+        above = F.interpolate(x, size)
+        maps.insert(0, fusion.leave(above))
+    return maps
+
+
+def context(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared differences of maps and of their poolings."""
+    if len(student) == 0:
+        return torch.zeros(())
+    total, weight, weights = ((student - teacher) ** 2).mean(), 1.0, 1.0
+    for size in (4, 2, 1):
+        if size < student.shape[2]:
+            weight /= 2
+            pooled = [F.adaptive_avg_pool2d(x, size) for x in (student, teacher)]
+            total, weights = total + weight * ((pooled[0] - pooled[1]) ** 2).mean(), weights + weight
+    return total / weights
 
 
 LOSSES: dict[str, Callable] = {loss.__name__: loss for loss in (fitnet, at, sp, cc, vid, rkd, pkt, ft, fsp, nst)}

@@ -27,8 +27,9 @@ SMALLER_MAPS = [(6, 8, 8), (6, 8, 8), (8, 4, 4), (12, 2, 2), (12,)]
 ODD_MAPS = [(6, 14, 14), (6, 14, 14), (8, 7, 7), (12, 3, 3), (12,)]
 DEEPER = [(6, 16, 16), (6, 16, 16), (8, 8, 8), (12, 4, 4), (12, 2, 2), (20,)]
 
-NAMES = ["kd", "at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd"]
-WITH_SPOTS = [name for name in NAMES if name != "kd"]
+WITH_SPOTS = ["at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd", "reviewkd"]
+LOGITS_ONLY = ["kd", "dkd", "dist"]
+NAMES = LOGITS_ONLY + WITH_SPOTS
 MAPS_ONLY = ["at", "vid", "ft", "fsp", "nst"]
 every_distiller = pytest.mark.parametrize("name", NAMES)
 every_spotted = pytest.mark.parametrize("name", WITH_SPOTS)
@@ -72,22 +73,23 @@ def gradients(module: nn.Module, features) -> list[torch.Tensor]:
     return [x.grad for x in (*features, *module.parameters()) if x.grad is not None]
 
 
-def test_there_are_twelve():
-    assert set(NAMES) <= set(DISTILLERS)
+def test_there_are_fifteen():
+    assert set(NAMES) == set(DISTILLERS)
 
 
 def test_published_weights_are_the_defaults():
     weights = {name: DISTILLERS.get(name).default_weight for name in WITH_SPOTS}
     assert weights == {
         "fitnet": 1, "at": 1000, "sp": 3000, "cc": 0.02, "vid": 1, "rkd": 1, "pkt": 30000,
-        "ft": 200, "fsp": 50, "nst": 50, "crd": 0.8,
+        "ft": 200, "fsp": 50, "nst": 50, "crd": 0.8, "reviewkd": 1,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "same_depth", "deeper_teacher"),
     [
-        ("kd", [], []),
+        *((name, [], []) for name in LOGITS_ONLY),
+        ("reviewkd", [(1, 1), (2, 2), (3, 3), (4, 4)], [(1, 1), (2, 2), (3, 3), (4, 5)]),
         ("fitnet", [(2, 2)], [(2, 2)]),
         *((name, [(1, 1), (2, 2), (3, 3)], [(1, 1), (2, 2), (3, 3)]) for name in ("at", "vid", "nst", "fsp")),
         *((name, [(3, 3)], [(3, 4)]) for name in ("sp", "ft")),
@@ -286,7 +288,7 @@ class TestSpots:
     def test_must_be_maps_where_positions_are_compared(self, name):
         refused(f"{name.upper()} compares maps, big-small has a vector of 12 there", name, spots=[(-1, -1)])
 
-    @pytest.mark.parametrize("name", ["fitnet", "sp", "rkd", "cc", "pkt", "crd"])
+    @pytest.mark.parametrize("name", ["fitnet", "sp", "rkd", "cc", "pkt", "crd", "reviewkd"])
     @pytest.mark.parametrize("spot", [(0, 0), (2, 1), (4, 4)])
     def test_may_be_maps_or_vectors_elsewhere(self, name, spot):
         losses = build(name, spots=[spot])(*make_inputs(name, spots=[spot]))
@@ -317,8 +319,9 @@ def test_impossible_options_are_refused_in_one_line(name, options, message):
     refused(message, name, options=options)
 
 
-def test_kd_has_no_spots_to_choose():
-    refused("kd distils the logits alone", "kd", spots=[(1, 1)])
+@pytest.mark.parametrize("name", LOGITS_ONLY)
+def test_what_distils_the_logits_alone_has_no_spots_to_choose(name):
+    refused(f": {name} distils the logits alone", name, spots=[(1, 1)])
 
 
 @pytest.mark.parametrize("name", ["at", "vid", "fsp", "nst"])
@@ -340,7 +343,7 @@ def test_the_teachers_embedding_of_cc_only_decays():
         torch.testing.assert_close(after.detach(), before * (1 - 0.5 * 0.1))
 
 
-@pytest.mark.parametrize("name", ["fitnet", "ft"])
+@pytest.mark.parametrize("name", ["fitnet", "ft", "reviewkd"])
 def test_batchnorm_statistics_do_not_depend_on_the_gates(name):
     after = []
     for gate in ("all", "one", "none"):
@@ -372,6 +375,41 @@ def test_vid_predicts_with_three_convolutions_of_the_teachers_width_without_bias
 def test_embeddings_have_the_width_of_the_setting(name):
     widths = {layer.out_features for layer in build(name, feat_dim=5).modules() if isinstance(layer, nn.Linear)}
     assert widths == {5}
+
+
+class TestReviewKD:
+    def test_fuses_in_the_width_of_the_deepest_feature_and_gives_the_teachers(self):
+        distiller = build("reviewkd", STUDENT, LARGER_MAPS)
+        for k, (s, t) in enumerate(distiller.spots[:-1]):
+            residual = torch.randn(2, 12, 3, 3)
+            fused, residual = distiller.fusions[k](torch.randn(2, *STUDENT[s]), residual)
+            assert fused.shape[1:] == LARGER_MAPS[t]
+            assert residual.shape[1:] == (12, *LARGER_MAPS[t][1:])
+        convolutions = [layer for layer in distiller.modules() if isinstance(layer, nn.Conv2d)]
+        sizes = [(layer.kernel_size[0], layer.bias is not None) for layer in convolutions]
+        enter, attention, leave = (1, False), (1, True), (3, False)
+        assert sizes == 3 * [enter, attention, leave] + [enter, leave]
+
+    def test_fuses_in_at_most_512_channels(self):
+        wide = [*STUDENT[:-1], (600,)]
+        assert build("reviewkd", wide).fusions[-1].enter[0].out_channels == 512
+
+    def test_lets_deeper_levels_into_the_loss_of_a_level_whose_own_gate_alone_is_open(self):
+        distiller, (features, teacher, gates, batch) = build("reviewkd"), make_inputs("reviewkd")
+        distiller(features, teacher, gates * F.one_hot(torch.tensor(1), 4), batch).sum().backward()
+        assert [bool(features[k].grad.any()) if features[k].grad is not None else False for k in range(1, 5)] == [
+            False,
+            True,
+            True,
+            True,
+        ]
+
+    def test_of_one_image_passes_the_pooled_vector_by_the_running_statistics(self):
+        distiller, (features, teacher, gates, batch) = build("reviewkd"), make_inputs("reviewkd")
+        before = distiller.fusions[-1].enter[1].running_mean.clone()
+        losses = distiller([x[:1] for x in features], [x[:1] for x in teacher], gates[:1], batch)
+        assert losses.isfinite().all()
+        assert torch.equal(distiller.fusions[-1].enter[1].running_mean, before)
 
 
 class TestFT:

@@ -26,8 +26,8 @@ from utils.training.meter import Meter
 from utils.training.optim import make_optimizers
 from utils.training.step import EagerStep, Phase
 
-DISTILLERS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "fsp", "nst", "crd", "kd")
-WITH_SPOTS = DISTILLERS[:-1]
+WITH_SPOTS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "fsp", "nst", "crd", "reviewkd")
+DISTILLERS = (*WITH_SPOTS, "kd", "dkd", "dist")
 LIKE = "resnet8-resnet8"  # of equal widths, which FSP needs
 UNLIKE = "vgg8-resnet8"  # six features and five; adapters that halve and double
 MOBILE = "resnet8-MobileNetV2_half"  # as before the other way round; depthwise convolutions; last maps 3:1 at size 24
@@ -36,7 +36,7 @@ BATCH, CLASSES, SAMPLES = 8, 10, 40
 
 ONE_STEP = [(distiller, selection, LIKE, 8) for distiller in DISTILLERS for selection in ("adaptive", "fixed")]
 ONE_STEP += [(distiller, selection, LIKE, 8) for distiller in ("at", "crd") for selection in ("anti", "random")]
-ONE_STEP += [(distiller, "adaptive", UNLIKE, 8) for distiller in ("fitnet", "at", "vid", "nst", "crd")]
+ONE_STEP += [(distiller, "adaptive", UNLIKE, 8) for distiller in ("fitnet", "at", "vid", "nst", "crd", "reviewkd")]
 ONE_STEP += [("sp", "adaptive", MOBILE, 24), ("ft", "adaptive", MOBILE, 24)]
 ONE_STEP += [("nst", "adaptive", WIDE, 8), ("fsp", "adaptive", WIDE, 8)]
 TWO_STEPS = [(distiller, "adaptive", LIKE, 8) for distiller in DISTILLERS]

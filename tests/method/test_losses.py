@@ -18,8 +18,12 @@ from distillers.crd import crd_loss
 from distillers.fitnet import fitnet_loss
 from distillers.fsp import fsp_loss
 from distillers.ft import ft_loss
+from distillers.logits.dist import dist_loss
+from distillers.logits.dkd import dkd_loss
+from distillers.logits.kl import distillation_kl
 from distillers.nst import discrepancy_by_channels, discrepancy_by_positions, nst_loss
 from distillers.pkt import pkt_loss
+from distillers.reviewkd import hierarchical_context_loss
 from distillers.rkd import rkd_loss
 from distillers.sp import sp_loss
 from distillers.vid import vid_loss
@@ -173,6 +177,58 @@ def crd(positive, negative, normalizer):
     return total / len(positive)
 
 
+def hcl(student, teacher):
+    total = 0.0
+    for s, t in zip(student, teacher):
+        sizes = [size for size in (4, 2, 1) if size < min(s.shape[1:])]
+        terms = [(1.0, np.mean((s - t) ** 2))]
+        for k, size in enumerate(sizes):
+            terms.append((0.5 ** (k + 1), np.mean((pooled(s, size, size) - pooled(t, size, size)) ** 2)))
+        total += sum(weight * error for weight, error in terms) / sum(weight for weight, _ in terms)
+    return total / len(student)
+
+
+def softened(logits):
+    e = np.exp(logits / TEMPERATURE)
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def divergence(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q))
+
+
+def kl(student, teacher):
+    return TEMPERATURE**2 * np.mean([divergence(softened(t), softened(s)) for s, t in zip(student, teacher)])
+
+
+def dkd(student, teacher, scores):
+    total = 0.0
+    for s, t, y in zip(student, teacher, scores.argmax(axis=1)):
+        p_s, p_t = softened(s), softened(t)
+        of_target = divergence([p_t[y], 1 - p_t[y]], [p_s[y], 1 - p_s[y]])
+        of_others = divergence(softened(np.delete(t, y)), softened(np.delete(s, y)))
+        total += TEMPERATURE**2 * (0.7 * of_target + 3 * of_others)
+    return total / len(student)
+
+
+def masked_dkd(student, teacher, scores, gate):
+    """The label of each sample is the class with the highest of its scores, so that gathering them is one too."""
+    loss = dkd_loss(student, teacher, gate, scores.argmax(1), temperature=TEMPERATURE, target=0.7, nontarget=3)
+    return loss + 0 * scores.sum()
+
+
+def dist(student, teacher):
+    def distance(a, b):
+        a, b = a - a.mean(), b - b.mean()
+        return 1 - a @ b / (norm(a) * norm(b) + 1e-8)
+
+    p_s, p_t = softened(student), softened(teacher)
+    inter = np.mean([distance(a, b) for a, b in zip(p_s, p_t)])
+    intra = np.mean([distance(a, b) for a, b in zip(p_s.T, p_t.T)])
+    return TEMPERATURE**2 * (0.7 * inter + 3 * intra)
+
+
+TEMPERATURE = 2.5
 SAMPLES = 50  # of CRD's imagined training set
 
 
@@ -215,6 +271,13 @@ CASES = {
     "nst, by channels": Case(nst_loss, nst, [(2, 4, 4), (3, 4, 4)]),
     "nst, by positions": Case(nst_loss, nst, [(6, 2, 2), (9, 2, 2)]),
     "nst, teacher's map larger": Case(nst_loss, nst, [(6, 2, 2), (9, 4, 4)]),
+    "hcl": Case(hierarchical_context_loss, hcl, [(3, 8, 8), (3, 8, 8)]),
+    "hcl, odd": Case(hierarchical_context_loss, hcl, [(3, 5, 3), (3, 5, 3)]),
+    "hcl, of vectors": Case(hierarchical_context_loss, hcl, [(6, 1, 1), (6, 1, 1)]),
+    "kl": Case(partial(distillation_kl, temperature=TEMPERATURE), kl, [(5,), (5,)]),
+    "dkd": Case(masked_dkd, dkd, [(5,), (5,), (5,)]),
+    "dkd, two classes": Case(masked_dkd, dkd, [(2,), (2,), (2,)]),
+    "dist": Case(partial(dist_loss, temperature=TEMPERATURE, inter=0.7, intra=3), dist, [(5,), (5,)]),
     "crd": Case(partial(crd_loss, samples=SAMPLES), crd, [(), (12,), ()], shared=2, positive=True),
 }
 
@@ -288,7 +351,7 @@ def test_dead_features_leave_loss_and_gradient_finite(case, chosen):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", ["at", "fitnet", "sp", "rkd", "cc", "pkt", "ft", "nst, by channels"])
+@pytest.mark.parametrize("name", ["at", "fitnet", "sp", "rkd", "cc", "pkt", "ft", "nst, by channels", "hcl", "kl"])
 def test_features_that_agree_cost_nothing(name):
     case = CASES[name]
     feature = case.inputs()[0]

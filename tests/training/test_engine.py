@@ -93,7 +93,7 @@ class TestResuming:
     def test_holds_for_every_selection(self, tmp_path, uninterrupted, selection):
         self.check(tmp_path, uninterrupted, "at", selection, 2, toy_config())
 
-    @pytest.mark.parametrize("distiller", ["cc", "vid", "pkt", "nst", "crd"])
+    @pytest.mark.parametrize("distiller", ["cc", "vid", "pkt", "nst", "crd", "dkd", "dist", "reviewkd"])
     def test_holds_for_every_distiller_in_the_middle_of_an_epoch(self, tmp_path, uninterrupted, distiller):
         self.check(tmp_path, uninterrupted, distiller, "adaptive", 3, toy_config(save_every_steps=2))
 

@@ -26,7 +26,7 @@ from utils.training.device import choose_device, keep_freed_memory
 from utils.training.log import log_to_console
 
 PAIRS = "vgg13-vgg8,resnet110-resnet32,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,ResNet50-MobileNetV2"
-DISTILLER_NAMES = "sp,cc,rkd,pkt,ft,fitnet,crd,at,vid,fsp,nst"
+DISTILLER_NAMES = "sp,cc,rkd,pkt,ft,fitnet,crd,at,vid,fsp,nst,reviewkd,dkd,dist"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,6 +45,15 @@ def distiller_name(name: str) -> str:
     return _registered("distillers", "DISTILLERS", name)
 
 
+def logit_loss_name(name: str | None) -> str | None:
+    """``"DKD"`` → ``"dkd"``; nothing stays nothing.
+
+    Raises:
+        ValueError: no loss at the logits is registered under it.
+    """
+    return None if name is None else _registered("distillers.logits", "LOGIT_LOSSES", name)
+
+
 def optimizer_name(name: str) -> str:
     """``"sgd"`` → ``"SGD"``."""
     if name.upper() != "SGD":

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from utils.config.errors import Key, validate
-from utils.config.names import dataset_name, distiller_name, model_label
+from utils.config.names import dataset_name, distiller_name, logit_loss_name, model_label
 from utils.config.section import Section
 from utils.config.training import PretrainingConfig, TrainingConfig, ValidationConfig
 from utils.config.types import (
     Count,
     Flag,
     Incidental,
+    Index,
     Name,
     NotNegative,
     Number,
@@ -85,7 +86,7 @@ class TeacherConfig(ModelConfig):
 
 class LossWeights(Section):
     classify_weight: Positive = Field(1.0, description="gamma of the routing loss")
-    kd_weight: NotNegative = Field(1.0, description="alpha, weight of the KL term on the logits")
+    kd_weight: NotNegative = Field(1.0, description="alpha, weight of the loss at the logits")
     other_kd: NotNegative | None = Field(None, description="beta, weight of the distiller (default: its own)")
 
 
@@ -100,6 +101,11 @@ class DistillationConfig(Section):
     routing_share: Annotated[Positive, Field(le=1)] = Field(
         1.0, description="part of each batch that is routed to train the policy: less is cheaper (published: all)"
     )
+    warmup_epochs: Index | None = Field(
+        None,
+        description="epochs over which alpha and beta grow from the start "
+        "(default: alpha under dkd 20, beta of reviewkd 20, else 0)",
+    )
 
 
 class DistillationLossConfig(Section):
@@ -107,15 +113,24 @@ class DistillationLossConfig(Section):
     T: Incidental[Positive | None] = Field(
         None, description="stands in published files; used as KD_T where that is absent"
     )
-    KD_T: Positive = Field(None, validate_default=True, description="temperature of the KL term (default: T, else 4)")
+    KD_T: Positive = Field(
+        None, validate_default=True, description="temperature of the loss at the logits (default: T, else 4)"
+    )
     homo: Flag = Field(False, description="teacher and student are of one family: gates start at the teacher's side")
     feat_dim: Count = Field(128, description="width of the embeddings of CC and CRD")
     spots: list[Pair] | None = Field(
         None, description="pairs [student feature, teacher feature] (default: the distiller's own)"
     )
     options: dict[Text, Any] = Field({}, description="keyword arguments of the distiller's constructor")
+    logits: Name | None = Field(
+        None,
+        description=f"what is matched at the logits: {', '.join(names_in_source('distillers.logits'))}, or your own "
+        "(default: kl; dkd and dist where that is the distiller)",
+    )
+    logits_options: dict[Text, Any] = Field({}, description="keyword arguments of the constructor of that loss")
 
     _canonical = field_validator("name")(distiller_name)
+    _canonical_logits = field_validator("logits")(logit_loss_name)
 
     @field_validator("KD_T", mode="before")
     @classmethod

@@ -13,6 +13,8 @@ import torch
 from datasets import Data, DataInfo, OpenedData
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
+from distillers.logits import LOGIT_LOSSES
+from distillers.logits.base import LogitLoss
 from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.task import Classification, Task
@@ -131,6 +133,7 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
         pair=f"{kd.teacher.title}-{kd.student.title}",
     )
     distiller = make_distiller(options.name, setting, options.options)
+    logit_loss = make_logit_loss(options.logits or distiller.logit_loss, options.KD_T, options.logits_options)
     beta = kd.loss_weights.other_kd
     return SpotAdaptiveDistillation(
         student,
@@ -143,7 +146,8 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
         alpha=kd.loss_weights.kd_weight,
         beta=distiller.default_weight if beta is None else beta,
         gamma=kd.loss_weights.classify_weight,
-        temperature=options.KD_T,
+        logit_loss=logit_loss,
+        warmup_epochs=kd.warmup_epochs,
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
         processes=world_size(),
@@ -153,12 +157,31 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
 def make_distiller(name: str, setting: Setting, options: dict) -> Distiller:
     """The distiller called `name`, built with `options`; an option that it does not have is a UserError."""
     kind = DISTILLERS.get(name)
-    known = [key for key in inspect.signature(kind).parameters if key != "setting"]
-    for key in options:
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UserError(f"kd_loss.options: {name} has no option {key!r}; {has}")
+    refuse_unknown_options("kd_loss.options", name, kind, {"setting"}, options)
     return kind(setting, **options)
+
+
+def make_logit_loss(name: str, temperature: float, options: dict) -> LogitLoss:
+    """The loss at the logits that is called `name`; see `make_distiller`."""
+    kind = LOGIT_LOSSES.get(name)
+    refuse_unknown_options("kd_loss.logits_options", name, kind, {"temperature"}, options)
+    return kind(temperature, **options)
+
+
+def refuse_unknown_options(key: str, name: str, kind: type, ours: set[str], options: dict) -> None:
+    """Check that the constructor of `kind` has the `options` that the config gives under `key`.
+
+    Args:
+        ours: arguments that are no options.
+
+    Raises:
+        UserError: it does not; the line names those that it has.
+    """
+    known = [argument for argument in inspect.signature(kind).parameters if argument not in ours]
+    for option in options:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(f"{key}: {name} has no option {option!r}; {has}")
 
 
 def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:

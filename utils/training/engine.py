@@ -155,6 +155,7 @@ class Engine:
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
         phase.task.train()
+        phase.task.start_epoch(self.progress.epoch)
         for optimizer in phase.optimizers.values():
             optimizer.start_epoch(self.progress.epoch)
         steps = len(self.data.train)
