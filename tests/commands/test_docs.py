@@ -17,6 +17,7 @@ from datasets import build_data
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Source
 from distillers import DISTILLERS
+from distillers.logits import LOGIT_LOSSES
 from models import MODELS, get_model
 from utils.config import find_config
 from utils.run_folder.layout import Layout
@@ -26,7 +27,7 @@ EXTENDING = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
 RUNNING = (REPOSITORY / "docs/running.md").read_text(encoding="utf-8")
 
 
-REGISTRIES = (DATASETS, DISTILLERS, MODELS)
+REGISTRIES = (DATASETS, DISTILLERS, LOGIT_LOSSES, MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ def test_what_a_document_says_holds(document, workplace):
         ("sh", "dataset=digits net2=resnet9 sh train.sh", "unknown model 'resnet9'"),
         ("sh", "dataset=digits net2=torchvision.models.resnet17 sh train.sh", "torchvision.models has no resnet17"),
         ("sh", "dataset=digits distiller=att sh train.sh", "unknown distiller 'att'"),
+        ("sh", "dataset=digits sh train.sh kd_loss.logits=wsl", "did you mean 'wsld'"),
         ("sh", "dataset=digits sh train.sh --resumed", "unrecognized arguments: --resumed"),
         ("sh", "dataset=digits sh train.sh \\\n    training.epoch=3", "unknown key training.epoch"),
         ("sh", "dataset=digits sh train.sh training.epochs=many", "must be a whole number"),
@@ -174,7 +176,7 @@ class TestExtending:
 
     def test_at_most_four_files_are_to_be_read(self):
         rows = re.findall(r"^\|[^|]+\|([^|]+)\|([^|]+)\|$", EXTENDING, re.MULTILINE)[2:]
-        assert len(rows) == 6
+        assert len(rows) == 7
         for _, read in rows:
             assert 1 <= len(re.findall(r"`[\w/]+\.py`", read)) <= 4
 
@@ -187,9 +189,9 @@ def table(document: str, first_heading: str) -> list[list[str]]:
 
 def test_the_table_of_distillers_has_every_one_with_its_weight():
     shown = {name.strip("`"): weight for name, _, _, weight, *_ in table(README, "`distiller=`")}
-    assert shown.pop("kd") == "–"  # noqa: RUF001
-    weights = {name: DISTILLERS.get(name).default_weight for name in DISTILLERS if name != "kd"}
-    assert {name: float(weight) for name, weight in shown.items()} == weights
+    kinds = {name: DISTILLERS.get(name) for name in DISTILLERS}
+    expected = {name: None if kind.logits_only else kind.default_weight for name, kind in kinds.items()}
+    assert {name: None if weight == "–" else float(weight) for name, weight in shown.items()} == expected  # noqa: RUF001
 
 
 def test_every_variable_of_the_launchers_is_listed():

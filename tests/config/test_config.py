@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from datasets import DATASETS
 from distillers import DISTILLERS
+from distillers.logits import LOGIT_LOSSES
 from utils.config import Config, load_config
 from utils.config.__main__ import key_table
 from utils.config.errors import all_fields
@@ -260,11 +261,12 @@ def test_the_table_lists_the_choices(key, choices):
     assert line.endswith(f" {choices}")
 
 
-def test_the_table_lists_every_data_set_and_every_distiller_that_is_registered():
+def test_the_table_lists_every_data_set_distiller_and_loss_at_the_logits_that_is_registered():
     table = key_table().splitlines()
-    for key, registry in {"dataset.name": DATASETS, "kd_loss.name": DISTILLERS}.items():
+    registries = {"dataset.name": DATASETS, "kd_loss.name": DISTILLERS, "kd_loss.logits": LOGIT_LOSSES}
+    for key, registry in registries.items():
         (line,) = (line for line in table if line.startswith(f"{key} "))
-        names = line.rpartition("  ")[2].removesuffix(", or your own").split(", ")
+        names = line.rpartition("  ")[2].partition(", or your own")[0].rpartition(": ")[2].split(", ")
         assert sorted(names) == sorted(registry)
 
 

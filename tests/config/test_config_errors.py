@@ -95,6 +95,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("kd_loss.spots=[[1]]", "kd_loss.spots[0]: found [1], must be a list of 2"),
         ("kd_loss.spots=[[1,2,3]]", "kd_loss.spots[0]: found [1, 2, 3], must be a list of 2"),
         ("kd_loss.options=3", "kd_loss.options: found 3, must be a mapping of keys"),
+        ("kd_loss.logits=''", "kd_loss.logits: found '', must be a word"),
+        ("kd_loss.logits_options=3", "kd_loss.logits_options: found 3, must be a mapping of keys"),
+        ("kd.warmup_epochs=-1", "kd.warmup_epochs: found -1, must be at least 0"),
         ("kd_loss.homo=yes", "kd_loss.homo: found 'yes', must be true or false"),
         ("pretrain.epochs=0", "pretrain.epochs: found 0, must be at least 1"),
     ],
@@ -103,9 +106,12 @@ def test_an_impossible_value_is_told_in_one_line(override, message):
     assert complaint(write("x.yml", PAIR), override) == f"command line: {message}"
 
 
-def test_unknown_names_of_data_sets_and_distillers_list_those_that_exist():
+def test_unknown_names_of_data_sets_distillers_and_losses_list_those_that_exist():
     assert complaint(write("x.yml", PAIR), "kd_loss.name=fitnt").startswith(
         "command line: kd_loss.name: unknown distiller 'fitnt': did you mean 'fitnet'? known are "
+    )
+    assert complaint(write("x.yml", PAIR), "kd_loss.logits=ddk").startswith(
+        "command line: kd_loss.logits: unknown loss at the logits 'ddk': did you mean 'dkd'? known are "
     )
     assert complaint(write("x.yml", PAIR), "dataset.name=cifar-101").startswith(
         "command line: dataset.name: unknown dataset 'cifar-101': did you mean 'cifar-10"

@@ -1,6 +1,7 @@
 """The files under configs/: all there, all valid, and with the published values."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,14 @@ PAIRS = {
 }
 DIGITS_PAIRS = [("vgg13", "vgg8", True), ("resnet20", "resnet8", True)]
 
-# beta of each distiller; plain KD has none
+# beta of each distiller; those of the logits alone have none
 BETA = {"fitnet": 1, "at": 1000, "sp": 3000, "cc": 0.02, "vid": 1, "rkd": 1, "pkt": 30000, "ft": 200}
-BETA |= {"fsp": 50, "nst": 50, "crd": 0.8}
-METHODS = ["kd", *BETA]
+BETA |= {"fsp": 50, "nst": 50, "crd": 0.8, "reviewkd": 1}
+METHODS = ["kd", "dkd", "dist", *BETA]
+
+# weight of the other classes under DKD, on CIFAR-100; 8 elsewhere
+NONTARGET = dict.fromkeys([("vgg13", "vgg8"), ("vgg13", "MobileNetV2"), ("wrn_40_2", "wrn_16_2")], 6)
+NONTARGET |= dict.fromkeys([("resnet56", "resnet20"), ("resnet110", "resnet32")], 2)
 
 SINGLES = {
     "cifar-100": "MobileNetV2 ResNet50 ShuffleNetV1 resnet110 resnet20 resnet32 resnet32x4 resnet56 resnet8x4 vgg13 "
@@ -65,6 +70,16 @@ def expected_gamma(dataset: str, method: str) -> int:
     return 2 if dataset == "tiny-imagenet" or method in ("at", "vid", "rkd") else 1
 
 
+def expected_beta(dataset: str, method: str, teacher: str, student: str) -> float | None:
+    exception = ("cifar-100", "reviewkd", "resnet32x4", "resnet8x4")
+    return 5 if (dataset, method, teacher, student) == exception else BETA.get(method)
+
+
+def expected_logits_options(dataset: str, method: str, teacher: str, student: str) -> dict[str, int]:
+    exceptional = (dataset, method) == ("cifar-100", "dkd") and (teacher, student) in NONTARGET
+    return {"nontarget": NONTARGET[teacher, student]} if exceptional else {}
+
+
 def expected_lr(model: str) -> float:
     return 0.01 if model in ("MobileNetV2", "ShuffleNetV1") else 0.05
 
@@ -88,7 +103,9 @@ def test_a_published_pair_has_the_published_values(dataset, method, teacher, stu
     assert config.kd.selection == "adaptive"
     weights = config.kd.loss_weights
     assert (weights.classify_weight, weights.kd_weight) == (expected_gamma(dataset, method), 1)
-    assert weights.other_kd == BETA.get(method)
+    assert weights.other_kd == expected_beta(dataset, method, teacher, student)
+    assert config.kd_loss.logits is config.kd.warmup_epochs is None  # those of the distiller
+    assert config.kd_loss.logits_options == expected_logits_options(dataset, method, teacher, student)
     training = config.training
     assert training.lr == expected_lr(student)
     assert training.lr_agent == expected_lr(student) / 2
@@ -129,8 +146,8 @@ def test_no_experiment_is_missing_and_none_is_left_over():
         f"{dataset}/{method}/{Path(name).stem}" for _, dataset, _, method, name in (path.parts for path in EXPERIMENTS)
     }
     assert {name for name in found if not name.startswith("imagenet/")} == expected
-    assert len(PUBLISHED) == (10 * 11 + 5) + (5 * 11 + 4)
-    assert len(expected) == len(PUBLISHED) + 2 * 12 + (13 + 8 + 9)
+    assert len(PUBLISHED) == (10 * 14 + 5) + (5 * 14 + 4)
+    assert len(expected) == len(PUBLISHED) + 2 * 15 + (13 + 8 + 9)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
@@ -162,6 +179,9 @@ def test_composing_gives_what_the_published_file_says(dataset, method, teacher, 
     # Exceptions of single pairs, which no rule knows.
     exceptions = [f"{section}.batch_size={published.training.batch_size}" for section in ("training", "validation")]
     exceptions += [f"pretrain.optimizer.lr={published.pretrain.optimizer.lr}"]
+    exceptions += [f"kd_loss.logits_options={json.dumps(published.kd_loss.logits_options)}"]
+    if method == "reviewkd":
+        exceptions += [f"kd.loss_weights.other_kd={published.kd.loss_weights.other_kd}"]
     assert composed.load(exceptions) == published
 
 

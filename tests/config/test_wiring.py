@@ -217,6 +217,15 @@ class TestUnequalDepth:
         assert str(error.value).startswith(f"fsp: {teacher}-{student}, spot 1: {widths}; ")
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize("distiller", ["at", "crd"])
+    def test_trains_with_another_loss_at_the_logits_as_the_config_says(self, distiller):
+        words = ["kd_loss.logits=DKD", "kd_loss.logits_options={nontarget: 3}", "kd_loss.KD_T=2", "kd.warmup_epochs=9"]
+        config, task = assemble_pair(distiller, "resnet20", "resnet8", *words)
+        loss = task.logit_loss
+        assert (type(loss).__name__, loss.temperature, loss.weights) == ("DKD", 2, {"target": 1, "nontarget": 3})
+        assert (task.alpha_ramp.epochs, task.beta_ramp.epochs) == (9, 9)
+        assert_finite(task, take_step(task, tiny_batch(), config))
+
     def test_fsp_trains_at_the_spots_where_the_channels_fit(self):
         # 64→128→256 channels in both, one feature later in the student
         config, task = assemble_pair("fsp", "vgg13", "resnet32x4", "kd_loss.spots=[[2, 1], [3, 2]]")

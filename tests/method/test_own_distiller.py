@@ -1,4 +1,4 @@
-"""A distiller of one's own takes one file in distillers/, here that of docs/extending.md, and its name."""
+"""A distiller, or a loss at the logits, of one's own takes one file, here those of docs/extending.md, and its name."""
 
 from __future__ import annotations
 
@@ -37,18 +37,26 @@ def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
         shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*REPO.glob("train*"), REPO / "requirements.txt"):
         shutil.copy(file, tmp_path)
-    (tmp_path / "distillers/stats.py").write_text(shown_file("distillers/stats.py"))
+    for file in ("distillers/stats.py", "distillers/logits/wsld.py"):
+        (tmp_path / file).write_text(shown_file(file))
     torch.save(get_model("resnet14", 10).state_dict(), tmp_path / "teacher.pth")  # random, or one is trained first
 
     names = {"dataset": "digits", "net1": "resnet14", "net2": "resnet8", "distiller": "stats"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    options = ["kd.teacher.checkpoint=teacher.pth", "training.epochs=2", "training.device=cpu", "dataset.img_h=8"]
+    options = [
+        "kd_loss.logits=wsld",
+        "kd.teacher.checkpoint=teacher.pth",
+        "training.epochs=2",
+        "training.device=cpu",
+        "dataset.img_h=8",
+    ]
     environment = {**os.environ, **names, "PATH": path}
     subprocess.run(["sh", "train.sh", *options], cwd=tmp_path, env=environment, check=True)
 
     run = tmp_path / "run/digits/1029/adaptive-stats/resnet14-resnet8"
     first, second = (json.loads(line)["train"] for line in (run / "metrics.jsonl").read_text().splitlines())
     assert all(first[f"loss/{spot}"] > 0 and f"gate/{spot}" in first for spot in ("f1", "f2", "f3"))
+    assert first["loss/logits"] > 0
     assert second["loss/total"] < first["loss/total"]
     assert "distiller.widen.0.weight" in read_checkpoint(run / "ckpt/last.pth")["extra"]
 

@@ -152,6 +152,19 @@ class TestCaptured:
         assert captured.optimizers["student"].state_dict()["param_groups"][0]["lr"] == pytest.approx(0.0005)
         assert_equal(captured.state(), eager.state())
 
+    def test_follows_the_ramp_of_the_first_epochs(self):
+        def train(recorder):
+            training = Training(toy_task("dkd", warmup_epochs=2), recorder)
+            for epoch in range(EPOCHS):
+                training.task.start_epoch(epoch)
+                training.take([8, 8], first_seed=2 * epoch)
+            return training
+
+        captured, eager = train(TapeRecorder()), train(None)
+        assert captured.recorder.recorded == 1
+        assert captured.recorder.repeated == 2 * EPOCHS - 1
+        assert_equal(captured.state(), eager.state())
+
     def test_counts_on_after_the_meter_and_the_gates_are_reset(self):
         def train(recorder):
             training = Training(recorder=recorder).take([8, 8, 8])

@@ -84,6 +84,7 @@ def loss_figure(run: Run) -> Figure:
     colors = spot_colors(spots)
     terms |= {f"distiller at {spot}": (f"loss/{spot}", color) for spot, color in zip(spots[:-1], colors)}
     terms["KL at the logits"] = ("loss/kl", colors[-1])
+    terms["loss at the logits"] = ("loss/logits", colors[-1])  # another in the place of KL
     terms["cross-entropy, routed"] = ("loss/routed_ce", SELECTION_COLORS["anti"])
     with styled():
         figure, (panel,) = panels(1)

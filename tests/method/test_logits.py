@@ -1,0 +1,230 @@
+"""What is matched at the logits under any distiller, and the ramp of the first epochs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from documents import execute, shown_file
+from toy_runs import EPOCHS, finish, make_engine, records, toy_config
+from toys import NUM_CLASSES, take_step, toy_batch, toy_task
+
+from distillers import DISTILLERS
+from distillers.logits import LOGIT_LOSSES
+from distillers.logits.base import LogitLoss
+from distillers.logits.dkd import dkd_loss
+from utils.errors import UserError
+from utils.training.build import make_logit_loss
+
+SELECTIONS = ["adaptive", "anti", "fixed", "random"]
+NAMES = ["kl", "dkd", "dist", "wsld"]
+every_loss = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _example(monkeypatch):
+    """That of docs/extending.md is one of them."""
+    monkeypatch.setattr(LOGIT_LOSSES, "_entries", {name: LOGIT_LOSSES.get(name) for name in LOGIT_LOSSES})
+    execute("distillers.logits.wsld", shown_file("distillers/logits/wsld.py"))
+
+
+def logits_and_gate(seed=0, size=6):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (3 * torch.randn(size, NUM_CLASSES, generator=generator) for _ in range(2))
+    return student.requires_grad_(), teacher, torch.randint(2, (size,), generator=generator).float()
+
+
+def test_those_that_are_there_are_known():
+    assert set(NAMES) == set(LOGIT_LOSSES)
+
+
+class TestEveryLoss:
+    @every_loss
+    def test_is_that_of_the_chosen_samples_times_their_share_with_the_same_gradient(self, name):
+        loss, batch = make_logit_loss(name, 4.0, {}), toy_batch()
+        for seed in range(4):
+            student, teacher, gate = (x.detach().double() for x in logits_and_gate(seed))
+            student.requires_grad_()
+            chosen = gate > 0
+            masked = loss(student, teacher, gate, batch)
+            (gradient,) = torch.autograd.grad(masked, student)
+            rows = student.detach()[chosen].requires_grad_()
+            some = batch._replace(label=batch.label[chosen])
+            plain = loss(rows, teacher[chosen], torch.ones_like(gate[chosen]), some) * gate.mean()
+            torch.testing.assert_close(masked, plain, rtol=1e-9, atol=1e-13)
+            torch.testing.assert_close(gradient[chosen], *torch.autograd.grad(plain, rows), rtol=1e-9, atol=1e-13)
+            assert not gradient[~chosen].any()
+
+    @every_loss
+    def test_costs_nothing_and_moves_nothing_when_no_sample_is_chosen(self, name):
+        student, teacher, gate = logits_and_gate()
+        loss = make_logit_loss(name, 4.0, {})(student, teacher, 0 * gate, toy_batch())
+        loss.backward()
+        assert loss == 0
+        assert not student.grad.any()
+
+    @every_loss
+    def test_computes_the_same_under_autocast_to_the_last_bit(self, name):
+        loss, inputs = make_logit_loss(name, 4.0, {}), (*logits_and_gate(), toy_batch())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(*inputs)
+        assert torch.equal(found, loss(*inputs))
+
+    @every_loss
+    def test_stays_finite_where_networks_are_as_sure_as_they_can_be(self, name):
+        for scale in (1e4, 1e30):
+            student, teacher, gate = logits_and_gate()
+            student = (scale * student).detach().requires_grad_()
+            loss = make_logit_loss(name, 4.0, {})(student, -scale * teacher, torch.ones_like(gate), toy_batch())
+            loss.backward()
+            assert loss.isfinite()
+            assert student.grad.isfinite().all()
+
+    @every_loss
+    @pytest.mark.parametrize("distiller", ["at", "crd"])
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_takes_the_place_of_the_kl_term_under_any_distiller_and_selection(self, name, distiller, selection):
+        options = {"alpha": 0.5, "beta": 7.0, "selection": selection}
+        loss = make_logit_loss(name, 2.0, {})
+        task, batch = toy_task(distiller, logit_loss=loss, **options), toy_batch()
+        with torch.no_grad():
+            teacher = task.teacher(batch.image)
+        output = take_step(task, batch)
+        parts, label = output.parts, "loss/kl" if name == "kl" else "loss/logits"
+        expected = loss(output.logits, teacher, output.gates[:, -1], batch)
+        torch.testing.assert_close(parts[label], expected)
+        spots = sum(parts[f"loss/{spot}"] for spot in task.gate_labels[:-1])
+        torch.testing.assert_close(parts["loss/total"], parts["loss/ce"] + 7 * spots + 0.5 * expected)
+        assert all(parameter.grad.isfinite().all() for parameter in task.student.parameters())
+
+
+@pytest.mark.parametrize(("temperature", "options"), [(4.0, {}), (2.0, {"target": 0.5, "nontarget": 3.0})])
+def test_dkd_adds_up_to_the_kl_with_the_weights_that_make_it_so(temperature, options):
+    """KL = TCKD + (1 - p_t) NCKD, sample by sample: the identity that DKD starts from."""
+    student, teacher, _ = logits_and_gate()
+    label, one = toy_batch().label, torch.ones(1)
+    weights = {"target": 1.0, "nontarget": 8.0} | options
+    for k in range(len(label)):
+        rows = student[k : k + 1], teacher[k : k + 1], one
+        parts = [
+            dkd_loss(*rows, label[k : k + 1], temperature=temperature, target=a, nontarget=b)
+            for a, b in ((1, 0), (0, 1))
+        ]
+        p = (teacher[k] / temperature).softmax(dim=0)[label[k]]
+        kl = LOGIT_LOSSES.get("kl")(temperature)(*rows, None)
+        torch.testing.assert_close(parts[0] + (1 - p) * parts[1], kl)
+        found = make_logit_loss("dkd", temperature, options)(*rows, toy_batch()._replace(label=label[k : k + 1]))
+        torch.testing.assert_close(found, weights["target"] * parts[0] + weights["nontarget"] * parts[1])
+
+
+def test_dist_takes_no_notice_of_a_linear_change_of_the_probabilities():
+    _, teacher, _ = logits_and_gate()
+    p = (teacher / 4).softmax(dim=1)
+    mixed = 0.3 * p + 0.7 / NUM_CLASSES
+    loss = make_logit_loss("dist", 4.0, {})(4 * mixed.log(), teacher, torch.ones(len(p)), toy_batch())
+    assert loss.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_the_kl_term_is_what_it_was_to_the_last_bit():
+    student, teacher, gate = logits_and_gate()
+    log_p_s, log_p_t = (F.log_softmax(logits / 4.0, dim=1) for logits in (student, teacher))
+    before = (gate * F.kl_div(log_p_s, log_p_t, log_target=True, reduction="none").sum(dim=1)).sum() / len(gate) * 16
+    assert torch.equal(make_logit_loss("kl", 4.0, {})(student, teacher, gate, toy_batch()), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dkd", {"nontarget": -1}, "kd_loss.logits_options: dkd.nontarget is -1, expected a number from 0 on"),
+        ("dkd", {"target": "all"}, "kd_loss.logits_options: dkd.target is 'all'"),
+        ("dist", {"inter": True}, "kd_loss.logits_options: dist.inter is True"),
+        ("dist", {"outer": 1}, "kd_loss.logits_options: dist has no option 'outer'; it has inter, intra"),
+        ("kl", {"temperature": 1}, "kd_loss.logits_options: kl has no option 'temperature'; it has none"),
+        ("kd", {}, "unknown loss at the logits 'kd': did you mean 'dkd'"),
+    ],
+)
+def test_impossible_names_and_options_are_refused_in_one_line(name, options, message):
+    with pytest.raises(UserError) as error:
+        make_logit_loss(name, 4.0, options)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+class Learned(LogitLoss):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, student, teacher, gate, batch):
+        return (self.scale * (student - teacher).square().mean(dim=1) * gate).mean()
+
+
+def test_what_a_loss_assigns_to_itself_is_trained_and_saved_with_the_student():
+    task = toy_task("at", logit_loss=Learned())
+    assert any(parameter is task.logit_loss.scale for parameter in task.parameter_groups()["student"])
+    assert "logit_loss.scale" in task.extra_state()
+    take_step(task, toy_batch())
+    assert task.logit_loss.scale.grad.any()
+
+
+class TestRamp:
+    @pytest.mark.parametrize("distiller", ["at", "crd", "kd", "dist"])
+    def test_is_none_where_neither_the_distiller_nor_the_user_asks_for_it(self, distiller):
+        task = toy_task(distiller)
+        assert not any("ramp" in name for name, _ in (*task.named_buffers(), *task.named_parameters()))
+        loss = torch.tensor(1 / 3)
+        assert task.alpha_ramp(loss) is loss
+
+    @pytest.mark.parametrize("distiller", sorted(DISTILLERS))
+    def test_without_epochs_changes_not_a_bit(self, distiller):
+        ramped, plain = toy_task(distiller), toy_task(distiller, warmup_epochs=0)
+        ramped.start_epoch(100)
+        losses = []
+        for task in (ramped, plain):
+            torch.manual_seed(1)
+            losses.append(take_step(task, toy_batch()).loss)
+        assert torch.equal(*losses)
+        assert not any("ramp" in name for name, _ in plain.named_buffers())
+
+    @pytest.mark.parametrize(
+        ("distiller", "options", "alpha", "beta"),
+        [
+            ("dkd", {}, 20, 0),
+            ("reviewkd", {}, 0, 20),
+            ("reviewkd", {"logit_loss": "dkd"}, 20, 20),
+            ("at", {"logit_loss": "dkd"}, 20, 0),
+            ("dkd", {"logit_loss": "kl"}, 0, 0),
+            ("at", {"warmup_epochs": 5}, 5, 5),
+            ("reviewkd", {"warmup_epochs": 0}, 0, 0),
+        ],
+    )
+    def test_is_as_long_as_the_loss_says_unless_the_user_does(self, distiller, options, alpha, beta):
+        if name := options.get("logit_loss"):
+            options = options | {"logit_loss": make_logit_loss(name, 4.0, {})}
+        task = toy_task(distiller, **options)
+        assert (task.alpha_ramp.epochs, task.beta_ramp.epochs) == (alpha, beta)
+
+    def test_grows_from_epoch_to_epoch_and_stays_at_one(self):
+        task = toy_task("dkd", warmup_epochs=3)
+        factor = task.alpha_ramp.factor
+        found = []
+        for epoch in (0, 1, 2, 3, 1):
+            task.start_epoch(epoch)
+            found.append(factor.item())
+        assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3])
+        assert task.alpha_ramp.factor is factor
+        assert not any("ramp" in name for name in task.extra_state())
+
+    def test_weighs_the_terms_of_a_run_in_every_epoch_and_the_log_has_them_unweighted(self, tmp_path):
+        engine = make_engine(tmp_path / "run", "reviewkd", config=toy_config(init_epoch=1))
+        beta = engine.task.beta
+        finish(engine)
+        lines = records(engine.run)
+        assert [line["epoch"] for line in lines] == list(range(2, EPOCHS + 1))
+        for line in lines:
+            parts = line["train"]
+            spots = sum(parts[f"loss/{spot}"] for spot in ("f1", "f2", "f3"))
+            expected = parts["loss/ce"] + beta * line["epoch"] / 20 * spots + parts["loss/kl"]
+            assert math.isclose(parts["loss/total"], expected, rel_tol=1e-5)
