@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m utils.inspect_gates",
         description=__doc__,
-        epilog="Without images and --class: every class. Spots: fN is feature N, logits the KL term.",
+        epilog="Without images and --class: every class. Spots: fN is feature N, logits the loss at the logits.",
     )
     add_arguments(parser, "a checkpoint of an adaptive or anti run")
     parser.add_argument(

@@ -10,7 +10,8 @@ import pytest
 import torch
 from published_checkout import write_checkout
 
-from utils.benchmark.__main__ import main
+from distillers import DISTILLERS
+from utils.benchmark.__main__ import DISTILLER_NAMES, main
 from utils.benchmark.cases import Case, Conditions, Kind, Pair
 from utils.benchmark.measure import Stopwatch, lasting_bytes, peak_memory, phase_seconds, seconds
 from utils.benchmark.published import PublishedSteps
@@ -21,6 +22,10 @@ from utils.errors import UserError
 CPU = torch.device("cpu")
 SMALL = Conditions(CPU, batch_size=4, size=16, num_classes=10, samples=60, rounds=2)
 PAIR = Pair("resnet8", "resnet8")
+
+
+def test_every_distiller_is_measured_unless_some_are_named():
+    assert {"kd", *DISTILLER_NAMES.split(",")} == set(DISTILLERS)
 
 
 def case(distiller="at", selection="adaptive", conditions=SMALL, pair=PAIR):

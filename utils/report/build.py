@@ -104,7 +104,7 @@ def _curves(dataset: str, runs: Sequence[Run]) -> Section:
 def _shares(dataset: str, runs: Sequence[Run]) -> Section:
     caption = (
         "Share of the training samples distilled at each spot in every epoch, one line per run with a policy. "
-        "fN: the feature with index N (student-teacher where the two differ); logits: the KL term."
+        "fN: the feature with index N (student-teacher where the two differ); logits: the loss at the logits."
     )
     return Section(
         f"Where {dataset} is distilled, and when",
