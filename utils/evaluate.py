@@ -14,7 +14,6 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from utils.command import Parser, guarded
 from utils.errors import UserError
@@ -23,6 +22,7 @@ from utils.report.tables import Table
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
 from utils.training.device import autocast
+from utils.training.facts import flops
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
@@ -110,14 +110,6 @@ def cost(model: nn.Module, restored: Restored) -> Cost:
         gflops=flops(model, restored.data.image_size, restored.device) / 1e9,
         milliseconds={n: latency(model, n, restored.data.image_size, restored.device) for n in LATENCY_BATCHES},
     )
-
-
-@torch.no_grad()
-def flops(model: nn.Module, size: tuple[int, int], device: torch.device) -> int:
-    """Floating-point operations of one image's forward pass: those of convolutions and matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, *size, device=device))
-    return counter.get_total_flops()
 
 
 @torch.inference_mode()

@@ -245,6 +245,9 @@ def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, ca
     assert main(arguments) == 0
     seed = tmp_path / "run" / "imagefolder" / "1029"
     assert "teacher_top1" in json.loads((seed / "adaptive-kd" / "resnet8-resnet8" / "result.json").read_text())
+    facts = json.loads((seed / "adaptive-kd" / "resnet8-resnet8" / "facts.json").read_text())
+    assert (facts["train_images"], facts["classes"], facts["image_size"]) == (8, 2, [8, 64])
+    assert facts["parameters"] == facts["teacher_parameters"] > 0
     assert (tmp_path / "run" / "report" / "report.html").exists()
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0

@@ -10,7 +10,7 @@ import yaml
 
 from utils.config import Config, find_config
 from utils.config.changes import differences
-from utils.config.related import next_command, teacher_run
+from utils.config.related import next_command, own_command, teacher_run
 from utils.errors import UserError
 from utils.grid.plan import plan
 
@@ -121,6 +121,17 @@ class TestNextCommand:
         config = student(*words, f"kd.selection={selection}")
         expected = student(*words, f"kd.selection={then}")
         assert run_by(next_command(config)) == expected
+
+    @pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
+    def test_of_a_run_itself_repeats_it(self, selection):
+        config = student(f"kd.selection={selection}", "training.epochs=3", "dataset.root=my pictures")
+        assert run_by(own_command(config)) == config
+
+    def test_of_a_network_alone_repeats_it(self):
+        config = single("training.epochs=3", "model.label=own")
+        variables, script, words = typed(own_command(config))
+        assert script == "train_single.sh"
+        assert find_config("digits", 7, model=variables["model"]).load(words) == config
 
     def test_is_short_where_nothing_was_changed(self):
         plain = "dataset=digits seed=7 net1=resnet14 net2=resnet8 distiller=at sh"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cache
 from typing import Any
 
@@ -23,18 +23,24 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
 
 
 def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` as dotted keys, without those that the schema marks as `Incidental`."""
-    return {key: value for key, value in flatten(config).items() if key not in _incidental_keys()}
+    """`config` as dotted keys, without those that the schema marks as `Incidental`.
+
+    What a key holds stays one value, e.g. all of ``kd_loss.options``: two runs may have different ones.
+    """
+    incidental = _keys()
+    return {key: value for key, value in _walk(config, "", whole=incidental) if not incidental.get(key, False)}
 
 
 @cache
-def _incidental_keys() -> frozenset[str]:
-    return frozenset(".".join(key) for key, field in all_fields(Config) if INCIDENTAL in field.metadata)
+def _keys() -> dict[str, bool]:
+    """Every key of the schema, and whether it is incidental."""
+    return {".".join(key): INCIDENTAL in field.metadata for key, field in all_fields(Config)}
 
 
-def _walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk(section: dict[str, Any], prefix: str, whole: Container[str] = ()) -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _walk(value, f"{prefix}{name}.")
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and key not in whole:
+            yield from _walk(value, f"{key}.", whole)
         else:
-            yield f"{prefix}{name}", value
+            yield key, value

@@ -65,30 +65,44 @@ def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
     return run
 
 
+def own_command(config: Config) -> str | None:
+    """The launcher's command that makes the very run of `config`; None for data that the launchers do not know."""
+    variables = {"dataset": _folder(config), "seed": config.training.seed}
+    try:
+        if config.model:
+            composed = find_config(**variables, model=config.model.name)
+            words = _overrides(composed, config, ())
+            return _command(variables | {"model": config.model.name}, "train_single.sh", words)
+        kd, distiller = config.kd, config.kd_loss.name
+        composed = find_config(**variables, teacher=kd.teacher.name, student=kd.student.name, distiller=distiller)
+        variables |= {"net1": kd.teacher.name, "net2": kd.student.name, "distiller": distiller}
+        given = () if kd.selection == "adaptive" else (f"kd.selection={kd.selection}",)
+        words = _overrides(composed, config, given)
+    except UserError:
+        return None
+    if kd.selection == "anti":
+        return _command(variables, "train_anti.sh", words)
+    return _command(variables, "train.sh", [*given, *words])
+
+
 def next_command(config: Config) -> str | None:
     """What one might run after `config`, ready to be pasted; None for data that the launchers do not know.
 
     After a network alone that is a student of it (train.sh has a default for the student), after adaptive
     distillation the ablation, after the ablation the plain distiller.
     """
+    if config.kd:
+        selection = "fixed" if config.kd.selection == "anti" else "anti"
+        kd = config.kd.model_copy(update={"selection": selection})
+        return own_command(config.model_copy(update={"kd": kd}))
+    name = config.model.name
     variables = {"dataset": _folder(config), "seed": config.training.seed}
     try:
-        if config.model:
-            name = config.model.name
-            composed = find_config(**variables, teacher=name, student=name, distiller="at")
-            target = composed.load(_shared(config, "kd.teacher", config.model))
-            variables |= {"net1": name, "distiller": "at"}
-            return _command(variables, "train.sh", _overrides(composed, target, ()))
-        kd, distiller = config.kd, config.kd_loss.name
-        composed = find_config(**variables, teacher=kd.teacher.name, student=kd.student.name, distiller=distiller)
+        composed = find_config(**variables, teacher=name, student=name, distiller="at")
+        target = composed.load(_shared(config, "kd.teacher", config.model))
     except UserError:
         return None
-    variables |= {"net1": kd.teacher.name, "net2": kd.student.name, "distiller": distiller}
-    script, selection = ("train.sh", "fixed") if kd.selection == "anti" else ("train_anti.sh", "anti")
-    given = (f"kd.selection={selection}",)
-    target = config.model_copy(update={"kd": kd.model_copy(update={"selection": selection})})
-    words = _overrides(composed, target, given)
-    return _command(variables, script, words if script == "train_anti.sh" else [*given, *words])
+    return _command(variables | {"net1": name, "distiller": "at"}, "train.sh", _overrides(composed, target, ()))
 
 
 def _shared(config: Config, section: str, network: ModelConfig) -> list[str]:

@@ -136,7 +136,7 @@ class RunDir(Layout):
         for folder in (self.checkpoints, self.old_tensorboard, self.gate_samples, self.evaluation):
             if folder.exists():
                 shutil.rmtree(folder)
-        for file in (self.log, self.metrics, self.gates, self.config, self.result, *self.event_files()):
+        for file in (self.log, self.metrics, self.gates, self.config, self.facts, self.result, *self.event_files()):
             file.unlink(missing_ok=True)
         self.checkpoints.mkdir()
 

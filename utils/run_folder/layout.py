@@ -21,6 +21,7 @@ class Layout:
         gates: a JSON line per epoch of the train phase: how often each class was distilled at each spot.
         gate_samples: holds an ``.npz`` per recorded epoch: how often each sample was distilled at each spot so far.
         config: the settings of the run.
+        facts: how large the data and the networks are, and the machine.
         result: the accuracies; written when the run is finished.
         lock: held by the process that writes to the folder.
         evaluation: what ``python -m utils.evaluate`` found.
@@ -37,6 +38,7 @@ class Layout:
         self.gates = path / "gates.jsonl"
         self.gate_samples = path / "gates"
         self.config = path / CONFIG
+        self.facts = path / "facts.json"
         self.result = path / "result.json"
         self.lock = path / ".lock"
         self.evaluation = path / "evaluation"

@@ -18,9 +18,11 @@ from utils.run_folder.choice import NoChoice, no_choice
 from utils.run_folder.layout import CONFIG, Layout
 from utils.run_folder.records import (
     Epoch,
+    Facts,
     Result,
     read_config,
     read_epochs,
+    read_facts,
     read_gate_line,
     read_gate_samples,
     read_result,
@@ -72,6 +74,7 @@ class Run:
         records: the epochs of the training proper, in order.
         status: ``running`` while a process holds the folder; ``finished`` if every epoch of the config is done.
         result: what the run wrote at its end; None before.
+        facts: what the run wrote at its beginning; None if it is an older one.
     """
 
     path: Path
@@ -79,6 +82,7 @@ class Run:
     records: list[Epoch]
     status: Status
     result: Result | None
+    facts: Facts | None = None
 
     @property
     def dataset(self) -> str:
@@ -225,7 +229,7 @@ def read_run(path: Path) -> Run | None:
     # A finished run may have been resumed with more epochs; the old result then says nothing of where it is now.
     done = result is not None and bool(records) and records[-1]["epoch"] >= config["training"]["epochs"]
     status: Status = "running" if is_locked(layout) else "finished" if done else "stopped"
-    return Run(path, config, records, status, result)
+    return Run(path, config, records, status, result, read_facts(layout.facts))
 
 
 def is_locked(layout: Layout) -> bool:

@@ -42,6 +42,30 @@ class Result(TypedDict):
     teacher_top1: NotRequired[FiniteFloat]
 
 
+class Facts(TypedDict):
+    """``facts.json``: what is known of a run before its first step. Older runs have none.
+
+    Attributes:
+        train_images, val_images: their numbers.
+        image_size: height and width.
+        parameters, teacher_parameters: of the networks.
+        flops, teacher_flops: of one image's forward pass, two for a multiplication and an addition; None if not known.
+        weights: of the terms of the loss that have one, and over how many epochs it grows to that.
+        device: the machine it began on.
+    """
+
+    train_images: int
+    val_images: int
+    classes: int
+    image_size: tuple[int, int]
+    parameters: int
+    flops: int | None
+    teacher_parameters: NotRequired[int]
+    teacher_flops: NotRequired[int | None]
+    weights: dict[str, tuple[FiniteFloat, int]]
+    device: str
+
+
 class GateLine(TypedDict):
     """A line of ``gates.jsonl``: by class, the share of its samples distilled at each gate; None if it has none."""
 
@@ -108,6 +132,7 @@ def _check_config(config: _Config) -> _Config:
 
 _EPOCH = TypeAdapter(Annotated[Epoch, AfterValidator(_check_epoch)])
 _RESULT = TypeAdapter(Result)
+_FACTS = TypeAdapter(Facts)
 _GATE_LINE = TypeAdapter(Annotated[GateLine, AfterValidator(_check_gate_line)])
 _CONFIG = TypeAdapter(Annotated[_Config, AfterValidator(_check_config)])
 
@@ -133,12 +158,12 @@ def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
 
 def read_result(file: Path) -> Result | None:
     """What ``result.json`` says; None if there is none."""
-    content = _read(file)
-    try:
-        return None if content is None else _RESULT.validate_json(content)
-    except ValidationError as error:
-        warn(f"{file}: no result of a run ({first_problem(error)}); left out")
-        return None
+    return _read_json(file, _RESULT, "result")
+
+
+def read_facts(file: Path) -> Facts | None:
+    """What ``facts.json`` says; None if there is none."""
+    return _read_json(file, _FACTS, "facts")
 
 
 def read_gate_line(file: Path) -> GateLine | None:
@@ -186,6 +211,15 @@ def _read_lines(file: Path, shape: TypeAdapter[T]) -> list[T]:
     if broken:
         warn(f"{broken}; left out, with any other such line")
     return lines
+
+
+def _read_json(file: Path, shape: TypeAdapter[T], what: str) -> T | None:
+    content = _read(file)
+    try:
+        return None if content is None else shape.validate_json(content)
+    except ValidationError as error:
+        warn(f"{file}: no {what} of a run ({first_problem(error)}); left out")
+        return None
 
 
 def _read(file: Path) -> bytes | None:

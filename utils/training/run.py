@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from utils.training.build import (
 from utils.training.cuda_graph import refuse_impossible
 from utils.training.device import choose_device, keep_freed_memory, naming_exhausted_memory, set_up
 from utils.training.engine import Engine
+from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
 
 
@@ -165,6 +167,8 @@ def fit(
             refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
         checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
         stack.enter_context(log_ending(run))
+        if is_main():
+            write_text(run.facts, json.dumps(facts_of(task, data, device), indent=2) + "\n")
         result |= Engine(phases, data, run, config, device).start(checkpoint).fit(stop)
         if is_main():
             run.write_result(result)
@@ -219,12 +223,9 @@ def check_unchanged(checkpoint: dict, config: Config) -> None:
 
 
 def describe(config: Config, data: Data, device: torch.device) -> str:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    if world_size() > 1:
-        where = f"{world_size()} processes, each on {where}"
     return (
         f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
-        f"{data.num_classes} classes) | {config.title} | {where} | {config.run_dir}"
+        f"{data.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
     )
 
 
