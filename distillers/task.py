@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch
+from distillers.ops.label_loss import LabelLoss
 from models.staged import StagedModel
 
 _STORED_ELSEWHERE = ("student.", "teacher.")
@@ -22,12 +22,14 @@ class TaskOutput(NamedTuple):
         parts: named scalars for the log, detached, means over the batch; ``"loss/..."`` and ``"gate/..."``.
         logits: the trained network's logits ``[B, num_classes]``, detached; None where there is nothing to score.
         gates: where each sample was distilled, ``[B, K + 1]``; None where nothing is.
+        label: the classes ``[B]`` that the logits are scored by; None: those of the batch.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     logits: Tensor | None = None
     gates: Tensor | None = None
+    label: Tensor | None = None
 
 
 class Task(nn.Module):
@@ -80,16 +82,19 @@ class Classification(Task):
 
     Args:
         student: the network to train.
+        label_loss: cross-entropy and what comes with it; by default that alone.
     """
 
-    def __init__(self, student: StagedModel):
+    def __init__(self, student: StagedModel, label_loss: LabelLoss | None = None):
         super().__init__()
         self.student = student
+        self.label_loss = label_loss or LabelLoss()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"model": list(self.student.parameters())}
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
+        batch, targets = self.label_loss.mix(batch)
         logits = self.student(batch.image)
-        loss = F.cross_entropy(logits.float(), batch.label)
-        yield TaskOutput(loss, {"loss/total": loss.detach()}, logits.detach())
+        loss = self.label_loss(logits, targets)
+        yield TaskOutput(loss, {"loss/total": loss.detach()}, logits.detach(), label=targets.dominant)

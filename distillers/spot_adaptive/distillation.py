@@ -17,6 +17,7 @@ from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot
 from distillers.logits import LOGIT_LOSSES
 from distillers.logits.base import LogitLoss
+from distillers.ops.label_loss import LabelLoss, Targets
 from distillers.spot_adaptive.ramp import Ramp
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
@@ -49,6 +50,8 @@ class SpotAdaptiveDistillation(Task):
         routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two. They
             are a random sample, so the policy's gradient is estimated without bias, at this share of the cost.
         processes: how many share each batch, every one with a task of its own.
+        label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
+            see the images that it mixes, and the distiller the label and the index of the image itself.
     """
 
     def __init__(
@@ -69,11 +72,13 @@ class SpotAdaptiveDistillation(Task):
         gate_temperature: float = 5.0,
         routing_share: float = 1.0,
         processes: int = 1,
+        label_loss: LabelLoss | None = None,
     ):
         super().__init__()
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.distiller = distiller
+        self.label_loss = label_loss or LabelLoss()
         self.selection = selection
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.logit_loss: LogitLoss = logit_loss or LOGIT_LOSSES.get(distiller.logit_loss)()
@@ -122,25 +127,26 @@ class SpotAdaptiveDistillation(Task):
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         """The student's loss, then the policy's; ``parts`` has every term, and the share of samples distilled at each
         spot."""
+        batch, targets = self.label_loss.mix(batch)
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher.features(batch.image)
-        output, gates = self._distil(batch, teacher_features, teacher_logits)
+        output, gates = self._distil(batch, targets, teacher_features, teacher_logits)
         if self.policy is None:
             yield output
             return
         start = self.router.start(teacher_features, teacher_logits)
         del teacher_features
         yield output
-        yield self._route(batch, start, gates, output)
+        yield self._route(batch, targets, start, gates, output)
 
     def _distil(
-        self, batch: Batch, teacher_features: list[Tensor], teacher_logits: Tensor
+        self, batch: Batch, targets: Targets, teacher_features: list[Tensor], teacher_logits: Tensor
     ) -> tuple[TaskOutput, Tensor]:
         """The student's loss ``CE + beta * spots + alpha * logits``, and the gates with the policy's gradient."""
         features, logits = self.student.features(batch.image)
         gates = self.draw_gates(teacher_features[-1], features[-1])
         chosen = self.choose(gates)
-        ce = F.cross_entropy(logits.float(), batch.label)
+        ce = self.label_loss(logits, targets)
         spots = self.distiller(features, teacher_features, chosen[:, :-1], batch)
         at_logits = self.logit_loss(logits, teacher_logits, chosen[:, -1], batch)
         loss = ce + self.beta_ramp(self.beta * spots.sum()) + self.alpha_ramp(self.alpha * at_logits)
@@ -148,18 +154,20 @@ class SpotAdaptiveDistillation(Task):
         parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}
         parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
         parts = {name: part.detach() for name, part in parts.items()}
-        return TaskOutput(loss, parts, logits.detach(), chosen), gates
+        return TaskOutput(loss, parts, logits.detach(), chosen, targets.dominant), gates
 
-    def _route(self, batch: Batch, start: Tensor, gates: Tensor, student: TaskOutput) -> TaskOutput:
+    def _route(
+        self, batch: Batch, targets: Targets, start: Tensor, gates: Tensor, student: TaskOutput
+    ) -> TaskOutput:
         """The policy's loss, from the routed pass of the samples that `routing_share` leaves."""
         size = len(batch.label)
         count = min(size, max(2, math.ceil(self.routing_share * size - 1e-9)))  # 0.1 * 30 is 3, not 3.0000000000000004
-        image, label = batch.image[:count], batch.label[:count]
-        routed = self.router(image, self._twin[0], self.teacher, start[:count], gates[:count])
-        routed_ce = F.cross_entropy(routed.float(), label)
+        targets = targets.first(count)
+        routed = self.router(batch.image[:count], self._twin[0], self.teacher, start[:count], gates[:count])
+        routed_ce = self.label_loss(routed, targets)
         student_ce = student.parts["loss/ce"]
         if count < size:
-            student_ce = F.cross_entropy(student.logits[:count].float(), label)
+            student_ce = self.label_loss(student.logits[:count], targets)
         loss = routing_loss(routed_ce, student_ce, gates[:, -1], self.gamma, self.processes)
         return TaskOutput(loss, {"loss/routed_ce": routed_ce.detach(), "loss/policy": loss.detach()})
 

@@ -49,6 +49,11 @@ class TrainingConfig(Section):
         None, validate_default=True, description="the same for lr_agent (default: lr_decay_epochs)"
     )
     lr_decay_rate: Annotated[Positive, Field(le=1)] = Field(0.1, description="factor of each drop, for both")
+    label_smoothing: Annotated[NotNegative, Field(lt=1)] = Field(
+        0.0, description="part of each target that is spread over all classes"
+    )
+    mixup: NotNegative = Field(0.0, description="mix images and labels in pairs; its alpha, customary 0.2 (0: off)")
+    cutmix: NotNegative = Field(0.0, description="the same by rectangles, customary 1; with mixup: one or the other")
     batch_size: Count = Field(64, description="images per step, over all devices together")
     num_workers: Incidental[Workers] = Field(4, description="processes or threads that read images")
     epochs: Count = Field(240, description="epochs in all")

@@ -15,6 +15,7 @@ from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
 from distillers.logits import LOGIT_LOSSES
 from distillers.logits.base import LogitLoss
+from distillers.ops.label_loss import LabelLoss
 from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.task import Classification, Task
@@ -60,7 +61,7 @@ def build_task(config: Config, info: DataInfo) -> Task:
         name = f"the student {network.title}" if kd else network.title
         load_network(student, network, Path(network.checkpoint), info, name, new_head=network.new_head)
     if kd is None:
-        return Classification(student)
+        return Classification(student, make_label_loss(config))
     return assemble(config, student, build_network(kd.teacher, info), info)
 
 
@@ -151,7 +152,13 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
         processes=world_size(),
+        label_loss=make_label_loss(config),
     )
+
+
+def make_label_loss(config: Config) -> LabelLoss:
+    training = config.training
+    return LabelLoss(training.label_smoothing, training.mixup, training.cutmix)
 
 
 def make_distiller(name: str, setting: Setting, options: dict) -> Distiller:

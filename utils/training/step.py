@@ -81,20 +81,21 @@ class EagerStep:
     def compute(self, batch: Batch) -> None:
         """All that the device does. What has to last until the next step is written in place."""
         self.drop_gradients()
-        parts, logits, gates = {}, None, None
+        parts, logits, label, gates = {}, None, None, None
         # Backward passes stay in this thread, where a recorder decides on the memory that is allocated.
         with torch.autograd.grad_mode.set_multithreading_enabled(False):
             for output in self._losses(batch):
                 output.loss.backward()
                 self._replica.send_gradients()  # they travel while the next loss is computed
                 parts |= output.parts
-                logits = output.logits if logits is None else logits
+                if logits is None:
+                    logits, label = output.logits, output.label
                 gates = output.gates if gates is None else gates
         self._replica.receive_gradients()
         for optimizer in self.optimizers.values():
             optimizer.step()
         self._replica.end_step()
-        hits = {} if logits is None else top_k_hits(logits, batch.label)
+        hits = {} if logits is None else top_k_hits(logits, batch.label if label is None else label)
         self.meter.accumulate(parts | hits, len(batch.label))
         if gates is not None:
             self.gates.add(gates, batch)
