@@ -156,9 +156,7 @@ class SpotAdaptiveDistillation(Task):
         parts = {name: part.detach() for name, part in parts.items()}
         return TaskOutput(loss, parts, logits.detach(), chosen, targets.dominant), gates
 
-    def _route(
-        self, batch: Batch, targets: Targets, start: Tensor, gates: Tensor, student: TaskOutput
-    ) -> TaskOutput:
+    def _route(self, batch: Batch, targets: Targets, start: Tensor, gates: Tensor, student: TaskOutput) -> TaskOutput:
         """The policy's loss, from the routed pass of the samples that `routing_share` leaves."""
         size = len(batch.label)
         count = min(size, max(2, math.ceil(self.routing_share * size - 1e-9)))  # 0.1 * 30 is 3, not 3.0000000000000004

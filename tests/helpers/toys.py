@@ -74,14 +74,15 @@ def toy_task(distiller: str | type[Distiller] = "at", seed: int = 0, spots=None,
 
 def take_step(task: Task, batch: Batch) -> TaskOutput:
     """Forward and backward passes of one step; what the task yielded, as one, the losses added up."""
-    loss, parts, logits, gates = torch.zeros(()), {}, None, None
+    loss, parts, logits, gates, label = torch.zeros(()), {}, None, None, None
     for output in task(batch):
         output.loss.backward()
         loss = loss + output.loss.detach()
         parts |= output.parts
         logits = output.logits if logits is None else logits
         gates = output.gates if gates is None else gates
-    return TaskOutput(loss, parts, logits, gates)
+        label = output.label if label is None else label
+    return TaskOutput(loss, parts, logits, gates, label)
 
 
 def toy_data(
