@@ -51,7 +51,7 @@ class SpotAdaptiveDistillation(Task):
             are a random sample, so the policy's gradient is estimated without bias, at this share of the cost.
         processes: how many share each batch, every one with a task of its own.
         label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
-            see the images that it mixes, and the distiller the label and the index of the image itself.
+            see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.
     """
 
     def __init__(
