@@ -1,0 +1,179 @@
+"""A Slurm cluster of one's own: munged, slurmctld and the slurmd of every node on 127.0.0.1, in a folder.
+
+It is Debian's ``slurm-wlm`` and ``munge``, has no accounting, and shares nothing with a Slurm that this machine may
+belong to: ports, keys, sockets and state are its own. Its daemons run as the user who starts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
+PATIENCE = 30.0  # seconds for a daemon to come up
+
+_CONF = """
+ClusterName=tests
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
+ReturnToService=2
+KillWait=20
+GresTypes=gpu
+{nodes}
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Cluster:
+    """A running cluster; ``with Cluster(folder) as cluster``.
+
+    Args:
+        folder: a new one, short enough for the path of a socket (100 characters).
+        nodes: how many; all of them are this machine, and each says that it has four CPUs and two GPUs.
+
+    Attributes:
+        environment: variables by which Slurm's commands find this cluster.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 1):
+        self.folder, self.names = folder, [f"node{k + 1}" for k in range(nodes)]
+        self._ports = _free_ports(nodes + 1)
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        for name in [name for name in self.environment if name.startswith(("SLURM_JOB", "SBATCH_"))]:
+            del self.environment[name]
+        self._daemons: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._prepare()
+            self._start_munged()
+            self.start_controller()
+            for name in self.names:
+                self._start(f"slurmd-{name}", "slurmd", "-D", "-N", name)
+            self._wait(lambda: self("sinfo", "-h", "-o", "%T", "--Node").split() == ["idle"] * len(self.names))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(subprocess.SubprocessError):
+            self("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
+        for name in reversed(list(self._daemons)):
+            self._end(name)
+
+    def __call__(self, *command: str) -> str:
+        """Run one of Slurm's commands; what it prints.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        options = {"env": self.environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.run(command, check=True, timeout=PATIENCE, **options).stdout
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "slurmctld", "-D")
+        self._wait(lambda: self("scontrol", "ping").count(" is UP"))
+
+    def stop_controller(self) -> None:
+        """What it knows of jobs is kept for the next start."""
+        self._end("slurmctld")
+
+    def jobs(self) -> list[dict[str, str]]:
+        """What ``scontrol`` knows of every job, those that ended included."""
+        lines = self("scontrol", "--oneliner", "show", "job").splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+    def logs(self) -> str:
+        """The last lines of every daemon's log, for a test that failed."""
+        files = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"== {file.name}\n" + "\n".join(file.read_text().splitlines()[-40:]) for file in files)
+
+    def _prepare(self) -> None:
+        self.folder.chmod(0o755)  # munge refuses a folder that others may write to
+        (self.folder / "state").mkdir()
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        node = "NodeName={} NodeHostname=localhost NodeAddr=127.0.0.1 Port={} CPUs=4 RealMemory=4000 Gres=gpu:2"
+        nodes = "\n".join(node.format(*pair) for pair in zip(self.names, self._ports[1:]))
+        text = _CONF.format(folder=self.folder, ports=self._ports, user=getpass.getuser(), nodes=nodes)
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
+
+    def _start_munged(self) -> None:
+        files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munged.seed"}
+        options = [f"--{option}={self.folder / file}" for option, file in files.items()]
+        self._start("munged", "munged", "--foreground", "--force", *options)
+        self._wait((self.folder / "munge.socket").exists)
+
+    def _start(self, name: str, program: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.out.log").open("ab") as output:
+            self._daemons[name] = subprocess.Popen(
+                [program, *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a Ctrl-C is for the tests
+            )
+
+    def _end(self, name: str) -> None:
+        daemon = self._daemons.pop(name)
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def _wait(self, condition) -> None:
+        end = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(subprocess.SubprocessError):  # of a command that nobody answers yet
+                if condition():
+                    return
+            dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
+            if dead or time.monotonic() > end:
+                raise RuntimeError(f"the cluster does not start ({', '.join(dead) or 'too slow'})\n{self.logs()}")
+            time.sleep(0.05)
+
+
+def missing_programs() -> list[str]:
+    return [program for program in PROGRAMS if shutil.which(program) is None]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
