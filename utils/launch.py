@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 def launch(count: int, command: Sequence[str]) -> int:
     """Run `command`, a script and its arguments, as `count` processes, and return the exit code of the job.
 
-    One that fails ends the others. SIGTERM and SIGINT are handed on to all; a second SIGINT ends all at once.
+    One that fails ends the others. SIGTERM, SIGUSR1 and SIGINT are handed on to all; a second SIGINT ends all at once.
     """
     logging.disable()  # of this process alone: what torchrun says about failures
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -122,6 +122,8 @@ def _hand_on_signals(scratch: str) -> None:
             print(STOPPED_AT_ONCE, file=sys.stderr, flush=True)
             shutil.rmtree(scratch, ignore_errors=True)
             os._exit(EXIT_KILLED)
+        if asked:  # a batch system may send several; torchrun's own end must not be interrupted
+            return
         asked = True
         raise SignalException("asked to stop", signal.Signals(number))
 

@@ -130,7 +130,12 @@ class Cluster:
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
 
     def _start_munged(self) -> None:
-        files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munged.seed"}
+        files = {
+            "key-file": "munge.key",
+            "socket": "munge.socket",
+            "pid-file": "munged.pid",
+            "seed-file": "munged.seed",
+        }
         options = [f"--{option}={self.folder / file}" for option, file in files.items()]
         self._start("munged", "munged", "--foreground", "--force", *options)
         self._wait((self.folder / "munge.socket").exists)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +17,21 @@ from utils.errors import UserError
 from utils.grid.plan import Job, plan, state
 from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
-from utils.processes.stopping import EXIT_INTERRUPTED
+from utils.grid.slurm import SlurmQueue, describe
+from utils.grid.slurm_commands import read_request
+from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 from utils.report.write import write_report
 from utils.run_folder.read import read_run
 
 EXIT_FAILED = 1
 TEACHER_ARG = "--teacher-arg"
+SLURM = "--slurm"
 SELECTIONS = ("fixed", "adaptive", "anti", "random", "single")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(words)
+    options = _read(words)
     jobs = plan(
         options.dataset,
         options.selections,
@@ -37,26 +41,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides,
         options.teacher_arg,
     )
+    on_slurm = options.slurm is not None
+    request = read_request(options.slurm) if on_slurm else None
     if options.dry_run:
-        for job in jobs:
-            print(f"{state(job).status:<10}  {job.name}  {job.folder}")
+        print("\n".join(describe(jobs) if on_slurm else [f"{state(j).status:<10}  {j.name}  {j.folder}" for j in jobs]))
         return 0
     root = Path(jobs[0].config.run.root)
     progress = Progress(len(jobs))
     try:
-        outcomes = Pool(jobs, slots(options.jobs), root / "grid", progress.say, progress).work()
+        if on_slurm:
+            queue = SlurmQueue(jobs, request, root / "grid", progress.say, progress)
+        else:
+            queue = Pool(jobs, slots(options.jobs), root / "grid", progress.say, progress)
+        if options.detach:
+            return leave(queue)
+        outcomes = queue.work()
     finally:
         progress.close()
     _report(jobs, Path(options.out) if options.out else root / "report")
     return conclude(outcomes)
 
 
+def leave(queue: SlurmQueue) -> int:
+    """Hand the runs to Slurm and let it go on with them alone; the exit code."""
+    with StopRequest() as stop:
+        queue.submit(stop)
+    print("the same command without --detach watches them, with --dry-run it says how far they are")
+    return EXIT_INTERRUPTED if stop.requested else 0
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The ``key=value`` words apart from the rest; argparse would take them for further values of a list."""
+    """The ``key=value`` words apart from the rest; argparse would take them for further values of a list.
+
+    Right behind ``--slurm``, words whose key has no dot are for Slurm.
+    """
     words: list[str] = []
     overrides: list[str] = []
+    for_slurm = False
     for word in arguments:
-        takes_it = bool(words) and words[-1] in (TEACHER_ARG, "--out")
+        for_slurm = word == SLURM or (for_slurm and "." not in word.partition("=")[0] and not word.startswith("-"))
+        takes_it = for_slurm or (bool(words) and words[-1] in (TEACHER_ARG, "--out"))
         (overrides if "=" in word and not word.startswith("-") and not takes_it else words).append(word)
     return words, overrides
 
@@ -107,6 +131,16 @@ def _report(jobs: Sequence[Job], out: Path) -> None:
             print(f"no report: {error}")
 
 
+def _read(words: Sequence[str]) -> Namespace:
+    parser = _parser()
+    options = parser.parse_args(words)
+    if options.slurm is None and options.detach:
+        parser.error("--detach: only with --slurm")
+    if options.slurm is not None and options.jobs:
+        parser.error("--jobs: not with --slurm, where array=N says how many run at a time")
+    return options
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m utils.grid",
@@ -129,6 +163,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--jobs", type=whole_number(1), metavar="N", help="runs at a time (default: one per GPU, or one)"
     )
+    parser.add_argument(
+        SLURM,
+        nargs="*",
+        metavar="key=value",
+        help="hand every run to Slurm; the words are options of sbatch, e.g. gpus=1 partition=long time=12:00:00, and "
+        "array=N lets N of an array run at a time",
+    )
+    parser.add_argument("--detach", action="store_true", help="with --slurm: do not watch the runs")
     parser.add_argument(
         TEACHER_ARG,
         action="append",

@@ -10,18 +10,40 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from distillers import DISTILLERS
 from utils.grid.plan import Job
-from utils.grid.pool import Pool
+from utils.grid.pool import Outcome
 from utils.run_folder.layout import Layout
 from utils.run_folder.records import read_epochs
 
 EVERY = 5.0  # seconds between two looks at the runs' records
 EVERY_IN_FILE = 300.0  # the same where output goes to a file, which gets a line each time
 NAMED = 3  # running jobs whose epoch is shown
+
+
+class Queue(Protocol):
+    """What works through the jobs: `utils.grid.pool.Pool` here, `utils.grid.slurm.SlurmQueue` on a cluster.
+
+    Attributes:
+        jobs: all of them.
+        waiting: those that have not begun.
+        running: things with an attribute `job`.
+        slots: as many as run at a time.
+        outcomes: of the jobs that are through, by their folders.
+    """
+
+    jobs: list[Job]
+    waiting: list[Job]
+    running: list[Any]
+    slots: list[Any]
+    outcomes: dict[Path, Outcome]
+
+    def work(self) -> list[Outcome]:
+        """Go through all jobs; how they went."""
 
 
 class Progress:
@@ -38,7 +60,7 @@ class Progress:
         sys.stdout.flush()
         self._looked = -EVERY
 
-    def __call__(self, pool: Pool) -> None:
+    def __call__(self, pool: Queue) -> None:
         now = time.monotonic()
         if self._bar.disable:
             if now - self._written >= EVERY_IN_FILE:
@@ -53,7 +75,7 @@ class Progress:
         """Take the line off the terminal."""
         self._bar.close()
 
-    def text(self, pool: Pool) -> str:
+    def text(self, pool: Queue) -> str:
         """``[7/40] left 1:02:03 | at fixed, resnet20-resnet8, seed 1029: epoch 3/12``."""
         running = [item.job for item in pool.running]
         through = [job for job in pool.jobs if job.folder in pool.outcomes]

@@ -1,7 +1,8 @@
 """Stopping when asked to, at a place from which one can go on.
 
-SIGTERM (batch systems, ``docker stop``) and SIGINT (Ctrl-C) ask a process to stop. While there is nothing to save, it
-stops at once; in training the step under way is finished and saved first. Both end with `EXIT_INTERRUPTED`.
+SIGTERM (batch systems, ``docker stop``), SIGUSR1 (Slurm, before a time limit) and SIGINT (Ctrl-C) ask a process to
+stop. While there is nothing to save, it stops at once; in training the step under way is finished and saved first. All
+end with `EXIT_INTERRUPTED`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from utils.processes.place import rank_info
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped early, everything saved, try again
 EXIT_KILLED = 128 + signal.SIGINT  # what a shell makes of a process that SIGINT ends
 NOTHING_TO_SAVE = (
@@ -33,7 +34,7 @@ class Interrupted(BaseException):
 
 
 def interrupt_on_stop_signals() -> None:
-    """From now on let both signals raise `Interrupted`; one of several processes just ends, its launcher speaks."""
+    """From now on let these signals raise `Interrupted`; one of several processes just ends, its launcher speaks."""
     # That process may be signalled just as well because another one failed: it has nothing to report.
     _handle(signal.SIG_DFL if rank_info().world > 1 else _interrupt)
 
@@ -89,7 +90,7 @@ def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
 
 
 def _handle(handler: Handler) -> dict[int, Handler]:
-    """Set the handler of both signals; those that were there."""
+    """Set the handler of all stop signals; those that were there."""
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
 

@@ -25,6 +25,8 @@ class Layout:
         result: the accuracies; written when the run is finished.
         lock: held by the process that writes to the folder.
         evaluation: what ``python -m utils.evaluate`` found.
+        slurm_job: under which name the grid handed the run to Slurm.
+        slurm_log: what it printed there.
     """
 
     def __init__(self, path: Path):
@@ -42,6 +44,8 @@ class Layout:
         self.result = path / "result.json"
         self.lock = path / ".lock"
         self.evaluation = path / "evaluation"
+        self.slurm_job = path / "slurm.json"
+        self.slurm_log = path / "slurm.txt"
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> Layout | None:

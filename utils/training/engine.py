@@ -107,7 +107,7 @@ class Engine:
             ``best`` and ``last`` validation accuracies in percent, and the checkpoints' paths.
 
         Raises:
-            Interrupted: SIGTERM or SIGINT arrived; the state after the last whole step is saved.
+            Interrupted: a stop signal arrived; the state after the last whole step is saved.
             UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         try:

@@ -59,7 +59,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, teac
 
     Raises:
         UserError: anything that the user can put right; nothing is written before everything is built.
-        Interrupted: SIGTERM or SIGINT arrived, and what there was is saved.
+        Interrupted: a stop signal arrived, and what there was is saved.
     """
     log_to_console()
     run = RunDir(config.run_dir)
