@@ -1,0 +1,317 @@
+"""``python -m utils.grid --slurm`` on a real Slurm: what is stopped goes on exactly, and nothing is submitted twice.
+
+Needs Debian's ``slurm-wlm`` and ``munge`` and submitit; run with ``sh test.sh -m slurm``. Takes about ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from process_runs import REPOSITORY, fingerprint, prepare
+from slurm_cluster import Cluster, missing_programs
+
+from utils.processes.stopping import EXIT_INTERRUPTED
+from utils.run_folder.folder import RunDir
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+PATIENCE = 600  # seconds
+PACE = ("training.batch_size=8", "training.num_workers=0", "validation.num_workers=0")
+SHORT, LONG = 30, 220  # epochs; the long one is hit by a limit of a minute twice
+RUN = "imagefolder/1029/random-at/resnet8-resnet8"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    if missing := missing_programs():
+        pytest.skip(f"no Slurm here: {', '.join(missing)} missing; apt-get install slurm-wlm munge")
+    pytest.importorskip("submitit")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    with Cluster(folder) as running:
+        yield running
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("data"))
+
+
+def words_for(data: Path, root: Path) -> list[str]:
+    keys = [*PACE, f"dataset.root={data}/images", "dataset.img_h=16", "training.device=cpu", f"run.root={root}"]
+    return ["--dataset", "imagefolder", "--pairs", "resnet8-resnet8", *keys]
+
+
+def one_run(data: Path, root: Path, epochs: int = SHORT) -> list[str]:
+    """A student of a teacher that is there, whose gates are drawn at random."""
+    keys = [f"training.epochs={epochs}", f"kd.teacher.checkpoint={data}/teacher.pth"]
+    return [*words_for(data, root), "--distillers", "at", "--selections", "random", *keys]
+
+
+def teacher_and_four(data: Path, root: Path) -> list[str]:
+    of_teacher = [word for key in ("training.epochs=2", *PACE[:2]) for word in ("--teacher-arg", key)]
+    choice = ["--distillers", "at", "sp", "--selections", "adaptive", "random"]
+    return [*words_for(data, root), *choice, *of_teacher, "training.epochs=2"]
+
+
+class Grid:
+    """``python -m utils.grid`` in a process of its own."""
+
+    def __init__(self, words: list[str], environment: dict[str, str], log: Path):
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "utils.grid", *words],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def end(self, code: int = 0) -> str:
+        assert self.process.wait(PATIENCE) == code, self.text
+        return self.text
+
+
+@pytest.fixture
+def grid(cluster, tmp_path) -> Iterator[Callable[..., Grid]]:
+    """Start a grid on the cluster: ``grid(words, *words for Slurm)``; what it leaves in the queue is cancelled."""
+    started: list[Grid] = []
+
+    def start(words: list[str], *request: str, more: tuple[str, ...] = ()) -> Grid:
+        log = tmp_path / f"grid-{len(started)}.txt"
+        environment = cluster.environment | {"CUDA_VISIBLE_DEVICES": ""}
+        started.append(Grid([*words, *more, "--slurm", *(request or ("time=20",))], environment, log))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.process.kill()
+        item.process.wait()
+    cluster("scancel", "--user", "root")
+    wait_for(lambda: not cluster("squeue", "--noheader"))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def epochs_done(run: Path) -> int:
+    file = RunDir(run).metrics
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def in_the_middle(run: Path) -> None:
+    wait_for(lambda: epochs_done(run) >= 3)
+    assert not RunDir(run).result.exists()
+
+
+def start_again(cluster: Cluster) -> None:
+    """Slurm lets a job that went back into the queue wait for two minutes; this waits for it there, and no longer."""
+
+    def hurry() -> bool:
+        waiting = [job["JobId"] for job in cluster.jobs() if job["JobState"] == "PENDING" and job["Restarts"] != "0"]
+        for number in waiting:
+            cluster("scontrol", "update", f"JobId={number}", "StartTime=now")
+        return bool(waiting)
+
+    wait_for(hurry)
+
+
+def last_job(cluster: Cluster) -> dict[str, str]:
+    return max(cluster.jobs(), key=lambda job: int(job["JobId"]))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Callable[[int], dict[str, str]]:
+    """The fingerprint of a run that nobody interrupts, on this machine and without Slurm."""
+    known: dict[int, dict[str, str]] = {}
+
+    def of(epochs: int) -> dict[str, str]:
+        if epochs not in known:
+            root = tmp_path_factory.mktemp("whole")
+            Grid(one_run(data, root, epochs), os.environ | {"CUDA_VISIBLE_DEVICES": ""}, root / "log.txt").end()
+            known[epochs] = fingerprint(RunDir(root / RUN))
+        return known[epochs]
+
+    return of
+
+
+def test_a_teacher_and_its_four_students_end_as_on_one_machine(cluster, grid, data, tmp_path):
+    here = tmp_path / "here"
+    pool = Grid(teacher_and_four(data, here), os.environ | {"CUDA_VISIBLE_DEVICES": ""}, tmp_path / "pool.txt")
+    there = tmp_path / "there"
+    words = teacher_and_four(data, there)
+    text = grid(words, "time=20", "gpus=1", "array=1", "comment=passed through").end()
+    assert "5 finished" in text
+    assert (there / "report/report.html").exists()
+    pool.end()
+    folders = [path.parent.relative_to(here) for path in here.rglob("result.json")]
+    assert len(folders) == 5
+    for folder in folders:
+        assert fingerprint(RunDir(there / folder)) == fingerprint(RunDir(here / folder)), folder
+        assert "checkpoint: " in (there / folder / "slurm.txt").read_text()
+        assert json.loads((there / folder / "slurm.json").read_text())["name"].startswith("sakd-")
+    jobs = {job["JobId"]: job for job in cluster.jobs()}
+    students = [job for job in jobs.values() if "ArrayJobId" in job]
+    (teacher,) = (job for job in jobs.values() if "ArrayJobId" not in job)
+    spans = sorted((job["StartTime"], job["EndTime"]) for job in students)
+    assert len(spans) == 4
+    assert spans[0][0] >= teacher["EndTime"]  # afterok
+    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:])), "array=1: one at a time"
+    assert {(job["TresPerJob"], job["TimeLimit"]) for job in jobs.values()} == {("gres:gpu:1", "00:20:00")}
+    dry = grid(words, more=("--dry-run",)).end()
+    assert dry.count("finished") == 5
+
+
+def test_a_run_that_is_put_back_into_the_queue_goes_on_exactly(cluster, grid, data, whole, tmp_path):
+    watching = grid(one_run(data, tmp_path))
+    in_the_middle(tmp_path / RUN)
+    cluster("scontrol", "requeue", last_job(cluster)["JobId"])
+    start_again(cluster)
+    text = watching.end()
+    assert "1 finished" in text
+    log = (tmp_path / RUN / "slurm.txt").read_text()
+    assert log.count("all saved; the same command with --resume goes on") == 1
+    assert last_job(cluster)["Restarts"] == "1"
+    assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
+
+
+def test_a_run_that_is_cancelled_is_stopped_and_the_same_command_goes_on_exactly(cluster, grid, data, whole, tmp_path):
+    watching = grid(one_run(data, tmp_path))
+    in_the_middle(tmp_path / RUN)
+    cancelled = last_job(cluster)["JobId"]
+    cluster("scancel", cancelled)
+    text = watching.end(EXIT_INTERRUPTED)
+    assert f"stopped: at random, resnet8-resnet8, seed 1029: job {cancelled} was cancelled" in text
+    assert last_job(cluster)["Restarts"] == "0"
+    assert "all saved" in (tmp_path / RUN / "slurm.txt").read_text()
+    grid(one_run(data, tmp_path)).end()
+    assert last_job(cluster)["JobId"] != cancelled
+    assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
+
+
+def test_a_time_limit_of_a_minute_that_is_hit_twice_changes_nothing(cluster, grid, data, whole, tmp_path):
+    watching = grid(one_run(data, tmp_path, LONG), "time=1", "signal=USR1@10")
+    for hit in (1, 2):
+        start_again(cluster)
+        wait_for(lambda hit=hit: last_job(cluster)["Restarts"] == str(hit))
+        wait_for(lambda: last_job(cluster)["JobState"] == "RUNNING")
+    cluster("scontrol", "update", f"JobId={last_job(cluster)['JobId']}", "TimeLimit=20")  # twice is enough
+    text = watching.end()
+    assert "1 finished" in text
+    assert last_job(cluster)["Restarts"] == "2"
+    assert (tmp_path / RUN / "slurm.txt").read_text().count("all saved; the same command with --resume") == 2
+    assert fingerprint(RunDir(tmp_path / RUN)) == whole(LONG)
+
+
+def test_a_limit_that_comes_before_anything_is_saved_fails_instead_of_going_round(cluster, grid, data, tmp_path):
+    watching = grid(one_run(data, tmp_path))
+    wait_for((tmp_path / RUN / "slurm.txt").exists)
+    cluster("scancel", "--batch", "--signal=USR1", last_job(cluster)["JobId"])
+    text = watching.end(1)
+    assert "failed: at random, resnet8-resnet8, seed 1029: error: the time limit came before anything" in text
+
+
+def test_a_failing_run_is_listed_with_its_last_line_and_the_students_of_a_failed_teacher_are_not_started(
+    cluster, grid, data, tmp_path
+):
+    words = [*teacher_and_four(data, tmp_path), "--seeds", "1029", "1030"]
+    (tmp_path / "imagefolder/1030").mkdir(parents=True)
+    (tmp_path / "imagefolder/1030/resnet8").mkdir()
+    (tmp_path / "imagefolder/1030/resnet8/ckpt").touch()  # the folder of its checkpoints cannot be made
+    (tmp_path / "imagefolder/1029/random-sp/resnet8-resnet8").mkdir(parents=True)
+    (tmp_path / "imagefolder/1029/random-sp/resnet8-resnet8/ckpt").touch()
+    text = grid(words).end(1)
+    summary = text[text.rindex("4 finished") :]
+    assert "4 finished, 2 failed, 4 not started" in summary
+    for run in ("resnet8 alone, seed 1030", "sp random, resnet8-resnet8, seed 1029"):
+        (line,) = (line for line in summary.splitlines() if line.startswith(f"failed: {run}: error: "))
+        assert "cannot write there (File exists)" in line
+        assert line.endswith("slurm.txt]")
+    assert summary.count("seed 1030: its teacher failed") == 4
+
+
+def test_a_grid_that_is_killed_and_started_again_submits_nothing_twice(cluster, grid, data, whole, tmp_path):
+    first = grid(one_run(data, tmp_path))
+    in_the_middle(tmp_path / RUN)
+    first.process.kill()
+    number = last_job(cluster)["JobId"]
+    dry = grid(one_run(data, tmp_path), more=("--dry-run",)).end()
+    assert dry.startswith("running ")
+    assert f"(job {number} running)" in dry
+    text = grid(one_run(data, tmp_path)).end()
+    assert f"job {number} running: at random" in text
+    assert "submitted: " not in text
+    assert last_job(cluster)["JobId"] == number
+    assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
+
+
+def test_a_grid_that_is_killed_before_it_knows_the_number_of_its_job_finds_it(cluster, grid, data, tmp_path):
+    stub = tmp_path / "bin/sbatch"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" >&2\nkill -9 $PPID\n')
+    stub.chmod(0o755)
+    environment = cluster.environment | {"PATH": f"{stub.parent}:{os.environ['PATH']}"}
+    words = one_run(data, tmp_path, 1)
+    Grid([*words, "--slurm", "time=20"], environment, tmp_path / "killed.txt").end(-signal.SIGKILL)
+    number = last_job(cluster)["JobId"]
+    text = grid(words).end()
+    assert "submitted: " not in text
+    assert "1 finished" in text or "1 skipped" in text
+    assert last_job(cluster)["JobId"] == number
+
+
+def test_a_grid_may_be_left_with_ctrl_c_or_at_once_and_looked_at_again(cluster, grid, data, tmp_path):
+    words = one_run(data, tmp_path)
+    assert "submitted: at random" in grid(words, more=("--detach",)).end()
+    watching = grid(words)
+    in_the_middle(tmp_path / RUN)
+    wait_for(lambda: "running: at random" in watching.text)
+    watching.process.send_signal(signal.SIGINT)
+    text = watching.end(EXIT_INTERRUPTED)
+    assert "in Slurm's queue: at random, resnet8-resnet8, seed 1029: job" in text
+    assert last_job(cluster)["JobState"] == "RUNNING"
+
+
+def test_a_restart_of_slurms_controller_is_waited_for(cluster, grid, data, whole, tmp_path):
+    watching = grid(one_run(data, tmp_path))
+    in_the_middle(tmp_path / RUN)
+    cluster.stop_controller()
+    wait_for(lambda: "asking again until it answers" in watching.text)
+    cluster.start_controller()
+    text = watching.end()
+    assert text.count("asking again") == 1
+    assert "1 finished" in text
+    assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
+
+
+@pytest.mark.parametrize(
+    ("request_", "line"),
+    [
+        ("partition=nowhere", "error: --slurm: sbatch: error: "),
+        ("partitoin=all", "error: --slurm: sbatch: "),
+    ],
+)
+def test_what_slurm_refuses_is_one_line_and_leaves_nothing(grid, data, tmp_path, request_, line):
+    text = grid(one_run(data, tmp_path / "run"), request_).end(2)
+    assert text.startswith(line)
+    assert text.count("\n") == 1
+    assert not (tmp_path / "run/imagefolder").exists()
