@@ -6,7 +6,8 @@
 # Those are the defaults; with dataset=digits the networks are resnet20 and resnet8, which take minutes on a CPU.
 # Variables: seed, dataset, num_classes, net1 (teacher), net2 (student), distiller; teacher_args holds key=value words
 # for the teacher's training; nproc is the number of processes that share each batch, one GPU each (default 1), for
-# the teacher as well. Further arguments go to train.py (see --help there).
+# the teacher as well, and nnodes the number of machines (see docs/running.md). Many runs are usually
+# faster as one per GPU (python -m utils.grid) than with nproc. Further arguments go to train.py (see --help there).
 set -euf
 cd "$(dirname "$0")"
 
@@ -20,5 +21,5 @@ for word in ${teacher_args:-}; do
 done
 
 . utils/python.sh
-exec "$python" -m utils.launch "$nproc" "$entry" --dataset "$dataset" --seed "$seed" --net1 "$net1" --net2 "$net2" \
+exec "$python" -m utils.launch "${nnodes:+${nnodes}x}$nproc" "$entry" --dataset "$dataset" --seed "$seed" --net1 "$net1" --net2 "$net2" \
     --distiller "$distiller" ${num_classes:+"dataset.num_classes=$num_classes"} "$@"

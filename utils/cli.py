@@ -57,9 +57,10 @@ def _parser(description: str) -> Parser:
         description=description,
         epilog="Every key of the config can be set: python -m utils.config lists them. The launchers train_single.sh, "
         "train.sh and train_anti.sh take these names from variables: seed, dataset, num_classes (dataset.num_classes), "
-        "model, or net1, net2 and distiller; nproc is the number of processes, and each blank-separated word of "
-        "teacher_args is a --teacher-arg. Exit code: 0 done, 2 wrong input, 75 stopped by SIGTERM or Ctrl-C (saved, if "
-        "there was anything to save), 130 stopped by a second Ctrl-C.",
+        "model, or net1, net2 and distiller; nproc is the number of processes, nnodes that of machines, and each "
+        "blank-separated word of teacher_args is a --teacher-arg. Many runs are usually faster as one per GPU "
+        "(python -m utils.grid) than with nproc. Exit code: 0 done, 2 wrong input, 75 stopped by SIGTERM, SIGUSR1 or "
+        "Ctrl-C (saved, if there was anything to save), or another machine was lost, 130 stopped by a second Ctrl-C.",
     )
     source = parser.add_argument_group("what to run: a file, or names from which the file is found or composed")
     source.add_argument("--config", metavar="FILE", help="a config file")

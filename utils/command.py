@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from utils.errors import UserError, exhausted_memory, printable, reason
+from utils.errors import CONNECTION_LOST, UserError, exhausted_memory, lost_connection, printable, reason
 from utils.processes.place import (
     end_with_launcher,
     fail,
@@ -85,6 +85,8 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
         if rank_info().world == 1:
             raise
         wait_for_the_cause()
+        if lost_connection(error):
+            _leave(f"error: {CONNECTION_LOST}", EXIT_INTERRUPTED)
         fail(traceback.format_exc(), 1)
     if status == 0:
         report_success()

@@ -11,6 +11,19 @@ _MEMORY_EXHAUSTED = (
     "integer multiplication overflow",
 )
 
+CONNECTION_LOST = (
+    "the connection to the processes of another machine is lost; --resume goes on from the last checkpoint, with the "
+    "machines that are left"
+)
+# How gloo and NCCL put it.
+_CONNECTION_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "ncclRemoteError",
+)
+
 
 class UserError(Exception):
     """Something the user can put right: wrong input, a missing file, an impossible value.
@@ -47,3 +60,8 @@ def exhausted_memory(error: BaseException) -> str | None:
         return None
     tried = re.search(r"allocate ([\d.]+ \w+)", text)
     return "out of memory" + (f" (tried to allocate {tried[1]})" if tried else "")
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether `error` is how PyTorch reports that a process of a job does not answer any more."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CONNECTION_LOST)

@@ -1,9 +1,10 @@
 """Starting an entry point as several processes, and ending them as one.
 
-    python -m utils.launch 4 train.py --dataset digits ...
+    python -m utils.launch 4 train.py --dataset digits ...      # four processes
+    python -m utils.launch 2x4 train.py --dataset digits ...    # on each of two machines, four on either
 
 The processes are started and watched by torchrun's own launcher; what it would print around an error, a page per
-process, is replaced by the error. Plain ``torchrun`` works too, and is what several machines need.
+process, is replaced by the error. Plain ``torchrun`` works too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from utils.errors import CONNECTION_LOST, UserError, reason
+from utils.processes.meeting import Meeting, meeting_of
 from utils.processes.place import LAST_WORDS, LAUNCHER, SUCCESS
 from utils.processes.stopping import (
     EXIT_INTERRUPTED,
@@ -40,10 +43,19 @@ STOP_SECONDS = "600"  # that a job may take to save itself when it is told to st
 def main(arguments: Sequence[str]) -> int:
     """``[number of processes, script, its arguments ...]``; runs the script in this process if one will do."""
     if not arguments[1:]:
-        return _usage_error("usage: python -m utils.launch <number of processes> <script> [argument ...]")
-    count, *command = arguments
-    if not re.fullmatch("[1-9][0-9]{0,3}", count, re.ASCII):
-        return _usage_error(f"error: nproc: {count[:40]!r}, expected the number of processes, 1 or more")
+        return _usage_error("usage: python -m utils.launch [<machines>x]<processes> <script> [argument ...]")
+    counts, *command = arguments
+    nodes, sign, count = counts.rpartition("x")
+    nodes = nodes if sign else "1"
+    for name, found, what in (("nnodes", nodes, "machines"), ("nproc", count, "processes")):
+        if not re.fullmatch("[1-9][0-9]{0,3}", found, re.ASCII):
+            return _usage_error(f"error: {name}: {found[:40]!r}, expected the number of {what}, 1 or more")
+    if int(nodes) > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of warnings when a machine is lost
+        try:
+            return launch(int(count), command, int(nodes), meeting_of(int(nodes), os.environ))
+        except UserError as error:
+            return _usage_error(f"error: {error}")
     if int(count) > 1:
         return launch(int(count), command)
     sys.argv = command
@@ -51,8 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def launch(count: int, command: Sequence[str]) -> int:
+def launch(count: int, command: Sequence[str], nodes: int = 1, meeting: Meeting | None = None) -> int:
     """Run `command`, a script and its arguments, as `count` processes, and return the exit code of the job.
+
+    With `nodes`, the same is done on other machines, which meet at `meeting`.
 
     One that fails ends the others. SIGTERM, SIGUSR1 and SIGINT are handed on to all; a second SIGINT ends all at once.
     """
@@ -62,7 +76,9 @@ def launch(count: int, command: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="sakd-") as scratch:
         last_words, success = Path(scratch, "last-words"), Path(scratch, "success")
         os.environ |= {LAUNCHER: str(os.getpid()), LAST_WORDS: str(last_words), SUCCESS: str(success)}
-        problem, code = _run(count, command, scratch)
+        # A machine's own name need not resolve.
+        meeting = meeting or Meeting("localhost:0", Path(scratch).name, "localhost", None)
+        problem, code = _run(count, command, scratch, nodes, meeting)
         if last_words.exists():
             return int(last_words.read_text())
         if code == EXIT_INTERRUPTED and success.exists():  # the signal came too late
@@ -72,20 +88,23 @@ def launch(count: int, command: Sequence[str]) -> int:
     return code
 
 
-def _run(count: int, command: Sequence[str], scratch: str) -> tuple[str, int]:
+def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: Meeting) -> tuple[str, int]:
     """What is to be said of a job in which no process could say it, and the exit code."""
+    from torch.distributed import DistNetworkError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=count,
-        run_id=Path(scratch).name,
+        run_id=meeting.run_id,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # the machine's own name need not resolve
+        rdzv_endpoint=meeting.endpoint,
+        rdzv_configs={} if meeting.is_host is None else {"is_host": meeting.is_host},
+        local_addr=meeting.address,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
         signals_to_handle="",  # see `_hand_on_signals`
@@ -102,6 +121,8 @@ def _run(count: int, command: Sequence[str], scratch: str) -> tuple[str, int]:
         return f"error: process {rank + 1} of {count} was ended by {name}{hint}", EXIT_SIGNALLED - failure.exitcode
     except SignalException:
         return NOTHING_TO_SAVE, EXIT_INTERRUPTED
+    except (RendezvousError, DistNetworkError) as error:
+        return f"error: {meeting.endpoint}: {reason(error)}; {CONNECTION_LOST}", EXIT_INTERRUPTED
     finally:
         ignore_stop_signals()
     return "", 0

@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 LAUNCHERS = ("train.sh", "train_single.sh", "train_anti.sh")
-OF_THE_SYSTEM = {"MALLOC_TRIM_THRESHOLD_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}
+OF_THE_SYSTEM = {"MALLOC_TRIM_THRESHOLD_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"}
 MAKES_FILES = ("mkdir", "sed", "cp")  # run for real, in the workplace
 RUNS_WITHOUT_TRAINING = {"utils.config": [], "utils.grid": ["--dry-run"]}  # of all others, the options are parsed
 

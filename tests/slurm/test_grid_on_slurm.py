@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -169,14 +170,15 @@ def test_a_teacher_and_its_four_students_end_as_on_one_machine(cluster, grid, da
         assert fingerprint(RunDir(there / folder)) == fingerprint(RunDir(here / folder)), folder
         assert "checkpoint: " in (there / folder / "slurm.txt").read_text()
         assert json.loads((there / folder / "slurm.json").read_text())["name"].startswith("sakd-")
-    jobs = {job["JobId"]: job for job in cluster.jobs()}
-    students = [job for job in jobs.values() if "ArrayJobId" in job]
-    (teacher,) = (job for job in jobs.values() if "ArrayJobId" not in job)
+    names = {json.loads(file.read_text())["name"] for file in there.rglob("slurm.json")}
+    jobs = [job for job in cluster.jobs() if job["JobName"] in names]
+    students = [job for job in jobs if "ArrayJobId" in job]
+    (teacher,) = (job for job in jobs if "ArrayJobId" not in job)
     spans = sorted((job["StartTime"], job["EndTime"]) for job in students)
     assert len(spans) == 4
     assert spans[0][0] >= teacher["EndTime"]  # afterok
-    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:])), "array=1: one at a time"
-    assert {(job["TresPerJob"], job["TimeLimit"]) for job in jobs.values()} == {("gres:gpu:1", "00:20:00")}
+    assert all(first[1] <= second[0] for first, second in pairwise(spans)), "array=1: one at a time"
+    assert {(job["TresPerJob"], job["TimeLimit"]) for job in jobs} == {("gres:gpu:1", "00:20:00")}
     dry = grid(words, more=("--dry-run",)).end()
     assert dry.count("finished") == 5
 
@@ -306,8 +308,8 @@ def test_a_restart_of_slurms_controller_is_waited_for(cluster, grid, data, whole
 @pytest.mark.parametrize(
     ("request_", "line"),
     [
-        ("partition=nowhere", "error: --slurm: sbatch: error: "),
-        ("partitoin=all", "error: --slurm: sbatch: "),
+        ("partition=nowhere", "error: --slurm: sbatch: error: invalid partition specified: nowhere"),
+        ("partitoin=all", "error: --slurm: sbatch: unrecognized option '--partitoin=all'"),
     ],
 )
 def test_what_slurm_refuses_is_one_line_and_leaves_nothing(grid, data, tmp_path, request_, line):

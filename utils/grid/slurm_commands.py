@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from utils.errors import UserError
@@ -95,7 +97,7 @@ def look_up(names: Iterable[str]) -> dict[tuple[str, int], Entry]:
     except subprocess.TimeoutExpired:
         raise UserError("squeue: no answer for two minutes") from None
     if answer.returncode:
-        raise UserError(f"squeue: {_last_line(answer.stderr) or f'exit code {answer.returncode}'}")
+        raise UserError(f"squeue: {_first_line(answer.stderr) or f'exit code {answer.returncode}'}")
     return read_entries(answer.stdout)
 
 
@@ -155,10 +157,11 @@ def submit(tasks: Sequence[SlurmTask], name: str, request: Request, teacher: str
         # Not `executor.submit`, which pickles a function: a file is data here. With `exec` no shell is in the way of
         # the signals to the job's first process.
         command = ["exec", sys.executable, "-m", "utils.grid.slurm_task", str(file)]
-        number = executor._submit_command(shlex.join(command)).job_id
+        with redirect_stderr(StringIO()):  # where submitit repeats what sbatch says
+            number = executor._submit_command(shlex.join(command)).job_id
     except submitit.core.utils.FailedJobError as error:
         file.unlink()
-        raise UserError(f"--slurm: {_last_line(str(error)) or 'sbatch failed'}") from None
+        raise UserError(f"--slurm: {_first_line(str(error)) or 'sbatch failed'}") from None
     return [f"{number}_{place}" for place in range(len(tasks))] if len(tasks) > 1 else [number]
 
 
@@ -175,5 +178,5 @@ def _count(value: object, key: str, meaning: str) -> int | None:
     return int(str(value))
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]

@@ -15,7 +15,7 @@ PATIENCE = 2.0  # seconds in which the launcher, which looks ten times a second,
 # Environment variables by which `utils.launch` tells its processes
 LAUNCHER = "SAKD_LAUNCHER"  # who it is: its process id
 LAST_WORDS = "SAKD_LAST_WORDS"  # the file that the first process to fail makes
-SUCCESS = "SAKD_SUCCESS"  # the file that the first process makes once the job is done
+SUCCESS = "SAKD_SUCCESS"  # the file that the first process of this machine makes once the job is done
 
 _PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
@@ -82,7 +82,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def report_success() -> None:
     """Tell the launcher that the job is done, so that a signal that arrives from now on is no failure."""
-    if SUCCESS in os.environ and rank_info().rank == 0:
+    if SUCCESS in os.environ and rank_info().local_rank == 0:
         Path(os.environ[SUCCESS]).touch()
 
 
