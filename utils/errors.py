@@ -12,8 +12,8 @@ _MEMORY_EXHAUSTED = (
 )
 
 CONNECTION_LOST = (
-    "the connection to the processes of another machine is lost; --resume goes on from the last checkpoint, with the "
-    "machines that are left"
+    "the connection to the processes of another machine is lost; --resume goes on from the last checkpoint, if there "
+    "is one, with the machines that are left"
 )
 # How gloo and NCCL put it.
 _CONNECTION_LOST = (

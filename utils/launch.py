@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from utils.errors import CONNECTION_LOST, UserError, reason
+from utils.errors import CONNECTION_LOST, UserError
 from utils.processes.meeting import Meeting, meeting_of
 from utils.processes.place import LAST_WORDS, LAUNCHER, SUCCESS
 from utils.processes.stopping import (
@@ -121,8 +121,8 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: 
         return f"error: process {rank + 1} of {count} was ended by {name}{hint}", EXIT_SIGNALLED - failure.exitcode
     except SignalException:
         return NOTHING_TO_SAVE, EXIT_INTERRUPTED
-    except (RendezvousError, DistNetworkError) as error:
-        return f"error: {meeting.endpoint}: {reason(error)}; {CONNECTION_LOST}", EXIT_INTERRUPTED
+    except (RendezvousError, DistNetworkError):
+        return f"error: no answer from {meeting.endpoint}, where the machines meet: {CONNECTION_LOST}", EXIT_INTERRUPTED
     finally:
         ignore_stop_signals()
     return "", 0

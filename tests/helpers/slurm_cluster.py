@@ -112,6 +112,17 @@ class Cluster:
         lines = self("scontrol", "--oneliner", "show", "job").splitlines()
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
+    def start_again(self, patience: float) -> None:
+        """Wait for a job that goes back into the queue, and let it start: Slurm lets it wait for two minutes."""
+        end = time.monotonic() + patience
+        while not (waiting := [job["JobId"] for job in self.jobs() if job["Reason"] == "BeginTime"]):
+            if time.monotonic() > end:
+                raise TimeoutError(f"no job goes back into the queue\n{self.logs()}")
+            time.sleep(0.1)
+        time.sleep(2)  # else the end of its first script may count as the end of the second one
+        for number in waiting:
+            self("scontrol", "update", f"JobId={number}", "StartTime=now")
+
     def logs(self) -> str:
         """The last lines of every daemon's log, for a test that failed."""
         files = sorted(self.folder.glob("*.log"))

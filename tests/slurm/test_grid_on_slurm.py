@@ -124,18 +124,6 @@ def in_the_middle(run: Path) -> None:
     assert not RunDir(run).result.exists()
 
 
-def start_again(cluster: Cluster) -> None:
-    """Slurm lets a job that went back into the queue wait for two minutes; this waits for it there, and no longer."""
-
-    def hurry() -> bool:
-        waiting = [job["JobId"] for job in cluster.jobs() if job["JobState"] == "PENDING" and job["Restarts"] != "0"]
-        for number in waiting:
-            cluster("scontrol", "update", f"JobId={number}", "StartTime=now")
-        return bool(waiting)
-
-    wait_for(hurry)
-
-
 def last_job(cluster: Cluster) -> dict[str, str]:
     return max(cluster.jobs(), key=lambda job: int(job["JobId"]))
 
@@ -187,7 +175,7 @@ def test_a_run_that_is_put_back_into_the_queue_goes_on_exactly(cluster, grid, da
     watching = grid(one_run(data, tmp_path))
     in_the_middle(tmp_path / RUN)
     cluster("scontrol", "requeue", last_job(cluster)["JobId"])
-    start_again(cluster)
+    cluster.start_again(PATIENCE)
     text = watching.end()
     assert "1 finished" in text
     log = (tmp_path / RUN / "slurm.txt").read_text()
@@ -213,7 +201,7 @@ def test_a_run_that_is_cancelled_is_stopped_and_the_same_command_goes_on_exactly
 def test_a_time_limit_of_a_minute_that_is_hit_twice_changes_nothing(cluster, grid, data, whole, tmp_path):
     watching = grid(one_run(data, tmp_path, LONG), "time=1", "signal=USR1@10")
     for hit in (1, 2):
-        start_again(cluster)
+        cluster.start_again(PATIENCE)
         wait_for(lambda hit=hit: last_job(cluster)["Restarts"] == str(hit))
         wait_for(lambda: last_job(cluster)["JobState"] == "RUNNING")
     cluster("scontrol", "update", f"JobId={last_job(cluster)['JobId']}", "TimeLimit=20")  # twice is enough
