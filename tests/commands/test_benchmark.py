@@ -16,7 +16,7 @@ from utils.benchmark.cases import Case, Conditions, Kind, Pair
 from utils.benchmark.measure import Stopwatch, lasting_bytes, peak_memory, phase_seconds, seconds
 from utils.benchmark.published import PublishedSteps
 from utils.benchmark.suite import Result, measure_pair
-from utils.benchmark.tables import milliseconds, pair_table, summaries
+from utils.benchmark.tables import milliseconds, pair_table, price_table
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -97,8 +97,7 @@ class TestCommand:
         text, figures = report
         assert f"PyTorch {torch.__version__}; fp32, batch 4, 16x16 pixels, median of 2 steps" in text
         assert "| crd adaptive 1/4 |" in text
-        assert "time of a step, adaptive / plain KD" in text
-        assert "peak memory, adaptive / fixed" in text
+        assert "adaptive steps in units of plain KD's, kd.routing_share 1 → 1/4\n|" in text
         assert "published" not in text
         assert "now / then" not in text
         assert figures["conditions"]["samples"] == 60
@@ -160,19 +159,19 @@ def test_an_earlier_run_is_compared_row_by_row_and_other_conditions_are_named(pu
     assert memory[2].split("|")[2].strip() == "1.00"
 
 
-def test_summaries_take_the_median_over_the_pairs_that_the_distiller_accepts():
+def test_the_price_is_a_median_over_the_pairs_that_the_distiller_accepts():
     ratios = {("a-b", "at"): 1.0, ("c-d", "at"): 2.0, ("e-f", "at"): 9.0, ("a-b", "fsp"): 3.0}
-    results = [result(*names, time_ratio=ratio) for names, ratio in ratios.items()]
+    results = [result(pair, "kd", "fixed", bytes=2**20) for pair, _ in ratios]
+    results += [result(*names, time_ratio=ratio, memory_ratio=ratio / 2, bytes=3) for names, ratio in ratios.items()]
     results += [result(pair, name, "fixed", bytes=2) for pair, name in ratios]
-    results += [result("a-b", "at", share="1/4", time_ratio=5.0)]
-    at, fsp, quarter = (
-        ["at adaptive", "1.00", "2.00", "9.00", "2.00"],
-        ["fsp adaptive", "3.00", "", "", "3.00"],
-        ["at adaptive 1/4", "5.00", "", "", "5.00"],
-    )
-    tables = summaries(results)
-    assert tables["time of a step, adaptive / plain KD"].rows == [at, fsp, quarter]
-    assert tables["peak memory, adaptive / fixed"].rows[0] == ["at adaptive", *["0.50"] * 4]
+    results += [result("a-b", "at", share="1/4", time_ratio=5.0, bytes=1)]
+    table = price_table(results)
+    assert table.header == ["", "a-b", "c-d", "e-f", "median", "fixed", "memory", "memory to fixed, most"]
+    assert table.rows == [
+        ["kd", *["1.00 s, 1 MiB"] * 3, *[""] * 4],
+        ["at", "1.00 → 5.00", "2.00 → -", "9.00 → -", "2.00 → 5.00", "1.00", "1.00 → 1.00", "1.50 → 0.50"],
+        ["fsp", "3.00 → -", "-", "-", "3.00 → -", "1.00", "1.50 → -", "1.50 → -"],
+    ]
 
 
 def test_captured_steps_are_named_and_have_no_phases_of_eager_ones():

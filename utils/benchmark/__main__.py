@@ -18,7 +18,7 @@ from distillers import DISTILLERS
 from utils.benchmark.cases import Conditions, Kind, Pair
 from utils.benchmark.published import check_published
 from utils.benchmark.suite import Result, measure_loaders, measure_pair
-from utils.benchmark.tables import loader_line, pair_table, summaries
+from utils.benchmark.tables import loader_line, pair_table, price_table, summaries
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.files import write_text
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             now, then = figures[part][key], earlier[part][key]
             if now != then:
                 print(f"{options.compare}: {key} was {then}, is {now}")
+    shares = " → ".join(map(str, dict.fromkeys(options.share)))
+    print(f"adaptive steps in units of plain KD's, kd.routing_share {shares}\n{price_table(results).markdown()}\n")
     for title, table in summaries(results, earlier["results"]).items():
         print(f"{title}\n{table.markdown()}\n")
     if options.json:

@@ -19,6 +19,7 @@ from utils.errors import UserError
 log = logging.getLogger("sakd")
 
 WARM_UP = 3  # steps: the first makes momentum buffers, the second is captured, and libraries choose their kernels
+PHASE_ROUNDS = 3  # steps taken apart: their shares need fewer than the ratio of two times
 LOADER_ROUNDS = 50
 
 
@@ -93,11 +94,15 @@ def measure_pair(
             steps = [plain.step, case.step]
             if published and kind.selection == "adaptive" and kind.share == 1:
                 steps += _published_step(stack, published, pair, kind, conditions)
-            for step in steps:
+            for step in steps if case is plain else steps[1:]:
                 warm_up(step)
             plain_time, own_time, *rest = seconds(steps, conditions.rounds, device, title=f"{pair} {kind}")
         peak = peak_memory(case, device, before)
-        phases = {} if case.captured else {"data": data_seconds} | phase_seconds(case, conditions.rounds, device)
+        phases = (
+            {}
+            if case.captured
+            else {"data": data_seconds} | phase_seconds(case, min(conditions.rounds, PHASE_ROUNDS), device)
+        )
         unit = unit or peak
         yield Result(
             pair=str(pair),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
+from utils.benchmark.cases import PLAIN_KD
 from utils.benchmark.suite import LoaderResult, Result
 from utils.report.tables import Table
 
@@ -30,6 +31,45 @@ def pair_table(results: Sequence[Result]) -> Table:
     return Table(list(columns), [[text(result) for text in columns.values()] for result in results])
 
 
+def price_table(results: Sequence[Result]) -> Table:
+    """One line per distiller: its adaptive steps in units of plain KD's. With several shares, one figure each.
+
+    The columns are every pair's time, and over the pairs the median time, that of the plain distiller, the median of
+    the peak memory, and the largest ratio of the peak memory to the plain distiller's.
+    """
+    found = {(r.distiller, r.selection, r.share, r.pair): r for r in results}
+    pairs = list(dict.fromkeys(r.pair for r in results))
+    shares = list(dict.fromkeys(r.share for r in results if r.selection == "adaptive"))
+
+    def figures(values: Iterable[float | None]) -> str:
+        return " → ".join("-" if value is None else f"{value:.2f}" for value in values)
+
+    def over_pairs(name: str, of: Callable, value: Callable[[Result], float]) -> str:
+        rows = ([found.get((name, "adaptive", share, pair)) for pair in pairs] for share in shares)
+        known = ([value(r) for r in row if r] for row in rows)
+        return figures(of(values) if values else None for values in known)
+
+    def to_fixed(r: Result) -> float:
+        return r.bytes / found[r.distiller, "fixed", "1", r.pair].bytes
+
+    plain = (found[PLAIN_KD.distiller, PLAIN_KD.selection, "1", pair] for pair in pairs)
+    rows = [["kd", *(f"{r.seconds:.2f} s, {r.bytes / 2**20:.0f} MiB" for r in plain), *[""] * 4]]
+    for name in dict.fromkeys(r.distiller for r in results if r.selection == "adaptive"):
+        cells = ([found.get((name, "adaptive", share, pair)) for share in shares] for pair in pairs)
+        fixed = [r.time_ratio for r in results if (r.distiller, r.selection) == (name, "fixed")]
+        rows.append(
+            [
+                name,
+                *(figures(r and r.time_ratio for r in cell) if any(cell) else "-" for cell in cells),
+                over_pairs(name, median, lambda r: r.time_ratio),
+                f"{median(fixed):.2f}",
+                over_pairs(name, median, lambda r: r.memory_ratio),
+                over_pairs(name, max, to_fixed),
+            ]
+        )
+    return Table(["", *pairs, "median", "fixed", "memory", "memory to fixed, most"], rows)
+
+
 def summary_table(results: Sequence[Result], value: Callable[[Result], float | None]) -> Table:
     """One ratio: kinds of steps by pairs, and the median over the pairs; without those that have no value."""
     pairs = list(dict.fromkeys(result.pair for result in results))
@@ -43,25 +83,18 @@ def summary_table(results: Sequence[Result], value: Callable[[Result], float | N
 
 
 def summaries(results: Sequence[Result], earlier: Sequence[Result] = ()) -> dict[str, Table]:
-    """Every ratio that there is something for, by title.
+    """Every ratio to other code or to another time that there is something for, by title.
 
     Args:
         results: what was measured now.
         earlier: what was measured before, to compare with.
     """
-    fixed = {(r.pair, r.distiller): r for r in results if r.selection == "fixed"}
     before = {(r.pair, row_label(r)): r for r in earlier}
-
-    def of_adaptive(value: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
-        return lambda r: value(r) if r.selection == "adaptive" else None
 
     def to_earlier(value: Callable[[Result], float]) -> Callable[[Result], float | None]:
         return lambda r: value(r) / value(then) if (then := before.get((r.pair, row_label(r)))) else None
 
     ratios = {
-        "time of a step, adaptive / plain KD": of_adaptive(lambda r: r.time_ratio),
-        "peak memory, adaptive / plain KD": of_adaptive(lambda r: r.memory_ratio),
-        "peak memory, adaptive / fixed": of_adaptive(lambda r: r.bytes / fixed[r.pair, r.distiller].bytes),
         "time of a step, published code / ours": lambda r: r.published_seconds and r.published_seconds / r.seconds,
         "time of a step, now / then": to_earlier(lambda r: r.seconds),
         "peak memory, now / then": to_earlier(lambda r: r.bytes),
