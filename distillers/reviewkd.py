@@ -30,9 +30,9 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor, gate: Tensor) ->
         student, teacher: maps ``[B, C, H, W]`` of one shape.
         gate: ``[B]``, 1 where the sample is chosen.
     """
-    smallest = min(student.shape[2:])
+    side = min(student.shape[2:])
     loss, weight, total = per_sample_error(student, teacher), 1.0, 1.0
-    for size in (size for size in CONTEXTS if size < smallest):
+    for size in (size for size in CONTEXTS if size < side):
         weight /= 2
         pooled = average_pool(student, size, size), average_pool(teacher, size, size)
         loss, total = loss + weight * per_sample_error(*pooled), total + weight
