@@ -18,8 +18,8 @@ from utils.errors import UserError
 
 log = logging.getLogger("sakd")
 
-WARM_UP = 3  # steps: the first makes momentum buffers, the second is captured, and libraries choose their kernels
-PHASE_ROUNDS = 3  # steps taken apart: their shares need fewer than the ratio of two times
+# Steps: the first makes momentum buffers and lets libraries choose their kernels; on a GPU the second is captured.
+WARM_UP = {"cpu": 2, "cuda": 3}
 LOADER_ROUNDS = 50
 
 
@@ -81,7 +81,8 @@ def measure_pair(
     """
     device = conditions.device
     plain = unit = None
-    warm_up(Case(pair, PLAIN_KD, conditions).step)  # what libraries keep for good is not counted for the next case
+    # What libraries keep for good is not counted for the next case.
+    warm_up(Case(pair, PLAIN_KD, conditions).step, device)
     for kind in dict.fromkeys([PLAIN_KD, *kinds]):
         before = held_memory(device)
         try:
@@ -95,14 +96,12 @@ def measure_pair(
             if published and kind.selection == "adaptive" and kind.share == 1:
                 steps += _published_step(stack, published, pair, kind, conditions)
             for step in steps if case is plain else steps[1:]:
-                warm_up(step)
+                warm_up(step, device)
             plain_time, own_time, *rest = seconds(steps, conditions.rounds, device, title=f"{pair} {kind}")
         peak = peak_memory(case, device, before)
-        phases = (
-            {}
-            if case.captured
-            else {"data": data_seconds} | phase_seconds(case, min(conditions.rounds, PHASE_ROUNDS), device)
-        )
+        phases = {}
+        if not case.captured:
+            phases = {"data": data_seconds} | phase_seconds(case, max(1, conditions.rounds // 2), device)
         unit = unit or peak
         yield Result(
             pair=str(pair),
@@ -120,8 +119,8 @@ def measure_pair(
         del case, steps, step
 
 
-def warm_up(step: Callable[[], None]) -> None:
-    for _ in range(WARM_UP):
+def warm_up(step: Callable[[], None], device: torch.device) -> None:
+    for _ in range(WARM_UP[device.type]):
         step()
 
 
