@@ -1,0 +1,87 @@
+"""Jobs of several processes: started by a launcher, and ended as one, with one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import Job, launch
+from pictures import image_folder
+from ready_process import PATIENCE, REPOSITORY
+
+from utils.cli import main_distill
+from utils.errors import UserError
+from utils.launch import main as launcher_main
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = "error: process 2 of 2 was ended by SIGKILL; is there enough memory?"
+GROUP = """\
+import torch
+from utils.processes.group import barrier, process_group
+with process_group(torch.device("cpu")):
+    barrier()
+    {}
+    barrier()
+"""
+
+# What the first process does, and the second one; exit code, and the only line or traceback on standard error.
+FAILURES = {
+    "an error": ("lose_connection()", 'raise UserError("part 1 is bad")', 2, "error: part 1 is bad"),
+    "an error everywhere": ('raise UserError("bad")', 'raise UserError("bad")', 2, "error: bad"),
+    "a crash": ("time.sleep(600)", "1 / 0", 1, "ZeroDivisionError: division by zero"),
+    "a death": ("lose_connection()", KILL, 137, KILLED),
+    "a death in a group": (GROUP.format("pass"), GROUP.format(KILL), 137, KILLED),
+}
+
+
+def test_one_process_that_fails_ends_the_job_and_is_the_only_one_to_say_why(tmp_path):
+    jobs = {}
+    for name, (first, second, _, _) in FAILURES.items():
+        (tmp_path / name).mkdir()
+        jobs[name] = Job(tmp_path / name, first, second)
+    found = {name: job.outcome() for name, job in jobs.items()}
+    assert found == {name: (code, "hello\n", line, 1) for name, (_, _, code, line) in FAILURES.items()}
+
+
+def test_a_wrong_config_is_told_once(tmp_path):
+    (tmp_path / "no.yml").write_text("training: {epochs: ten}\n")
+    code, errors = launch("train.py", "--config", tmp_path / "no.yml").ending()
+    assert code == 2
+    assert errors.startswith(f"error: {tmp_path}/no.yml: ")
+    assert errors.count("\n") == 1
+
+
+def test_a_wrong_command_line_is_an_error_like_any_other():
+    with pytest.raises(UserError, match="unrecognized arguments: --tacher; --help tells more"):
+        main_distill(arguments=["--tacher", "vgg13"])
+
+
+@pytest.mark.parametrize("count", ["two", "", "0", "-1", "1.0", "٣", "9" * 5000])
+def test_a_number_of_processes_that_is_none_is_refused(capsys, count):
+    assert launcher_main([count, "train.py"]) == 2
+    line = f"error: nproc: {count[:40]!r}, expected the number of processes, 1 or more\n"
+    assert capsys.readouterr().err == line
+
+
+def test_nproc_shares_a_run_among_processes(tmp_path):
+    image_folder(tmp_path / "data", train=10, val=5, size=(16, 16))
+    # DistributedDataParallel, which is not used, would warn about the strides of channels_last.
+    settings = {"batch_size": 8, "epochs": 1, "num_workers": 0, "channels_last": "true"}
+    overrides = [f"training.{key}={value}" for key, value in settings.items()]
+    overrides += [f"dataset.root={tmp_path / 'data'}", "dataset.img_h=16", "validation.num_workers=0"]
+    done = subprocess.run(
+        ["sh", "train_single.sh", *overrides, f"run.root={tmp_path / 'run'}"],
+        env=os.environ
+        | {"nproc": "2", "dataset": "imagefolder", "model": "resnet8"}
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| 2 processes, each on " in done.stdout
+    assert done.stdout.count("best val") == 1
+    assert json.loads(next((tmp_path / "run").rglob("result.json")).read_text())["last_top1"] >= 0
