@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from stand_in import Once, StandIn, make_stand_in
+from trained_pair import trained_pair
 
 from utils.processes.stopping import STOP_SIGNALS
 
@@ -42,3 +43,9 @@ def once(tmp_path_factory) -> Once:
     """``once(name, make)`` calls `make` in a single one of the session's processes; all of them get its result."""
     folder = tmp_path_factory.getbasetemp()
     return Once(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+@pytest.fixture(scope="session")
+def trained_run(once, tmp_path_factory) -> Path:
+    """The folder of a distilled run, see `trained_pair`; the session has one, which nobody changes."""
+    return Path(once("trained-run", lambda: str(trained_pair(tmp_path_factory.mktemp("trained")))))

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from trained_pair import trained_pair
 
 from utils import evaluate, export
 from utils.errors import UserError
@@ -18,9 +17,9 @@ from utils.training.restore import restore
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return trained_pair(tmp_path_factory.mktemp("runs"))
+@pytest.fixture
+def run(trained_run):
+    return trained_run
 
 
 def test_flops_of_a_convolution_are_two_per_multiply_add():

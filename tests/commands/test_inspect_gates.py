@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trained_pair import trained_pair
 
 from datasets.source import Files
 from distillers.spot_adaptive.policy import straight_through_gates
@@ -13,9 +12,9 @@ from utils.inspect_gates import distil_chances, main, of_class, validation_chanc
 from utils.training.restore import restore
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return trained_pair(tmp_path_factory.mktemp("runs"), distiller="sp")
+@pytest.fixture
+def run(trained_run):
+    return trained_run
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import stat
@@ -13,22 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launchers import HERE, quick_sh, sh
 from pictures import image_folder
 from process_runs import fingerprint
+from ready_process import REPOSITORY
 
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-HERE = str(Path(sys.executable).parent)
 TINY = ("dataset.img_h=16", "training.epochs=1", "training.batch_size=8", "training.num_workers=0")
-
-
-def sh(script: str, *arguments: str, cwd: Path = REPOSITORY, path: str = HERE, **variables: str):
-    """Run a launcher with the tests' own interpreter first on the path."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("dataset", "seed", "model", "net1")}
-    environment |= {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""} | variables
-    return subprocess.run(["sh", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +40,13 @@ class TestDistilling:
         own = "training.epochs=1 training.lr=0.01 training.num_workers=0 training.batch_size=8"
         cls.keys, cls.names = (*TINY, f"dataset.root={images}"), names | {"teacher_args": own}
         cls.first = sh("train.sh", *cls.keys, f"run.root={cls.root}", **cls.names)
-        cls.anti = sh("train_anti.sh", *cls.keys, f"run.root={cls.root}", **cls.names)
+        cls.anti = quick_sh("train_anti.sh", *cls.keys, f"run.root={cls.root}", **cls.names)
         there = f"run.root={cls.elsewhere}"
         data = {"dataset": "imagefolder", "seed": "7", "model": "resnet14"}
-        cls.single = sh("train_single.sh", cls.keys[0], cls.keys[-1], there, *own.split(), **data)
+        cls.single = quick_sh("train_single.sh", cls.keys[0], cls.keys[-1], there, *own.split(), **data)
         cls.teacher = fingerprint(RunDir(cls.elsewhere / "imagefolder/7/resnet14"))
         (cls.elsewhere / "imagefolder/7/resnet14/result.json").unlink()
-        cls.second = sh("train.sh", *cls.keys, there, **cls.names)
+        cls.second = quick_sh("train.sh", *cls.keys, there, **cls.names)
         return cls.root / "imagefolder/7"
 
     def test_trains_the_missing_teacher_first_and_says_so(self, folder):
@@ -102,7 +94,7 @@ class TestDistilling:
         assert "composed from" in text  # there is no config file of this pair
 
     def test_never_overwrites_a_run_silently(self, folder):
-        again = sh("train.sh", *self.keys, f"run.root={self.root}", **self.names)
+        again = quick_sh("train.sh", *self.keys, f"run.root={self.root}", **self.names)
         assert again.returncode == 2
         (line,) = again.stderr.splitlines()
         assert "holds a finished run already; --resume" in line
@@ -118,7 +110,7 @@ def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
     }
     (tmp_path / "mine.yml").write_text(yaml.safe_dump(config))
     quick = "training.epochs=1 training.num_workers=0 training.batch_size=8"
-    run = sh("train.sh", "--config", str(tmp_path / "mine.yml"), teacher_args=quick)
+    run = quick_sh("train.sh", "--config", str(tmp_path / "mine.yml"), teacher_args=quick)
     assert run.returncode == 0, run.stderr
     assert "teacher resnet14 is missing: training it first" in run.stdout
     folder = tmp_path / "a folder/mine/3"
@@ -160,7 +152,7 @@ def test_help_is_printed_once_and_names_the_variables():
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, script, arguments, variables, complaint):
-    run = sh(script, f"run.root={tmp_path}/run", f"dataset.root={tmp_path}", *arguments, **variables)
+    run = quick_sh(script, f"run.root={tmp_path}/run", f"dataset.root={tmp_path}", *arguments, **variables)
     assert run.returncode == 2, run.stdout + run.stderr
     (line,) = run.stderr.splitlines()
     assert line.startswith("error: ")

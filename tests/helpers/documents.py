@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import os
 import re
 import runpy
 import shlex
@@ -20,6 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 import yaml
+from launchers import handed_over
 
 from models import MODELS
 from utils.config import Config, find_config
@@ -197,7 +197,7 @@ def check_command(variables: Mapping[str, str], words: list[str], workplace: Pat
     if unknown := variables.keys() - launcher_variables() - OF_THE_SYSTEM:
         raise Wrong(f"no launcher has a variable {', '.join(unknown)}")
     if program == "sh" and arguments[0] in LAUNCHERS:
-        run_python(handed_over(variables, arguments, workplace))
+        run_python(handed_over(*arguments, cwd=workplace, **variables))
     elif program == "sh" and arguments[0] == "test.sh":
         check_test_arguments(arguments[1:])
     elif program == "python":
@@ -216,20 +216,6 @@ def launcher_variables() -> set[str]:
     text = "".join((REPOSITORY / launcher).read_text() for launcher in LAUNCHERS)
     code = re.sub(r"^\s*#.*", "", text, flags=re.MULTILINE)
     return set(re.findall(r"\$\{(\w+)[:}]", code))
-
-
-def handed_over(variables: Mapping[str, str], arguments: list[str], workplace: Path) -> list[str]:
-    """The arguments with which a launcher at last starts Python; the interpreter is one that writes them down."""
-    bin_folder, written = workplace / "stand-in", workplace / "arguments"
-    if not bin_folder.exists():
-        bin_folder.mkdir()
-        stand_in = bin_folder / "python3"
-        stand_in.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$WRITTEN"\n')
-        stand_in.chmod(0o755)
-    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "WRITTEN": str(written), **variables}
-    subprocess.run(["sh", *arguments], cwd=workplace, env=environment, check=True)
-    return written.read_text().split("\0")[:-1]
 
 
 def check_test_arguments(arguments: list[str]) -> None:

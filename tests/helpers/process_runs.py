@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from pictures import image_folder
+from ready_process import ReadyProcess, run_script
 
 from models import get_model
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS = 8  # per epoch
 
 
@@ -62,16 +59,14 @@ def config_file(folder: Path, distiller: str | None = "at", selection: str = "ad
     return path
 
 
-def start(config: Path, *words: str, **options) -> subprocess.Popen:
-    """``python train.py`` (or ``train_single.py``) on a config, in a process of its own with one thread."""
-    entry = "train_single.py" if "None" in config.name else "train.py"
-    return subprocess.Popen(
-        [sys.executable, entry, "--config", str(config), *words],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
-    )
+def start(config: Path, *words: str, **options) -> ReadyProcess:
+    """``python train.py`` (or ``train_single.py``) on a config, in a process of its own."""
+    return ReadyProcess(run_script, *command(config), *words, **options)
+
+
+def command(config: Path) -> list[str]:
+    """The entry point of a config, and its words."""
+    return ["train_single.py" if "None" in config.name else "train.py", "--config", str(config)]
 
 
 def fingerprint(run: RunDir) -> dict[str, str]:

@@ -11,7 +11,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, set_start_method
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -117,6 +117,7 @@ def _stream(file: IO | None) -> tuple[IO | None, Connection]:
 
 
 def _call(variables: dict, out: Connection, err: Connection, function: Callable[..., Any], arguments: tuple) -> None:
+    set_start_method(None, force=True)  # the default again, as a new process has it
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(REPOSITORY)

@@ -10,7 +10,7 @@ from utils.config import Config
 from utils.training.run import train
 
 
-def trained_pair(root: Path, selection: str = "adaptive", distiller: str = "kd") -> Path:
+def trained_pair(root: Path) -> Path:
     """Train resnet8 on digits for one epoch, and distil it into another one; the folder of the second run."""
     torch.set_num_threads(1)
     common = {
@@ -20,7 +20,7 @@ def trained_pair(root: Path, selection: str = "adaptive", distiller: str = "kd")
         "run": {"root": str(root)},
     }
     train(Config.from_dict(common | {"model": {"name": "resnet8"}}))
-    pair = {"teacher": {"name": "resnet8"}, "student": {"name": "resnet8"}, "selection": selection}
-    config = Config.from_dict(common | {"kd": pair, "kd_loss": {"name": distiller}})
+    pair = {"teacher": {"name": "resnet8"}, "student": {"name": "resnet8"}}
+    config = Config.from_dict(common | {"kd": pair, "kd_loss": {"name": "sp"}})
     train(config)
     return config.run_dir

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -52,7 +52,8 @@ class Attempt:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after the process has ended
         self._taken = age(self.run.config)
         words = ["--resume"] if self.run.last.exists() else []
-        self.process = start(config, *words, stdout=subprocess.DEVNULL, stderr=self._errors)
+        with open(os.devnull, "w") as nowhere:
+            self.process = start(config, *words, stdout=nowhere, stderr=self._errors)
 
     def wait_for_checkpoints(self, count: int) -> None:
         """Until it has taken the folder and written so many, or ended."""
@@ -62,7 +63,7 @@ class Attempt:
             seen = self._wait_for_change(self.run.last, seen)
 
     def finish(self) -> int:
-        return self.process.wait(timeout=120)
+        return self.process.wait()
 
     @property
     def errors(self) -> str:

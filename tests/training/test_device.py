@@ -1,30 +1,33 @@
 """Freed memory is kept for the next step."""
 
 import os
-import subprocess
+import resource
 import sys
 
 import pytest
+import torch
+from ready_process import ReadyProcess
 
-SCRIPT = """
-import resource, sys, torch
 from utils.training.device import keep_freed_memory
-kept = keep_freed_memory(torch.device("cpu"))
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    torch.ones(2**24)  # 64 MiB, more than glibc would keep
-before = faults()
-torch.ones(2**24)
-print(kept, faults() - before)
-"""
 
 
-def new_pages(**environment):
+def count_new_pages(variables):
     """Whether memory is kept, and pages that the system had to find for a tensor as large as those freed before."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | environment
-    command = [sys.executable, "-c", SCRIPT]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    kept, pages = run.stdout.split()
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        del os.environ[name]
+    os.environ.update(variables)
+    kept = keep_freed_memory(torch.device("cpu"))
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MiB, more than glibc would keep
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+def new_pages(**variables):
+    process = ReadyProcess(count_new_pages, variables)  # its own, for what is kept cannot be given up
+    assert process.ending() == (0, "")
+    kept, pages = process.stdout.read().split()
     return kept == "True", int(pages)
 
 

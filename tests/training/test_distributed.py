@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from process_pair import process_pair
+from torch import nn
 from toy_runs import PowerCut, assert_equal, cut_power_after, finish, gate_records, phases_of, records, toy_config
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
-from torch import nn
 
 from datasets.batch import Batch
 from distillers.crd import Contrast

@@ -6,7 +6,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from trained_pair import trained_pair
 
 from utils import evaluate, export, inspect_gates
 from utils.config import Config
@@ -138,9 +137,9 @@ def test_options_of_a_distiller_are_arguments_as_well():
         refuse_foreign_code(pair(bank="/etc/passwd"), CHECKPOINT, [])
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return trained_pair(tmp_path_factory.mktemp("runs"))
+@pytest.fixture
+def run(trained_run):
+    return trained_run
 
 
 @pytest.fixture
