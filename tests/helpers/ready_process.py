@@ -21,7 +21,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 100  # seconds
-_IMPORTED = ["utils.training.run", "utils.launch", "torch._dynamo", "torch.distributed.launcher.api", "toy_runs"]
+_IMPORTED = ["utils.training.run", "models", "toy_runs", "torch._dynamo", "torch.distributed.launcher.api"]
+_IMPORTED += ["sklearn.datasets"]
 
 
 class ReadyProcess:
@@ -56,6 +57,13 @@ class ReadyProcess:
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
+
+    def wait_for_line(self, beginning: str = "") -> None:
+        """Until it has written one to standard output that begins so."""
+        while line := self.stdout.readline():
+            if line.startswith(beginning):
+                return
+        raise AssertionError(self.ending())
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

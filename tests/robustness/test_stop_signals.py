@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from pathlib import Path
 
 import pytest
-from process_runs import REPOSITORY, config_file, prepare, start
+from jobs import Job, is_alive
+from launchers import HERE, quick_sh
+from process_runs import config_file, prepare, start
+from ready_process import PATIENCE, REPOSITORY, wait_for
 from toy_runs import finish, make_engine
 
 from utils.processes.stopping import (
@@ -23,17 +24,16 @@ from utils.processes.stopping import (
     StopRequest,
 )
 
-PATIENCE = 60  # seconds
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 
 
 def popen(*command: str, **environment: str) -> subprocess.Popen:
     """Start a command in a session of its own, with the tests' interpreter first on the path."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{HERE}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=REPOSITORY,
-        env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,20 +45,6 @@ def ending(process: subprocess.Popen) -> tuple[int, str]:
     """Exit code and standard error."""
     _, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, errors
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class TestBeforeTraining:
@@ -97,10 +83,9 @@ class TestAfterTheEnd:
     @BOTH
     def test_a_signal_after_the_last_line_is_too_late(self, tmp_path, number):
         process = start(config_file(prepare(tmp_path), None), "training.epochs=1", "training.lr_decay_epochs=[]")
-        while not process.stdout.readline().startswith("curves: "):
-            assert process.poll() is None
+        process.wait_for_line("curves: ")
         process.send_signal(number)
-        assert ending(process) == (0, "")
+        assert process.ending() == (0, "")
 
     def test_an_error_keeps_its_exit_code(self):
         program = """
@@ -127,19 +112,15 @@ class TestTeacher:
         keys = [f"dataset.root={folder}/images", "dataset.img_h=16", f"run.root={folder}/run", "training.epochs=1"]
         keys += ["training.batch_size=8", "training.num_workers=0", "validation.num_workers=0"]
         names = {"dataset": "imagefolder", "seed": "3", "net1": "resnet14", "net2": "resnet8", "distiller": "kd"}
-
-        def run(*arguments: str, epochs: int) -> subprocess.Popen:
-            quick = f"training.epochs={epochs} training.batch_size=8 training.num_workers=0"
-            return popen("sh", "train.sh", *arguments, *keys, **names, teacher_args=quick)
+        quick = "training.batch_size=8 training.num_workers=0 training.epochs="
 
         cls.runs = folder / "run/imagefolder/3"
-        process = run(epochs=5000)
+        process = popen("sh", "train.sh", *keys, **names, teacher_args=quick + "5000")
         wait_for((cls.runs / "resnet14/ckpt/last.pth").exists)
         process.send_signal(signal.SIGTERM)
         cls.end = ending(process)
         cls.group = process.pid
-        cls.resumed = run("--resume", epochs=1)
-        cls.resumed_end = ending(cls.resumed)
+        cls.resumed = quick_sh("train.sh", "--resume", *keys, **names, teacher_args=quick + "1")
 
     def test_sigterm_to_the_shell_saves_it_and_ends_with_75(self, stopped):
         code, line = self.end
@@ -152,103 +133,84 @@ class TestTeacher:
             os.killpg(self.group, 0)
 
     def test_the_same_command_with_resume_goes_on_with_it_and_then_trains_the_student(self, stopped):
-        assert self.resumed_end == (0, "")
+        assert (self.resumed.returncode, self.resumed.stderr) == (0, "")
         assert (self.runs / "resnet14/result.json").exists()
         assert (self.runs / "adaptive-kd/resnet14-resnet8/result.json").exists()
 
 
 class TestSeveralProcesses:
-    """Jobs of two processes that note who they are and what they get to know, without PyTorch."""
+    """Jobs of two processes; all but one go without PyTorch."""
 
-    @pytest.fixture
-    def job(self, tmp_path):
-        def launch(body: str) -> subprocess.Popen:
-            head = """\
-            import os, sys, time
-            from pathlib import Path
-            sys.path.insert(0, os.getcwd())
-            from utils.command import guarded
-            from utils.processes.stopping import Interrupted, StopRequest
-
-            RANK = int(os.environ["RANK"])
-
-            def note(what):
-                Path(__file__).with_name(f"{what}-{RANK}").write_text(str(os.getpid()))
-
-            def wait_until(condition):
-                while not condition():
-                    time.sleep(0.02)
-
-            def main():
-            """
-            script = tmp_path / "job.py"
-            end = 'if __name__ == "__main__":\n    guarded(main, trains=True)\n'
-            script.write_text(textwrap.dedent(head) + textwrap.indent(textwrap.dedent(body), "    ") + end)
-            return popen(sys.executable, "-m", "utils.launch", "2", script, TMPDIR=str(tmp_path))
-
-        return launch
-
-    @pytest.fixture
-    def wait_for_notes(self, tmp_path):
-        """Wait until the processes have noted something; who they are."""
-
-        def wait(what: str, ranks=(0, 1)) -> list[int]:
-            files = [tmp_path / f"{what}-{rank}" for rank in ranks]
-            wait_for(lambda: all(file.exists() and file.read_text() for file in files))
-            return [int(file.read_text()) for file in files]
-
-        return wait
-
-    SAVING = """
-    with StopRequest() as stop:
-        note("started")
-        wait_until(lambda: stop.requested)
-        note("saved")
+    SAVING = """\
+with StopRequest() as stop:
+    note("working")
+    wait_until(lambda: stop.requested)
+    note("saved")
+raise Interrupted("all saved")
+"""
+    SLOW = """\
+with StopRequest() as stop:
+    note("working")
+    wait_until(lambda: stop.requested)
+    note("asked")
+    time.sleep(600)
+"""
+    FIRST_IS_DONE = """\
+with StopRequest() as stop:
+    note("working")
+    wait_until(lambda: RANK == 0 or stop.requested)
+"""
+    AGREEING = """\
+import torch
+from utils.processes.group import Agreement, barrier, process_group
+with process_group(torch.device("cpu")), StopRequest() as stop:
+    barrier()
+    note("working")
+    agreed = Agreement()
+    while not agreed(stop.requested):
+        time.sleep(0.02)
     raise Interrupted("all saved")
-    """
-    SLOW = """
-    with StopRequest() as stop:
-        note("started")
-        wait_until(lambda: stop.requested)
-        note("asked")
-        time.sleep(600)
-    """
-    FIRST_IS_DONE = """
-    with StopRequest() as stop:
-        note("started")
-        wait_until(lambda: RANK == 0 or stop.requested)
-    """
+"""
 
-    def test_save_and_end_if_their_launcher_is_killed(self, job, wait_for_notes):
-        launcher = job(self.SAVING)
-        workers = wait_for_notes("started")
-        launcher.kill()
-        assert wait_for_notes("saved") == workers
+    @pytest.mark.parametrize(
+        ("body", "number", "line"),
+        [
+            (SAVING, signal.SIGTERM, "all saved"),
+            (SAVING, signal.SIGINT, "all saved"),
+            (AGREEING, signal.SIGTERM, "all saved"),
+            ('note("working")\ntime.sleep(600)', signal.SIGTERM, NOTHING_TO_SAVE),
+        ],
+        ids=["SIGTERM", "SIGINT", "in a group", "before training"],
+    )
+    def test_save_what_there_is_if_their_launcher_is_asked_to_stop(self, tmp_path, body, number, line):
+        job = Job(tmp_path, body)
+        job.wait_for_notes("working")
+        job.launcher.send_signal(number)
+        assert job.launcher.ending() == (EXIT_INTERRUPTED, line + "\n")
+        assert body != self.SAVING or job.wait_for_notes("saved")
+
+    def test_save_and_end_if_their_launcher_is_killed(self, tmp_path):
+        job = Job(tmp_path, self.SAVING)
+        workers = job.wait_for_notes("working")
+        job.launcher.kill()
+        assert job.wait_for_notes("saved") == workers
         wait_for(lambda: not any(map(is_alive, workers)))
 
-    @BOTH
-    def test_save_if_their_launcher_is_asked_to_stop(self, job, wait_for_notes, number):
-        launcher = job(self.SAVING)
-        wait_for_notes("started")
-        launcher.send_signal(number)
-        assert ending(launcher) == (EXIT_INTERRUPTED, "all saved\n")
-        wait_for_notes("saved")
-
-    def test_end_at_once_at_the_second_ctrl_c(self, job, wait_for_notes):
-        launcher = job(self.SLOW)
-        workers = wait_for_notes("started")
-        launcher.send_signal(signal.SIGINT)
-        wait_for_notes("asked")
-        launcher.send_signal(signal.SIGINT)
-        assert ending(launcher) == (EXIT_KILLED, STOPPED_AT_ONCE + "\n")
+    def test_end_at_once_at_the_second_ctrl_c(self, tmp_path):
+        job = Job(tmp_path, self.SLOW)
+        workers = job.wait_for_notes("working")
+        job.launcher.send_signal(signal.SIGINT)
+        job.wait_for_notes("asked")
+        job.launcher.send_signal(signal.SIGINT)
+        assert job.launcher.ending() == (EXIT_KILLED, STOPPED_AT_ONCE + "\n")
         wait_for(lambda: not any(map(is_alive, workers)))
 
-    def test_that_are_done_are_not_stopped_any_more(self, job, wait_for_notes):
-        launcher = job(self.FIRST_IS_DONE)
-        first, _ = wait_for_notes("started")
+    def test_that_are_done_are_not_stopped_any_more(self, tmp_path):
+        job = Job(tmp_path, self.FIRST_IS_DONE)
+        first, _ = job.wait_for_notes("working")
         wait_for(lambda: not is_alive(first))
-        launcher.send_signal(signal.SIGTERM)
-        assert ending(launcher) == (0, "")
+        job.launcher.send_signal(signal.SIGTERM)
+        assert job.launcher.ending() == (0, "")
 
 
 def test_validation_has_a_progress_bar_of_its_own(tmp_path, monkeypatch, capsys):
