@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +19,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import save, smooth_picture
-from process_runs import config_file, prepare, start
+from process_runs import command, config_file, prepare, start
+from ready_process import PATIENCE, REPOSITORY, ReadyProcess, run_script
+from spoiling import TRACE, RunsCode, appended, cut, instead, link, pickled, renamed, saved, text, weights
 
 import utils.files
 from datasets.loading import decode as decoding
@@ -33,6 +35,10 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.run_folder.weights import load_weights
 
+SHORT = ["training.epochs=2", "training.save_every_steps=4", "training.lr_decay_epochs=[]"]
+RESUMED = ["--resume", *SHORT]
+EVERY_STEP = [*RESUMED, "training.save_every_steps=1"]
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -45,11 +51,27 @@ def folder(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "folder")
 
 
+@pytest.fixture(scope="module")
+def interrupted(prepared, tmp_path_factory):
+    """A folder with a run of one epoch that is to go on for another."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("interrupted") / "folder")
+    main_single(["--config", str(config_file(folder, None)), *SHORT, "training.epochs=1"])
+    return folder
+
+
+@pytest.fixture
+def started(interrupted, tmp_path):
+    """Its config and its run, moved here."""
+    config = config_file(shutil.copytree(interrupted, tmp_path / "started"), None)
+    return config, RunDir(load_config(config).run_dir)
+
+
 @pytest.fixture
 def run_main(capfd):
     """An entry point with the guard around it, in this process: exit code and standard error."""
 
-    def call(config: Path, *words: str, main=main_distill) -> tuple[int, str]:
+    def call(config: Path, *words: str) -> tuple[int, str]:
+        main = main_single if "None" in config.name else main_distill
         with pytest.raises(SystemExit) as ending:
             guarded(lambda: main(arguments=["--config", str(config), *words]))
         return ending.value.code, capfd.readouterr().err
@@ -61,8 +83,8 @@ def run_main(capfd):
 def refusal(run_main):
     """The one line that an entry point must end in."""
 
-    def call(config: Path, *words: str, main=main_distill) -> str:
-        code, errors = run_main(config, *words, main=main)
+    def call(config: Path, *words: str) -> str:
+        code, errors = run_main(config, *words)
         assert code == EXIT_USER_ERROR
         assert errors.startswith("error: ")
         assert errors.removesuffix("\n").isprintable(), "one line"
@@ -71,77 +93,65 @@ def refusal(run_main):
     return call
 
 
-class RunsCode:
-    def __reduce__(self):
-        return os.system, ("touch you-have-been-had",)
+@contextlib.contextmanager
+def limited(what: int, limit: int):
+    usual = resource.getrlimit(what)
+    resource.setrlimit(what, (limit, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, usual)
 
 
-def weights(**options) -> dict[str, torch.Tensor]:
-    return get_model(options.pop("name", "resnet8"), options.pop("classes", 2)).state_dict() | options
+@contextlib.contextmanager
+def unprivileged(folder: Path):
+    """Not as root, whom no permission stops; `folder` and pytest's own ones above it are opened for that."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for closed in (folder, *folder.parents):
+        if not closed.stat().st_mode & 0o001:
+            closed.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
+NAN, INF = torch.full((2,), torch.nan), torch.full((2,), torch.inf)
 TEACHERS = {
-    "missing": (lambda path: path.unlink(), "no such teacher checkpoint"),
-    "empty": (lambda path: path.write_bytes(b""), "not a readable checkpoint"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder, expected a file"),
-    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "is a pipe, expected a file"),
-    "device": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is a device, expected a file"),
-    "a sum of numbers": (lambda path: path.write_bytes(b"\x80\x02h\x65."), "not a readable checkpoint (KeyError: 101)"),
-    "text": (lambda path: path.write_text("accuracy: 74.3\n"), "teacher.pth: "),
+    "missing": (Path.unlink, "no such teacher checkpoint"),
+    "empty": (text(""), "not a readable checkpoint"),
+    "folder": (instead(Path.mkdir), "is a folder, expected a file"),
+    "pipe": (instead(os.mkfifo), "is a pipe, expected a file"),
+    "device": (link("/dev/zero"), "is a device, expected a file"),
+    "a sum of numbers": (text(b"\x80\x02h\x65."), "not a readable checkpoint (KeyError: 101)"),
+    "text": (text("accuracy: 74.3\n"), "teacher.pth: "),
     "image": (lambda path: save(smooth_picture(9, 9), path.with_suffix(".png")).replace(path), "teacher.pth: "),
-    "half": (lambda path: path.write_bytes(path.read_bytes()[:100_000]), "not a readable checkpoint"),
-    "without its end": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a readable checkpoint"),
-    "code": (lambda path: torch.save({"model": RunsCode()}, path), "refused, it holds posix.system"),
-    "code, old": (lambda path: path.write_bytes(pickle.dumps(RunsCode(), 2)), "refused, it holds posix.system"),
-    "code, new": (lambda path: path.write_bytes(pickle.dumps(RunsCode())), "refused, it is damaged, or holds more"),
-    "module": (
-        lambda path: torch.save(torch.nn.Linear(2, 2), path),
-        "refused, it holds torch.nn.modules.linear.Linear",
-    ),
-    "number": (lambda path: torch.save(3, path), "holds a int, expected a dictionary of weights"),
-    "tensor": (lambda path: torch.save(torch.ones(3), path), "holds a Tensor, expected a dictionary of weights"),
-    "empty dictionary": (lambda path: torch.save({}, path), "the file lacks conv1.weight and 46 more"),
-    "another network": (lambda path: torch.save(weights(name="resnet14"), path), "the file has the unknown layer"),
-    "other classes": (
-        lambda path: torch.save(weights(classes=9), path),
-        "fc.weight has shape (9, 64), expected (2, 64)",
-    ),
-    "NaN": (lambda path: torch.save(weights(**{"fc.bias": torch.full((2,), torch.nan)}), path), "fc.bias holds NaN"),
-    "infinite": (
-        lambda path: torch.save(weights(**{"fc.bias": torch.full((2,), torch.inf)}), path),
-        "fc.bias holds NaN",
-    ),
-    "no tensor": (
-        lambda path: torch.save(weights(**{"fc.bias": [0, 0]}), path),
-        "fc.bias is a list, expected a tensor",
-    ),
-    "whole numbers": (
-        lambda path: torch.save(weights(**{"fc.bias": torch.ones(2, dtype=int)}), path),
-        "fc.bias is torch.i",
-    ),
-    "complex": (
-        lambda path: torch.save(weights(**{"fc.bias": torch.ones(2) * 1j}), path),
-        "fc.bias is torch.complex64",
-    ),
-    "sparse": (lambda path: torch.save(weights(**{"fc.bias": torch.ones(2).to_sparse()}), path), "torch.sparse_coo"),
-    "shapes alone": (
-        lambda path: torch.save(weights(**{"fc.bias": torch.ones(2, device="meta")}), path),
-        "fc.bias is torch.float32, torch.strided on meta",
-    ),
-    "one name twice": (
-        lambda path: torch.save(weights(**{"module.fc.bias": torch.ones(2)}), path),
-        "holds two entries for one, fc.bias and module.fc.bias",
-    ),
-    "another prefix": (
-        lambda path: torch.save({f"net.{key}": value for key, value in weights().items()}, path),
-        "; this makes a file that can be loaded: python -m utils.convert import",
-    ),
-    "expanded": (
-        lambda path: torch.save(weights(**{"fc.bias": torch.ones(1).expand(2)}), path),
-        "fc.bias is (2,) expanded from fewer values",
-    ),
-    "names that are none": (lambda path: torch.save({3: torch.ones(2), None: 1}, path), "the file lacks conv1.weight"),
-    "a name of two lines": (lambda path: torch.save(weights(**{"a\nb": torch.ones(2)}), path), "the unknown a\\nb"),
+    "half": (cut(100_000), "not a readable checkpoint"),
+    "without its end": (cut(-1), "not a readable checkpoint"),
+    "code": (saved({"model": RunsCode()}), "refused, it holds posix.system"),
+    "code, old": (pickled(2), "refused, it holds posix.system"),
+    "code, new": (pickled(4), "refused, it is damaged, or holds more"),
+    "module": (saved(torch.nn.Linear(2, 2)), "refused, it holds torch.nn.modules.linear.Linear"),
+    "number": (saved(3), "holds a int, expected a dictionary of weights"),
+    "tensor": (saved(torch.ones(3)), "holds a Tensor, expected a dictionary of weights"),
+    "empty dictionary": (saved({}), "the file lacks conv1.weight and 46 more"),
+    "another network": (weights("resnet14"), "the file has the unknown layer"),
+    "other classes": (weights(classes=9), "fc.weight has shape (9, 64), expected (2, 64)"),
+    "NaN": (weights(fc__bias=NAN), "fc.bias holds NaN"),
+    "infinite": (weights(fc__bias=INF), "fc.bias holds NaN"),
+    "no tensor": (weights(fc__bias=[0, 0]), "fc.bias is a list, expected a tensor"),
+    "whole numbers": (weights(fc__bias=torch.ones(2, dtype=int)), "fc.bias is torch.i"),
+    "complex": (weights(fc__bias=torch.ones(2) * 1j), "fc.bias is torch.complex64"),
+    "sparse": (weights(fc__bias=torch.ones(2).to_sparse()), "torch.sparse_coo"),
+    "shapes": (weights(fc__bias=torch.ones(2, device="meta")), "fc.bias is torch.float32, torch.strided on meta"),
+    "one name twice": (weights(module__fc__bias=torch.ones(2)), "holds two entries for one, fc.bias and module.fc"),
+    "a prefix": (renamed("net.{}".format), "; this makes a file that can be loaded: python -m utils.convert import"),
+    "expanded": (weights(fc__bias=torch.ones(1).expand(2)), "fc.bias is (2,) expanded from fewer values"),
+    "names that are none": (saved({3: torch.ones(2), None: 1}), "the file lacks conv1.weight"),
+    "a name of two lines": (weights(**{"a\nb": torch.ones(2)}), "the unknown a\\nb"),
 }
 
 
@@ -154,20 +164,38 @@ def test_a_teacher_that_is_none_is_refused(folder, refusal, monkeypatch, kind):
     assert f"{folder}/teacher.pth: " in (line := refusal(config))
     assert complaint in line
     assert not (folder / "run").exists(), "nothing is written before everything is built"
-    assert not (folder / "you-have-been-had").exists()
+    assert not (folder / TRACE).exists()
+
+
+GOOD_TEACHERS = {
+    "bare": lambda weights: weights,
+    "model": lambda weights: {"model": weights, "epoch": 240},
+    "data parallel": lambda weights: {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
+    "no counters": lambda weights: {"model": {k: v for k, v in weights.items() if "num_batches" not in k}},
+    "NumPy figures": lambda weights: {"model": weights, "best_acc": np.float64(74.6), "top5": np.float32(93)},
+}
+
+
+@pytest.mark.parametrize("kind", GOOD_TEACHERS)
+def test_a_teacher_of_any_common_layout_is_accepted(prepared, tmp_path, kind):
+    expected = torch.load(prepared / "teacher.pth", weights_only=True)
+    torch.save(GOOD_TEACHERS[kind](expected), tmp_path / "teacher.pth")
+    teacher = get_model("resnet8", 2)
+    load_weights(teacher, tmp_path / "teacher.pth")
+    assert all(torch.equal(value, expected[key]) for key, value in teacher.state_dict().items())
 
 
 def test_a_device_that_is_called_safetensors_is_not_read(tmp_path):
-    (tmp_path / "x.safetensors").symlink_to("/dev/zero")
+    link("/dev/zero")(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="is a device, expected a file"):
         read_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_a_file_name_of_two_lines_is_told_in_one(folder, refusal):
     (folder / "tea\ncher.pth").write_bytes(b"")
-    config = config_file(folder)
     name = json.dumps(str(folder / "tea\ncher.pth"))
-    assert "tea\\ncher.pth: not a readable checkpoint" in refusal(config, f"kd.teacher.checkpoint={name}")
+    line = refusal(config_file(folder), f"kd.teacher.checkpoint={name}")
+    assert "tea\\ncher.pth: not a readable checkpoint" in line
 
 
 _quick = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -196,115 +224,70 @@ def reads_or_says_why(path: Path) -> bool:
         return str(error).startswith(f"{path}: ") and str(error).isprintable()
 
 
-GOOD_TEACHERS = {
-    "bare": lambda weights: weights,
-    "model": lambda weights: {"model": weights, "epoch": 240},
-    "data parallel": lambda weights: {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
-    "no counters": lambda weights: {"model": {k: v for k, v in weights.items() if "num_batches" not in k}},
-    "NumPy figures": lambda weights: {"model": weights, "best_acc": np.float64(74.6), "top5": np.float32(93)},
+# The last checkpoint of a run that is resumed, and what the log says of it
+BROKEN = {
+    "missing": (Path.unlink, "no such checkpoint"),
+    "empty": (text(""), "not a readable checkpoint"),
+    "torn": (cut(5000), "not a readable checkpoint"),
+    "text": (text("no checkpoint"), "refused, it is damaged"),
+    "code": (saved(RunsCode()), "refused, it holds posix.system"),
+}
+START = {"phase": 0, "epoch": 0, "step": 0}
+FOREIGN, NO_FILE = "its checkpoint is not of this configuration", "is a symbolic link, expected a file"
+PRECIOUS = "../precious"  # beside the folder of the run
+
+# Files in the folder of a run, how they are spoilt, and the complaint when it is resumed
+REFUSED = {
+    "both checkpoints are broken": (("ckpt/last.pth", "ckpt/previous.pth"), text(""), "not a readable checkpoint"),
+    "nothing in it": (("ckpt/last.pth",), saved({}), FOREIGN),
+    "a network alone": (("ckpt/last.pth",), saved({"model": {}}), FOREIGN),
+    "another format": (("ckpt/last.pth",), saved({"format": 2}), FOREIGN),
+    "progress of another kind": (("ckpt/last.pth",), saved({"format": 1, "progress": 3}), FOREIGN),
+    "an unknown phase": (("ckpt/last.pth",), saved({"format": 1, "progress": START | {"phase": 7}}), FOREIGN),
+    "no weights": (("ckpt/last.pth",), saved({"format": 1, "progress": START, "model": {}, "extra": None}), FOREIGN),
+    "a link as lock": ((".lock",), link(PRECIOUS), NO_FILE),
+    "a link as log": (("log.txt",), link(PRECIOUS), NO_FILE),
+    "a link as metrics": (("metrics.jsonl",), link(PRECIOUS), NO_FILE),
+    "a link as gates": (("gates.jsonl",), link(PRECIOUS), NO_FILE),
+    "a pipe as lock": ((".lock",), instead(os.mkfifo), ".lock: is a pipe, expected a file"),
 }
 
 
-@pytest.mark.parametrize("kind", GOOD_TEACHERS)
-def test_a_teacher_of_any_common_layout_is_accepted(folder, kind):
-    expected = torch.load(folder / "teacher.pth", weights_only=True)
-    torch.save(GOOD_TEACHERS[kind](expected), folder / "teacher.pth")
-    teacher = get_model("resnet8", 2)
-    load_weights(teacher, folder / "teacher.pth")
-    assert all(torch.equal(value, expected[key]) for key, value in teacher.state_dict().items())
-
-
-@pytest.fixture(scope="module")
-def interrupted(prepared, tmp_path_factory):
-    """A folder with a run of one epoch that is to go on for another."""
-    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("interrupted") / "folder")
-    main_single(["--config", str(config_file(folder, None)), *SHORT, "training.epochs=1"])
-    return folder
-
-
-SHORT = ["training.epochs=2", "training.save_every_steps=4", "training.lr_decay_epochs=[]"]
-
-
-@pytest.fixture
-def started(interrupted, tmp_path):
-    """Its config and its run, moved here."""
-    folder = shutil.copytree(interrupted, tmp_path / "started")
-    config = config_file(folder, None)
-    return config, RunDir(load_config(config).run_dir)
-
-
 class TestResuming:
-    @pytest.mark.parametrize(
-        ("spoil", "found"),
-        [
-            (lambda path: path.unlink(), "no such checkpoint"),
-            (lambda path: path.write_bytes(b""), "not a readable checkpoint"),
-            (lambda path: path.write_bytes(path.read_bytes()[:5000]), "not a readable checkpoint"),
-            (lambda path: path.write_text("no checkpoint"), "refused, it is damaged"),
-            (lambda path: torch.save(RunsCode(), path), "refused, it holds posix.system"),
-        ],
-        ids=["missing", "empty", "torn", "text", "code"],
-    )
-    def test_falls_back_to_the_checkpoint_before_with_a_line(self, started, run_main, caplog, spoil, found):
+    @pytest.mark.parametrize("kind", BROKEN)
+    def test_falls_back_to_the_checkpoint_before_with_a_line(self, started, run_main, caplog, kind):
         config, run = started
+        spoil, found = BROKEN[kind]
         spoil(run.last)
-        assert run_main(config, "--resume", *SHORT, main=main_single) == (0, "")
+        assert run_main(config, *RESUMED) == (0, "")
         assert f"{run.last}: {found}" in caplog.text
         assert f"going on from {run.previous}, the one before" in caplog.text
         assert read_checkpoint(run.last)["progress"]["epoch"] == 2
 
-    def test_is_refused_when_both_are_broken(self, started, refusal):
+    @pytest.mark.parametrize("kind", REFUSED)
+    def test_is_refused(self, started, refusal, kind):
         config, run = started
-        for path in (run.last, run.previous):
-            path.write_bytes(b"")
-        assert "not a readable checkpoint" in refusal(config, "--resume", *SHORT, main=main_single)
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            {},
-            {"model": {}},
-            {"format": 2},
-            {"format": 1, "progress": 3},
-            {"format": 1, "progress": {"phase": 7, "epoch": 0, "step": 0}},
-            {"format": 1, "progress": {"phase": 0, "epoch": 0, "step": 0}, "model": {}, "extra": None},
-        ],
-        ids=str,
-    )
-    def test_is_refused_from_what_is_no_checkpoint_of_a_run(self, started, refusal, content):
-        config, run = started
-        torch.save(content, run.last)
-        assert "its checkpoint is not of this configuration" in refusal(config, "--resume", *SHORT, main=main_single)
+        files, spoil, complaint = REFUSED[kind]
+        precious = run.path / PRECIOUS
+        precious.write_text("content")
+        for file in files:
+            spoil(run.path / file)
+        line = refusal(config, *RESUMED)
+        assert complaint in line
+        assert complaint != NO_FILE or f"{run.path / files[0]}: " in line
+        assert precious.read_text() == "content"
 
     def test_survives_garbage_in_the_records(self, started, run_main):
         config, run = started
-        with run.metrics.open("ab") as file:
-            file.write(b'\0\0\xff\n[1]\n{"global_epoch": "x"}\n{"global_epoch": 2')
-        assert run_main(config, "--resume", *SHORT, main=main_single) == (0, "")
+        appended(b'\0\0\xff\n[1]\n{"global_epoch": "x"}\n{"global_epoch": 2')(run.metrics)
+        assert run_main(config, *RESUMED) == (0, "")
         assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
     def test_is_refused_while_another_process_holds_the_folder(self, started, refusal):
         config, run = started
         run.open(resume=True, overwrite=False)
-        assert "another run is writing there right now" in refusal(config, "--resume", *SHORT, main=main_single)
+        assert "another run is writing there right now" in refusal(config, *RESUMED)
         run.close()
-
-    @pytest.mark.parametrize("name", [".lock", "log.txt", "metrics.jsonl", "gates.jsonl"])
-    def test_writes_through_no_link_that_somebody_has_put_there(self, started, refusal, tmp_path, name):
-        config, run = started
-        (tmp_path / "precious").write_text("content")
-        (run.path / name).unlink(missing_ok=True)
-        (run.path / name).symlink_to(tmp_path / "precious")
-        assert f"{run.path / name}: is a symbolic link, expected a file" in refusal(
-            config, "--resume", main=main_single
-        )
-        assert (tmp_path / "precious").read_text() == "content"
-
-    def test_is_not_kept_waiting_by_a_pipe_in_place_of_the_lock(self, started, refusal):
-        config, run = started
-        run.lock.unlink()
-        os.mkfifo(run.lock)
-        assert ".lock: is a pipe, expected a file" in refusal(config, "--resume", main=main_single)
 
     def test_is_not_kept_waiting_by_the_children_of_a_dead_process(self, started):
         _, run = started
@@ -327,12 +310,8 @@ class TestTheDisk:
     @pytest.mark.parametrize("limit", [2500, 20_000, 400_000])
     def test_that_is_full_ends_the_run_and_keeps_the_last_checkpoint(self, started, refusal, limit):
         config, run = started
-        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))  # real writes fail, as on a full disk
-        try:
-            line = refusal(config, "--resume", *SHORT, "training.save_every_steps=1", main=main_single)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        with limited(resource.RLIMIT_FSIZE, limit):  # real writes fail, as on a full disk
+            line = refusal(config, *EVERY_STEP)
         assert "File too large" in line
         self.check_kept(run)
 
@@ -348,20 +327,19 @@ class TestTheDisk:
 
         for name in ("builtins.open", "io.open"):
             monkeypatch.setattr(name, full)
-        line = refusal(config, "--resume", *SHORT, main=main_single)
+        line = refusal(config, *RESUMED)
         monkeypatch.undo()
         assert "No space left on device" in line
         self.check_kept(run)
 
     def test_of_a_few_bytes_is_no_match_for_a_run(self, started, refusal, tmp_path):
-        config, _ = started
         disk = tmp_path / "disk"
         disk.mkdir()
         mounting = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)]
         if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
             pytest.skip("needs the right to mount a small file system")
         try:
-            line = refusal(config, f"run.root={disk}", *SHORT, main=main_single)
+            line = refusal(started[0], f"run.root={disk}", *SHORT)
         finally:
             subprocess.run(["umount", str(disk)], check=True)
         assert "No space left on device" in line
@@ -371,49 +349,48 @@ class TestTheDisk:
         shutil.rmtree(run.path)
         run.path.parent.chmod(0o555)
         with unprivileged(config.parent):
-            line = refusal(config, *SHORT, main=main_single)
+            line = refusal(config, *SHORT)
         assert line == f"error: {run.path}: cannot write there (Permission denied); run.root=<folder> names another"
 
     def test_that_has_a_file_where_the_folder_should_be_is_refused(self, started, refusal):
-        config, _ = started
-        assert "cannot write there (Not a directory)" in refusal(config, f"run.root={config}", main=main_single)
+        assert "cannot write there (Not a directory)" in refusal(started[0], f"run.root={started[0]}")
 
 
-@contextlib.contextmanager
-def unprivileged(folder: Path):
-    """Not as root, whom no permission stops; `folder` and pytest's own ones above it are opened for that."""
-    if os.geteuid() != 0:
-        yield
-        return
-    for closed in (folder, *folder.parents):
-        if not closed.stat().st_mode & 0o001:
-            closed.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+NO_CONFIGS = {
+    "empty": (b"", "the file is empty"),
+    "10 MB": (os.urandom(10_000_000), "not YAML: "),
+    "duplicate key": (b"dataset: {name: digits}\ndataset: {name: digits}\n", "stands here a second time"),
+    "anchor bomb": (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not read here"),
+    "tag": (
+        f"dataset: !!python/object/apply:os.system [touch {TRACE}]\n".encode(),
+        "could not determine a constructor for the tag",
+    ),
+    "tab": (b"dataset:\n\tname: digits\n", "cannot start any token"),
+    "nested": (b"a: " + b"[" * 100_000, "nested too deeply"),
+}
 
 
 class TestInput:
+    IMAGE = "images/train/ant/003.png"
+
     def test_an_unreadable_image_is_refused_and_named(self, folder, refusal):
-        (folder / "images" / "train" / "ant" / "003.png").write_bytes(b"no picture")
+        text("no picture")(folder / self.IMAGE)
         assert "train/ant/003.png: cannot be read as an image (damaged" in refusal(config_file(folder))
 
     def test_an_unreadable_image_may_be_skipped(self, folder, run_main, caplog):
-        (folder / "images" / "train" / "ant" / "003.png").write_bytes(b"no picture")
+        text("no picture")(folder / self.IMAGE)
         words = ["dataset.on_corrupt=skip", "training.epochs=1", "training.lr_decay_epochs=[]"]
         assert run_main(config_file(folder), *words) == (0, "")
         assert "1 of 64 training images skipped, the first: " in caplog.text
 
     def test_an_empty_class_is_refused_and_named(self, folder, refusal):
-        (folder / "images" / "train" / "cow").mkdir()
+        (folder / "images/train/cow").mkdir()
         assert "no images in class folder cow" in refusal(config_file(folder))
 
     def test_a_loss_without_bounds_ends_the_run_and_keeps_the_last_good_checkpoint(self, started, refusal):
         config, run = started
         before = read_checkpoint(run.last)["model"]
-        line = refusal(config, "--resume", *SHORT, "training.lr=1e30", "training.save_every_steps=1", main=main_single)
+        line = refusal(config, *EVERY_STEP, "training.lr=1e30")
         assert "no longer finite, at train epoch 2 step " in line
         assert f"the last good checkpoint is {run.last}" in line
         kept = read_checkpoint(run.last)["model"]
@@ -424,12 +401,8 @@ class TestInput:
         "words", [["kd_loss.name=cc", "kd_loss.feat_dim=100000000"], ["dataset.img_h=200000"]], ids=" ".join
     )
     def test_that_needs_more_memory_than_there_is_is_refused_with_advice(self, folder, refusal, words):
-        usual = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, usual[1]))  # machines may promise memory they do not have
-        try:
+        with limited(resource.RLIMIT_AS, 16 * 2**30):  # machines may promise memory they do not have
             line = refusal(config_file(folder), *words)
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, usual)
         assert line.startswith("error: cpu: out of memory")
         assert line.endswith(
             "; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less, and so does "
@@ -438,55 +411,48 @@ class TestInput:
 
     def test_a_worker_that_dies_is_told(self, started, refusal, monkeypatch):
         monkeypatch.setattr(decoding.Decoder, "_decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        line = refusal(started[0], "--overwrite", "training.num_workers=1", main=main_single)
+        line = refusal(started[0], "--overwrite", "training.num_workers=1")
         assert "a process that decodes images died" in line
 
-    @pytest.mark.parametrize(
-        ("content", "complaint"),
-        [
-            (b"", "the file is empty"),
-            (os.urandom(10_000_000), "not YAML: "),
-            (b"dataset: {name: digits}\ndataset: {name: digits}\n", "stands here a second time"),
-            (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not read here"),
-            (
-                b"dataset: !!python/object/apply:os.system [touch you-have-been-had]\n",
-                "could not determine a constructor for the tag",
-            ),
-            (b"dataset:\n\tname: digits\n", "cannot start any token"),
-            (b"a: " + b"[" * 100_000, "nested too deeply"),
-        ],
-        ids=["empty", "10 MB", "duplicate key", "anchor bomb", "tag", "tab", "nested"],
-    )
-    def test_a_file_that_is_no_config_is_refused(self, tmp_path, refusal, content, complaint):
-        config = tmp_path / "x.yml"
-        config.write_bytes(content)
-        assert complaint in refusal(config)
+    @pytest.mark.parametrize("kind", NO_CONFIGS)
+    def test_a_file_that_is_no_config_is_refused(self, tmp_path, refusal, monkeypatch, kind):
+        content, complaint = NO_CONFIGS[kind]
+        monkeypatch.chdir(tmp_path)
+        Path("x.yml").write_bytes(content)
+        assert complaint in refusal(tmp_path / "x.yml")
+        assert not Path(TRACE).exists()
+
+
+def train_without_disk(*words: str) -> None:
+    with limited(resource.RLIMIT_FSIZE, 0):
+        run_script(*words)
 
 
 class TestProcesses:
-    """What only a process of its own shows: its exit code, and that the interpreter adds nothing on its way out."""
-
-    def ending(self, process) -> tuple[int, str]:
-        _, errors = process.communicate(timeout=60)
-        return process.returncode, errors
+    """What only a process of its own shows: its exit code, and all that it writes on its way out."""
 
     def test_a_broken_teacher_is_one_line(self, folder):
-        (folder / "teacher.pth").write_bytes(b"")
-        code, errors = self.ending(start(config_file(folder)))
+        text("")(folder / "teacher.pth")
+        code, errors = start(config_file(folder)).ending()
         assert code == EXIT_USER_ERROR
         assert errors.count("\n") == 1
 
     def test_a_full_disk_under_the_output_is_one_line(self, folder):
+        """With an interpreter of its own, which writes what is left when it ends."""
         with open("/dev/full", "w") as full:
-            code, errors = self.ending(start(config_file(folder), stdout=full))
-        assert (code, errors) == (
-            EXIT_USER_ERROR,
-            "error: No space left on device; checkpoints written before are kept\n",
-        )
+            done = subprocess.run(
+                [sys.executable, *command(config_file(folder))],
+                cwd=REPOSITORY,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=PATIENCE,
+            )
+        line = "error: No space left on device; checkpoints written before are kept\n"
+        assert (done.returncode, done.stderr) == (EXIT_USER_ERROR, line)
 
     def test_a_disk_that_takes_nothing_at_all_is_one_line(self, folder):
-        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # noqa: E731
-        code, errors = self.ending(start(config_file(folder), preexec_fn=limit))
+        code, errors = ReadyProcess(train_without_disk, *command(config_file(folder))).ending()
         assert code == EXIT_USER_ERROR
         assert "File too large" in errors
         assert errors.count("\n") == 1
@@ -494,6 +460,6 @@ class TestProcesses:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_before_training_is_one_line(self, folder, number):
         process = start(config_file(folder))
-        process.stdout.readline()  # the first thing it tells is that it decodes the images
+        process.wait_for_line()  # the first thing it tells is that it decodes the images
         process.send_signal(number)
-        assert self.ending(process) == (EXIT_INTERRUPTED, NOTHING_TO_SAVE + "\n")
+        assert process.ending() == (EXIT_INTERRUPTED, NOTHING_TO_SAVE + "\n")
