@@ -131,7 +131,7 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: 
 def _hand_on_signals(scratch: str) -> None:
     """Let the first signal stop the job as torchrun would, and a second SIGINT end this process.
 
-    Its death is the second SIGINT of the others, see `end_with_launcher`; torchrun would go on waiting for them.
+    Its death stops the others at once, see `StopRequest`; torchrun would go on waiting for them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 

@@ -17,6 +17,9 @@ LAUNCHER = "SAKD_LAUNCHER"  # who it is: its process id
 LAST_WORDS = "SAKD_LAST_WORDS"  # the file that the first process to fail makes
 SUCCESS = "SAKD_SUCCESS"  # the file that the first process of this machine makes once the job is done
 
+# What a process is sent when its launcher dies: it is not in the session of a terminal, which would send the same.
+# It may be sent several times, as one thread of the launcher ends after the other.
+LAUNCHER_DIED = signal.SIGHUP
 _PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
@@ -47,13 +50,13 @@ def keep_quiet_unless_first() -> None:
 
 
 def end_with_launcher() -> None:
-    """Let the death of the launcher, however it comes about, be a Ctrl-C for this process of several (on Linux).
+    """Let the death of the launcher, however it comes about, stop this process of several (on Linux), see `StopRequest`.
 
     The processes of a job are not in the session of its launcher, so nothing else would end them.
     """
     if rank_info().world == 1 or sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, LAUNCHER_DIED)
     if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # it died before
         os._exit(1)
 

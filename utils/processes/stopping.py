@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from utils.processes.place import rank_info
+from utils.processes.place import LAUNCHER_DIED, rank_info
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped early, everything saved, try again
@@ -47,7 +47,8 @@ def ignore_stop_signals() -> None:
 class StopRequest:
     """Remembers that a stop signal arrived, so that the step under way can be finished first.
 
-    A second SIGINT stops at once. Use as a context manager; it restores the handlers that it found.
+    A second SIGINT stops at once, and so does the death of the launcher of several processes if a signal came before
+    it; otherwise the death is such a signal. Use as a context manager; it restores the handlers that it found.
 
     Attributes:
         requested: a signal arrived.
@@ -55,6 +56,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._by_death = False
         self._found: dict[int, Handler] = {}
 
     def __enter__(self) -> StopRequest:
@@ -80,8 +82,10 @@ class StopRequest:
             _handle(self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        died = number == LAUNCHER_DIED
+        if self.requested and (number == signal.SIGINT or (died and not self._by_death)):
             raise KeyboardInterrupt
+        self._by_death |= died
         self.requested = True
 
 
@@ -91,7 +95,8 @@ def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
 
 def _handle(handler: Handler) -> dict[int, Handler]:
     """Set the handler of all stop signals; those that were there."""
-    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    signals = STOP_SIGNALS if rank_info().world == 1 else (*STOP_SIGNALS, LAUNCHER_DIED)
+    return {number: signal.signal(number, handler) for number in signals}
 
 
 def _restore(handlers: dict[int, Handler]) -> None:
