@@ -50,7 +50,7 @@ def keep_quiet_unless_first() -> None:
 
 
 def end_with_launcher() -> None:
-    """Let the death of the launcher, however it comes about, stop this process of several (on Linux), see `StopRequest`.
+    """Let the death of the launcher, however it comes about, stop this process of several, see `StopRequest` (Linux).
 
     The processes of a job are not in the session of its launcher, so nothing else would end them.
     """
