@@ -103,11 +103,7 @@ class FSP(Distiller):
 
     def pretraining_parameters(self, student: StagedModel) -> list[nn.Parameter]:
         """Those of the student's stages up to the last spot."""
-        stages = student.stages()[: self.spots[-1].student + 1]
-        # Steps without parameters may be plain functions; a list of modules names shared parameters once.
-        return list(
-            nn.ModuleList(step for stage in stages for step in stage if isinstance(step, nn.Module)).parameters()
-        )
+        return student.parameters_until(self.spots[-1].student + 1)
 
     def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Losses of all spots and all samples, summed over the spots."""

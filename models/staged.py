@@ -18,7 +18,12 @@ class StagedModel(nn.Module):
     With ``n`` features there are ``n + 1`` stages: stage ``k < n`` ends in feature ``k``, feature
     ``n - 1`` is the pooled vector ``[B, D]``, and the last stage is the classifier. A subclass defines
     its modules (whose names are the `state_dict` keys) and says in `stages` how they follow one another.
+
+    Attributes:
+        uncut: why there are not more stages, where something is in the way.
     """
+
+    uncut: str = ""
 
     def stages(self) -> Sequence[Stage]:
         """The stages in order; each is a sequence of callables applied one after another."""
@@ -44,6 +49,12 @@ class StagedModel(nn.Module):
                 x = step(x)
             features.append(x)
         return features[:-1], features[-1]
+
+    def parameters_until(self, stop: int) -> list[nn.Parameter]:
+        """Those of the stages ``0 .. stop - 1``."""
+        # Steps without parameters may be plain functions; a list of modules names shared parameters once.
+        steps = (step for stage in self.stages()[:stop] for step in stage if isinstance(step, nn.Module))
+        return list(nn.ModuleList(steps).parameters())
 
     @torch.no_grad()
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from torch import nn
 
 from models.staged import StagedModel
-from models.wrapping.cuts import find_cuts, spelt
+from models.wrapping.cuts import find_cuts, prefix_tokens, spelt
 from models.wrapping.factory import call_factory
+from models.wrapping.layout import find_layout
 from models.wrapping.probe import Probe
-from models.wrapping.wrapped import Cuts, WrappedModel, expand_slices, explain, listed
+from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, WrappedModel, expand_slices, explain, listed
 from utils.errors import UserError
 
 
@@ -45,11 +46,7 @@ def wrap_model(
     """
     try:
         module = call_factory(locate(name), num_classes, kwargs)
-        if not isinstance(module, StagedModel):
-            return _cut(module, num_classes, stages, image_size)
-        if stages is not None:
-            raise UserError("is cut into stages by its own class; leave `stages` out")
-        return module
+        return wrap_module(module, num_classes, image_size, stages)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error
 
@@ -74,24 +71,36 @@ def locate(path: str) -> Callable[..., nn.Module]:
     return getattr(module, attribute)
 
 
-def _cut(module: nn.Module, num_classes: int, stages: Cuts | None, image_size: tuple[int, int]) -> WrappedModel:
+def wrap_module(
+    module: nn.Module, num_classes: int, image_size: tuple[int, int], stages: Cuts | None = None
+) -> StagedModel:
+    """Cut a module into stages; see `wrap_model`, also for the arguments. A `StagedModel` is returned as it is."""
+    if isinstance(module, StagedModel):
+        if stages is not None:
+            raise UserError("is cut into stages by its own class; leave `stages` out")
+        return module
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False
     probe = Probe(module, num_classes, image_size)
     if stages is None:
-        return WrappedModel(module, find_cuts(probe))
-    cuts = expand_slices(module, stages)
-    try:
-        probe.check(cuts)
-    except UserError as error:
-        raise UserError(f"stages: {error}{_suggestion(probe)}") from error
-    return WrappedModel(module, cuts)
+        cuts, uncut = find_cuts(probe)
+    else:
+        cuts, uncut = expand_slices(module, stages), ""
+        try:
+            probe.check(cuts)
+        except UserError as error:
+            raise UserError(f"stages: {error}{_suggestion(probe)}") from error
+    layouts = []
+    for number, shape in enumerate(probe.shapes(cuts)):
+        try:
+            layouts.append(find_layout(shape, image_size, prefix_tokens(module)))
+        except ValueError as error:
+            raise UserError(f"stages: feature {number} is {error}; let its stage end elsewhere") from error
+    return WrappedModel(module, cuts, layouts, uncut)
 
 
 def _suggestion(probe: Probe) -> str:
-    """Stages that are right, where they can be found."""
-    try:
-        return f"; stages that do: {spelt(find_cuts(probe))}"
-    except UserError:
-        return ""
+    """Stages that are right, where there are more than two."""
+    cuts, _ = find_cuts(probe)
+    return "" if cuts[0][0].startswith((BEFORE, *WHOLE[0])) else f"; stages that do: {spelt(cuts)}"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from itertools import product
-from typing import NamedTuple
+from itertools import groupby, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from models.wrapping.layout import find_layout
 from models.wrapping.probe import Probe
-from models.wrapping.wrapped import OPERATIONS, Cuts, WrappedModel, find_part, listed, part_names
+from models.wrapping.steps import find_steps, opened_by_calls, part_of, record
+from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, find_part, part_names
 from utils.errors import UserError
 
 TORCHVISION_RESNET = [
@@ -25,64 +25,124 @@ TORCHVISION_RESNET = [
     ["fc"],
 ]
 
-# What may stand between two parts. Pooling comes before flattening, which does the same to a 1x1 map but would not do
-# for larger images.
-_NAMES = ("relu", "pool", "flatten")
-BRIDGES = [(), *product(_NAMES), *product(_NAMES, repeat=2)]
 # Parts that belong with the operations between the last map and the classifier.
 POOLING = (
     nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.AdaptiveMaxPool2d | nn.Flatten | nn.Dropout | nn.Identity
 )
-TOLERANCE = 1e-5  # of the largest number in a tensor: so much may rounding change
 
 
-class Call(NamedTuple):
-    """One call of a part: its path, what went in and what came out; None where that was not a single tensor."""
+def find_cuts(probe: Probe) -> tuple[Cuts, str]:
+    """Stages that provably do what the module does, and why there are not more of them, where something is in the way.
 
-    path: str
-    input: Tensor | None
-    output: Tensor | None
-
-
-def find_cuts(probe: Probe) -> Cuts:
-    """Stages that provably do what the module does.
-
-    A torchvision ResNet is cut at its layers, any other module where the resolution changes.
-
-    Raises:
-        UserError: there are none; the line says what the forward does that stages cannot express.
+    A torchvision ResNet is cut at its layers, a module of timm where timm says that features are, any other module
+    where the resolution changes. Where the forward does something between two parts that stages cannot express, all
+    before it is one stage. In the last resort there are two, body and classifier, or the module is one piece.
     """
     module = probe.module
     if part_names(module) == [name for stage in TORCHVISION_RESNET for name in stage if name != "flatten"]:
         with suppress(UserError):
             probe.check(TORCHVISION_RESNET)
-            return TORCHVISION_RESNET
-    steps = find_steps(probe)
+            return TORCHVISION_RESNET, ""
     try:
-        return _cut(probe, steps)
-    except UserError:  # the classifier may begin with pooling
-        return _cut(probe, [inner for step in steps for inner in _opened(module, step)])
+        steps, reason = find_steps(probe)
+        try:
+            return _cut(probe, steps), reason
+        except UserError:  # the classifier may begin with pooling
+            return _cut(probe, [inner for step in steps for inner in opened_by_calls(probe, step)]), reason
+    except UserError as error:
+        reason = str(error)
+    for head in reversed(_classifiers(probe)):
+        with suppress(UserError):
+            cuts = [[f"{BEFORE}{head}"], [head]]
+            probe.check(cuts)
+            return cuts, reason
+    return WHOLE, reason
 
 
 def _cut(probe: Probe, steps: Sequence[str]) -> Cuts:
-    """Stages of `steps` that end where the resolution changes.
+    """Stages of `steps`, see `find_cuts`.
 
     Raises:
         UserError: they are not good as stages.
     """
     module = probe.module
     # The classifier: the last part that has weights, and whatever comes after it.
-    head = max((place for place, step in enumerate(steps) if _has_weights(_part(module, step))), default=0)
+    head = max((place for place, step in enumerate(steps) if _has_weights(part_of(module, step))), default=0)
     body = [inner for step in steps[:head] for inner in _opened(module, step)]
-    bridge: list[str] = []
-    while body and isinstance(_part(module, body[-1]), POOLING | None):
-        bridge.insert(0, body.pop())
-    cuts = [*probe.by_resolution(body), *([bridge] if bridge else []), steps[head:]]
+    tail: list[str] = []
     try:
+        if ends := _ends_by_timm(module, body):
+            groups = [body[start:end] for start, end in pairwise([0, *ends])]
+            tail = body[ends[-1] :]
+        else:
+            while body and isinstance(part_of(module, body[-1]), POOLING | None) and not body[-1].startswith(BEFORE):
+                tail.insert(0, body.pop())
+            groups = probe.by_resolution(body)
+            if len(groups) > 1 and len(groups[0]) == 1 and _starts_at_once(probe, groups[0][0]):
+                groups[:2] = [[*groups[0], *groups[1]]]
+        cuts = _without_odd_features(probe, [*groups, *([tail] if tail else []), steps[head:]])
         probe.check(cuts)
     except UserError as error:
         raise UserError(f"cannot be cut into stages automatically: {error}") from error
     return cuts
+
+
+def _ends_by_timm(module: nn.Module, body: Sequence[str]) -> list[int]:
+    """Places in `body` after which timm says that there is a feature. Of a row at one resolution, four are taken."""
+    info = getattr(module, "feature_info", None)
+    if not isinstance(info, list) or not all(isinstance(entry, dict) for entry in info):
+        return []
+    places = [
+        (entry.get("reduction"), body.index(entry["module"]) + 1) for entry in info if entry.get("module") in body
+    ]
+    rows = [[place for _, place in row] for _, row in groupby(places, key=lambda pair: pair[0])]
+    return [row[len(row) * k // 4 - 1] for row in rows for k in range(1, 5) if len(row) > 4] or [
+        place for row in rows for place in row
+    ]
+
+
+def _starts_at_once(probe: Probe, step: str) -> bool:
+    """Whether nothing that has weights runs before the part that `step` speaks of, so that its input is the image."""
+    if not step.startswith(BEFORE):
+        return False
+    called = record(probe, [path for path, part in probe.module.named_modules() if not part._modules])
+    weighty = (call.path for call in called if _has_weights(find_part(probe.module, call.path)))
+    return f"{next(weighty, '')}.".startswith(f"{step.removeprefix(BEFORE)}.")
+
+
+def _without_odd_features(probe: Probe, cuts: Cuts) -> Cuts:
+    """`cuts`, where a stage that ends in something that is no feature goes on to the end of the next."""
+    merged: list[list[str]] = [[]]
+    prefix = prefix_tokens(probe.module)
+    shapes = [*probe.shapes(cuts), None]
+    for stage, shape in zip(cuts, shapes):
+        merged[-1] += stage
+        if shape is None:
+            break
+        with suppress(ValueError):
+            find_layout(shape, probe.image_size, prefix)
+            merged.append([])
+    return merged
+
+
+def prefix_tokens(module: nn.Module) -> int | None:
+    """How many tokens of a transformer of timm are about the whole image; None of other modules."""
+    number = getattr(module, "num_prefix_tokens", None)
+    return number if isinstance(number, int) else None
+
+
+def _classifiers(probe: Probe) -> list[str]:
+    """Parts with weights that turn vectors into the very logits of the module."""
+    paths = [path for path, part in probe.module.named_modules() if path and not part._modules]
+    return [
+        call.path
+        for call in record(probe, paths)
+        if call.input is not None
+        and call.input.dim() == 2
+        and call.output is not None
+        and torch.equal(call.output, probe.logits["evaluation"])
+        and _has_weights(find_part(probe.module, call.path))
+    ]
 
 
 def spelt(cuts: Cuts) -> str:
@@ -92,116 +152,12 @@ def spelt(cuts: Cuts) -> str:
     return f"[[{'], ['.join(stages)}]]"
 
 
-def find_steps(probe: Probe) -> list[str]:
-    """The module's parts and the operations between them, in the order in which its forward runs them.
-
-    If there is a single part, those within it, and so on.
-
-    Raises:
-        UserError: the forward does something else between two parts.
-    """
-    owner, start, end = "", probe.images, probe.logits["evaluation"]
-    before: list[str] = []
-    after: list[str] = []
-    steps: list[str] = []
-    while True:
-        calls = _record(probe, list(_callable_parts(probe.module, owner)))
-        try:
-            steps = _connect(probe, calls, start, end)
-        except UserError:
-            if before or after:  # the part as a whole is a step among others
-                return [*before, owner, *after]
-            raise
-        if len(calls) != 1 or not part_names(find_part(probe.module, calls[0].path)):
-            return [*before, *steps, *after]
-        owner, start, end = calls[0]
-        place = steps.index(owner)
-        before, after = [*before, *steps[:place]], [*steps[place + 1 :], *after]
-
-
 def _has_weights(part: nn.Module | None) -> bool:
     return part is not None and any(True for _ in part.parameters())
 
 
 def _opened(module: nn.Module, step: str) -> list[str]:
     """The parts of a Sequential in its stead; any other step as it is."""
-    part = _part(module, step)
+    part = part_of(module, step)
     is_chain = isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward
     return [f"{step}.{name}" for name in part_names(part)] if is_chain else [step]
-
-
-def _callable_parts(module: nn.Module, owner: str) -> Iterator[str]:
-    """Paths of the parts of the part at `owner` that can be called: for a list of parts, its items."""
-    for name in part_names(find_part(module, owner)):
-        path = f"{owner}.{name}" if owner else name
-        is_list = isinstance(find_part(module, path), nn.ModuleList | nn.ModuleDict)
-        yield from _callable_parts(module, path) if is_list else [path]
-
-
-def _record(probe: Probe, paths: Sequence[str]) -> list[Call]:
-    """Calls of the parts at `paths` in evaluation mode, without those that one of these parts makes itself."""
-    calls: list[Call] = []
-    running: list[str] = []
-
-    def before(path: str, _: nn.Module, arguments: tuple, options: dict) -> None:
-        if not running:
-            calls.append(Call(path, _only_tensor(*arguments, *options.values()), None))
-        running.append(path)
-
-    def after(_: nn.Module, arguments: tuple, output: object) -> None:
-        running.pop()
-        if not running:
-            calls[-1] = calls[-1]._replace(output=_only_tensor(output))
-
-    module = probe.fresh_copy("evaluation")
-    for part, path in {find_part(module, path): path for path in reversed(paths)}.items():  # one name for each part
-        part.register_forward_pre_hook(partial(before, path), with_kwargs=True)
-        part.register_forward_hook(after)
-    probe.run(module)
-    return calls
-
-
-def _only_tensor(*values: object) -> Tensor | None:
-    """A copy, because it may be overwritten later."""
-    return values[0].clone() if len(values) == 1 and isinstance(values[0], Tensor) else None
-
-
-@torch.no_grad()
-def _connect(probe: Probe, calls: Sequence[Call], start: Tensor, end: Tensor) -> list[str]:
-    """`calls` and the operations that lead from `start` to the first, from each to the next, and to `end`."""
-    run_step = WrappedModel(probe.fresh_copy("evaluation"), []).step
-    steps: list[str] = []
-    x, last = start, None
-    for call in [*calls, Call("", end, None)]:
-        bridge = _bridge(run_step, x, call.input)
-        if bridge is None:
-            ends = [repr(name) for name in (last, call.path) if name]
-            place = f"between {' and '.join(ends)}" if len(ends) == 2 else f"{'after' if last else 'before'} {ends[0]}"
-            raise UserError(
-                f"{place} its forward does what stages cannot express, such as a skip connection or a function other "
-                f"than {listed(OPERATIONS)}; put it, with all that a connection skips, into a submodule of its own"
-            )
-        steps += [*bridge, call.path]
-        x, last = call.output, call.path
-    return steps[:-1]
-
-
-def _bridge(
-    step: Callable[[str], Callable[[Tensor], Tensor]], x: Tensor | None, target: Tensor | None
-) -> Sequence[str] | None:
-    """The operations that make `target` of `x`; None if they do not exist."""
-    if x is None or target is None:
-        return None
-    for names in BRIDGES:
-        out = x
-        with suppress(Exception):  # not every operation takes every tensor
-            for name in names:
-                out = step(name)(out)
-            if out.shape == target.shape and (out - target).abs().max() <= TOLERANCE * target.abs().max():
-                return names
-    return None
-
-
-def _part(module: nn.Module, step: str) -> nn.Module | None:
-    """The part that a step runs; None if it is an operation, and no part has its name."""
-    return None if step in OPERATIONS and step not in part_names(module) else find_part(module, step)

@@ -34,6 +34,7 @@ class Probe:
 
     def __init__(self, module: nn.Module, num_classes: int, image_size: tuple[int, int]):
         noise = torch.Generator().manual_seed(0)
+        self.image_size = image_size
         try:
             self.module = copy.deepcopy(module)
             _fill_zeros(self.module, noise)
@@ -58,6 +59,13 @@ class Probe:
                     f"they do not do what the network's own forward does: in {mode} mode logits differ by up to "
                     f"{gap:.2g}, where the largest is {scale:.2g}; {HINTS[mode]}"
                 )
+
+    @torch.no_grad()
+    def shapes(self, cuts: Cuts) -> list[tuple[int, ...]]:
+        """Shape of every feature as the module itself has it, without the batch dimension."""
+        with _own_random_state():
+            features, _ = WrappedModel(self.fresh_copy("evaluation"), cuts).features(self.images.clone())
+        return [tuple(feature.shape[1:]) for feature in features]
 
     def fresh_copy(self, mode: str) -> nn.Module:
         """A copy of the module, in ``"evaluation"`` or ``"training"`` mode."""

@@ -4,46 +4,145 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.staged import Stage, StagedModel, global_pool
+from models.wrapping.layout import Layout
 from utils.errors import UserError
 
-# For every stage the names of its steps: paths of parts, or operations.
+# For every stage the names of its steps: paths of parts, operations, or as the very first `BEFORE` and a path.
 Cuts = Sequence[Sequence[str]]
+
+BEFORE = "before "  # all that the module's forward does until it calls the part of the path that follows
+WHOLE: Cuts = (("forward",), ())  # one piece: the only feature is the vector of the logits
+
+
+def _pool(x: Tensor) -> Tensor:
+    """Average over all positions of a map, or over all tokens ``[B, N, D]``."""
+    return x.mean(dim=1) if x.dim() == 3 else global_pool(x)
+
+
+def _first_token(x: Tensor) -> Tensor:
+    if x.dim() != 3:
+        raise ValueError("token takes [B, N, D]")
+    return x[:, 0]
+
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "flatten": partial(torch.flatten, start_dim=1),
-    "pool": global_pool,
+    "pool": _pool,
+    "token": _first_token,
 }
+
+
+class _Reached(BaseException):
+    """Ends a forward at the call of a part. No `Exception`, which the forward may catch."""
+
+    def __init__(self, argument: Any):
+        super().__init__()
+        self.argument = argument
 
 
 class WrappedModel(StagedModel):
     """Holds the parts of `module` under their own names, and runs them as `cuts` says (without slices).
 
     Steps are looked up at every run, so a part that is replaced later (by SyncBatchNorm, say) takes effect.
+
+    Args:
+        module: the network.
+        cuts: its stages.
+        layouts: how each feature becomes a map, see `models.wrapping.layout`; none: they are maps and vectors already.
+        uncut: why there are not more stages.
     """
 
-    def __init__(self, module: nn.Module, cuts: Cuts):
+    def __init__(self, module: nn.Module, cuts: Cuts, layouts: Sequence[Layout] = (), uncut: str = ""):
         super().__init__()
-        self._cuts = cuts
-        # Past `add_module`, which refuses the names of methods: many networks call a part `features`.
-        self._modules.update(module._modules)
-        self._parameters.update(module._parameters)
-        self._buffers.update(module._buffers)
-        self._non_persistent_buffers_set.update(module._non_persistent_buffers_set)
+        self._cuts, self._layouts, self.uncut = cuts, tuple(layouts), uncut
+        self._whole = (module,)  # in a tuple, so that it is no submodule
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Have the very dictionaries of the module, so that whatever is replaced is replaced in both."""
+        (module,) = self._whole
+        for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[name] = module.__dict__[name]
 
     def stages(self) -> list[Stage]:
         return [[self.step(name) for name in stage] for stage in self._cuts]
 
     def step(self, name: str) -> Callable[[Tensor], Tensor]:
         """The part at a path, or the operation of this name."""
+        if name == WHOLE[0][0]:
+            return self._forward
+        if name.startswith(BEFORE):
+            return partial(self._before, name.removeprefix(BEFORE))
         part, _, inner = name.partition(".")
         return self._modules[part].get_submodule(inner) if part in self._modules else OPERATIONS[name]
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        if layout := self._layout(start - 1):
+            x = layout.from_map(x)
+        x = super().run(x, start, stop)
+        layout = None if stop is None else self._layout(stop - 1)
+        return layout.to_map(x) if layout else x
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        features, logits = super().features(x)
+        layouts = [self._layout(k) for k in range(len(features))]
+        return [layout.to_map(f) if layout else f for layout, f in zip(layouts, features)], logits
+
+    def parameters_until(self, stop: int) -> list[nn.Parameter]:
+        if not self._cuts[0][0].startswith(BEFORE):
+            return super().parameters_until(stop)
+        later = {parameter for stage in self.stages()[stop:] for parameter in _parameters(stage)}
+        return [parameter for parameter in self.parameters() if parameter not in later]
+
+    def _layout(self, feature: int) -> Layout:
+        return self._layouts[feature] if 0 <= feature < len(self._layouts) else None
+
+    def _forward(self, x: Tensor) -> Tensor:
+        (module,) = self._whole
+        module.training = self.training
+        return module(x)
+
+    def _before(self, path: str, x: Tensor) -> Tensor:
+        """What the part at `path` is called with.
+
+        Raises:
+            ValueError: it is not called, or not with one tensor.
+        """
+
+        def end(_: nn.Module, arguments: tuple, options: dict) -> None:
+            raise _Reached(only_tensor(*arguments, *options.values()))
+
+        part, _, inner = path.partition(".")
+        handle = self._modules[part].get_submodule(inner).register_forward_pre_hook(end, with_kwargs=True)
+        try:
+            self._forward(x)
+        except _Reached as reached:
+            if reached.argument is not None:
+                return reached.argument
+        finally:
+            handle.remove()
+        raise ValueError(f"forward does not call {path!r} with one tensor")
+
+
+def _parameters(stage: Stage) -> Iterable[nn.Parameter]:
+    return (parameter for step in stage if isinstance(step, nn.Module) for parameter in step.parameters())
+
+
+def only_tensor(*values: object) -> Tensor | None:
+    """The value, if it is the only one and a tensor."""
+    return values[0] if len(values) == 1 and isinstance(values[0], Tensor) else None
 
 
 def expand_slices(module: nn.Module, stages: Cuts) -> Cuts:
@@ -56,6 +155,9 @@ def expand_slices(module: nn.Module, stages: Cuts) -> Cuts:
 
 
 def _expand_step(module: nn.Module, step: str) -> list[str]:
+    if step.startswith(BEFORE):
+        find_part(module, step.removeprefix(BEFORE))
+        return [step]
     owner, _, last = step.rpartition(".")
     if ":" in last:
         prefix = f"{owner}." if owner else ""
