@@ -11,11 +11,11 @@ from collections.abc import Callable
 from torch import nn
 
 from models.staged import StagedModel
-from models.wrapping.cuts import find_cuts, prefix_tokens, spelt
+from models.wrapping.cuts import find_cuts, spelt
 from models.wrapping.factory import call_factory
 from models.wrapping.layout import find_layout
 from models.wrapping.probe import Probe
-from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, WrappedModel, expand_slices, explain, listed
+from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, WrappedModel, expand_slices, explain, listed, prefix_tokens
 from utils.errors import UserError
 
 

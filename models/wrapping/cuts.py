@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from models.wrapping.layout import find_layout
 from models.wrapping.probe import Probe
 from models.wrapping.steps import find_steps, opened_by_calls, part_of, record
-from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, find_part, part_names
+from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, find_part, part_names, prefix_tokens
 from utils.errors import UserError
 
 TORCHVISION_RESNET = [
@@ -92,13 +92,17 @@ def _ends_by_timm(module: nn.Module, body: Sequence[str]) -> list[int]:
     info = getattr(module, "feature_info", None)
     if not isinstance(info, list) or not all(isinstance(entry, dict) for entry in info):
         return []
-    places = [
-        (entry.get("reduction"), body.index(entry["module"]) + 1) for entry in info if entry.get("module") in body
-    ]
-    rows = [[place for _, place in row] for _, row in groupby(places, key=lambda pair: pair[0])]
-    return [row[len(row) * k // 4 - 1] for row in rows for k in range(1, 5) if len(row) > 4] or [
-        place for row in rows for place in row
-    ]
+    rows: dict[object, list[int]] = {}
+    for entry in info:
+        name = entry.get("module")
+        if inner := [place for place, step in enumerate(body) if f"{step}.".startswith(f"{name}.")]:
+            rows.setdefault(entry.get("reduction"), []).append(inner[-1] + 1)
+    places = [place for row in rows.values() for place in (row if len(row) <= 4 else _four_of(row))]
+    return sorted(set(places))
+
+
+def _four_of(row: Sequence[int]) -> list[int]:
+    return [row[len(row) * quarter // 4 - 1] for quarter in range(1, 5)]
 
 
 def _starts_at_once(probe: Probe, step: str) -> bool:
@@ -111,24 +115,22 @@ def _starts_at_once(probe: Probe, step: str) -> bool:
 
 
 def _without_odd_features(probe: Probe, cuts: Cuts) -> Cuts:
-    """`cuts`, where a stage that ends in something that is no feature goes on to the end of the next."""
+    """`cuts`, where a stage that ends in something that is no feature goes on to the end of the next.
+
+    So does one that ends in a vector before a stage of operations and dropout alone.
+    """
     merged: list[list[str]] = [[]]
     prefix = prefix_tokens(probe.module)
-    shapes = [*probe.shapes(cuts), None]
-    for stage, shape in zip(cuts, shapes):
-        merged[-1] += stage
-        if shape is None:
-            break
+    for number, shape in enumerate(probe.shapes(cuts)):
+        merged[-1] += cuts[number]
+        following = [part_of(probe.module, step) for step in cuts[number + 1]]
+        if len(shape) == 1 and number + 2 < len(cuts) and not any(map(_has_weights, following)):
+            continue
         with suppress(ValueError):
             find_layout(shape, probe.image_size, prefix)
             merged.append([])
+    merged[-1] += cuts[-1]
     return merged
-
-
-def prefix_tokens(module: nn.Module) -> int | None:
-    """How many tokens of a transformer of timm are about the whole image; None of other modules."""
-    number = getattr(module, "num_prefix_tokens", None)
-    return number if isinstance(number, int) else None
 
 
 def _classifiers(probe: Probe) -> list[str]:

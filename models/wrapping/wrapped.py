@@ -21,9 +21,9 @@ BEFORE = "before "  # all that the module's forward does until it calls the part
 WHOLE: Cuts = (("forward",), ())  # one piece: the only feature is the vector of the logits
 
 
-def _pool(x: Tensor) -> Tensor:
-    """Average over all positions of a map, or over all tokens ``[B, N, D]``."""
-    return x.mean(dim=1) if x.dim() == 3 else global_pool(x)
+def _pool(x: Tensor, prefix: int = 0) -> Tensor:
+    """Average over all positions of a map, or over the tokens ``[B, N, D]`` after the first `prefix`."""
+    return x[:, prefix:].mean(dim=1) if x.dim() == 3 else global_pool(x)
 
 
 def _first_token(x: Tensor) -> Tensor:
@@ -86,7 +86,9 @@ class WrappedModel(StagedModel):
         if name.startswith(BEFORE):
             return partial(self._before, name.removeprefix(BEFORE))
         part, _, inner = name.partition(".")
-        return self._modules[part].get_submodule(inner) if part in self._modules else OPERATIONS[name]
+        if part in self._modules:
+            return self._modules[part].get_submodule(inner)
+        return partial(_pool, prefix=prefix_tokens(self._whole[0]) or 0) if name == "pool" else OPERATIONS[name]
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         if layout := self._layout(start - 1):
@@ -140,9 +142,16 @@ def _parameters(stage: Stage) -> Iterable[nn.Parameter]:
     return (parameter for step in stage if isinstance(step, nn.Module) for parameter in step.parameters())
 
 
+def prefix_tokens(module: nn.Module) -> int | None:
+    """How many tokens of a transformer of timm are about the whole image; None of other modules."""
+    number = getattr(module, "num_prefix_tokens", None)
+    return number if isinstance(number, int) else None
+
+
 def only_tensor(*values: object) -> Tensor | None:
-    """The value, if it is the only one and a tensor."""
-    return values[0] if len(values) == 1 and isinstance(values[0], Tensor) else None
+    """The value that is not None, if it is the only one and a tensor."""
+    given = [value for value in values if value is not None]
+    return given[0] if len(given) == 1 and isinstance(given[0], Tensor) else None
 
 
 def expand_slices(module: nn.Module, stages: Cuts) -> Cuts:
