@@ -7,11 +7,11 @@ from torch import nn
 
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
-from models.wrapping.build import locate, wrap_model
+from models.wrapping.build import locate, wrap_model, wrap_module
 from models.wrapping.factory import call_factory
 from utils.errors import UserError
 
-__all__ = ["MODELS", "StagedModel", "find_builder", "get_model", "register_model", "wrap_model"]
+__all__ = ["MODELS", "StagedModel", "find_builder", "get_model", "register_model", "wrap_model", "wrap_module"]
 
 
 def find_builder(name: str) -> Callable[..., nn.Module]:

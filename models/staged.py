@@ -21,9 +21,11 @@ class StagedModel(nn.Module):
 
     Attributes:
         uncut: why there are not more stages, where something is in the way.
+        one_piece: the only feature is the vector of the logits.
     """
 
     uncut: str = ""
+    one_piece: bool = False
 
     def stages(self) -> Sequence[Stage]:
         """The stages in order; each is a sequence of callables applied one after another."""

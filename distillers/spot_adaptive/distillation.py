@@ -127,7 +127,7 @@ class SpotAdaptiveDistillation(Task):
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         """The student's loss, then the policy's; ``parts`` has every term, and the share of samples distilled at each
         spot."""
-        batch, targets = self.label_loss.mix(batch)
+        batch, targets = self.label_loss.mix(Batch(*batch))  # loaders of users may give lists
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher.features(batch.image)
         output, gates = self._distil(batch, targets, teacher_features, teacher_logits)

@@ -72,9 +72,15 @@ def locate(path: str) -> Callable[..., nn.Module]:
 
 
 def wrap_module(
-    module: nn.Module, num_classes: int, image_size: tuple[int, int], stages: Cuts | None = None
+    module: nn.Module, num_classes: int | None, image_size: tuple[int, int], stages: Cuts | None = None
 ) -> StagedModel:
-    """Cut a module into stages; see `wrap_model`, also for the arguments. A `StagedModel` is returned as it is."""
+    """Cut a module into stages.
+
+    Args:
+        module: it and the result have their parts in common. A `StagedModel` is returned as it is.
+        num_classes: how many logits it has to give; None: as many as it does.
+        image_size, stages: see `wrap_model`, also for the errors.
+    """
     if isinstance(module, StagedModel):
         if stages is not None:
             raise UserError("is cut into stages by its own class; leave `stages` out")

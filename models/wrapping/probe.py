@@ -32,7 +32,7 @@ class Probe:
         UserError: the module cannot be copied, or does not turn the images into logits ``[B, num_classes]``.
     """
 
-    def __init__(self, module: nn.Module, num_classes: int, image_size: tuple[int, int]):
+    def __init__(self, module: nn.Module, num_classes: int | None, image_size: tuple[int, int]):
         noise = torch.Generator().manual_seed(0)
         self.image_size = image_size
         try:
@@ -92,12 +92,14 @@ class Probe:
         return groups
 
     @torch.no_grad()
-    def _own_logits(self, mode: str, num_classes: int) -> Tensor:
+    def _own_logits(self, mode: str, num_classes: int | None) -> Tensor:
         try:
             logits = self.run(self.fresh_copy(mode))
         except Exception as error:
             size = "x".join(str(length) for length in self.images.shape[2:])
             raise UserError(f"fails on images of {size} in {mode} mode: {explain(error)}") from error
+        if num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
+            num_classes = logits.shape[1]
         expected = (len(self.images), num_classes)
         if not isinstance(logits, Tensor) or logits.shape != expected:
             found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

@@ -62,7 +62,9 @@ class WrappedModel(StagedModel):
 
     def __init__(self, module: nn.Module, cuts: Cuts, layouts: Sequence[Layout] = (), uncut: str = ""):
         super().__init__()
-        self._cuts, self._layouts, self.uncut = cuts, tuple(layouts), uncut
+        self._cuts, self._layouts = cuts, tuple(layouts)
+        self.uncut, self.one_piece = uncut, cuts == WHOLE
+        self.training = module.training
         self._whole = (module,)  # in a tuple, so that it is no submodule
         self._share()
 
@@ -89,6 +91,10 @@ class WrappedModel(StagedModel):
         if part in self._modules:
             return self._modules[part].get_submodule(inner)
         return partial(_pool, prefix=prefix_tokens(self._whole[0]) or 0) if name == "pool" else OPERATIONS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch.export cannot follow a forward that ends early.
+        return self._forward(x) if self._cuts[0][0].startswith(BEFORE) else self.run(x)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         if layout := self._layout(start - 1):

@@ -131,7 +131,12 @@ class TestExtending:
             "distillers.spot_adaptive.distillation.SpotAdaptiveDistillation.train",
             lambda task: started.update({key: value.clone() for key, value in task.state_dict().items()}) or task,
         )
-        task = execute("loop", self.block("import torch\n"))["task"]
+        text = self.block("import torch\n")
+        found = execute("loop", text)
+        assert len(text.partition("\nimages")[2].splitlines()) <= 20
+        assert {name for name in re.findall(r"^from (\w+)", text, re.MULTILINE)} == {"torch", "distillers"}
+        task, student = found["task"], found["student"]
+        assert all(ours is theirs for ours, theirs in zip(task.student.parameters(), student.parameters(), strict=True))
         changed = {
             key.split(".")[0] for key, value in task.state_dict().items() if not torch.equal(value, started[key])
         }

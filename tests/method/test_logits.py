@@ -15,8 +15,8 @@ from distillers import DISTILLERS
 from distillers.logits import LOGIT_LOSSES
 from distillers.logits.base import LogitLoss
 from distillers.logits.dkd import dkd_loss
+from distillers.spot_adaptive.join import make_logit_loss
 from utils.errors import UserError
-from utils.training.build import make_logit_loss
 
 SELECTIONS = ["adaptive", "anti", "fixed", "random"]
 NAMES = ["kl", "dkd", "dist", "wsld"]

@@ -10,7 +10,9 @@ import torchvision
 import yaml
 from pictures import image_folder
 
+from utils import export
 from utils.cli import main_distill, main_single
+from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 
 RESNET_STAGES = [
@@ -84,3 +86,42 @@ def test_it_teaches_another_model_of_ones_own():
     student = torchvision.models.mobilenet_v2(num_classes=2)
     student.load_state_dict(read_checkpoint(run / "ckpt/best.pth")["model"])
     assert (run / "result.json").exists()
+
+
+NETS = '''
+from torch import nn
+
+
+class Connected(nn.Module):
+    """A skip connection over everything, behind which there is a classifier or not."""
+
+    def __init__(self, num_classes, classifier=True):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.logits = nn.Conv2d(4, num_classes, 1)
+        self.fc = nn.Linear(num_classes, num_classes) if classifier else None
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)) + x.mean(dim=1, keepdim=True)
+        x = self.logits(x).sigmoid().mean(dim=(2, 3))
+        return x if self.fc is None else self.fc(x)
+'''
+
+
+def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path, capsys):
+    Path("connected.py").write_text(NETS)
+    main_single(["--dataset", "pets", "--model", "connected.Connected", "model.label=body"])
+    main_single(["--dataset", "pets", "--model", "connected.Connected", "model.kwargs.classifier=false"])
+    pair = ["--dataset", "pets", "--teacher", "connected.Connected", "--student", "connected.Connected"]
+    names = ["kd.teacher.kwargs.classifier=false", "kd.student.label=body"]  # one piece teaches body and classifier
+    main_distill(arguments=[*pair, "--distiller", "kd", *names])
+    run = Path("run/pets/1029/adaptive-kd/connected.Connected-classifier-false-body")
+    assert read_checkpoint(run / "ckpt/best.pth")["extra"]["policy.linear.weight"].shape == (2, 4)
+    export.main([str(run), "--trust", f"--out={tmp_path / 'body.pt2'}"])
+    assert "same logits" in capsys.readouterr().out
+
+    reason = "between 'logits' and 'fc' its forward does what stages cannot express"
+    with pytest.raises(UserError, match=rf"^AT finds no spot in .*; kd\.student\.stages names stages .*: {reason}"):
+        main_distill(arguments=[*pair, "--distiller", "at", *names])
+    with pytest.raises(UserError, match=r"^pkt: the teacher is one piece [^;]*; distiller=kd [^;]*; kd\.student"):
+        main_distill(arguments=[*pair, "--distiller", "pkt", *names])

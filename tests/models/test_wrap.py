@@ -13,6 +13,7 @@ from torch import nn
 
 from models import StagedModel, get_model, wrap_model
 from models.staged import global_pool
+from models.wrapping.layout import ChannelsLast, Tokens, find_layout
 from utils.config import ModelConfig
 from utils.config.yaml_loader import parse_yaml
 from utils.errors import UserError
@@ -395,35 +396,144 @@ class TestAutomaticCut:
         assert "leave `stages` out" in complaint(Own, [["conv"], ["pool"], ["fc"]])
 
     @pytest.mark.parametrize(
-        ("network", "place"),
+        ("network", "shapes", "place"),
         [
-            (Skip, "between 'same' and 'conv'"),
-            (SkipOverAll, "after 'fc'"),
-            (PreNormalised, "before 'conv1'"),
-            (FunctionalMaxPool, "between 'conv' and 'fc'"),
-            (TwoInputs, "between 'conv1' and 'bilinear'"),
-            (NestedSkip, "between 'net.same' and 'net.conv'"),
+            (Skip, [(3, 32, 32), (4, 30, 30), (4,)], "between 'same' and 'conv'"),
+            (SkipOverAll, [(10,)], "after 'fc'"),
+            (PreNormalised, [(4, 30, 30), (8, 14, 14), (8,)], "before 'conv1'"),
+            (FunctionalMaxPool, [(1024,)], "between 'conv' and 'fc'"),
+            (TwoInputs, [(10,)], "between 'conv1' and 'bilinear'"),
+            (NestedSkip, [(3, 32, 32), (4, 30, 30), (4,)], "between 'net.same' and 'net.conv'"),
         ],
     )
-    def test_what_stages_cannot_express_is_told_with_its_place_and_what_would_do(self, network, place):
-        assert complaint(network) == (
-            f"model '{__name__}.{network.__name__}': {place} its forward does what stages cannot express, such as a "
-            "skip connection or a function other than relu, flatten, pool; put it, with all that a connection skips, "
-            "into a submodule of its own"
+    def test_what_stages_cannot_express_is_within_the_first_of_them_and_what_would_do_is_told(
+        self, network, shapes, place
+    ):
+        model = wrap(network)
+        assert model.feature_shapes(*SIZE) == shapes
+        assert model.uncut == (
+            f"{place} its forward does what stages cannot express, such as a skip connection or a function other than "
+            "relu, flatten, pool, token; put it, with all that a connection skips, into a submodule of its own"
         )
+
+    @pytest.mark.parametrize("network", [Skip, SkipOverAll, TwoInputs, FunctionalDropout, ConvolutionalClassifier])
+    def test_a_network_that_cannot_be_cut_runs_as_body_and_classifier_or_as_one_piece(self, network):
+        model = wrap(network).eval()
+        original, x = network(10).eval(), images()
+        original.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), original(x))
+            features, logits = model.features(x)
+            torch.testing.assert_close(logits, model(x))
+            assert torch.equal(model.run(features[-1], start=len(features)), logits)
+        assert model.one_piece == (len(model.stages()[-1]) == 0) == (features[-1] is logits)
+        twin = copy.deepcopy(model).train()  # stands on its own, and follows its own mode and parts
+        for module in model.modules():
+            module.register_parameter("unused", None)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        assert twin(x).any()
+        assert all(part.training for part in (twin, twin._whole[0]))
+        twin(x).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in twin.parameters())
 
     def test_a_skip_connection_within_a_submodule_is_no_obstacle(self):
         assert wrap(SkipWithin).feature_shapes(*SIZE) == [(8, 32, 32), (4, 16, 16), (4,)]
 
     def test_a_dropout_called_as_a_function_is_not_lost_silently(self):
-        text = complaint(FunctionalDropout)
-        assert "cannot be cut into stages automatically: they do not do what the network's own forward does" in text
-        assert "in training mode" in text
-        assert text.endswith("; is a dropout called as a function? Make it a part of the network (nn.Dropout)")
+        model = wrap(FunctionalDropout)
+        assert model.feature_shapes(*SIZE) == [(8,)]
+        assert "in training mode" in model.uncut
+        assert model.uncut.endswith("; is a dropout called as a function? Make it a part of the network (nn.Dropout)")
+        assert len({model.run(torch.ones(1, 3, *SIZE), stop=1).count_nonzero().item() for _ in range(9)}) > 1
 
-    def test_a_network_whose_classifier_takes_a_map_has_no_stages(self):
-        text = complaint(ConvolutionalClassifier)
-        assert "cannot be cut into stages automatically: the last feature, before [fc, pool], must be a vector" in text
+    def test_a_network_whose_classifier_takes_a_map_is_one_piece(self):
+        model = wrap(ConvolutionalClassifier)
+        assert model.one_piece
+        assert "the last feature, before [fc, pool], must be a vector" in model.uncut
+
+    def test_what_comes_before_a_part_may_be_named_as_the_first_step(self):
+        model = wrap(Skip, [["before conv"], ["conv", "pool"], ["fc"]])
+        assert model.feature_shapes(*SIZE) == [(3, 32, 32), (4,)]
+        assert model.parameters_until(1) == list(model.same.parameters())
+        assert "forward does not call 'unused' with one tensor" in complaint(Listed, [["before unused"], ["fc"]])
+        assert "there is no 'nowhere'" in complaint(Skip, [["before nowhere"], ["fc"]])
+
+
+class Transformer(nn.Module):
+    """A class token and positions, as a ViT has them; blocks that see the whole sequence."""
+
+    def __init__(self, num_classes: int, width: int = 6, patch: int = 8):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 17, width))
+        self.first, self.second = nn.LayerNorm(width), nn.TransformerEncoderLayer(width, 2, 8, 0, batch_first=True)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.places
+        return self.head(self.second(self.first(x))[:, 0])
+
+
+class ChannelsAtTheEnd(nn.Module):
+    """As Swin: maps are [B, H, W, C]."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.stem, self.move = nn.Conv2d(3, 6, 4, 4), torchvision.ops.Permute([0, 2, 3, 1])
+        self.norm, self.back = nn.LayerNorm(6), torchvision.ops.Permute([0, 3, 1, 2])
+        self.fc = nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.back(self.norm(self.move(self.stem(x)))).mean(dim=(2, 3)))
+
+
+class TestLayouts:
+    def test_tokens_become_a_map_whose_first_tokens_are_repeated_everywhere(self):
+        stages = [["before first"], ["first"], ["second", "token"], ["head"]]
+        model, x = wrap(Transformer, stages).eval(), images()
+        assert model.feature_shapes(*SIZE) == [(12, 4, 4), (12, 4, 4), (6,)]
+        with torch.no_grad():
+            features, logits = model.features(x)
+            tokens = model.stages()[0][0](x)
+            assert torch.equal(features[0][:, :6].flatten(2), tokens[:, 1:].transpose(1, 2))
+            assert torch.equal(features[0][:, 6:], tokens[:, 0, :, None, None].expand(-1, -1, 4, 4))
+            for k, feature in enumerate(features):
+                torch.testing.assert_close(model.run(feature, start=k + 1), logits)
+                assert torch.equal(model.run(x, stop=k + 1), feature)
+
+    def test_maps_with_channels_at_the_end_become_maps(self):
+        model, x = wrap(ChannelsAtTheEnd, [["stem", "move"], ["norm", "back", "pool"], ["fc"]]).eval(), images()
+        assert model.feature_shapes(*SIZE) == [(6, 8, 8), (6,)]
+        with torch.no_grad():
+            feature = model.run(x, stop=1)
+            assert torch.equal(feature, model.stem(x))
+            assert torch.equal(model.run(feature, start=1), model(x))
+
+    @pytest.mark.parametrize(
+        ("shape", "size", "prefix", "expected"),
+        [
+            ((17, 8), (64, 64), None, Tokens(1, 4, 4)),
+            ((21, 8), (64, 64), None, Tokens(5, 4, 4)),
+            ((9, 8), (64, 64), 5, Tokens(5, 2, 2)),
+            ((9, 8), (64, 64), None, Tokens(0, 3, 3)),
+            ((33, 8), (64, 128), None, Tokens(1, 4, 8)),
+            ((16, 16, 96), (64, 64), None, ChannelsLast()),
+            ((4, 8, 96), (64, 128), None, ChannelsLast()),
+            ((96, 16, 16), (64, 64), None, None),
+            ((16, 16, 16), (64, 64), None, None),
+            ((8,), (64, 64), None, None),
+        ],
+    )
+    def test_the_rule(self, shape, size, prefix, expected):
+        assert find_layout(shape, size, prefix) == expected
+
+    def test_a_feature_that_is_no_map_is_no_end_of_a_stage(self):
+        with pytest.raises(ValueError, match=r"\(25, 8\), neither a vector nor a map nor tokens"):
+            find_layout((25, 8), (64, 64), prefix=1)
+        stages = [["patches", "flatten"], ["nothing"], ["head"]]
+        assert "there is no 'nothing'" in complaint(Transformer, stages)
 
 
 class TestWrapped:

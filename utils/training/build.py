@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +10,10 @@ from pathlib import Path
 import torch
 
 from datasets import Data, DataInfo, OpenedData
-from distillers import DISTILLERS
-from distillers.base import Distiller, Setting
-from distillers.logits import LOGIT_LOSSES
-from distillers.logits.base import LogitLoss
 from distillers.ops.label_loss import LabelLoss
 from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Task
 from models import StagedModel, get_model
 from utils.config import Config, ModelConfig
@@ -123,31 +119,24 @@ def make_phase(name: str, task: Task, epochs: int, config: Config) -> Phase:
 def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: DataInfo) -> SpotAdaptiveDistillation:
     """Join the networks by the config's distiller and selection."""
     kd, options = config.kd, config.kd_loss
-    student_shapes = student.feature_shapes(*info.image_size)
-    teacher_shapes = teacher.feature_shapes(*info.image_size)
-    setting = Setting(
-        student=student_shapes,
-        teacher=teacher_shapes,
-        labels=info.labels,
-        spots=options.spots,
-        feat_dim=options.feat_dim,
-        pair=f"{kd.teacher.title}-{kd.student.title}",
-    )
-    distiller = make_distiller(options.name, setting, options.options)
-    logit_loss = make_logit_loss(options.logits or distiller.logit_loss, options.KD_T, options.logits_options)
-    beta = kd.loss_weights.other_kd
-    return SpotAdaptiveDistillation(
+    return join(
         student,
         teacher,
-        distiller,
-        student_shapes,
-        teacher_shapes,
+        options.name,
+        labels=info.labels,
+        image_size=info.image_size,
+        options=options.options,
+        spots=options.spots,
+        feat_dim=options.feat_dim,
+        logits=options.logits,
+        logits_options=options.logits_options,
+        temperature=options.KD_T,
+        beta=kd.loss_weights.other_kd,
+        pair=f"{kd.teacher.title}-{kd.student.title}",
         selection=kd.selection,
         homogeneous=options.homo,
         alpha=kd.loss_weights.kd_weight,
-        beta=distiller.default_weight if beta is None else beta,
         gamma=kd.loss_weights.classify_weight,
-        logit_loss=logit_loss,
         warmup_epochs=kd.warmup_epochs,
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
@@ -159,36 +148,6 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
 def make_label_loss(config: Config) -> LabelLoss:
     training = config.training
     return LabelLoss(training.label_smoothing, training.mixup, training.cutmix)
-
-
-def make_distiller(name: str, setting: Setting, options: dict) -> Distiller:
-    """The distiller called `name`, built with `options`; an option that it does not have is a UserError."""
-    kind = DISTILLERS.get(name)
-    refuse_unknown_options("kd_loss.options", name, kind, {"setting"}, options)
-    return kind(setting, **options)
-
-
-def make_logit_loss(name: str, temperature: float, options: dict) -> LogitLoss:
-    """The loss at the logits that is called `name`; see `make_distiller`."""
-    kind = LOGIT_LOSSES.get(name)
-    refuse_unknown_options("kd_loss.logits_options", name, kind, {"temperature"}, options)
-    return kind(temperature, **options)
-
-
-def refuse_unknown_options(key: str, name: str, kind: type, ours: set[str], options: dict) -> None:
-    """Check that the constructor of `kind` has the `options` that the config gives under `key`.
-
-    Args:
-        ours: arguments that are no options.
-
-    Raises:
-        UserError: it does not; the line names those that it has.
-    """
-    known = [argument for argument in inspect.signature(kind).parameters if argument not in ours]
-    for option in options:
-        if option not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UserError(f"{key}: {name} has no option {option!r}; {has}")
 
 
 def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:
