@@ -134,7 +134,7 @@ class TestExtending:
         text = self.block("import torch\n")
         found = execute("loop", text)
         assert len(text.partition("\nimages")[2].splitlines()) <= 20
-        assert {name for name in re.findall(r"^from (\w+)", text, re.MULTILINE)} == {"torch", "distillers"}
+        assert set(re.findall(r"^from (\w+)", text, re.MULTILINE)) == {"torch", "distillers"}
         task, student = found["task"], found["student"]
         assert all(ours is theirs for ours, theirs in zip(task.student.parameters(), student.parameters(), strict=True))
         changed = {
