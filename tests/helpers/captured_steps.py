@@ -1,0 +1,232 @@
+"""A task that takes steps, eagerly or captured on a tape, and what goes wrong with the latter."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from step_tape import TapeRecorder
+from toy_runs import EPOCHS, toy_config
+from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_task
+
+import utils.training.optim
+from distillers.at import AT
+from distillers.task import Classification
+from utils.training.device import rng_state
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter
+from utils.training.optim import make_optimizers
+from utils.training.step import Phase, make_step
+
+CPU = torch.device("cpu")
+
+
+def use_optimizers_of_a_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Learning rates in tensors, and kernels that read them there: what a tape needs as much as a graph."""
+
+    def sgd(parameters, lr, momentum, weight_decay):
+        how = utils.training.optim._on_gpu(lr, parameters[0].device)
+        return torch.optim.SGD(parameters, **how, momentum=momentum, weight_decay=weight_decay)
+
+    patch.setattr(utils.training.optim, "_sgd", sgd)
+
+
+class Training:
+    """A task with everything that a step needs; the same arguments give the same numbers.
+
+    Args:
+        distiller: of the toy task; None: a network alone.
+        recorder: captures the steps; None: they are eager.
+        precision: as in the config.
+        options: of the toy task.
+
+    Attributes:
+        complaints: what the log would say.
+    """
+
+    def __init__(self, distiller="at", recorder: TapeRecorder | None = None, precision: str = "fp32", **options: Any):
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        torch.manual_seed(0)
+        self.task = Classification(ToyNet()).train() if distiller is None else toy_task(distiller, **options)
+        self.optimizers = make_optimizers(self.task.parameter_groups(), toy_config())
+        self.meter = Meter(CPU)
+        self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, CPU)
+        self.complaints: list[str] = []
+        self.recorder = recorder
+        if isinstance(recorder, Off):
+            recorder.training = self
+        self.step = make_step(
+            Phase("train", self.task, EPOCHS, self.optimizers),
+            self.meter,
+            self.gates,
+            lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
+            recorder,
+            self.complaints.append,
+        )
+        torch.manual_seed(11)
+        self._taken = 0
+
+    def take(self, sizes: Iterable[int]) -> Training:
+        """A step for each batch size; no two batches are alike."""
+        for size in sizes:
+            self.step(toy_batch(size, seed=self._taken))
+            self._taken += 1
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Everything that one step leaves to the next, as plain values."""
+        state = {
+            "task": self.task.state_dict(),
+            "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
+            "meter": self.meter.state_dict(),
+            "gates": self.gates.state_dict(),
+            "random": rng_state(CPU),
+        }
+        return _copied(state)
+
+    def momentum(self, name: str) -> torch.Tensor:
+        optimizer = self.optimizers[name].optimizer
+        return optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+# ---- recorders
+
+
+class Failing(TapeRecorder):
+    """Rehearses like the others and fails then."""
+
+    def record(self, function):
+        super().record(function)
+        raise RuntimeError(
+            "CUDA error: operation not permitted\nwhen stream is capturing\n"
+            "Search for `cudaErrorStreamCaptureUnsupported' in https://docs.nvidia.com for more information.\n"
+        )
+
+
+class Full(TapeRecorder):
+    """The GPU's memory is full as soon as a batch of another size than the first one comes."""
+
+    released = False
+
+    def run(self, function):
+        super().run(function)
+        if self.recorded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def release(self):
+        self.released = True
+
+
+class Off(TapeRecorder):
+    """Its repetitions are followed by `error`, called with the training."""
+
+    def __init__(self, error: Callable[[Training], Any]):
+        super().__init__()
+        self.error, self.training = error, None
+
+    def record(self, function):
+        repeat = super().record(function)
+
+        def repeat_and_err():
+            repeat()
+            with torch.no_grad():
+                self.error(self.training)
+
+        return repeat_and_err
+
+
+# ---- distillers that would go wrong if captured
+
+
+class Altered(AT):
+    """Its losses are multiplied by `factor`."""
+
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * self.factor(student, gate, batch)
+
+    def factor(self, student, gate, batch):
+        raise NotImplementedError
+
+
+class Waits(Altered):
+    def factor(self, student, gate, batch):
+        return 1 if gate.sum().item() else 0
+
+
+class Breaks(Altered):
+    """At the second batch."""
+
+    def factor(self, student, gate, batch):
+        if batch.label[0] == toy_batch(8, seed=1).label[0]:
+            raise ValueError("a mistake")
+        return 1
+
+
+class Replaces(Altered):
+    """Keeps a running mean in a buffer, but makes a new one at every step."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.register_buffer("center", torch.zeros(()))
+
+    def factor(self, student, gate, batch):
+        self.center = 0.9 * self.center + 0.1 * student.detach().mean()
+        return 1 + self.center
+
+
+class Counts(Altered):
+    """Warms up over its own steps, which Python counts."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.steps = 0
+
+    def factor(self, student, gate, batch):
+        self.steps += 1
+        return min(1.0, self.steps / 20)
+
+
+class Remembers(Altered):
+    """Keeps a tensor that is no buffer."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.before = torch.zeros(())
+
+    def factor(self, student, gate, batch):
+        before, self.before = self.before, student.detach().mean()
+        return 1 + before
+
+
+class DrawsInPython(Altered):
+    def factor(self, student, gate, batch):
+        return random.random()
+
+
+class DrawsInNumPy(Altered):
+    def factor(self, student, gate, batch):
+        return np.random.rand()  # noqa: NPY002
+
+
+class DrawsOnItsOwn(Altered):
+    """From a generator that nobody else knows of."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.generator = np.random.default_rng(3)
+
+    def factor(self, student, gate, batch):
+        return float(self.generator.random())
