@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,4 +15,20 @@ def average_pool(feature: Tensor, height: int, width: int) -> Tensor:
     if rows % height == 0 and columns % width == 0:
         # The same numbers as adaptive pooling, which is slower and has no deterministic gradient on a GPU.
         return F.avg_pool2d(feature, (rows // height, columns // width))
-    return F.adaptive_avg_pool2d(feature, (height, width))
+    return adaptive_average_pool(feature, height, width)
+
+
+def adaptive_average_pool(feature: Tensor, height: int, width: int) -> Tensor:
+    """``F.adaptive_avg_pool2d``, on a GPU with a reproducible gradient if PyTorch is told to be deterministic."""
+    deterministic = feature.is_cuda and torch.are_deterministic_algorithms_enabled()
+    return pool_windows(feature, height, width) if deterministic else F.adaptive_avg_pool2d(feature, (height, width))
+
+
+def pool_windows(feature: Tensor, height: int, width: int) -> Tensor:
+    """The same by ``height + width`` means of slices, which is slower and rounds differently."""
+    for dim, count in ((2, height), (3, width)):
+        size = feature.shape[dim]
+        bounds = [(k * size // count, -(-(k + 1) * size // count)) for k in range(count)]
+        means = [feature.narrow(dim, start, end - start).mean(dim, keepdim=True) for start, end in bounds]
+        feature = torch.cat(means, dim)
+    return feature

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import init_convolutions, init_linears, relu
+from models.pooling import adaptive_average_pool
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -105,7 +106,7 @@ def _halve_large(x: Tensor) -> Tensor:
 
 def _to_vector(x: Tensor) -> Tensor:
     """``[B, 512, H, W]`` to ``[B, 512 * 7 * 7]``, whatever the size of the image."""
-    return F.adaptive_avg_pool2d(x, 7).flatten(1)
+    return adaptive_average_pool(x, 7, 7).flatten(1)
 
 
 for _depth in CONVOLUTIONS:

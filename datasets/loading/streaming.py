@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -53,19 +55,28 @@ class StreamLoader(Loader):
             pinned=device.type == "cuda",
             persistent=True,
         )
+        self._closes_at_exit = False
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self._seed, plan.epoch)
         self._jobs[:] = [Job(part.tolist(), seed) for part in plan.order.split(plan.sizes)]
-        for decoded in self._decoded:
+        batches = iter(self._decoded)  # from now on there are workers
+        if not self._closes_at_exit:
+            atexit.register(_close, weakref.ref(self))
+            self._closes_at_exit = True
+        for decoded in batches:
             images = self._send(readable(decoded))
             yield self.augment.pad(images), torch.arange(len(images), device=self._device)
 
     def close(self) -> None:
-        # Its workers end with it. If it were left to the end of the process, that would wait for them for ever: they
-        # ignore the signal by which they are then asked to go.
-        del self._decoded
+        """End the workers, which hold on to the images."""
+        # Left to themselves at the end of the process, PyTorch and Python would wait for them for ever: they ignore the
+        # signal by which they are then asked to go. An iteration that broke off keeps them, as long as there is a
+        # traceback of it.
+        workers = getattr(self.__dict__.pop("_decoded", None), "_iterator", None)
+        if workers is not None:
+            workers._shutdown_workers()
 
     def _send(self, images: Tensor) -> Tensor:
         """Copy to the device. On CUDA the host runs ahead of the device, so the copy hides behind the last step."""
@@ -77,3 +88,8 @@ class StreamLoader(Loader):
         current.wait_stream(self._copies)
         sent.record_stream(current)  # else the allocator may reuse its memory while `current` still reads it
         return sent
+
+
+def _close(loader: weakref.ref[StreamLoader]) -> None:
+    if (there := loader()) is not None:
+        there.close()

@@ -1,6 +1,9 @@
 """Order, resumption, shards: what both loaders promise."""
 
+import atexit
 import itertools
+import multiprocessing.util
+import os
 
 import pytest
 import torch
@@ -183,6 +186,29 @@ class TestStreaming:
         data = open_data("imagefolder", root, img_h=32, loader="stream", workers=workers)
         with pytest.raises(UserError, match=r"train/bee/002\.png: cannot be read as an image \([^\n]*\); [^\n]*=skip"):
             list(data.train.epoch(0))
+
+    def test_a_process_ends_although_an_epoch_was_left_and_nobody_closed_the_loader(self):
+        """A test that fails, say, whose traceback keeps the epoch."""
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=leave_an_epoch)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+
+    def test_may_be_closed_twice(self):
+        left = loader("stream", workers=2)
+        next(left.epoch(0))
+        left.close()
+        left.close()
+
+
+def leave_an_epoch():
+    atexit._clear()  # what this process has copied from the one of the tests
+    atexit.register(multiprocessing.util._exit_function)
+    epoch = loader("stream", workers=2).epoch(0)
+    next(epoch)
+    atexit._run_exitfuncs()  # as at the end of a program, with `epoch` still there
+    os._exit(0)
 
 
 class TestEvaluation:

@@ -16,6 +16,7 @@ from distillers import DISTILLERS
 from distillers.base import Setting, Spot, all_middle, resolve_spots
 from distillers.ops.features import average_pool
 from distillers.ops.precision import at_least
+from models.pooling import pool_windows
 from utils.errors import UserError
 
 BATCH = 6
@@ -519,6 +520,16 @@ def test_others_have_no_phase_before_the_training(name):
 def test_pooling_is_adaptive_average_pooling(size):
     feature = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(average_pool(feature, *size), F.adaptive_avg_pool2d(feature, size))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (6, 7), (8, 8), (1, 1), (11, 17)])
+def test_windows_have_the_values_and_gradients_of_adaptive_pooling(size):
+    feature = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, *size, dtype=torch.float64)
+    results = []
+    for pooled in (pool_windows(feature, *size), F.adaptive_avg_pool2d(feature, size)):
+        results.append([pooled, *torch.autograd.grad((pooled * weight).sum(), feature)])
+    torch.testing.assert_close(*results)
 
 
 class TestPrecision:

@@ -1,14 +1,16 @@
-"""Freed memory is kept for the next step."""
+"""Which device is chosen, what is said about it, and that freed memory is kept for the next step."""
 
 import os
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from ready_process import ReadyProcess
 
-from utils.training.device import keep_freed_memory
+from utils.errors import UserError
+from utils.training.device import choose_device, explaining_limits, keep_freed_memory, warn_once
 
 
 def count_new_pages(variables):
@@ -42,3 +44,98 @@ def test_who_has_chosen_otherwise_is_not_overruled():
     kept, pages = new_pages(MALLOC_TRIM_THRESHOLD_="131072")
     assert not kept
     assert pages > 1000
+
+
+class TestAGpuThatCannotBeUsed:
+    @pytest.fixture(autouse=True)
+    def _this_process_has_said_nothing(self):
+        warn_once.cache_clear()
+        yield
+        warn_once.cache_clear()
+
+    @pytest.fixture
+    def broken(self, monkeypatch, tmp_path):
+        """The system has a GPU, and PyTorch none; `torch.cuda.init` raises what is given."""
+        (tmp_path / "nvidia3").touch()
+
+        def break_with(error):
+            def init():
+                raise error
+
+            monkeypatch.setattr("utils.training.device.GPU_FILES", tmp_path / "nvidia[0-9]*")
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+            monkeypatch.setattr(torch.cuda, "init", init)
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+        return break_with
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("The NVIDIA driver on your system is too old\n(found version 11040)."),
+            AssertionError("Torch not compiled with CUDA enabled"),
+        ],
+        ids=["driver", "wheel"],
+    )
+    def test_is_one_warning_line_and_not_silently_the_cpu(self, broken, caplog, error):
+        broken(error)
+        assert [choose_device("auto") for _ in range(2)] == [torch.device("cpu")] * 2
+        cause = " ".join(str(error).split())
+        line = f"training.device: auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}"
+        assert [record.getMessage() for record in caplog.records] == [line]
+        with pytest.raises(UserError, match=r"training.device: cuda:0 asked for, but PyTorch sees 0 GPUs \(") as caught:
+            choose_device("cuda:0")
+        assert cause in str(caught.value)
+
+    def test_is_no_matter_where_it_is_hidden_or_not_there(self, broken, caplog, monkeypatch):
+        broken(RuntimeError("never asked"))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert choose_device("auto") == torch.device("cpu")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        monkeypatch.setattr("utils.training.device.GPU_FILES", Path("/nowhere/nvidia[0-9]*"))
+        assert choose_device("auto") == torch.device("cpu")
+        assert caplog.records == []
+
+    @pytest.mark.parametrize(
+        ("capability", "built", "usable"),
+        [
+            ((7, 0), "sm_75 sm_80 sm_90 sm_120", False),
+            ((8, 6), "sm_75 sm_80 sm_90", True),  # code of one generation runs on its later members
+            ((7, 5), "sm_80 compute_80", False),
+            ((13, 0), "sm_90 sm_120", False),
+            ((13, 0), "sm_90 compute_120", True),  # translated by the driver
+            ((9, 1), "sm_90a", False),  # for this very one
+            ((9, 0), "sm_90a", True),
+            ((12, 1), "sm_100 sm_120", True),
+        ],
+    )
+    def test_is_one_that_pytorch_is_not_built_for(self, monkeypatch, caplog, capability, built, usable):
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", built.split)
+        if usable:
+            assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:0")
+            assert caplog.records == []
+            return
+        assert choose_device("auto") == torch.device("cpu")
+        number = ".".join(map(str, capability))
+        missing = f"is not built for Old GPU of compute capability {number}, only for {built}"
+        (record,) = caplog.records
+        assert record.getMessage() == f"training.device: auto takes the CPU, since PyTorch {torch.__version__} {missing}"
+        with pytest.raises(UserError, match=f"training.device: PyTorch .* {missing}; training.device=cpu takes the CPU"):
+            choose_device("cuda")
+
+
+def test_what_is_not_deterministic_on_a_gpu_is_one_line():
+    said = (
+        "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, ..."
+    )
+    line = "training.deterministic: true, but adaptive_max_pool2d_backward_cuda, .* is not deterministic; false trains"
+    with pytest.raises(UserError, match=line), explaining_limits(torch.device("cuda")):
+        raise RuntimeError(said)

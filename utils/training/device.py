@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -18,32 +22,93 @@ from utils.processes.place import rank_info
 
 log = logging.getLogger("sakd")
 
+GPU_FILES = Path("/dev/nvidia[0-9]*")  # what NVIDIA's driver makes on Linux
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`, a GPU with its number; ``auto`` is CUDA where there is a GPU, else the CPU.
 
-    Of several processes on one machine each has a GPU of its own, in the order of their numbers.
+    Of several processes on one machine each has a GPU of its own, in the order of their numbers. A warning says so if
+    ``auto`` leaves a GPU unused.
 
     Raises:
-        UserError: a GPU is asked for that is not there, or one for several processes.
+        UserError: a GPU is asked for that is not there or cannot be used, or one for several processes.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device("cuda" if name == "auto" else name)
     if device.type != "cuda":
         return device
+    if name == "auto" and not cuda_is_available():
+        if cause := why_unused():
+            warn_once(f"training.device: auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}")
+        return torch.device("cpu")
     if rank_info().world > 1:
         device = _own_gpu(device)
     device = torch.device("cuda", device.index or 0)
     if device.index >= torch.cuda.device_count():
+        cause = why_unused()
         raise UserError(
-            f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; "
-            "auto takes what is there"
+            f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs"
+            f"{f' ({cause})' if cause else ''}; auto takes what is there"
         )
+    if missing := missing_kernels(device):
+        if name != "auto" or rank_info().world > 1:
+            raise UserError(f"training.device: {missing}; training.device=cpu takes the CPU")
+        warn_once(f"training.device: auto takes the CPU, since {missing}")
+        return torch.device("cpu")
     torch.cuda.set_device(device)  # what names no device, such as the default generator, then means this one
     return device
+
+
+def cuda_is_available() -> bool:
+    """PyTorch sees a GPU. Its warnings if it does not are of several lines; `why_unused` has one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
+
+
+def why_unused() -> str:
+    """Why PyTorch finds no GPU although the system has one, as a clause; empty if it does, or has none, or hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if cuda_is_available() or hidden or not any(GPU_FILES.parent.glob(GPU_FILES.name)):
+        return ""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the driver is too old, or this PyTorch is for the CPU alone
+        return reason(error, 240)
+    return "no reason is given"
+
+
+def missing_kernels(device: torch.device) -> str:
+    """A clause if PyTorch is built neither for the generation of a GPU, nor in a form that it can be translated from.
+
+    Args:
+        device: the GPU.
+    """
+    if torch.version.cuda is None:  # ROCm, whose architectures have other names
+        return ""
+    own, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    for kind, major, minor, special in re.findall(r"(sm|compute)_(\d+)(\d)([af]?)", " ".join(built)):
+        there = (int(major), int(minor))
+        if there == own or (not special and there < own and (kind == "compute" or there[0] == own[0])):
+            return ""
+    return (
+        f"PyTorch {torch.__version__} is not built for {torch.cuda.get_device_name(device)} of compute capability "
+        f"{own[0]}.{own[1]}, only for {' '.join(built)}"
+    )
+
+
+@cache
+def warn_once(line: str) -> None:
+    """One warning, however often a process has reason to give it."""
+    log.warning(line)
+
+
+def tf32_advice(device: torch.device, precision: str) -> str:
+    """A line for a GPU that has faster tensor cores than the precision lets it use; empty otherwise."""
+    if device.type != "cuda" or precision != "fp32" or torch.cuda.get_device_capability(device) < (8, 0):
+        return ""
+    return "fp32 is IEEE float32; training.precision=tf32 lets convolutions use the tensor cores of this GPU"
 
 
 def _own_gpu(device: torch.device) -> torch.device:
@@ -74,11 +139,16 @@ def set_up(config: Config) -> None:
 
 
 @contextmanager
-def naming_exhausted_memory(device: torch.device) -> Iterator[None]:
-    """Turn what is raised when the memory of a GPU or of the machine is exhausted into a line with advice."""
+def explaining_limits(device: torch.device) -> Iterator[None]:
+    """Turn what is raised when memory is exhausted, or an operation is not deterministic, into a line with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if "does not have a deterministic implementation" in str(error):
+            raise UserError(
+                f"training.deterministic: true, but {str(error).split()[0]}, which a network or distiller calls, is "
+                "not deterministic; false trains with it"
+            ) from error
         line = exhausted_memory(error)
         if line is None:
             raise

@@ -36,7 +36,7 @@ from utils.training.build import (
     teacher_accuracy,
 )
 from utils.training.cuda_graph import refuse_impossible
-from utils.training.device import choose_device, keep_freed_memory, naming_exhausted_memory, set_up
+from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_up, tf32_advice
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
@@ -154,13 +154,15 @@ def fit(
         stack.enter_context(closing(run))
         with stop.at_once():
             device = choose_device(config.training.device)
-            stack.enter_context(naming_exhausted_memory(device))
+            stack.enter_context(explaining_limits(device))
             set_up(config)
             task = build_task(config, opened)
             if config.kd:
                 load_teacher(task.teacher, config, opened)
             data = stack.enter_context(closing(load_data(opened, config, device)))
             log.info(describe(config, data, device))
+            if advice := tf32_advice(device, config.training.precision):
+                log.info(advice)
             task = place(task, config, device, data)
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
             phases = make_phases(task, config)
