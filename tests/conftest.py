@@ -5,6 +5,7 @@ import os
 # Before PyTorch starts its pools: results do not depend on the machine, and parallel test processes do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import re
 import signal
 from pathlib import Path
 
@@ -14,6 +15,23 @@ from stand_in import Once, StandIn, make_stand_in
 from trained_pair import trained_pair
 
 from utils.processes.stopping import STOP_SIGNALS
+
+
+def is_for_a_gpu(config) -> bool:
+    """``-m gpu`` or the like."""
+    return bool(re.search(r"(?<!not )\bgpu\b", config.option.markexpr))
+
+
+def pytest_configure(config):
+    """A GPU is seen by the tests for one alone: all others do the same on every machine."""
+    if not is_for_a_gpu(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Tests on a GPU run in one process, not in one per core of the CPU, each with a CUDA context of its own."""
+    return 0 if is_for_a_gpu(config) else None
 
 
 @pytest.fixture(autouse=True)

@@ -84,13 +84,9 @@ class Augment:
         self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().view(3, 1, 1).to(device)
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         self._shift = shift.float().view(3, 1, 1).to(device)
-        # Where the pixels of an image are read, in shapes that broadcast to [B, 3, H, W].
-        self._channel = torch.arange(3, device=device).view(1, -1, 1, 1)
-        self._line = torch.arange(size[0], device=device).view(1, 1, -1, 1)
+        # By side, from which columns an image is read, [2, W].
         column = torch.arange(size[1], device=device)
-        mirrored = torch.stack([column, column.flip(0)]).view(2, 1, 1, 1, -1)
-        # By side and left edge, [2, 2p + 1, 1, 1, W].
-        self._column = mirrored + torch.arange(2 * self.padding + 1, device=device).view(1, -1, 1, 1, 1)
+        self._columns = torch.stack([column, column.flip(0)])
 
     def draw(self, count: int, generator: torch.Generator) -> Moves:
         """Moves for `count` images, uniform over the crops and the two sides, on the CPU."""
@@ -122,10 +118,15 @@ class Augment:
         return torch.mul(images, self._scale).add_(self._shift)
 
     def _index_pixels(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
-        """Read every pixel from its place in the store, in one kernel, which a GPU does as fast as it can read."""
-        line = moves.top.view(-1, 1, 1, 1) + self._line
-        column = self._column[moves.flip, moves.left]
-        return store[rows.view(-1, 1, 1, 1), self._channel, line, column]
+        """Look up each image's window among all that there are, a view, and then the columns by side.
+
+        Three kernels. A single index over all four dimensions would be one kernel more: CUDA first copies indices whose
+        strides differ, to eight bytes per pixel.
+        """
+        windows = store.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
+        images = windows[rows, :, moves.top, moves.left]
+        columns = self._columns.index_select(0, moves.flip)[:, None, None]
+        return images.gather(3, columns.expand_as(images))
 
     def _copy_pieces(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
         """The same in the way that is fast on a CPU: 0.4 ms for 64 images of 32x32, where pixel by pixel takes 2.9."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import weakref
 from collections.abc import Iterator
 
@@ -93,3 +94,6 @@ class StreamLoader(Loader):
 def _close(loader: weakref.ref[StreamLoader]) -> None:
     if (there := loader()) is not None:
         there.close()
+    for process in multiprocessing.active_children():
+        if process.daemon:  # a worker of a loader that was garbage in a cycle, and lost the queue that ends its workers
+            process.kill()

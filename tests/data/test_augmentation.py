@@ -54,6 +54,16 @@ def test_each_row_is_cut_from_its_own_image():
         assert torch.equal(together[place : place + 1], alone)
 
 
+@pytest.mark.parametrize("name", ["crop_flip", "crop", "flip", "resized_crop"])
+@pytest.mark.parametrize("size", [(32, 32), (16, 24)])
+def test_what_a_gpu_computes_has_the_same_bits(name, size):
+    augment = augmentation(name, size)
+    store = augment.pad(torch.from_numpy(noise(5, 3, *size)))
+    rows, moves = torch.tensor([4, 0, 4, 2, 1, 3]), draw(augment, 6)
+    pixels = augment._index_pixels(store, rows, moves)
+    assert torch.equal(pixels, augment._copy_pieces(store, rows, moves))
+
+
 def test_crops_and_flips_are_uniform_and_independent():
     moves = draw(augmentation("crop_flip"), 9 * 9 * 2 * 200)
     cell = (moves.top * 9 + moves.left) * 2 + moves.flip

@@ -205,8 +205,11 @@ class TestStreaming:
 def leave_an_epoch():
     atexit._clear()  # what this process has copied from the one of the tests
     atexit.register(multiprocessing.util._exit_function)
-    epoch = loader("stream", workers=2).epoch(0)
+    epoch, cycle = loader("stream", workers=2).epoch(0), [loader("stream", workers=1)]
     next(epoch)
+    next(cycle[0].epoch(0))
+    cycle.append(cycle)  # ends in a garbage collection, or not before the program does
+    del cycle
     atexit._run_exitfuncs()  # as at the end of a program, with `epoch` still there
     os._exit(0)
 

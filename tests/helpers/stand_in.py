@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +90,8 @@ class StandIn:
             "FAKECUDA_CC": capability,
             "OMP_NUM_THREADS": "1",
         }
-        return Call(function, arguments, os.environ | variables | (environment or {}))
+        inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        return Call(function, arguments, inherited | variables | (environment or {}))
 
 
 class Call:
@@ -148,11 +153,47 @@ def make_stand_in(cache: Path) -> StandIn:
     return StandIn(build(cache))
 
 
+def in_forks(function: Callable[..., Any], *arguments: Any, environments: Sequence[dict[str, str]]) -> list[Any]:
+    """What ``function(*arguments)`` returns in forks of this process, side by side; a traceback if it fails.
+
+    For a process that sees a GPU and has not asked for it yet: the imports, which take seconds, are shared.
+
+    Args:
+        function: what to call; what it returns goes through JSON.
+        environments: further variables of each fork.
+    """
+    context = multiprocessing.get_context("fork")
+    forks = []
+    for variables in environments:
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(there, variables, function, arguments))
+        process.start()
+        forks.append((process, here))
+    answers = []
+    for process, pipe in forks:
+        answers.append(json.loads(pipe.recv()) if pipe.poll(PATIENCE) else "no answer")
+        process.kill()
+        process.join()
+    return answers
+
+
+def _answer(pipe: Connection, variables: dict[str, str], function: Callable[..., Any], arguments: tuple) -> None:
+    os.environ.update(variables)
+    try:
+        answer = function(*arguments)
+    except BaseException:
+        answer = traceback.format_exc()
+    pipe.send(json.dumps(answer))
+
+
 def _main(module: str, name: str, arguments: str, answer: str) -> None:
     import fakecuda
 
     fakecuda.patch()
-    result = getattr(importlib.import_module(module), name)(*json.loads(arguments))
+    function = getattr(importlib.import_module(module), name)
+    gc.collect()
+    gc.freeze()  # a capture collects garbage first, which is slow with all that was imported
+    result = function(*json.loads(arguments))
     Path(answer).write_text(json.dumps(result))
 
 

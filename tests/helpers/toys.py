@@ -60,10 +60,12 @@ def toy_setting(student: StagedModel, teacher: StagedModel, **changes) -> Settin
     return Setting(**shapes, labels=toy_labels(), feat_dim=8, pair="toy-toy", **changes)
 
 
-def toy_task(distiller: str | type[Distiller] = "at", seed: int = 0, spots=None, **options) -> SpotAdaptiveDistillation:
+def toy_task(
+    distiller: str | type[Distiller] = "at", seed: int = 0, spots=None, teacher=ToyNet, **options
+) -> SpotAdaptiveDistillation:
     """A task of two toys of one width, so that every distiller applies; the same `seed` gives the same weights."""
     torch.manual_seed(seed)
-    student, teacher = ToyNet(), ToyNet()
+    student, teacher = ToyNet(), teacher()
     for _ in range(3):  # running statistics unlike those that a fresh network has
         for net in (student, teacher):
             net.train()(torch.randn(16, 3, *IMAGE_SIZE) * 1.5 + 0.3)

@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,9 +127,21 @@ class TestAGpuThatCannotBeUsed:
         number = ".".join(map(str, capability))
         missing = f"is not built for Old GPU of compute capability {number}, only for {built}"
         (record,) = caplog.records
-        assert record.getMessage() == f"training.device: auto takes the CPU, since PyTorch {torch.__version__} {missing}"
-        with pytest.raises(UserError, match=f"training.device: PyTorch .* {missing}; training.device=cpu takes the CPU"):
+        chosen = f"training.device: auto takes the CPU, since PyTorch {torch.__version__} {missing}"
+        assert record.getMessage() == chosen
+        with pytest.raises(UserError, match=f"device: PyTorch .* {missing}; training.device=cpu takes the CPU"):
             choose_device("cuda")
+
+
+def test_tests_for_a_gpu_run_in_one_process_and_all_others_see_none(pytestconfig):
+    def workers(expression):
+        options = SimpleNamespace(markexpr=expression, numprocesses="auto")
+        return pytestconfig.hook.pytest_xdist_auto_num_workers(config=SimpleNamespace(option=options))
+
+    assert workers("gpu") == workers("slow or gpu") == 0
+    assert workers("not slow") == workers("not gpu") != 0
+    if pytestconfig.option.markexpr == "not slow":
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_what_is_not_deterministic_on_a_gpu_is_one_line():

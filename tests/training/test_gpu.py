@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_runs import BATCH, DEVICE, EPOCHS, WaitsOnlyInACapture, is_captured, make_engine, trained
 from process_runs import config_file, prepare
-from toy_runs import PowerCut, cut_power_after, finish, phases_of, records, toy_config
-from toys import ToyNet, toy_data, toy_task
+from toy_runs import PowerCut, cut_power_after, finish, records
+from toys import toy_data, toy_task
 
 from distillers.at import AT
-from distillers.task import Classification
 from utils.config import load_config
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.cuda_graph import waiting_refused
-from utils.training.device import set_up
-from utils.training.engine import Engine
 from utils.training.run import train
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and PyTorch sees none"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu"),
 ]
 
-DEVICE = torch.device("cuda")
 CPU = torch.device("cpu")
-BATCH = 12  # three batches of 12 of the 40 images, and one of 4
-EPOCHS = 3
-STEPS = 4  # per epoch
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
@@ -50,38 +44,6 @@ SWITCHES = [
     (torch.backends.cudnn, "allow_tf32"),
     (torch.backends.cuda.matmul, "allow_tf32"),
 ]
-
-
-def make_engine(folder, task="at", selection="adaptive", *, graph=True, device=DEVICE, workers=None, **options):
-    """A fresh process's engine. `graph` is ``training.cuda_graph``; ``True`` refuses to go on without.
-
-    Args:
-        task: a distiller's name or class, or None for a network alone.
-        options: ``resume``, or keys of ``training``.
-    """
-    resume = options.pop("resume", False)
-    config = toy_config(cuda_graph=graph, epochs=EPOCHS, batch_size=BATCH, **options)
-    set_up(config)
-    # Two runs are to choose the same kernels.
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    seed = config.training.seed
-    task = Classification(ToyNet()) if task is None else toy_task(task, seed=seed, selection=selection)
-    task = task.to(device)
-    run = RunDir(folder)
-    checkpoint = run.open(resume=resume, overwrite=False)
-    data = toy_data(BATCH, device=device, workers=workers)
-    return Engine(phases_of(task, config), data, run, config, device).start(checkpoint)
-
-
-def trained(*arguments, **options):
-    """The same, having trained to the end."""
-    engine = make_engine(*arguments, **options)
-    finish(engine)
-    return engine
-
-
-def is_captured(engine):
-    return getattr(engine._take_step, "_repeat", None) is not None
 
 
 def assert_close(found, expected, tolerance=CLOSE):
@@ -229,15 +191,6 @@ class Waits(AT):
 
     def spot_loss(self, k, student, teacher, gate, batch):
         return super().spot_loss(k, student, teacher, gate, batch) * (1.0 if gate.sum().item() >= 0 else 2.0)
-
-
-class WaitsOnlyInACapture(AT):
-    """Gets through the rehearsals, and breaks the capture itself off."""
-
-    def spot_loss(self, k, student, teacher, gate, batch):
-        if torch.cuda.is_current_stream_capturing():
-            torch.cuda.synchronize()
-        return super().spot_loss(k, student, teacher, gate, batch)
 
 
 class TestWhatCannotBeCaptured:

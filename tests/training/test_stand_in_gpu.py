@@ -6,32 +6,45 @@ The functions at the top run in a process that sees the GPU, see `stand_in.Stand
 from __future__ import annotations
 
 import gc
+import json
+import random
 import runpy
+import socket
 import sys
 import traceback
-from contextlib import nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from toy_runs import toy_config
-from toys import NUM_CLASSES, NUM_SAMPLES, toy_batch, toy_task
+from gpu_runs import BATCH, WaitsOnlyInACapture, is_captured, make_engine, trained
+from stand_in import in_forks
+from toy_runs import PowerCut, cut_power_after, finish, records, toy_config
+from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
 from datasets.batch import Batch
 from distillers import DISTILLERS
+from distillers.at import AT
+from utils.benchmark.__main__ import main as benchmark
+from utils.benchmark.cases import Case, Conditions, Kind, Pair
+from utils.processes.group import is_main, process_group
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.cuda_graph import CudaRecorder, waiting_refused
-from utils.training.device import autocast, choose_device
+from utils.training.device import autocast, choose_device, set_up
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.optim import make_optimizers
 from utils.training.step import Phase, make_step
 
-SMALL = ["--dataset", "digits", "training.epochs=1", "training.batch_size=16", "validation.batch_size=60"]
-DIGITS_STEPS = 49  # of an epoch, the last one smaller
-SIZES = [8, 8, 5, 8, 5, 11]
-BATCH, EPOCHS, STEPS = 12, 3, 4  # of toy runs: three batches of 12 of the 40 images, and one of 4
+SMALL = ["--dataset", "digits", "training.epochs=2", "training.batch_size=16", "validation.batch_size=60"]
+WORKSPACE = 32 * 2**20  # bytes that cuBLAS keeps for a stream
+DIGITS_STEPS = 98  # of two epochs; the last one of each is smaller
+SIZES = [8, 8, 5, 8, 5]
+KINDS = ("fp32", "bf16", "deterministic")
 
 
 # ---- in a process that sees the GPU
@@ -43,14 +56,40 @@ def all_answers(folder):
 
     answers = {}
     for name, question in QUESTIONS.items():
-        fakecuda.reset()
         gc.collect()
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # which is nothing before the first question has been asked
+        fakecuda.reset()
         try:
             answers[name] = question(f"{folder}/{name}")
         except BaseException:
             answers[name] = {"problem": traceback.format_exc()}
     return answers
+
+
+def share_a_run(folder):
+    """Of two processes, each of which sees both GPUs. It comes first: what has used one cannot be forked."""
+    common = {"WORLD_SIZE": "2", "FAKECUDA_DEVICES": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return in_forks(take_part, folder, environments=environments)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def take_part(folder):
+    import fakecuda
+
+    device = choose_device("auto")
+    with process_group(device):
+        engine = trained(folder, "crd", graph="auto", device=device, shard=(device.index, 2))
+    return fakecuda.stats() | {
+        "device": str(device),
+        "captured": is_captured(engine),
+        "log": engine.run.log.read_text() if is_main() else "",
+    }
 
 
 def run_entry_points(folder):
@@ -60,8 +99,9 @@ def run_entry_points(folder):
     found = {}
     for name, words in COMMANDS.items():
         fakecuda.reset()
-        status, errors = run_command(*words, f"run.root={folder}")
-        found[name] = fakecuda.stats() | {"status": status, "errors": errors}
+        with redirect_stdout(StringIO()) as printed:
+            status, errors = run_command(*words, f"run.root={folder}")
+        found[name] = fakecuda.stats() | {"status": status, "errors": errors, "printed": printed.getvalue()}
     return found
 
 
@@ -81,19 +121,42 @@ def run_command(script, *words):
             return leaving.code, errors.getvalue()
 
 
+@contextmanager
+def little_memory(mebibytes):
+    """PyTorch may take no more for a while."""
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(mebibytes * 2**20 / whole)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def run_out_of_memory(folder):
+    """Where the images do not fit, and where a step does not."""
+    found = {}
+    for what, mebibytes in (("images", 2), ("step", 40)):
+        words = [*COMMANDS["resnet8"], f"run.root={folder}/{what}", "training.batch_size=512"]
+        with little_memory(mebibytes):
+            status, errors = run_command(*words)
+        found[what] = {"status": status, "errors": errors}
+    return found
+
+
 class Training:
     """A toy task with everything that a step needs."""
 
-    def __init__(self, distiller="at", precision="fp32", captured=True):
+    def __init__(self, distiller="at", precision="fp32", captured=True, **options):
         self.device = choose_device("auto")
-        self.task = toy_task(distiller).to(self.device)
+        self.task = toy_task(distiller, **options).to(self.device)
         self.complaints = []
         meter = Meter(self.device)
         gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, self.device)
         phase = Phase("train", self.task, 1, make_optimizers(self.task.parameter_groups(), toy_config()))
-        recorder = CudaRecorder(self.device) if captured else None
+        self.recorder = CudaRecorder(self.device) if captured else None
         context = lambda: autocast(self.device, precision)  # noqa: E731
-        self.step = make_step(phase, meter, gates, context, recorder, self.complaints.append)
+        self.step = make_step(phase, meter, gates, context, self.recorder, self.complaints.append)
 
     def take(self, sizes, before=nullcontext):
         batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes)]
@@ -104,28 +167,169 @@ class Training:
         return self
 
 
+class OddNet(ToyNet):
+    """Maps of 6x6 and 3x3, which do not divide those of `ToyNet`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2.padding = (0, 0)
+
+
 def capture_every_distiller(folder):
     import fakecuda
 
     found = {}
     for distiller in sorted(set(DISTILLERS)):
-        for precision in ("fp32", "bf16"):
+        for kind in KINDS:
             fakecuda.reset()
-            training = Training(distiller, precision).take(SIZES)
+            set_up(toy_config(deterministic=kind == "deterministic"))
+            odd = kind == "deterministic" and distiller in ("at", "fitnet", "sp", "nst")
+            training = Training(distiller, "bf16" if kind == "bf16" else "fp32", teacher=OddNet if odd else ToyNet)
+            training.take([*SIZES, 11] if kind == "bf16" else SIZES)
             seen = fakecuda.stats()
             training.take(SIZES, waiting_refused)
-            found[f"{distiller} {precision}"] = {
+            found[f"{distiller} {kind}"] = {
                 "complaints": training.complaints,
                 "replays": seen["graph_launches"],
                 "violations": seen["violations"],
-                "outside": seen["outside"],
+                # PyTorch fills what it allocates for a graph's generator if it is told to be deterministic.
+                "outside": [kernel for kernel in seen["outside"] if "FillFunctor<long>" not in kernel],
             }
+    set_up(toy_config())
     return found
 
 
+def resume(folder):
+    """Whole, cut off in the middle of an epoch and resumed, and without captures."""
+    import fakecuda
+
+    def seen(name, **options):
+        fakecuda.reset()
+        engine = trained(f"{folder}/{name}", "crd", save_every_steps=3, **options)
+        random = read_checkpoint(engine.run.last)["processes"][0]["rng"]["cuda"].tolist()
+        return fakecuda.stats() | {"captured": is_captured(engine), "random": random}
+
+    cut = make_engine(f"{folder}/cut", "crd", save_every_steps=3)
+    cut_power_after(cut, 3)  # the first is one step before the end of an epoch
+    try:
+        finish(cut)
+    except PowerCut:
+        torch.manual_seed(99)  # a new process has another random state
+    return {"whole": seen("whole"), "cut": seen("cut", resume=True), "eager": seen("eager", graph=False)}
+
+
+def change_phases(folder):
+    import fakecuda
+
+    found = {}
+    for distiller in ("ft", "fsp"):
+        fakecuda.reset()
+        engine = trained(f"{folder}/{distiller}", distiller)
+        phases = [record["phase"] for record in records(engine.run)]
+        found[distiller] = fakecuda.stats() | {"phases": phases, "log": engine.run.log.read_text()}
+    return found
+
+
+def load_batches(folder):
+    """Launches of one batch, for each loader, and runs that stream images."""
+    import fakecuda
+
+    found = {}
+    for workers in (None, 0, 2):
+        batches = toy_data(BATCH, device=choose_device("auto"), workers=workers).train.epoch(0)
+        next(batches)  # with it, the whole epoch is planned
+        fakecuda.reset()
+        count = len(list(batches))
+        found[f"loader {workers}"] = {name: fakecuda.stats()[name] / count for name in ("launches", "h2d", "d2h")}
+    fakecuda.reset()
+    engine = trained(f"{folder}/streamed", "at", workers=2)
+    return found | {"streamed": fakecuda.stats() | {"captured": is_captured(engine)}}
+
+
+class DrawsOnTheHost(AT):
+    def spot_loss(self, k, student, teacher, gate, batch):
+        return super().spot_loss(k, student, teacher, gate, batch) * random.random()
+
+
+def give_up(folder):
+    import fakecuda
+
+    found = {}
+    eager = Training(captured=False).take([8, 8, 8])
+    allocated = torch.cuda.memory_allocated()
+    del eager
+    differs = mock.patch("utils.training.snapshot.Snapshot.find_difference", return_value="it differs")
+    cases = [
+        ("breaks", WaitsOnlyInACapture, nullcontext()),
+        ("draws", DrawsOnTheHost, nullcontext()),
+        ("differs", "at", differs),
+    ]
+    for name, distiller, context in cases:
+        fakecuda.reset()
+        gc.collect()
+        gc.disable()  # what is freed is not left to it
+        try:
+            with context:
+                training = Training(distiller).take([8, 8, 8, 5])
+        finally:
+            gc.enable()
+        found[name] = {
+            "complaints": training.complaints,
+            "captured": training.step.captured,
+            "more memory": torch.cuda.memory_allocated() - allocated,
+            "pools": [
+                segment["total_size"]
+                for segment in torch.cuda.memory_snapshot()
+                if tuple(segment["segment_pool_id"]) != (0, 0) and segment["total_size"] != WORKSPACE
+            ],
+        }
+        del training
+    recorders = [CudaRecorder(choose_device("auto")) for _ in range(2)]
+    for recorder in recorders:
+        recorder.run(lambda: None)
+    return found | {"one stream": recorders[0]._stream is recorders[1]._stream}
+
+
+def reserve_memory(folder):
+    """MiB that PyTorch reserves for steps with a smaller last batch, eager and captured."""
+    import fakecuda
+
+    found = {}
+    for graph in ("false", "true"):
+        gc.collect()
+        torch.cuda.empty_cache()
+        fakecuda.reset()
+        before = fakecuda.stats()["bytes"][0]
+        conditions = Conditions(choose_device("auto"), cuda_graph=graph, samples=100)
+        case = Case(Pair("ResNet50", "MobileNetV2"), Kind("at", "adaptive"), conditions)
+        last = replace(conditions, batch_size=16).batch()
+        for batch in (case.batch, case.batch, last, case.batch, last):
+            case._step(batch)
+        found[graph] = (fakecuda.stats()["peak"][0] - before) / 2**20
+        del case
+    return found
+
+
+def measure(folder):
+    file = Path(folder).with_suffix(".json")
+    torch.backends.cudnn.benchmark = False
+    words = ["resnet8-resnet8", "at,fsp", "--batch-size", "4", "--size", "16", "--samples", "60", "--rounds", "2"]
+    with redirect_stdout(StringIO()) as text:
+        benchmark([*words, "--json", str(file)])
+    return {"text": text.getvalue(), "cudnn": torch.backends.cudnn.benchmark} | json.loads(file.read_text())
+
+
 QUESTIONS = {
+    "two processes": share_a_run,
     "entry points": run_entry_points,
     "distillers": capture_every_distiller,
+    "resuming": resume,
+    "phases": change_phases,
+    "batches": load_batches,
+    "giving up": give_up,
+    "memory": reserve_memory,
+    "benchmark": measure,
+    "out of memory": run_out_of_memory,
 }
 
 
@@ -143,27 +347,137 @@ def answer(stand_in, once, tmp_path_factory):
     folder, answers = once("stand-in", ask)
 
     def find(name):
-        assert "problem" not in answers[name], answers[name]["problem"]
-        return Path(folder) / name, answers[name]
+        found = answers[name]
+        assert "problem" not in found, found["problem"]
+        return found
 
+    find.folder = Path(folder)
     return find
+
+
+def follows_the_rules(found):
+    """No capture was broken, and none was left while it was under way."""
+    return (found["violations"], found["outside"]) == ([], {})
 
 
 class TestEntryPoints:
     @pytest.mark.parametrize("name", COMMANDS)
-    def test_train_on_the_gpu_with_captured_steps(self, answer, name):
-        folder, found = answer("entry points")
-        run = RunDir(folder / "digits/1029" / name)
-        assert found[name]["status"] == 0, found[name]["errors"]
+    def test_train_on_the_gpu_with_captured_steps_between_evaluations(self, answer, name):
+        found, run = answer("entry points")[name], RunDir(answer.folder / "entry points/digits/1029" / name)
+        assert found["status"] == 0, found["errors"]
         assert run.result.exists()
+        assert len(records(run)) == 2
         assert "eagerly" not in run.log.read_text()
-        assert found[name]["graph_launches"] == DIGITS_STEPS - 1
-        assert found[name]["violations"] == []
-        assert found[name]["outside"] == {}
+        assert found["graph_launches"] == DIGITS_STEPS - 1
+        assert follows_the_rules(found)
+
+    def test_name_tf32_once(self, answer):
+        assert answer("entry points")["resnet8"]["printed"].count("training.precision=tf32") == 1
+
+    @pytest.mark.parametrize("what", ["images", "step"])
+    def test_say_what_to_do_when_memory_is_exhausted(self, answer, what):
+        found = answer("out of memory")[what]
+        assert found["status"] == 2
+        assert found["errors"].startswith("error: cuda:0: out of memory (tried to allocate ")
+        assert found["errors"].endswith("training.cuda_graph=false\n")
+        assert found["errors"].count("\n") == 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
-def test_every_distiller_is_captured(answer, distiller, precision):
-    found = answer("distillers")[1][f"{distiller} {precision}"]
-    assert found == {"complaints": [], "replays": len(SIZES) - 1, "violations": [], "outside": {}}
+def test_every_distiller_is_captured(answer, distiller, kind):
+    found = answer("distillers")[f"{distiller} {kind}"]
+    replays = len(SIZES) - 1 + (kind == "bf16")  # the first step is eager
+    assert found == {"complaints": [], "replays": replays, "violations": [], "outside": []}
+
+
+class TestRuns:
+    def test_are_captured_again_when_resumed_and_draw_the_same_numbers(self, answer):
+        found = answer("resuming")
+        assert [found[name]["captured"] for name in ("whole", "cut", "eager")] == [True, True, False]
+        assert found["whole"]["graph_launches"] == 3 * 4 - 1
+        assert (
+            found["cut"]["graph_launches"] == 3 * 4 - 7 - 1
+        )  # it was cut off in the middle of an epoch, after 7 steps
+        assert found["eager"]["graph_launches"] == 0
+        assert found["whole"]["random"] == found["cut"]["random"] == found["eager"]["random"]
+        assert all(map(follows_the_rules, found.values()))
+
+    @pytest.mark.parametrize("distiller", ["ft", "fsp"])
+    def test_are_captured_in_each_of_their_phases(self, answer, distiller):
+        found = answer("phases")[distiller]
+        assert found["phases"] == ["pretrain"] * 2 + ["train"] * 3
+        assert found["graph_launches"] == 5 * 4 - 2  # of each phase, the first step is eager
+        assert "eagerly" not in found["log"]
+        assert follows_the_rules(found)
+
+    def test_are_captured_when_images_are_streamed(self, answer):
+        found = answer("batches")["streamed"]
+        assert found["captured"]
+        assert found["graph_launches"] == 3 * 4 - 1
+        assert follows_the_rules(found)
+
+    def test_of_two_processes_are_eager_and_talk_in_one_order(self, answer):
+        first, second = answer("two processes")
+        assert isinstance(first, dict), first
+        assert isinstance(second, dict), second
+        assert [first["device"], second["device"]] == ["cuda:0", "cuda:1"]
+        assert not first["captured"]
+        assert "steps run eagerly, not as one CUDA graph: there are 2 processes" in first["log"]
+        assert first["nccl"] == second["nccl"]
+        steps, passes = 3 * 4, 2
+        assert sum("allreduce 761 float32" in call for call in first["nccl"]) == steps  # the student's gradients
+        assert len(first["nccl"]) > steps * passes
+        assert follows_the_rules(first)
+
+
+class TestBatches:
+    def test_from_memory_are_made_by_five_kernels(self, answer):
+        assert answer("batches")["loader None"] == {"launches": 5, "h2d": 0, "d2h": 0}
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_that_are_streamed_are_sent_and_padded_besides(self, answer, workers):
+        assert answer("batches")[f"loader {workers}"] == {"launches": 9, "h2d": 1, "d2h": 0}
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize(
+        ("name", "complaint"),
+        [
+            ("breaks", "CUDA error: operation not permitted when stream is capturing"),
+            (
+                "draws",
+                "it draws from Python's random, and a captured step would draw the same numbers again and again",
+            ),
+            ("differs", "it differs"),
+        ],
+    )
+    def test_is_one_line_and_frees_all_memory(self, answer, name, complaint):
+        found = answer("giving up")[name]
+        assert found["complaints"] == [complaint]
+        assert not found["captured"]
+        assert found["pools"] == []
+        assert found["more memory"] in (0, WORKSPACE)
+
+    def test_and_trying_again_takes_no_further_stream(self, answer):
+        assert answer("giving up")["one stream"]
+
+
+def test_captured_steps_reserve_about_as_much_memory_as_eager_ones(answer):
+    found = answer("memory")  # 1464 and 2554 MiB, when each capture had memory of its own
+    assert found["true"] < 1.05 * found["false"]
+
+
+class TestBenchmark:
+    def test_measures_captured_steps_as_runs_take_them(self, answer):
+        found = answer("benchmark")
+        assert found["cudnn"]  # .benchmark, as in runs
+        assert all(result["captured"] and result["phases"] == {} for result in found["results"])
+        assert len(found["results"]) == 5
+        assert found["text"].count("| captured |") == 5
+
+    def test_counts_the_memory_of_their_graphs(self, answer):
+        """A replay alone allocates nothing: what is counted includes weights, momentum and activations."""
+        for result in answer("benchmark")["results"]:
+            assert result["bytes"] > 2**20
+            assert result["bytes"] < 64 * 2**20  # and not the graphs of the cases before

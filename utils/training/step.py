@@ -215,6 +215,7 @@ class CapturedStep:
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
         self._captures.clear()
+        self._step.drop_gradients()  # they are in the recorder's memory
         recorder.release()
         self._give_up(problem)
 
