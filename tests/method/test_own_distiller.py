@@ -49,6 +49,8 @@ def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
         "training.epochs=2",
         "training.device=cpu",
         "dataset.img_h=8",
+        "dataset.img_w=8",
+        "validation.batch_size=256",
     ]
     environment = {**os.environ, **names, "PATH": path}
     subprocess.run(["sh", "train.sh", *options], cwd=tmp_path, env=environment, check=True)

@@ -57,16 +57,22 @@ def train_single(*overrides: str, root: str) -> dict:
     return read_checkpoint(Path(root) / f"pets/1029/{RESNET}/ckpt/best.pth")["model"]
 
 
-def test_it_is_trained_under_its_import_path_and_keeps_its_own_names():
-    weights = train_single(root="automatic")
+@pytest.fixture(scope="module")
+def trained(workplace):
+    """The weights of one whose stages are found automatically, and which lies where a student looks for its teacher."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        return train_single(root="run")
+
+
+def test_it_is_trained_under_its_import_path_and_keeps_its_own_names(trained):
     own = torchvision.models.resnet18(num_classes=2)
-    own.load_state_dict(weights)
+    own.load_state_dict(trained)
 
 
-def test_stages_may_be_spelt_out():
-    automatic = train_single(root="automatic_again")
+def test_stages_may_be_spelt_out(trained):
     spelt_out = train_single(f"model.stages={RESNET_STAGES}", root="spelt_out")
-    assert all(torch.equal(automatic[key], spelt_out[key]) for key in automatic)
+    assert all(torch.equal(trained[key], spelt_out[key]) for key in trained)
 
 
 def test_it_starts_from_weights_for_other_classes_with_a_new_head():
@@ -78,8 +84,7 @@ def test_it_starts_from_weights_for_other_classes_with_a_new_head():
         torch.testing.assert_close(weights[name], imagenet[name], rtol=0, atol=1e-6)
 
 
-def test_it_teaches_another_model_of_ones_own():
-    train_single(root="run")
+def test_it_teaches_another_model_of_ones_own(trained):
     names = ["--teacher", RESNET, "--student", MOBILENET, "--distiller", "at"]
     main_distill(arguments=["--dataset", "pets", *names])
     run = Path(f"run/pets/1029/adaptive-at/{RESNET}-{MOBILENET}")
