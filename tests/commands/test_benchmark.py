@@ -15,7 +15,7 @@ from utils.benchmark.__main__ import DISTILLER_NAMES, main
 from utils.benchmark.cases import Case, Conditions, Kind, Pair
 from utils.benchmark.measure import Stopwatch, lasting_bytes, peak_memory, phase_seconds, seconds
 from utils.benchmark.published import PublishedSteps
-from utils.benchmark.suite import Result, measure_pair
+from utils.benchmark.suite import WARM_UP, Result, measure_pair
 from utils.benchmark.tables import milliseconds, pair_table, price_table
 from utils.errors import UserError
 
@@ -134,7 +134,7 @@ class TestPublishedCode:
         assert "time of a step, published code / ours" in text
         assert "published code left out: pkt adaptive, " in text
         assert "pkt/resnet8-resnet8.yml: no such file" in text
-        own_steps = 1 + 3 + 2  # to see whether it works, to warm up, and those that are measured
+        own_steps = 1 + WARM_UP["cpu"] + 2  # to see whether it works, to warm up, and those that are measured
         assert steps.splitlines() == [f"CRD {k} (4, 3, 16, 16)" for k in range(1, own_steps + 1)]
 
     def test_that_fails_is_left_out_in_its_own_words(self, tmp_path, monkeypatch):
