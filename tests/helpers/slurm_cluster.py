@@ -48,7 +48,10 @@ ReturnToService=2
 KillWait=20
 GresTypes=gpu
 {nodes}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=2 MaxTime=INFINITE State=UP
 """
 
 
@@ -57,7 +60,8 @@ class Cluster:
 
     Args:
         folder: a new one, short enough for the path of a socket (100 characters).
-        nodes: how many; all of them are this machine, and each says that it has four CPUs and two GPUs.
+        nodes: how many; all of them are this machine, and each says that it has four CPUs and two GPUs. They are in the
+            partition ``all``, and in ``urgent``, whose jobs take the place of others.
 
     Attributes:
         environment: variables by which Slurm's commands find this cluster.
@@ -78,7 +82,9 @@ class Cluster:
             self.start_controller()
             for name in self.names:
                 self._start(f"slurmd-{name}", "slurmd", "-D", "-N", name)
-            self._wait(lambda: self("sinfo", "-h", "-o", "%T", "--Node").split() == ["idle"] * len(self.names))
+            self._wait(
+                lambda: self("sinfo", "-h", "-o", "%T", "--Node", "-p", "all").split() == ["idle"] * len(self.names)
+            )
         except BaseException:
             self.__exit__()
             raise

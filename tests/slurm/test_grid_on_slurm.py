@@ -171,16 +171,22 @@ def test_a_teacher_and_its_four_students_end_as_on_one_machine(cluster, grid, da
     assert dry.count("finished") == 5
 
 
-def test_a_run_that_is_put_back_into_the_queue_goes_on_exactly(cluster, grid, data, whole, tmp_path):
+@pytest.mark.parametrize("why", ["requeued", "preempted"])
+def test_a_run_that_is_put_back_into_the_queue_goes_on_exactly(cluster, grid, data, whole, tmp_path, why):
     watching = grid(one_run(data, tmp_path))
     in_the_middle(tmp_path / RUN)
-    cluster("scontrol", "requeue", last_job(cluster)["JobId"])
+    number = last_job(cluster)["JobId"]
+    if why == "requeued":
+        cluster("scontrol", "requeue", number)
+    else:
+        cluster("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     cluster.start_again(PATIENCE)
     text = watching.end()
     assert "1 finished" in text
     log = (tmp_path / RUN / "slurm.txt").read_text()
     assert log.count("all saved; the same command with --resume goes on") == 1
-    assert last_job(cluster)["Restarts"] == "1"
+    (job,) = (job for job in cluster.jobs() if job["JobId"] == number)
+    assert job["Restarts"] == "1"
     assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
 
 

@@ -177,8 +177,8 @@ class SlurmQueue:
             self._note(job, "finished")
         elif teacher and teacher.status not in DONE:  # Slurm has cancelled it
             self._note(job, "not started", f"its teacher {teacher.status}")
-        elif ending == "CANCELLED":
-            self._note(job, "stopped", f"job {number} was cancelled")
+        elif ending in ("CANCELLED", "PREEMPTED"):
+            self._note(job, "stopped", f"job {number} was {ending.lower()}")
         else:
             how = {"": "no longer in Slurm's queue", "FAILED": ""}.get(ending, ending.lower().replace("_", " "))
             self._note(job, "failed", ": ".join(filter(None, [how, self._last_words(job, number)])))
