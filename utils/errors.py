@@ -20,6 +20,7 @@ _CONNECTION_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
+    "Timed out waiting",
     "remote process exited",
     "ncclRemoteError",
 )

@@ -118,7 +118,8 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: 
             return "", failure.exitcode
         name = signal.Signals(-failure.exitcode).name
         hint = "; is there enough memory?" if name == "SIGKILL" else ""
-        return f"error: process {rank + 1} of {count} was ended by {name}{hint}", EXIT_SIGNALLED - failure.exitcode
+        which = f"process {rank + 1} of {count * nodes}"
+        return f"error: {which} was ended by {name}{hint}", EXIT_SIGNALLED - failure.exitcode
     except SignalException:
         return NOTHING_TO_SAVE, EXIT_INTERRUPTED
     except (RendezvousError, DistNetworkError):

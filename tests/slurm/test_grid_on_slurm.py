@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from process_runs import REPOSITORY, fingerprint, prepare
+from process_runs import fingerprint, prepare
+from ready_process import REPOSITORY
 from slurm_cluster import Cluster, missing_programs
 
 from utils.processes.stopping import EXIT_INTERRUPTED

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_runs import REPOSITORY, fingerprint, prepare
+from process_runs import fingerprint, prepare
+from ready_process import REPOSITORY
 from slurm_cluster import Cluster, missing_programs
 from test_grid_on_slurm import RUN, in_the_middle, one_run, wait_for
 

@@ -263,6 +263,7 @@ def make_engine(folder, distiller, selection, resume=False):
 def train(folder, distiller, selection="adaptive", resume=False):
     engine = make_engine(folder, distiller, selection, resume)
     finish(engine)
+    assert engine._agreed._asked is None, "a message that is under way may crash a process that exits"
     return engine.task.state_dict(), torch.get_rng_state()
 
 

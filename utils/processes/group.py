@@ -147,6 +147,11 @@ class Agreement:
         self._asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
         return answer
 
+    def end(self) -> None:
+        """Wait for the last message: PyTorch aborts a process that exits while one is on its way."""
+        self._answer()
+        self._asked = None
+
     def _answer(self) -> bool:
         if self._asked is None:
             return False

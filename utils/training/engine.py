@@ -115,6 +115,7 @@ class Engine:
                 self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
             while self.progress.epoch < self.phase.epochs:
                 self._fit_epoch(self.phase, stop)
+            self._agreed.end()
         finally:
             self.report.close()
         last = {f"last_{name}": self.val[name] for name in ("top1", "top5") if name in self.val}
