@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from toy_runs import finish, phases_of, toy_config
-from toys import ToyNet, toy_data, toy_task
+from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
+from datasets.batch import Batch
 from distillers.at import AT
 from distillers.task import Classification
 from utils.processes.group import from_main, is_main
 from utils.run_folder.folder import RunDir
-from utils.training.device import set_up
+from utils.training.cuda_graph import CudaRecorder
+from utils.training.device import autocast, choose_device, set_up
 from utils.training.engine import Engine
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter
+from utils.training.optim import make_optimizers
+from utils.training.step import Phase, make_step
 
 DEVICE = torch.device("cuda:0")
 BATCH = 12  # three batches of 12 of the 40 images, and one of 4
@@ -31,7 +39,7 @@ def make_engine(
         options: ``resume``, or keys of ``training``.
     """
     resume = options.pop("resume", False)
-    config = toy_config(cuda_graph=graph, epochs=EPOCHS, batch_size=BATCH, **options)
+    config = toy_config(**{"cuda_graph": graph, "epochs": EPOCHS, "batch_size": BATCH} | options)
     set_up(config)
     # Two runs are to choose the same kernels.
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
@@ -65,3 +73,39 @@ class WaitsOnlyInACapture(AT):
         if torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
         return super().spot_loss(k, student, teacher, gate, batch)
+
+
+class Training:
+    """A toy task with everything that a step needs."""
+
+    def __init__(self, distiller="at", precision="fp32", captured=True, device=None, **options):
+        self.device = device or choose_device("auto")
+        self.task = toy_task(distiller, **options).to(self.device)
+        self.complaints = []
+        self.meter = Meter(self.device)
+        gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, self.device)
+        phase = Phase("train", self.task, 1, make_optimizers(self.task.parameter_groups(), toy_config()))
+        self.recorder = CudaRecorder(self.device) if captured else None
+        context = lambda: autocast(self.device, precision)  # noqa: E731
+        self.step = make_step(phase, self.meter, gates, context, self.recorder, self.complaints.append)
+
+    def take(self, sizes, before=nullcontext):
+        batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes)]
+        batches = [Batch(*(value.to(self.device) for value in batch)) for batch in batches]
+        with before():
+            for batch in batches:
+                self.step(batch)
+        return self
+
+
+@contextmanager
+def little_memory(mebibytes):
+    """PyTorch may take no more than that for a while, besides what it has."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + mebibytes * 2**20
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

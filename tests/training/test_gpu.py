@@ -1,23 +1,41 @@
 """What only a GPU can show: real CUDA graphs, their random numbers, waiting for the device, fused optimisers.
 
 Where two runs are compared they launch the same kernels in the same order, but atomic additions (in the gradient of
-CRD's gather, say) may round differently, hence the tolerance. All runs are small enough for a few seconds.
+CRD's gather, say) may round differently, hence the tolerance. All runs are small enough for a few seconds. Results
+are compared with those of a CPU where both draw the same random numbers.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from gpu_runs import BATCH, DEVICE, EPOCHS, WaitsOnlyInACapture, is_captured, make_engine, trained
+from gpu_runs import (
+    BATCH,
+    DEVICE,
+    EPOCHS,
+    Training,
+    WaitsOnlyInACapture,
+    is_captured,
+    little_memory,
+    make_engine,
+    trained,
+)
 from process_runs import config_file, prepare
-from toy_runs import PowerCut, cut_power_after, finish, records
+from stand_in import REPOSITORY
+from toy_runs import PowerCut, assert_equal, cut_power_after, finish, records, toy_config
 from toys import toy_data, toy_task
 
+from distillers import DISTILLERS
 from distillers.at import AT
 from utils.config import load_config
+from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.cuda_graph import waiting_refused
+from utils.training.device import set_up
 from utils.training.run import train
 
 pytestmark = [
@@ -36,6 +54,7 @@ def _backends_as_before():
     yield
     for (owner, name), value in before.items():
         setattr(owner, name, value)
+    torch.use_deterministic_algorithms(False)
 
 
 SWITCHES = [
@@ -83,6 +102,19 @@ class TestCapturedRuns:
         assert is_captured(captured)
         assert not is_captured(eager)
         assert_close(captured, eager)
+
+    def test_end_like_eager_ones_in_tf32(self, tmp_path):
+        captured, eager = (trained(tmp_path / str(graph), precision="tf32", graph=graph) for graph in (True, False))
+        assert is_captured(captured)
+        assert_close(captured, eager, {"rtol": 0.01, "atol": 0.01})
+
+    @pytest.mark.parametrize("distiller", ["at", "crd", "nst"])
+    def test_are_repeated_bit_by_bit_if_they_are_to_be_deterministic(self, tmp_path, distiller):
+        runs = [trained(tmp_path / str(k), distiller, deterministic=True) for k in range(2)]
+        assert all(map(is_captured, runs))
+        states = [read_checkpoint(engine.run.last) for engine in runs]
+        for key in ("model", "extra", "optimizers", "gates"):
+            assert_equal(states[0][key], states[1][key], key)
 
     def test_draw_the_random_numbers_that_eager_ones_draw(self, tmp_path):
         states = []
@@ -180,6 +212,7 @@ class TestNoStepWaits:
                 engine._step(engine.phase, batch)
         engine.report.close()
         engine.run.close()
+        engine.data.close()
 
     def test_or_the_check_would_notice(self):
         with waiting_refused(), pytest.raises(RuntimeError, match="synchronizing"):
@@ -203,12 +236,84 @@ class TestWhatCannotBeCaptured:
         assert_close(refused, eager)
 
 
-def test_both_loaders_yield_the_same_batches():
-    memory = toy_data(BATCH, device=DEVICE).train
-    for workers in (0, 2):
-        stream = toy_data(BATCH, device=DEVICE, workers=workers).train
-        for epoch in range(2):
-            for batch, expected in zip(stream.epoch(epoch), memory.epoch(epoch), strict=True):
-                for found, wanted in zip(batch, expected, strict=True):
-                    assert found.device.type == "cuda"
-                    assert torch.equal(found, wanted)
+@pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
+class TestEveryDistiller:
+    """Batches of the usual size, and smaller and larger ones."""
+
+    def test_leaves_the_same_when_captured(self, distiller):
+        set_up(toy_config())
+        states = []
+        for captured in (True, False):
+            torch.manual_seed(3)
+            training = Training(distiller, captured=captured).take([8, 8, 5, 8, 5, 11, 8, 11])
+            assert training.step.captured == captured
+            assert training.complaints == []
+            states.append(training.task.state_dict())
+        torch.testing.assert_close(*states, **CLOSE)
+
+    def test_computes_what_a_cpu_does(self, distiller, monkeypatch):
+        set_up(toy_config())
+        draw_on_the_host(monkeypatch)
+        states = []
+        for device in (CPU, DEVICE):
+            torch.manual_seed(3)
+            training = Training(distiller, captured=False, device=device).take([8])
+            values = training.task.state_dict() | {name: torch.tensor(x) for name, x in training.meter.means().items()}
+            states.append({name: value.cpu() for name, value in values.items()})
+        torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
+
+
+def draw_on_the_host(monkeypatch):
+    """Let gates and negatives be the same on every device."""
+    exponential, rand = torch.Tensor.exponential_, torch.rand
+
+    def exponential_from_the_host(tensor):
+        return tensor.copy_(exponential(torch.empty(tensor.shape, dtype=tensor.dtype)))
+
+    def rand_from_the_host(*size, device=None, **options):
+        return rand(*size, **options).to(device)
+
+    monkeypatch.setattr(torch.Tensor, "exponential_", exponential_from_the_host)
+    monkeypatch.setattr(torch, "rand", rand_from_the_host)
+
+
+@pytest.mark.parametrize("distiller", ["at", "sp", "fitnet", None])
+def test_an_epoch_ends_as_on_a_cpu(tmp_path, distiller):
+    keys = {"selection": "fixed", "epochs": 1, "lr_decay_epochs": []}
+    on_gpu = trained(tmp_path / "gpu", distiller, **keys)
+    assert is_captured(on_gpu)
+    on_cpu = trained(tmp_path / "cpu", distiller, device=CPU, graph=False, **keys)
+    assert_close(on_gpu, on_cpu, {"rtol": 0.01, "atol": 0.01})
+
+
+def test_exhausted_memory_is_one_line(tmp_path):
+    large = {"img_h": 512, "img_w": 512}
+    config = load_config(config_file(prepare(tmp_path), None, training={"device": "cuda"}, dataset=large))
+    with little_memory(16), pytest.raises(UserError, match=r"^cuda:0: out of memory .* training.cuda_graph=false$"):
+        train(config)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, and -m gpu")
+def test_two_gpus_train_like_two_processes_on_the_cpu(tmp_path):
+    prepare(tmp_path)
+    found = []
+    for device in ("cpu", "cuda"):
+        keys = {"device": device, "epochs": 1, "lr_decay_epochs": []}
+        config = config_file(tmp_path, "at", "fixed", training=keys, run={"root": str(tmp_path / device)})
+        command = [sys.executable, "-m", "utils.launch", "2", "train.py", "--config", str(config)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        found.append(records(RunDir(load_config(config).run_dir)))
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        assert on_gpu["train"] == pytest.approx(on_cpu["train"], rel=0.01, abs=0.01)
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_every_loader_yields_the_batches_of_a_cpu(workers):
+    on_cpu = toy_data(BATCH).train
+    on_gpu = toy_data(BATCH, device=DEVICE, workers=workers).train
+    for epoch in range(2):
+        for batch, expected in zip(on_gpu.epoch(epoch), on_cpu.epoch(epoch), strict=True):
+            for found, wanted in zip(batch, expected, strict=True):
+                assert found.device.type == "cuda"
+                assert torch.equal(found.cpu(), wanted)

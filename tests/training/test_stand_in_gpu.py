@@ -12,7 +12,7 @@ import runpy
 import socket
 import sys
 import traceback
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -20,12 +20,11 @@ from unittest import mock
 
 import pytest
 import torch
-from gpu_runs import BATCH, WaitsOnlyInACapture, is_captured, make_engine, trained
+from gpu_runs import BATCH, Training, WaitsOnlyInACapture, is_captured, little_memory, make_engine, trained
 from stand_in import in_forks
 from toy_runs import PowerCut, cut_power_after, finish, records, toy_config
-from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
+from toys import ToyNet, toy_data
 
-from datasets.batch import Batch
 from distillers import DISTILLERS
 from distillers.at import AT
 from utils.benchmark.__main__ import main as benchmark
@@ -34,11 +33,7 @@ from utils.processes.group import is_main, process_group
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.cuda_graph import CudaRecorder, waiting_refused
-from utils.training.device import autocast, choose_device, set_up
-from utils.training.gate_counts import GateRecorder
-from utils.training.meter import Meter
-from utils.training.optim import make_optimizers
-from utils.training.step import Phase, make_step
+from utils.training.device import choose_device, set_up
 
 SMALL = ["--dataset", "digits", "training.epochs=2", "training.batch_size=16", "validation.batch_size=60"]
 WORKSPACE = 32 * 2**20  # bytes that cuBLAS keeps for a stream
@@ -121,18 +116,6 @@ def run_command(script, *words):
             return leaving.code, errors.getvalue()
 
 
-@contextmanager
-def little_memory(mebibytes):
-    """PyTorch may take no more for a while."""
-    whole = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(mebibytes * 2**20 / whole)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-
-
 def run_out_of_memory(folder):
     """Where the images do not fit, and where a step does not."""
     found = {}
@@ -142,29 +125,6 @@ def run_out_of_memory(folder):
             status, errors = run_command(*words)
         found[what] = {"status": status, "errors": errors}
     return found
-
-
-class Training:
-    """A toy task with everything that a step needs."""
-
-    def __init__(self, distiller="at", precision="fp32", captured=True, **options):
-        self.device = choose_device("auto")
-        self.task = toy_task(distiller, **options).to(self.device)
-        self.complaints = []
-        meter = Meter(self.device)
-        gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, self.device)
-        phase = Phase("train", self.task, 1, make_optimizers(self.task.parameter_groups(), toy_config()))
-        self.recorder = CudaRecorder(self.device) if captured else None
-        context = lambda: autocast(self.device, precision)  # noqa: E731
-        self.step = make_step(phase, meter, gates, context, self.recorder, self.complaints.append)
-
-    def take(self, sizes, before=nullcontext):
-        batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes)]
-        batches = [Batch(*(value.to(self.device) for value in batch)) for batch in batches]
-        with before():
-            for batch in batches:
-                self.step(batch)
-        return self
 
 
 class OddNet(ToyNet):
@@ -333,6 +293,17 @@ QUESTIONS = {
 }
 
 
+def run_gpu_tests():
+    """The tests for a real GPU, without looking at values."""
+    import test_gpu
+
+    accept = mock.Mock(return_value=True)
+    torch.testing.assert_close = torch.equal = test_gpu.assert_close = test_gpu.assert_equal = accept
+    about_values = "tests/training/test_gpu.py::TestCapturedRuns::test_follow_a_learning_rate_that_drops"
+    words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "--deselect", about_values]
+    return int(pytest.main([*words, test_gpu.__file__]))
+
+
 # ---- what it says
 
 
@@ -481,3 +452,8 @@ class TestBenchmark:
         for result in answer("benchmark")["results"]:
             assert result["bytes"] > 2**20
             assert result["bytes"] < 64 * 2**20  # and not the graphs of the cases before
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu_can_be_run(stand_in):
+    assert stand_in.call(run_gpu_tests) == 0
