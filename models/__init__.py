@@ -9,9 +9,25 @@ from models.registry import MODELS, register_model
 from models.staged import StagedModel
 from models.wrapping.build import locate, wrap_model, wrap_module
 from models.wrapping.factory import call_factory
+from models.wrapping.libraries import timm_builder
 from utils.errors import UserError
+from utils.libraries import is_timm
 
-__all__ = ["MODELS", "StagedModel", "find_builder", "get_model", "register_model", "wrap_model", "wrap_module"]
+__all__ = [
+    "MODELS",
+    "StagedModel",
+    "find_builder",
+    "get_model",
+    "is_registered",
+    "register_model",
+    "wrap_model",
+    "wrap_module",
+]
+
+
+def is_registered(name: str) -> bool:
+    """Whether `name` can only be that of a model in ``models/``."""
+    return "." not in name and not is_timm(name)
 
 
 def find_builder(name: str) -> Callable[..., nn.Module]:
@@ -20,10 +36,10 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
     Raises:
         utils.errors.UserError: there is no such model.
     """
-    if "." not in name:
+    if is_registered(name):
         return MODELS.get(name)
     try:
-        return locate(name)
+        return timm_builder(name) if is_timm(name) else locate(name)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error
 
@@ -39,8 +55,8 @@ def get_model(
     """Build the model called `name`.
 
     Args:
-        name: a registered name (``list(models.MODELS)``), or the import path of a callable that returns any
-            module, e.g. ``torchvision.models.resnet34``; see `models.wrapping.build.wrap_model`.
+        name: a registered name (``list(models.MODELS)``), ``timm/<name>``, or the import path of a callable that
+            returns any module, e.g. ``torchvision.models.resnet34``; see `models.wrapping.build.wrap_model`.
         num_classes: width of the logits.
         stages: how to cut a module of the second kind, where that is not evident; registered models are cut already.
         kwargs: further keyword arguments of the model.
@@ -50,7 +66,7 @@ def get_model(
         utils.errors.UserError: there is no such model, or it cannot be built or cut as asked.
     """
     kwargs = kwargs or {}
-    if "." in name:
+    if not is_registered(name):
         return wrap_model(name, num_classes, stages, kwargs, image_size)
     build = MODELS.get(name)
     if stages is not None:

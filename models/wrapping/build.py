@@ -14,9 +14,11 @@ from models.staged import StagedModel
 from models.wrapping.cuts import find_cuts, spelt
 from models.wrapping.factory import call_factory
 from models.wrapping.layout import find_layout
+from models.wrapping.libraries import timm_builder
 from models.wrapping.probe import Probe
 from models.wrapping.wrapped import BEFORE, WHOLE, Cuts, WrappedModel, expand_slices, explain, listed, prefix_tokens
 from utils.errors import UserError
+from utils.libraries import is_timm, without_weights
 
 
 def wrap_model(
@@ -30,22 +32,25 @@ def wrap_model(
     stages do what the module's own forward does, in evaluation and in training mode.
 
     Args:
-        name: dotted path of a callable that returns the module, e.g. ``torchvision.models.resnet34`` or
-            ``mypackage.nets.MyNet``; the current directory is searched as well.
+        name: ``timm/<name>``, or the dotted path of a callable that returns the module, e.g.
+            ``torchvision.models.resnet34`` or ``mypackage.nets.MyNet``; the current directory is searched as well.
         num_classes: given to the callable under this name.
         stages: for every stage its steps. A step is a part of the module (``layer1``, ``features.3``), a slice of a
             Sequential (``features.0:4``) or an operation: ``relu``, ``flatten``, ``pool`` (average over all
             positions); of a part and an operation of one name the part is meant. The last stage is the classifier,
             and the last feature is a vector. None: `models.wrapping.cuts.find_cuts` finds them; a `StagedModel` is
             cut already.
-        kwargs: further keyword arguments of the callable.
+        kwargs: further keyword arguments of the callable. One that asks for weights is left out, see
+            `models.wrapping.libraries.offered_weights`.
         image_size: height and width of the images.
 
     Raises:
         UserError: in one line, what is wrong with the path, the callable or the stages, and what would do.
     """
     try:
-        module = call_factory(locate(name), num_classes, kwargs)
+        module = call_factory(
+            timm_builder(name) if is_timm(name) else locate(name), num_classes, without_weights(name, kwargs)
+        )
         return wrap_module(module, num_classes, image_size, stages)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.layers import COMMAND_LINE, Layers
-from utils.config.names import model_label, needs_small_lr, safe_name, same_family
+from utils.config.names import model_label, needs_small_lr, network_name, safe_name, same_family
 from utils.config.schema import Config
 from utils.config.wording import closest, show
 from utils.errors import UserError
@@ -127,7 +127,7 @@ def _experiment(model: str | None, teacher: str | None, student: str | None, dis
     pair = (teacher, student, distiller)
     for name in filter(None, (model, *pair)):
         try:
-            safe_name(name)
+            safe_name(name) if name is distiller else network_name(name)
         except ValueError as error:
             raise UserError(f"{COMMAND_LINE}: found {show(name)}, {error}") from None
     if model and not any(pair):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils.errors import UserError
+from utils.libraries import TIMM, is_timm
 from utils.registry import Registry, fold, names_in_source
 
 _SAFE = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
@@ -24,6 +25,16 @@ def safe_name(name: str) -> str:
     """
     if not re.fullmatch(_SAFE, name):
         raise ValueError("must be letters, digits, underscores, dashes and dots")
+    return name
+
+
+def network_name(name: str) -> str:
+    """`name`, unchanged: a `safe_name`, or one behind ``timm/``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    safe_name(name.removeprefix(TIMM))
     return name
 
 
@@ -64,13 +75,14 @@ def optimizer_name(name: str) -> str:
 def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str | None = None) -> str:
     """What a network is called in folders, files and reports.
 
-    That is `label` if the user gave one. Else it is `name`, the whole of an import path, followed by the keyword
-    arguments: ``timm.create_model-model_name-resnet18``. So two networks have two names, unless the user wants it
-    otherwise. A value that a folder name cannot spell, or a very long one, is cut and ends in six digits of a hash.
+    That is `label` if the user gave one. Else it is `name`, the whole of an import path, with a dash for a slash,
+    followed by the keyword arguments: ``timm-vit_tiny_patch16_224-img_size-64``. So two networks have two names, unless
+    the user wants it otherwise. A value that a folder name cannot spell, or a very long one, is cut and ends in six
+    digits of a hash.
     """
     if label:
         return label
-    words = [name]
+    words = [name.replace("/", "-")]
     for key, value in sorted((kwargs or {}).items()):
         words += [key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)]
     full = "-".join(words)
@@ -82,8 +94,9 @@ def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str |
 
 
 def function_name(model: str) -> str:
-    """The last part of an import path: ``"torchvision.models.resnet34"`` → ``"resnet34"``."""
-    return model.rpartition(".")[2]
+    """The last part of an import path: ``"torchvision.models.resnet34"`` → ``"resnet34"``. Of a name of timm's, that
+    without the weights: ``"timm/resnet34.a1_in1k"`` → ``"resnet34"``."""
+    return model.removeprefix(TIMM).partition(".")[0] if is_timm(model) else model.rpartition(".")[2]
 
 
 def same_family(teacher: str, student: str) -> bool:
@@ -92,7 +105,7 @@ def same_family(teacher: str, student: str) -> bool:
     resnet56 and resnet20 are of one family, and so are wrn_40_2 and wrn_16_2, but not resnet32x4 and resnet32,
     whose widths differ, nor resnet20 and ResNet50, whose blocks do.
     """
-    return _without_depth(teacher) == _without_depth(student)
+    return _without_depth(teacher) == _without_depth(student) and is_timm(teacher) == is_timm(student)
 
 
 def needs_small_lr(model: str) -> bool:

@@ -14,6 +14,7 @@ from utils.config.find import Composed, find_config
 from utils.config.schema import Config, ModelConfig
 from utils.config.yaml_loader import parse_yaml
 from utils.errors import UserError
+from utils.libraries import weights_key
 
 # What a student and the teacher that is trained for it have in common, besides the seed and the network: the data,
 # the place where they write, and how the machine is used.
@@ -111,7 +112,8 @@ def _shared(config: Config, section: str, network: ModelConfig) -> list[str]:
     shared = {f"{part}.{key}": value for part in SHARED_SECTIONS for key, value in settings[part].items()}
     shared |= {f"training.{key}": settings["training"][key] for key in SHARED_TRAINING}
     # What is left says how the network is built: its name is given apart, the others are about a checkpoint.
-    built = network.model_dump(mode="json", exclude={"name", "checkpoint", "new_head"}, exclude_defaults=True)
+    others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
+    built = network.model_dump(mode="json", exclude=others, exclude_defaults=True)
     shared |= {f"{section}.{key}": value for key, value in built.items()}
     return [_word(key, value) for key, value in shared.items() if value is not None]
 

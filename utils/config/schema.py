@@ -18,6 +18,7 @@ from utils.config.types import (
     Incidental,
     Index,
     Name,
+    NetworkName,
     NotNegative,
     Number,
     Pair,
@@ -63,7 +64,9 @@ class DatasetConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Name = Field(description="a model of models/, or the import path of one, e.g. torchvision.models.resnet34")
+    name: NetworkName = Field(
+        description="a model of models/, timm/<name>, or an import path, e.g. torchvision.models.resnet34"
+    )
     label: Incidental[Name | None] = Field(
         None, description="folder name in run/, and name in reports (default: name, followed by kwargs)"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
 
-from utils.config.names import safe_name
+from utils.config.names import network_name, safe_name
 
 
 def _no_bool(value: Any) -> Any:
@@ -89,6 +89,7 @@ AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
 FlagOrShare = Annotated[bool | float, BeforeValidator(_flag_or_share)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1), AfterValidator(_without_nul)]
 Name = Annotated[Text, AfterValidator(safe_name)]
+NetworkName = Annotated[Text, AfterValidator(network_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]
 Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]
 Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]

@@ -15,12 +15,13 @@ from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Task
-from models import StagedModel, get_model
+from models import StagedModel, get_model, is_registered
+from models.wrapping.libraries import offered_weights
 from utils.config import Config, ModelConfig
 from utils.errors import UserError
 from utils.processes.group import rank, world_size
 from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
-from utils.run_folder.weights import load_weights
+from utils.run_folder.weights import assign_weights, load_weights
 from utils.training.accuracy import evaluate
 from utils.training.device import autocast, place_task
 from utils.training.log import log
@@ -56,9 +57,23 @@ def build_task(config: Config, info: DataInfo) -> Task:
     if network.checkpoint:
         name = f"the student {network.title}" if kd else network.title
         load_network(student, network, Path(network.checkpoint), info, name, new_head=network.new_head)
+    else:
+        load_offered_weights(student, network, info)
     if kd is None:
         return Classification(student, make_label_loss(config))
     return assemble(config, student, build_network(kd.teacher, info), info)
+
+
+def load_offered_weights(student: StagedModel, network: ModelConfig, info: DataInfo) -> None:
+    """Give `student` the weights of timm or torchvision that its keyword arguments ask for, if they do."""
+    name = f"model {network.name!r}"
+    try:
+        weights = offered_weights(network.name, network.kwargs, info.num_classes, new_head=network.new_head)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    if weights is not None:
+        hint = "" if network.new_head else " (new_head=true trains a new classifier)"
+        assign_weights(student, weights, f"{name}: its weights do not fit{hint}", new_head=network.new_head)
 
 
 def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
@@ -180,7 +195,7 @@ def load_network(
     options += [] if new_head else ["--num-classes", str(info.num_classes)]
     options += ["--kwargs", json.dumps(network.kwargs)] if network.kwargs else []
     options += ["--stages", json.dumps(network.stages)] if network.stages else []
-    options += ["--image-size", "x".join(map(str, info.image_size))] if "." in network.name else []
+    options += ["--image-size", "x".join(map(str, info.image_size))] if not is_registered(network.name) else []
     load_weights(model, path, new_head=new_head, name=name, import_options=options, check=check)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from models import is_registered
 from utils.config import Config
 from utils.config.layers import Layers
 from utils.config.wording import show
 from utils.errors import UserError
+from utils.libraries import is_timm, without_weights
 
 Key = tuple[str, ...]
 
@@ -47,7 +49,8 @@ def refuse_foreign_code(config: Config, path: Path, overrides: Iterable[str]) ->
                 f"runs its code; {key}={network.name} on the command line agrees to that, --trust to all that the file "
                 "says"
             )
-        arguments[(*section, "kwargs")] = network.kwargs
+        # What asks for weights is not looked at: those of the checkpoint take their place.
+        arguments[(*section, "kwargs")] = without_weights(network.name, network.kwargs)
     for section, mapping in arguments.items():
         for full, value in _leaves(section, mapping):
             if full not in agreed and not _is_harmless(full, value):
@@ -64,8 +67,8 @@ def is_known_builder(name: str) -> bool:
     Raises:
         UserError: timm is needed to tell, and not installed.
     """
-    if "." not in name:
-        return True  # registered, or refused
+    if is_registered(name) or is_timm(name):
+        return True  # registered with us or timm, or refused
     package, _, builder = name.rpartition(".")
     if f"{package}.".startswith("torchvision.models."):
         from torchvision import models

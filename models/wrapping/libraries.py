@@ -1,0 +1,101 @@
+"""Networks of timm by name, and the weights that timm and torchvision offer for theirs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.wrapping.wrapped import explain
+from utils.errors import UserError
+from utils.libraries import TIMM, is_timm, weights_key, without_weights
+
+
+def timm_builder(name: str) -> Callable[..., nn.Module]:
+    """What builds the network ``timm/<name>``, with random weights.
+
+    Raises:
+        UserError: timm is not installed, or has no such network.
+    """
+    timm, model = _timm(name), name.removeprefix(TIMM)
+    if not timm.is_model(model):
+        close = timm.list_models(f"{model.partition('.')[0][:6]}*")[:5]
+        raise UserError(f"timm has no network {model!r}{'; it has ' + ', '.join(close) if close else ''}")
+    return partial(timm.create_model, model)
+
+
+def offered_weights(
+    name: str, kwargs: Mapping[str, Any], num_classes: int, *, new_head: bool
+) -> dict[str, Tensor] | None:
+    """The weights that `kwargs` ask for; None if they ask for none.
+
+    That is ``{pretrained: true}`` or ``{pretrained: FILE}`` of timm, ``{weights: DEFAULT}`` or another name of
+    torchvision's. They come from the local cache, or are downloaded into it.
+
+    Args:
+        new_head: the classifier need not be of `num_classes`.
+
+    Raises:
+        UserError: they are not there, or their classifier is of other classes.
+    """
+    wanted = kwargs.get(weights_key(name) or "")
+    if wanted in (None, False):
+        return None
+    others = without_weights(name, kwargs)
+    if is_timm(name):
+        return _of_timm(name, wanted, others, num_classes, new_head)
+    return _of_torchvision(name, wanted)
+
+
+def _of_timm(name: str, wanted: Any, kwargs: dict[str, Any], num_classes: int, new_head: bool) -> dict[str, Tensor]:
+    timm, build = _timm(name), timm_builder(name)
+    if wanted is not True:
+        if not isinstance(wanted, str) or not Path(wanted).is_file():
+            raise UserError(f"kwargs: pretrained is {wanted!r}, must be true or a file")
+        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": wanted}}
+    known = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+    if known is not None and known.num_classes != num_classes and not new_head:
+        raise UserError(
+            f"kwargs: the pretrained weights know {known.num_classes} classes, here {num_classes}; "
+            "new_head=true trains a new classifier"
+        )
+    try:
+        return build(num_classes=num_classes, pretrained=True, **kwargs).state_dict()
+    except Exception as error:
+        where = wanted if wanted is not True else "the local cache of Hugging Face, nor fetched"
+        raise UserError(
+            f"kwargs: the pretrained weights cannot be read from {where} ({explain(error)}); "
+            "pretrained=FILE takes a file, pretrained=false random weights"
+        ) from error
+
+
+def _of_torchvision(name: str, wanted: Any) -> dict[str, Tensor]:
+    from torchvision import models
+
+    package, _, builder = name.rpartition(".")
+    try:
+        offered = models.get_model_weights(getattr(importlib.import_module(package), builder))
+    except (ValueError, AttributeError, ImportError) as error:
+        raise UserError(f"kwargs: torchvision offers no weights for it ({explain(error)})") from error
+    names = [*offered.__members__]
+    word = str(wanted).removeprefix(f"{offered.__name__}.")
+    if word not in names:
+        raise UserError(f"kwargs: weights is {wanted!r}, must be {' or '.join(names)}")
+    try:
+        return offered[word].get_state_dict(progress=False, check_hash=True)
+    except Exception as error:
+        raise UserError(
+            f"kwargs: the weights {word} are neither in the local cache nor can they be fetched "
+            f"({explain(error)}); checkpoint=FILE takes a file"
+        ) from error
+
+
+def _timm(name: str) -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError("needs timm; pip install timm") from error
