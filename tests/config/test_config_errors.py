@@ -196,7 +196,7 @@ def test_a_file_that_is_no_config_is_told_in_one_line(content, message):
         ),
         (
             PAIR.replace("{name: vgg13}", ""),
-            "kd.teacher.name is missing (a model of models/, or the import path of one, "
+            "kd.teacher.name is missing (a model of models/, timm/<name>, or an import path, "
             "e.g. torchvision.models.resnet34)",
         ),
         (
