@@ -1,6 +1,6 @@
 """Run folders as training leaves them, with made-up figures, for the tests of what reads them.
 
-``python tests/made_up_runs.py FOLDER`` writes 190 of them, to look at what a report makes of many.
+``python tests/helpers/made_up_runs.py FOLDER`` writes 190 of them, to look at what a report makes of many.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from utils.config import Config
 
 MIDDLE = ("f1", "f2", "f3")
 SPOTS = {"at": MIDDLE, "vid": MIDDLE, "fitnet": ("f2",), "sp": ("f3",), "crd": ("f4",), "rkd": ("f4",), "kd": ()}
+BETA = 100.0
 GAIN = {"fixed": 2.0, "adaptive": 2.5, "anti": 0.5, "random": 1.5, "single": 0.0}
 
 
@@ -37,6 +38,7 @@ def write_run(
     teacher_top1: float | None = 75.0,
     num_classes: int = 10,
     settings: dict | None = None,
+    facts: bool = True,
 ) -> Path:
     """Write one run and give its folder.
 
@@ -45,6 +47,7 @@ def write_run(
         done: epochs that it got to; fewer than `epochs` leaves it unfinished.
         accuracies: validation top-1 per epoch; made up if not given.
         settings: further sections of the config.
+        facts: whether the run wrote ``facts.json``; older ones did not.
     """
     done = epochs if done is None else done
     networks = {"model": {"name": student}}
@@ -59,6 +62,8 @@ def write_run(
     folder = config.run_dir
     folder.mkdir(parents=True)
     (folder / "config.yml").write_text(yaml.safe_dump(config.to_dict()))
+    if facts:
+        (folder / "facts.json").write_text(json.dumps(_facts(selection, distiller, num_classes)))
     noise = np.random.default_rng([seed, *map(ord, teacher + student + distiller + selection)])
     gates = [] if selection == "single" else [*SPOTS[distiller], "logits"]
     if accuracies is None:
@@ -82,12 +87,22 @@ def write_samples(folder: Path, epochs: int, distilled: np.ndarray, labels: Sequ
     np.savez_compressed(folder / "gates" / f"epoch-{epochs}.npz", **counts, labels=np.array(labels))
 
 
+def _facts(selection: str, distiller: str, num_classes: int) -> dict:
+    known = {"train_images": 776, "val_images": 1021, "classes": num_classes, "image_size": [32, 32]}
+    known |= {"parameters": 78_042, "flops": 25_003_264, "device": "CPU, 2 threads", "weights": {}}
+    if selection == "single":
+        return known
+    weights = {f"loss/{spot}": [BETA, 0] for spot in SPOTS[distiller]} | {"loss/kl": [1.0, 0]}
+    return known | {"teacher_parameters": 272_474, "teacher_flops": 81_625_600, "weights": weights}
+
+
 def _record(epoch: int, epochs: int, top1: float, gates: list[str], selection: str) -> dict:
     progress = epoch / epochs
     train = {"loss/total": 4.5 - 3 * progress}
     if gates:
         train |= {"loss/ce": 4.4 - 3.8 * progress, "loss/kl": 2.2 - 2 * progress, "loss/routed_ce": 3 - 2 * progress}
-        train |= {f"loss/{spot}": 0.01 / (k + 1) * (1.1 - progress) for k, spot in enumerate(gates[:-1])}
+        spots = {f"loss/{spot}": 0.01 / (k + 1) * (1.1 - progress) for k, spot in enumerate(gates[:-1])}
+        train |= spots | {"loss/total": train["loss/ce"] + train["loss/kl"] + BETA * sum(spots.values())}
         for k, gate in enumerate(gates):
             share = 1 - 0.7 * progress * k / max(len(gates) - 1, 1)
             shares = {"adaptive": share, "anti": 1 - share, "fixed": 1.0, "random": 0.5}

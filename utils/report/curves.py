@@ -1,8 +1,7 @@
-"""Accuracy and losses over epochs, and what spot-adaptivity gains."""
+"""Accuracy and cross-entropy over epochs, and what spot-adaptivity gains."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
@@ -10,17 +9,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from utils.report.settings import Group, alone, grouped
 from utils.report.statistics import Difference
 from utils.report.style import (
     PANELS_PER_FIGURE,
     REFERENCE,
     SELECTION_COLORS,
+    SeedStyles,
     chunks,
     figure_legend,
+    is_one_epoch,
     log_scale,
     mark,
     panels,
-    spot_colors,
+    run_dots,
+    run_line,
+    seed_marks,
+    seed_styles,
+    selection_marks,
     styled,
     unfinished_mark,
     whole_epochs,
@@ -32,71 +38,62 @@ ROWS_PER_FOREST = 40
 LONG = 20  # epochs; curves of longer runs are cut off below where they are after ...
 CUT_OFF = 0.25  # ... this part
 
-_ORDER = ("single", "fixed", "random", "anti", "adaptive")  # from the bottom to the top
 
-
-def by_panel(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that belong in one panel: one data set, pair and distiller; a network alone has a panel of its own."""
-    groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.records:
-            groups[run.dataset, run.pair, run.distiller].append(run)
-    return list(groups.values())
+def by_panel(runs: Sequence[Run]) -> list[Group]:
+    """Runs that belong in one panel, which are those of a row of the tables, or a network alone."""
+    with_epochs = (Group([run for run in group.runs if run.records], group.variant) for group in grouped(runs))
+    return [group for group in with_epochs if group.runs]
 
 
 def accuracy_figures(runs: Sequence[Run]) -> Iterator[Figure]:
-    """Validation accuracy over epochs; the student alone in grey and the teacher's accuracy as a dotted line."""
+    """Validation accuracy over epochs, all panels on one scale; the teacher's accuracy as a dotted line.
+
+    Args:
+        runs: of one data set.
+    """
+    limits, styles = _accuracy_limits(runs), seed_styles(runs)
     for groups in chunks(by_panel(runs), PANELS_PER_FIGURE):
         with styled():
             figure, axes = panels(len(groups))
+            shown = []
             for panel, group in zip(axes, groups):
-                _accuracy_panel(panel, [*_alone(group[0], runs), *group])
+                members = [*(run for run in alone(group.first, runs) if run.records), *group.runs]
+                shown += members
+                top1 = [[record["val"]["top1"] for record in run.records] for run in members]
+                _curves(panel, members, top1, styles)
+                if teachers := [run.teacher_top1 for run in members if run.teacher_top1 is not None]:
+                    panel.axhline(fmean(teachers), color=REFERENCE, ls=":", lw=1)
+                panel.set_ylim(limits)
                 _label(panel, group, "validation top-1 (%)")
-            figure_legend(figure, _legend([run for group in groups for run in [*group, *_alone(group[0], runs)]]))
+            figure_legend(figure, _legend(shown, styles))
         yield figure
 
 
 def cross_entropy_figures(runs: Sequence[Run]) -> Iterator[Figure]:
-    """Cross-entropy over epochs: validation as a line, training dotted."""
+    """Cross-entropy over epochs: validation, and training pale."""
+    styles = seed_styles(runs)
     for groups in chunks(by_panel(runs), PANELS_PER_FIGURE):
         with styled():
             figure, axes = panels(len(groups))
             for panel, group in zip(axes, groups):
-                for run in group:
-                    _curve(panel, run, [record["val"]["loss/total"] for record in run.records], len(group))
-                    _curve(panel, run, [train_ce(record) for record in run.records], len(group), linestyle=":")
-                log_scale(panel)
+                validation = [[record["val"]["loss/total"] for record in run.records] for run in group.runs]
+                training = [[train_ce(record) for record in run.records] for run in group.runs]
+                _curves(panel, group.runs, training, styles, pale=True)
+                _curves(panel, group.runs, validation, styles)
+                panel.margins(y=0.1)
+                if not is_one_epoch(group.runs):
+                    log_scale(panel)
                 _label(panel, group, "cross-entropy (nats)")
-            shown = [run for group in groups for run in group]
-            figure_legend(figure, [*selection_marks(shown), mark("validation"), mark("training", ls=":")])
+            shown = [run for group in groups for run in group.runs]
+            dot = {"marker": "o", "ms": 5, "ls": ""} if is_one_epoch(shown) else {}
+            kinds = [mark("validation", **dot), mark("training", mfc="none", alpha=0.4, **dot)]
+            figure_legend(figure, [*selection_marks(shown), *kinds, *seed_marks(shown, styles)])
         yield figure
 
 
 def train_ce(record: dict) -> float:
     """Mean cross-entropy on the training images; a network alone has no other loss."""
     return record["train"].get("loss/ce", record["train"]["loss/total"])
-
-
-def loss_figure(run: Run) -> Figure:
-    """Every term of one distilled run's training loss, before its weight."""
-    spots = run.gate_labels
-    terms = {"total (weighted)": ("loss/total", REFERENCE), "cross-entropy": ("loss/ce", SELECTION_COLORS["fixed"])}
-    colors = spot_colors(spots)
-    terms |= {f"distiller at {spot}": (f"loss/{spot}", color) for spot, color in zip(spots[:-1], colors)}
-    terms["KL at the logits"] = ("loss/kl", colors[-1])
-    terms["loss at the logits"] = ("loss/logits", colors[-1])  # another in the place of KL
-    terms["cross-entropy, routed"] = ("loss/routed_ce", SELECTION_COLORS["anti"])
-    with styled():
-        figure, (panel,) = panels(1)
-        for label, (key, color) in terms.items():
-            points = [(r["epoch"], r["train"][key]) for r in run.records if r["train"].get(key, 0) > 0]
-            if points:
-                panel.plot(*zip(*points), color=color, label=label, marker="o" if len(points) == 1 else "")
-        log_scale(panel)
-        panel.set(title=run.title, xlabel="epoch", ylabel="training loss, epoch mean")
-        whole_epochs(panel, run.epochs)
-        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
 
 
 def difference_figures(rows: Sequence[Row], measure: Measure) -> Iterator[Figure]:
@@ -140,64 +137,44 @@ def _forest_limits(rows: Sequence[Row], differences: Sequence[Difference]) -> tu
     return -1.1 * max(reach), 1.1 * max(reach)
 
 
-def _accuracy_panel(panel: Axes, runs: Sequence[Run]) -> None:
-    for run in runs:
-        _curve(panel, run, [record["val"]["top1"] for record in run.records], len(runs))
-    teachers = [run.teacher_top1 for run in runs if run.teacher_top1 is not None]
-    if teachers:
-        panel.axhline(fmean(teachers), color=REFERENCE, ls=":", lw=1)
-    # The steep start would leave no room for the differences that matter.
-    late = [r["val"]["top1"] for run in runs for r in run.records if r["epoch"] >= run.epochs * CUT_OFF]
-    if late and max(run.epochs for run in runs) >= LONG:
-        panel.set_ylim(bottom=min(late) - 0.05 * (max(late) - min(late)))
+def _accuracy_limits(runs: Sequence[Run]) -> tuple[float, float]:
+    """One scale for all panels. The steep start would leave no room for the differences that matter."""
+    values = [
+        record["val"]["top1"]
+        for run in runs
+        for record in run.records
+        if run.epochs < LONG or record["epoch"] >= run.epochs * CUT_OFF
+    ] or [record["val"]["top1"] for run in runs for record in run.records]
+    values += [run.teacher_top1 for run in runs if run.teacher_top1 is not None]
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    margin = max(0.06 * (high - low), 0.5)
+    return max(low - margin, -2), min(high + margin, 102)
 
 
-def _label(panel: Axes, group: Sequence[Run], ylabel: str) -> None:
-    first = group[0]
-    panel.set(title=f"{first.pair}, {first.distiller}", xlabel="epoch")
+def _curves(
+    panel: Axes, runs: Sequence[Run], values: Sequence[Sequence[float]], styles: SeedStyles, *, pale: bool = False
+) -> None:
+    if is_one_epoch(runs):
+        run_dots(panel, runs, [of_run[0] for of_run in values], styles, hollow=pale)
+        return
+    for run, of_run in zip(runs, values):
+        run_line(panel, run, of_run, styles, width=1.4 if len(runs) <= 8 else 0.9, pale=pale)
+
+
+def _label(panel: Axes, group: Group, ylabel: str) -> None:
+    panel.set_title(group.title, wrap=True)
     if panel.get_subplotspec().is_first_col():
         panel.set_ylabel(ylabel)
-    whole_epochs(panel, max(run.epochs for run in group))
+    if not is_one_epoch(group.runs):
+        panel.set_xlabel("epoch")
+        whole_epochs(panel, max(run.epochs for run in group.runs))
 
 
-def _curve(panel: Axes, run: Run, values: Sequence[float], crowd: int, linestyle: str = "-") -> None:
-    color = SELECTION_COLORS[run.selection]
-    epochs = [record["epoch"] for record in run.records]
-    width = 1.4 if crowd <= 8 else 0.9
-    if run.selection == "fixed":  # shows on both sides of an adaptive line that it coincides with
-        width *= 2
-    panel.plot(
-        epochs,
-        values,
-        color=color,
-        lw=width,
-        ls=linestyle,
-        alpha=0.85,
-        zorder=_ORDER.index(run.selection) + 2,
-        marker="." if len(epochs) == 1 else "",
-    )
-    if run.status != "finished":
-        panel.plot(epochs[-1], values[-1], "o", ms=5, mfc="white", color=color)
-
-
-def _alone(run: Run, runs: Sequence[Run]) -> list[Run]:
-    """The student's own trainings, of the same length."""
-    if run.is_single:
-        return []
-    same = (run.dataset, run.student, run.epochs)
-    return [one for one in runs if one.is_single and one.records and (one.dataset, one.student, one.epochs) == same]
-
-
-def _legend(runs: Sequence[Run]) -> list[Line2D]:
+def _legend(runs: Sequence[Run], styles: SeedStyles) -> list[Line2D]:
     """Entries for what is in the panels of `runs`."""
     handles = selection_marks(runs)
     if any(run.teacher_top1 is not None for run in runs):
         handles.append(mark("teacher", ls=":"))
     if any(run.status != "finished" for run in runs):
         handles.append(unfinished_mark())
-    return handles
-
-
-def selection_marks(runs: Sequence[Run]) -> list[Line2D]:
-    present = {run.selection for run in runs}
-    return [mark(name, color) for name, color in SELECTION_COLORS.items() if name in present]
+    return handles + seed_marks(runs, styles)

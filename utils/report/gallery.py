@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,14 +11,16 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from datasets.source import Source
-from utils.report.style import shortened, styled
+from utils.report.style import styled
 from utils.run_folder.read import GateSamples
 
 TILES = 8
 TILE = 64  # pixels
 GAP = 4
 STRIP = TILES * (TILE + GAP) - GAP
-IMAGE_ROW, ALIKE_ROW = 1.3, 0.3  # inches
+IMAGE_ROW, ALIKE_ROW, TEXT_LINE = 1.2, 0.3, 0.12  # inches
+WAITS_FOR = 10  # epochs; before, most shares are equal by chance
+CHARACTERS = 12  # of a class name beside each other below an image
 
 
 def extremes(frequency: np.ndarray, count: int, *, most: bool) -> np.ndarray:
@@ -49,7 +52,8 @@ def gallery_figure(samples: GateSamples, source: Source, title: str) -> Figure:
     """
     spots = len(samples.gates)
     alike = [column.min() == column.max() for column in samples.frequency.T]
-    heights = [ALIKE_ROW if same else IMAGE_ROW for same in alike]
+    lines = max(_wrapped(name).count("\n") for name in source.class_names)
+    heights = [ALIKE_ROW if same else IMAGE_ROW + lines * TEXT_LINE for same in alike]
     with styled():
         figure = Figure(figsize=(2 * STRIP / 100 + 0.3, sum(heights) + 0.4), layout="constrained")
         axes = figure.subplots(spots, 2, squeeze=False, height_ratios=heights)
@@ -74,9 +78,16 @@ def _strip(panel: Axes, frequency: np.ndarray, source: Source, *, most: bool) ->
         left = position * (TILE + GAP)
         canvas[:, left : left + TILE] = _tile(source.train.picture(int(index)))
         name = source.class_names[int(source.train.labels[index])]
-        text = f"{shortened(name, 9)}\n{100 * frequency[index]:.0f} %"
+        text = f"{_wrapped(name)}\n{100 * frequency[index]:.0f} %"
         panel.text(left + TILE / 2, TILE + 3, text, ha="center", va="top", fontsize=7)
     panel.imshow(canvas, interpolation="nearest")
+
+
+def _wrapped(name: str) -> str:
+    """All of a class name, in lines that fit below an image."""
+    spaced = name.replace("_", "_ ")  # where a line may end
+    lines = textwrap.wrap(spaced, CHARACTERS) or [name]
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def _tile(picture: Image.Image) -> np.ndarray:

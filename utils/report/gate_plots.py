@@ -7,14 +7,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.report.curves import by_panel, selection_marks
+from utils.report.curves import by_panel
+from utils.report.settings import Group
 from utils.report.style import (
     PANEL,
-    SELECTION_COLORS,
     SHARE_MAP,
+    SeedStyles,
     chunks,
     figure_legend,
-    shortened,
+    is_one_epoch,
+    label_width,
+    run_dots,
+    run_line,
+    seed_marks,
+    seed_styles,
+    selection_marks,
     styled,
     unfinished_mark,
     whole_epochs,
@@ -28,41 +35,40 @@ LABELLED_CLASSES = 60
 
 def share_figures(runs: Sequence[Run]) -> Iterator[Figure]:
     """Share of training samples distilled at each spot over epochs: a row per pair and distiller, a column per spot."""
+    styles = seed_styles(runs)
     groups = by_panel([run for run in runs if run.has_policy and run.gate_labels])
     for piece in chunks(groups, ROWS_PER_FIGURE):
         with styled():
-            yield _share_grid(piece)
+            yield _share_grid(piece, styles)
 
 
-def _share_grid(groups: Sequence[Sequence[Run]]) -> Figure:
-    columns = max(len(run.gate_labels) for group in groups for run in group)
+def _share_grid(groups: Sequence[Group], styles: SeedStyles) -> Figure:
+    columns = max(len(run.gate_labels) for group in groups for run in group.runs)
     size = (max(columns * PANEL[0] * 0.62, 4.2), len(groups) * PANEL[1] * 0.85 + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(groups), columns, squeeze=False)
     for line, group in zip(axes, groups):
-        labels = group[0].gate_labels
+        runs, labels = group.runs, group.first.gate_labels
         for panel, label in zip(line, labels):
-            for run in group:
-                _share_curve(panel, run, f"gate/{label}")
+            shares = [[100 * record["train"].get(f"gate/{label}", np.nan) for record in run.records] for run in runs]
+            if is_one_epoch(runs):
+                run_dots(panel, runs, [of_run[0] for of_run in shares], styles, digits=".0f")
+            else:
+                for run, of_run in zip(runs, shares):
+                    run_line(panel, run, of_run, styles)
+                whole_epochs(panel, max(run.epochs for run in runs))
             panel.set(title=label, ylim=(-3, 103), yticks=(0, 50, 100))
             panel.tick_params(labelleft=panel is line[0])
-            whole_epochs(panel, max(run.epochs for run in group))
         for empty in line[len(labels) :]:
             empty.remove()
-        line[0].set_ylabel(f"{group[0].pair}\n{group[0].distiller}\ndistilled (%)")
-    figure.supxlabel("epoch", fontsize=9)
-    shown = [run for group in groups for run in group]
-    figure_legend(figure, selection_marks(shown) + [unfinished_mark()] * any(r.status != "finished" for r in shown))
+        words = [group.first.pair, group.first.distiller, *group.variant.split(), "distilled (%)"]
+        line[0].set_ylabel("\n".join(words), fontsize=8)
+    shown = [run for group in groups for run in group.runs]
+    if not is_one_epoch(shown):
+        figure.supxlabel("epoch", fontsize=9)
+    unfinished = [unfinished_mark()] * any(run.status != "finished" for run in shown)
+    figure_legend(figure, [*selection_marks(shown), *unfinished, *seed_marks(shown, styles)])
     return figure
-
-
-def _share_curve(panel, run: Run, key: str) -> None:
-    epochs = [record["epoch"] for record in run.records]
-    shares = [100 * record["train"].get(key, np.nan) for record in run.records]
-    color = SELECTION_COLORS[run.selection]
-    panel.plot(epochs, shares, color=color, alpha=0.85, marker="." if len(epochs) == 1 else "", clip_on=False)
-    if run.status != "finished":
-        panel.plot(epochs[-1], shares[-1], "o", ms=5, mfc="white", color=color)
 
 
 def class_heatmap(gates: GateShares, class_names: Sequence[str] | None, title: str) -> Figure:
@@ -76,14 +82,14 @@ def class_heatmap(gates: GateShares, class_names: Sequence[str] | None, title: s
     names = [class_names[k] if class_names else str(k) for k in order]
     with styled():
         height = 1.3 + (0.22 * count if count <= LABELLED_CLASSES else 10)
-        figure = Figure(figsize=(0.85 * spots + 2.8, height), layout="constrained")
+        figure = Figure(figsize=(0.85 * spots + 1.8 + label_width(names), height), layout="constrained")
         panel = figure.subplots()
         shares = 100 * gates.shares[order]
         image = panel.imshow(shares, aspect="auto", cmap=SHARE_MAP, vmin=0, vmax=100, interpolation="nearest")
         if count <= ANNOTATED_CLASSES:
             _write_shares(panel, shares)
         every = -(-count // LABELLED_CLASSES)
-        panel.set_yticks(range(0, count, every), [shortened(name) for name in names[::every]], fontsize=7)
+        panel.set_yticks(range(0, count, every), names[::every], fontsize=7)
         panel.set_xticks(range(spots), gates.gates)
         panel.xaxis.tick_top()
         panel.grid(visible=False)

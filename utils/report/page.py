@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -16,9 +18,16 @@ from utils.report.tables import Table
 
 @dataclass(frozen=True)
 class ShownTable:
+    """A table.
+
+    Attributes:
+        links: addresses of the cells that lead somewhere, by what stands in them.
+    """
+
     content: Table
     caption: str
     sortable: bool = False
+    links: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,9 @@ class ShownFigure:
     width: int
 
     @classmethod
-    def draw(cls, name: str, caption: str, figure: Figure) -> ShownFigure:
-        return cls(_slug(name), caption, png(figure), round(figure.get_figwidth() * 96))
+    def draw(cls, name: str, caption: str, figure: Figure, *, photographs: bool = False) -> ShownFigure:
+        data = png(figure, photographs=photographs)
+        return cls(_slug(name), caption, data, round(figure.get_figwidth() * 96))
 
     @property
     def base64(self) -> str:
@@ -48,10 +58,19 @@ class ShownFigure:
 
 @dataclass
 class Section:
+    """A part of the page.
+
+    Attributes:
+        detail: of a single run; the table of contents lists these apart.
+        folder: of that run, and its address.
+    """
+
     title: str
     texts: list[str] = field(default_factory=list)
     tables: list[ShownTable] = field(default_factory=list)
     figures: list[ShownFigure] = field(default_factory=list)
+    detail: bool = False
+    folder: tuple[str, str] | None = None
 
 
 def render(title: str, subtitle: str, unfinished: str, sections: list[Section]) -> str:
@@ -65,6 +84,11 @@ def render(title: str, subtitle: str, unfinished: str, sections: list[Section]) 
     )
     template = environment.get_template("page.html.j2")
     return template.render(title=title, subtitle=subtitle, unfinished=unfinished, sections=sections)
+
+
+def address(target: Path, page: Path) -> str:
+    """How a page in the folder `page` links to a folder."""
+    return quote(Path(os.path.relpath(target.resolve(), page.resolve())).as_posix()) + "/"
 
 
 def _slug(text: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from utils.report.published import Published, published
+from utils.report.settings import Group, alone, grouped, same_data
 from utils.report.statistics import Difference, Summary, paired_difference, summarise
 from utils.run_folder.read import SINGLE, Run
 
@@ -17,7 +18,6 @@ MEASURES: dict[Measure, str] = {"last": "last epoch", "best": "best epoch"}
 TEACHER = "teacher"
 SELECTIONS = ("fixed", "random", "anti", "adaptive")
 COLUMNS = (TEACHER, SINGLE, *SELECTIONS)
-OWN_COLUMN = {"training.seed", "kd.selection"}  # settings in which the runs of one row differ
 
 
 @dataclass
@@ -27,13 +27,17 @@ class Cell:
     Attributes:
         last, best: accuracy of each finished run by seed, percent.
         unfinished: how far the others are, e.g. ``"running 37/240"``.
+        no_choice: where those distil whose policy treats all samples alike by now, ``everywhere`` or ``nowhere``.
     """
 
     last: dict[int, float] = field(default_factory=dict)
     best: dict[int, float] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
+    no_choice: list[str] = field(default_factory=list)
 
     def add(self, run: Run) -> None:
+        if run.no_choice:
+            self.no_choice.append(run.no_choice.where)
         if run.status != "finished":
             self.unfinished.append(run.progress)
             return
@@ -88,6 +92,17 @@ class Row:
         """adaptive - fixed, over the seeds that have both."""
         return paired_difference(self.cells["adaptive"].values(measure), self.cells["fixed"].values(measure))
 
+    def gap_closed(self, column: str, measure: Measure) -> float | None:
+        """Share of the gap between the student alone and the teacher, in percent, of the means over the seeds."""
+        means = (getattr(self.summary(name, measure), "mean", None) for name in (column, SINGLE, TEACHER))
+        return gap_closed(*means)
+
+    @property
+    def no_choice(self) -> str:
+        """``"adaptive: 2 everywhere"``: how many runs do not choose."""
+        counts = {name: Counter(cell.no_choice) for name, cell in self.cells.items() if cell.no_choice}
+        return "; ".join(f"{name}: {n} {where}" for name, found in counts.items() for where, n in found.items())
+
 
 @dataclass(frozen=True)
 class Table:
@@ -95,6 +110,12 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, lines: Sequence[dict[str, str]]) -> Table:
+        """From lines with the same headings; a column without any entry is left out."""
+        header = [name for name in lines[0] if any(line[name] for line in lines)]
+        return cls(header, [[line[name] for name in header] for line in lines])
 
     def markdown(self) -> str:
         """Aligned, so that it reads well on a terminal too."""
@@ -114,62 +135,54 @@ def result_rows(runs: Iterable[Run]) -> list[Row]:
     one seed, a finished one counts, and among those the last in `runs`.
     """
     runs = list(runs)
-    groups: dict[tuple, list[Run]] = defaultdict(list)
-    for run in runs:
-        if not run.is_single:
-            groups[run.dataset, run.pair, run.distiller].append(run)
-    return [row for group in groups.values() for row in _rows_of(group, runs)]
+    return [_row(group, runs) for group in grouped(runs) if not group.first.is_single]
 
 
-def _rows_of(group: list[Run], runs: list[Run]) -> list[Row]:
-    # Only keys that all have: a config written before a key existed says nothing of it.
-    common = sorted(set.intersection(*(set(run.settings) for run in group)) - OWN_COLUMN)
-    by_settings: dict[tuple[str, ...], list[Run]] = defaultdict(list)
-    for run in group:
-        by_settings[tuple(repr(run.settings[key]) for key in common)].append(run)
-    differing = [key for key, values in zip(common, zip(*by_settings)) if len(set(values)) > 1]
-    return [_row(members, differing, runs) for members in by_settings.values()]
-
-
-def _row(members: list[Run], differing: list[str], runs: list[Run]) -> Row:
-    first = members[0]
-    variant = " ".join(f"{key}={first.settings[key]}" for key in differing)
+def _row(group: Group, runs: list[Run]) -> Row:
+    first = group.first
     cells = {column: Cell() for column in COLUMNS}
-    for run in members:
+    for run in group.runs:
         cells[run.selection].add(run)
+    for run in alone(first, runs):
+        cells[SINGLE].add(run)
     for run in runs:
-        if run.is_single and run.dataset == first.dataset:
-            # A student that was trained for longer, or shorter, is no baseline.
-            if run.student == first.student and run.epochs == first.epochs:
-                cells[SINGLE].add(run)
-            # Its own training says how good a teacher is until a run has measured its checkpoint, which is the best.
-            if run.student == first.teacher and run.status == "finished":
-                _set_teacher(cells[TEACHER], run.seed, run.best_top1)
-    for run in members:
+        # Its own training says how good a teacher is until a run has measured its checkpoint, which is the best.
+        if run.is_single and run.student == first.teacher and run.status == "finished" and same_data(run, first):
+            _set_teacher(cells[TEACHER], run.seed, run.best_top1)
+    for run in group.runs:
         if run.teacher_top1 is not None:
             _set_teacher(cells[TEACHER], run.seed, run.teacher_top1)
-    return Row(first.dataset, first.dataset_name, first.teacher, first.student, first.distiller, variant, cells)
+    return Row(first.dataset, first.dataset_name, first.teacher, first.student, first.distiller, group.variant, cells)
 
 
 def _set_teacher(cell: Cell, seed: int, top1: float) -> None:
     cell.last[seed] = cell.best[seed] = top1
 
 
+def result_tables(rows: Sequence[Row]) -> dict[str, Table]:
+    """The tables of `rows` by what they show: one per measure, or a single one where they would be the same."""
+    tables = {name: result_table(rows, measure) for measure, name in MEASURES.items()}
+    last, best = tables.values()
+    return {"last epoch, which is the best": last} if last == best else tables
+
+
 def result_table(rows: Sequence[Row], measure: Measure) -> Table:
-    """Ours, and the published figures (headings with an asterisk) where the rows' data set has any."""
-    papers = [row.published for row in rows]
-    kinds = [kind for kind in ("teacher", "single", "fixed", "adaptive") if any(getattr(p, kind) for p in papers)]
-    header = ["pair", "distiller", *COLUMNS, "adaptive - fixed"]
-    if any(row.variant for row in rows):
-        header.insert(2, "settings")
+    """Ours, and the published figures (headings with an asterisk) where the rows' data set has any.
+
+    Columns in which nothing would stand are left out.
+    """
     lines = []
-    for row, paper in zip(rows, papers):
-        line = [row.pair, row.distiller, *(row.cells[column].text(measure) for column in COLUMNS)]
-        line.append(_text(row.difference(measure)))
-        if "settings" in header:
-            line.insert(2, row.variant)
-        lines.append(line + [_percent(getattr(paper, kind)) for kind in kinds])
-    return Table(header + [f"{kind}*" for kind in kinds], lines)
+    for row in rows:
+        paper = row.published
+        lines.append(
+            {"pair": row.pair, "distiller": row.distiller, "settings": row.variant}
+            | {column: row.cells[column].text(measure) for column in COLUMNS}
+            | {"adaptive - fixed": _text(row.difference(measure))}
+            | {f"gap closed: {column}": share(row.gap_closed(column, measure)) for column in ("fixed", "adaptive")}
+            | {"no choice": row.no_choice}
+            | {f"{kind}*": percent(getattr(paper, kind)) for kind in ("teacher", SINGLE, "fixed", "adaptive")}
+        )
+    return Table.of(lines)
 
 
 def result_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -192,50 +205,25 @@ def _record(row: Row, measure: Measure) -> dict[str, Any]:
     difference = row.difference(measure)
     for name in ("mean", "half_width", "n"):
         record[f"adaptive_minus_fixed_{name}"] = getattr(difference, name, None)
+    record |= {f"{column}_gap_closed": row.gap_closed(column, measure) for column in SELECTIONS}
+    record["no_choice"] = row.no_choice
     paper = row.published
     return record | {f"published_{name}": getattr(paper, name) for name in ("teacher", "single", "fixed", "adaptive")}
 
 
-def run_records(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """One record per run, finished or not, for a CSV file."""
-    return [
-        {
-            "dataset": run.dataset,
-            "teacher": run.teacher,
-            "student": run.student,
-            "distiller": run.distiller,
-            "selection": run.selection,
-            "seed": run.seed,
-            "status": run.status,
-            "epochs_done": run.epochs_done,
-            "epochs": run.epochs,
-            "last_top1": run.last_top1,
-            "best_top1": run.best_top1,
-            "teacher_top1": run.teacher_top1,
-            "seconds": round(run.seconds, 1),
-            "folder": str(run.path),
-        }
-        for run in runs
-    ]
+def gap_closed(top1: float | None, single: float | None, teacher: float | None) -> float | None:
+    """Which part of the way from the student alone to its teacher was made, in percent; None if that is not known."""
+    if top1 is None or single is None or teacher is None or teacher <= single:
+        return None
+    return 100 * (top1 - single) / (teacher - single)
 
 
-def run_table(runs: Iterable[Run]) -> Table:
-    """Every run in a line; accuracies of unfinished ones are those so far."""
-    header = ("dataset", "pair", "distiller", "selection", "seed", "status", "epochs", "last %", "best %", "folder")
-    return Table(
-        header,
-        [
-            (
-                run.dataset, run.pair, run.distiller, run.selection, str(run.seed), run.status,
-                f"{run.epochs_done}/{run.epochs}", _percent(run.last_top1), _percent(run.best_top1), str(run.path),
-            )
-            for run in runs
-        ],
-    )  # fmt: skip
-
-
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} %"
 
 
 def _text(value: object | None) -> str:

@@ -17,46 +17,52 @@ def write_report(
     runs: Sequence[Run], out: Path, *, details: int = DETAILS, with_images: bool = True, with_plots: bool = True
 ) -> None:
     """Print the tables; write them as Markdown and CSV, the page and its figures to `out`."""
-    from utils.report.build import notes, subtitle, unfinished
-    from utils.report.tables import result_records, result_rows, run_records, run_table
+    from utils.report.build import subtitle, unfinished
+    from utils.report.run_table import run_records, run_table
+    from utils.report.tables import result_records, result_rows
 
     rows = result_rows(runs)
-    text = "\n\n".join(
-        filter(None, [subtitle(runs), unfinished(runs), *_result_texts(rows), *(notes(rows) if rows else [])])
-    )
-    print(text if rows else f"{text}\n\n{run_table(runs).markdown()}")
+    texts = [subtitle(runs), unfinished(runs)]
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        texts += _result_texts(dataset, [run for run in runs if run.dataset == dataset])
+    records = run_records(runs)
+    table, same = run_table(runs, records)
+    all_runs = "\n\n".join(filter(None, (same, table.markdown())))
+    text = "\n\n".join(filter(None, texts))
+    print(text if rows else f"{text}\n\n{all_runs}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(
-            f"# Report\n\n{text}\n\n## Runs\n\n{run_table(runs).markdown()}\n", encoding="utf-8"
-        )
+        (out / "report.md").write_text(f"# Report\n\n{text}\n\n## Runs\n\n{all_runs}\n", encoding="utf-8")
         _write_csv(out / "results.csv", result_records(rows))
-        _write_csv(out / "runs.csv", run_records(runs))
+        _write_csv(out / "runs.csv", records)
         written = ["report.md", "results.csv", "runs.csv"]
         if with_plots:
-            _write_page(runs, out, details, with_images)
+            _write_page(runs, records, out, details, with_images)
             written = ["report.html", *written, "figures/"]
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
     print(f"\n{out}: {', '.join(written)}")
 
 
-def _result_texts(rows: Sequence[Any]) -> list[str]:
-    from utils.report.tables import MEASURES, result_table
+def _result_texts(dataset: str, runs: Sequence[Run]) -> list[str]:
+    from utils.report.build import notes, setting, without_choice
+    from utils.report.tables import result_rows, result_tables
 
-    texts = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        for measure, name in MEASURES.items():
-            table = result_table([row for row in rows if row.dataset == dataset], measure)
-            texts.append(f"## {dataset}, {name}: validation top-1 (%)\n\n{table.markdown()}")
-    return texts
+    rows = result_rows(runs)
+    if not rows:
+        return [setting(runs)]
+    tables = [
+        f"## {dataset}, {name}: validation top-1 (%)\n\n{table.markdown()}"
+        for name, table in result_tables(rows).items()
+    ]
+    return [*tables, setting(runs), *without_choice(runs), *notes(rows)]
 
 
-def _write_page(runs: Sequence[Run], out: Path, details: int, with_images: bool) -> None:
+def _write_page(runs: Sequence[Run], records: list[dict[str, Any]], out: Path, details: int, with_images: bool) -> None:
     from utils.report.build import build_sections, subtitle, unfinished
     from utils.report.page import render
 
-    sections = list(build_sections(runs, details, with_images))
+    sections = list(build_sections(runs, records, out, details, with_images))
     page = render("Spot-adaptive distillation: report", subtitle(runs), unfinished(runs), sections)
     (out / "report.html").write_text(page, encoding="utf-8")
     folder = out / "figures"
