@@ -55,10 +55,10 @@ def write_run(
         kd = {"teacher": {"name": teacher}, "student": {"name": student}, "selection": selection}
         networks = {"kd": kd, "kd_loss": {"name": distiller}}
     training = {"epochs": epochs, "seed": seed}
-    sections = {"dataset": {"name": dataset}, "training": training, "run": {"root": str(root)}}
+    sections = {"dataset": {"name": dataset}, "training": training, "run": {"root": str(root)}} | networks
     for name, section in (settings or {}).items():
         sections[name] = sections.get(name, {}) | section
-    config = Config.from_dict(sections | networks)
+    config = Config.from_dict(sections)
     folder = config.run_dir
     folder.mkdir(parents=True)
     (folder / "config.yml").write_text(yaml.safe_dump(config.to_dict()))
