@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing import forkserver, get_context, set_start_method
 from multiprocessing.connection import Connection, Pipe
@@ -51,6 +52,7 @@ class ReadyProcess:
         self._process = ready_context().Process(target=_call, args=(variables, out, err, function, arguments))
         self._process.start()
         self.pid = self._process.pid
+        weakref.finalize(self, self._process.kill)  # at the latest at the end of the tests, which would wait for it
         out.close()
         err.close()
 
