@@ -24,7 +24,16 @@ from utils.config.yaml_loader import parse_yaml
 from utils.errors import UserError, printable
 from utils.files import replacing
 from utils.run_folder.checkpoint import LeftOut, read_checkpoint, save_atomically
-from utils.run_folder.weights import Shapes, assign_weights, in_order, not_plain, select_weights, shapes
+from utils.run_folder.weights import (
+    EMA_HELP,
+    Shapes,
+    assign_weights,
+    average_instead,
+    in_order,
+    not_plain,
+    select_weights,
+    shapes,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +51,10 @@ def _parser() -> Parser:
     show.set_defaults(run=lambda options: print(describe(options.file)))
 
     export = commands.add_parser("export", help="write the network alone: the student, or a model trained alone")
-    export.set_defaults(run=lambda options: print(export_network(options.file, options.out, options.format)))
+    export.set_defaults(
+        run=lambda options: print(export_network(options.file, options.out, options.format, options.ema))
+    )
+    export.add_argument("--ema", action="store_true", help=EMA_HELP)
     export.add_argument("--format", choices=["pth", "safetensors"], help="default: by the ending of OUT, else pth")
 
     imported = commands.add_parser(
@@ -123,17 +135,20 @@ def describe(path: Path) -> str:
     return "\n".join(printable(f"{key:<{width}}  {value}") for key, value in rows.items())
 
 
-def export_network(path: Path, out: Path, form: str | None = None) -> str:
-    """Write a checkpoint's network as a bare state_dict, in PyTorch's format or as safetensors.
+def export_network(path: Path, out: Path, form: str | None = None, average: bool = False) -> str:
+    """Write a checkpoint's network, or the moving average of it, as a bare state_dict: PyTorch's format or safetensors.
 
     Returns:
         a line that says what was done.
     """
     _refuse_existing(out)
+    content = _read(path)
+    if average:
+        content = average_instead(content, path)
     # Copies: safetensors takes no tensors that share their memory, and a view would be saved with all it is a view of.
     weights = {
         key: value.detach().clone(memory_format=torch.contiguous_format)
-        for key, value in _tensors(_read(path), path).items()
+        for key, value in _tensors(content, path).items()
     }
     if (form or out.suffix.removeprefix(".")) != "safetensors":
         save_atomically(weights, out)

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from utils.errors import UserError
@@ -65,11 +65,9 @@ def logit_loss_name(name: str | None) -> str | None:
     return None if name is None else _registered("distillers.logits", "LOGIT_LOSSES", name)
 
 
-def optimizer_name(name: str) -> str:
-    """``"sgd"`` → ``"SGD"``."""
-    if name.upper() != "SGD":
-        raise ValueError("must be SGD, the only optimiser implemented")
-    return "SGD"
+def spelt_as(choices: Iterable[str], name: Any) -> Any:
+    """The one of `choices` that `name` is but for case and dashes, ``"adamw"`` → ``"AdamW"``; else `name`."""
+    return next((known for known in choices if fold(known) == fold(str(name))), name)
 
 
 def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str | None = None) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from utils.config.names import optimizer_name
+from utils.config.names import spelt_as
 from utils.config.section import Section
 from utils.config.types import (
     AutoFlag,
@@ -24,18 +24,34 @@ from utils.config.types import (
     Workers,
 )
 
+# All of torch.optim but LBFGS, which calls the network itself, and SparseAdam and Muon, which cannot train every layer.
+Optimizer = Literal[
+    "SGD", "AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adadelta", "Adafactor", "Adagrad", "ASGD", "RMSprop", "Rprop"
+]
 MomentumFactor = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    name: Text = Field("SGD", description="only SGD is implemented")
+    name: Optimizer = Field("SGD", description="of torch.optim, for the student and the policy alike")
     lr: Incidental[Positive | None] = Field(None, description="used where training.lr is absent")
     weight_decay: NotNegative = Field(5e-4, description="of a model trained alone")
     weight_decay_stage2: NotNegative = Field(5e-4, description="of the student and what its distiller trains")
-    momentum: MomentumFactor = Field(0.9, description="of all optimisers")
+    momentum: MomentumFactor = Field(0.9, description="of SGD")
+    nesterov: Flag = Field(False, description="of SGD: Nesterov's momentum")
     weight_decay_agent: NotNegative = Field(1e-3, description="of the policy and the adapters")
+    options: dict[Text, Any] = Field({}, description="further arguments of the optimiser, e.g. {betas: [0.9, 0.95]}")
 
-    _known = field_validator("name")(optimizer_name)
+    @field_validator("name", mode="before")
+    @classmethod
+    def _spelling(cls, name: Any) -> Any:
+        return spelt_as(get_args(Optimizer), name)
+
+    @field_validator("nesterov")
+    @classmethod
+    def _needs_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.data.get("name") != "SGD" or not info.data.get("momentum")):
+            raise ValueError("must be false unless name is SGD and momentum above 0")
+        return value
 
 
 class TrainingConfig(Section):
@@ -49,15 +65,27 @@ class TrainingConfig(Section):
         None, validate_default=True, description="the same for lr_agent (default: lr_decay_epochs)"
     )
     lr_decay_rate: Annotated[Positive, Field(le=1)] = Field(0.1, description="factor of each drop, for both")
+    schedule: Literal["steps", "cosine"] = Field(
+        "steps",
+        description="of both rates: the drops above, or a cosine from the warm-up to the last epoch",
+    )
+    clip_grad_norm: NotNegative = Field(
+        0.0, description="largest norm of the gradient of the student and its distiller (0: any)"
+    )
     label_smoothing: Annotated[NotNegative, Field(lt=1)] = Field(
         0.0, description="part of each target that is spread over all classes"
     )
     mixup: NotNegative = Field(0.0, description="mix images and labels in pairs; its alpha, customary 0.2 (0: off)")
     cutmix: NotNegative = Field(0.0, description="the same by rectangles, customary 1; with mixup: one or the other")
+    ema_decay: MomentumFactor = Field(
+        0.0,
+        description="what a step leaves of the moving average of the student's weights (0: there is none)",
+    )
     batch_size: Count = Field(64, description="images per step, over all devices together")
     num_workers: Incidental[Workers] = Field(4, description="processes or threads that read images")
     epochs: Count = Field(240, description="epochs in all")
     init_epoch: Index = Field(0, description="epoch to count from")
+    warmup_epochs: Index = Field(0, description="first epochs, in which the learning rates rise linearly")
     seed: Index = Field(1029, description="decides initialisation, order, augmentation")
     save_ep_freq: Incidental[Count | None] = Field(None, description="also keep a checkpoint of every so many epochs")
     keep_checkpoints: Incidental[Count | None] = Field(
@@ -95,7 +123,7 @@ class TrainingConfig(Section):
             return getattr(done.get("optimizer"), "lr", None) or 0.05
         return done.get("lr", 1.0) / 2 if info.field_name == "lr_agent" else done.get("lr_decay_epochs", ())
 
-    @field_validator("init_epoch")
+    @field_validator("init_epoch", "warmup_epochs")
     @classmethod
     def _before_the_end(cls, value: int, info: ValidationInfo) -> int:
         epochs = info.data.get("epochs", value + 1)
@@ -110,12 +138,15 @@ class ValidationConfig(Section):
 
 
 class PretrainingOptimizerConfig(Section):
-    name: Text = Field("SGD", description="only SGD is implemented")
+    name: Literal["SGD"] = Field("SGD", description="only SGD is implemented")
     lr: Positive = Field(0.01, description="learning rate")
     momentum: MomentumFactor = Field(0.9, description="momentum")
     weight_decay: NotNegative = Field(5e-4, description="weight decay")
 
-    _known = field_validator("name")(optimizer_name)
+    @field_validator("name", mode="before")
+    @classmethod
+    def _spelling(cls, name: Any) -> Any:
+        return spelt_as(["SGD"], name)
 
 
 class PretrainingConfig(Section):

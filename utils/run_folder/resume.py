@@ -102,9 +102,29 @@ def check_checkpoint(content: dict[str, Any], config: Section, epochs: Sequence[
     return checkpoint
 
 
+def refuse_other_optimizer(before: Section, after: Section) -> None:
+    """Raise a UserError if a run would go on with another optimiser than that whose averages its checkpoint has."""
+    old, new = map(_optimizer, (before, after))
+    for key in ("name", "options"):
+        if old[key] != new[key]:
+            raise UserError(
+                f"training.optimizer.{key} is {new[key]}, but it is of a run with {old[key]}; "
+                f"set training.optimizer.{key}={old[key]}"
+            )
+
+
+def _optimizer(config: Section) -> Section:
+    chosen = {"name": "SGD", "options": {}}  # of the time when there was no choice
+    match config:
+        case {"training": {"optimizer": dict(optimizer)}}:
+            chosen |= optimizer
+    return chosen
+
+
 def _check_changes(checkpoint: Checkpoint, config: Section, *, finished: bool) -> None:
-    """Refuse other batches in the middle of an epoch, and other settings for a run that has nothing left to train."""
+    """Refuse what a run cannot change: its optimiser, in the middle of an epoch the batches, and after its end all."""
     before = checkpoint["config"]
+    refuse_other_optimizer(before, config)
     changes = differences(before, config)
     if checkpoint["progress"].step and "training.batch_size" in changes:
         old, new = changes["training.batch_size"]

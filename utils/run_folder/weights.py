@@ -24,6 +24,8 @@ MOST_DROPPED = 5  # entries in a suggested command
 MOST_LEVELS, MOST_ENTRIES = 20, 100_000  # of mappings within mappings that are looked at
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what data parallelism and compilation put before a key
 
+EMA_HELP = "take the moving average of the weights, which training.ema_decay keeps"
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -58,6 +60,17 @@ def select_weights(content: dict[Any, Any], path: Path, prefix: str = "", drop: 
             raise UserError(f"{path}: no entry is called {name!r}, or begins with {name + '.'!r}")
         found = kept
     return found
+
+
+def average_instead(content: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """`content` with the moving average of the student's weights in the place of the weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not isinstance(content.get("ema"), dict):
+        raise UserError(f"{path}: holds no moving average of weights; training.ema_decay=0.999 would have kept one")
+    return content | {"model": content["ema"]}
 
 
 def load_weights(

@@ -23,6 +23,7 @@ from utils.processes.group import rank, world_size
 from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import assign_weights, load_weights
 from utils.training.accuracy import evaluate
+from utils.training.average import WeightAverage
 from utils.training.device import autocast, place_task
 from utils.training.log import log
 from utils.training.meter import accuracy_text
@@ -120,15 +121,17 @@ def teacher_accuracy(task: SpotAdaptiveDistillation, config: Config, data: Data,
 
 def make_phases(task: Task, config: Config) -> list[Phase]:
     """The training of `task`, after the distiller's own phase if it has one."""
-    phases = [make_phase("train", task, config.training.epochs, config)]
+    decay = config.training.ema_decay
+    average = WeightAverage(task.student, decay) if decay else None
+    phases = [make_phase("train", task, config.training.epochs, config, average)]
     if config.kd and task.distiller.pretraining_parameters(task.student):
         pretraining = Pretraining(task.student, task.teacher, task.distiller)
-        phases.insert(0, make_phase("pretrain", pretraining, config.pretrain.epochs, config))
+        phases.insert(0, make_phase("pretrain", pretraining, config.pretrain.epochs, config, average))
     return phases
 
 
-def make_phase(name: str, task: Task, epochs: int, config: Config) -> Phase:
-    return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config))
+def make_phase(name: str, task: Task, epochs: int, config: Config, average: WeightAverage | None = None) -> Phase:
+    return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config), average)
 
 
 def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: DataInfo) -> SpotAdaptiveDistillation:

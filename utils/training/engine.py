@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from utils.processes.group import Agreement, barrier, gather_objects, is_main, r
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
 from utils.run_folder.networks import refuse_other_classes
+from utils.run_folder.resume import FORMAT, Progress
 from utils.training.accuracy import evaluate
 from utils.training.cuda_graph import CudaRecorder, choose_recorder
 from utils.training.device import autocast, rng_state, set_rng_state
@@ -26,17 +27,6 @@ from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, not_finite
 from utils.training.reporter import Reporter, Silence
 from utils.training.step import CapturedStep, EagerStep, Phase, make_step
-
-CHECKPOINT_FORMAT = 1
-
-
-@dataclass
-class Progress:
-    """What to do next: step `step` of epoch `epoch` of phase `phase`, all counted from 0."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
 
 
 class Engine:
@@ -118,7 +108,8 @@ class Engine:
             self._agreed.end()
         finally:
             self.report.close()
-        last = {f"last_{name}": self.val[name] for name in ("top1", "top5") if name in self.val}
+        names = {"top1": "last_top1", "top5": "last_top5", "ema/top1": "ema_last_top1", "ema/top5": "ema_last_top5"}
+        last = {ours: self.val[name] for name, ours in names.items() if name in self.val}
         best = {"best_top1": self.best["top1"], "best_epoch": self.best["epoch"]}
         return best | last | {"checkpoint": str(self.run.best)}
 
@@ -135,13 +126,7 @@ class Engine:
         }
         is_best = False
         if phase.name == "train":
-            record["val"] = self.val = evaluate(
-                self.task.student,
-                self.data.val,
-                self.device,
-                self._autocast,
-                lambda: self._save_and_stop_if_asked(stop, phase),
-            )
+            record["val"] = self.val = self._evaluate(phase, stop)
             is_best = self.val["top1"] > self.best["top1"]
             if is_best:
                 self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
@@ -153,6 +138,13 @@ class Engine:
         self.save(is_best=is_best)
         if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
             raise self._interruption(self.phase)
+
+    def _evaluate(self, phase: Phase, stop: StopRequest) -> dict[str, float]:
+        """See `evaluate`; of the average weights, too, if there are any, under names with ``ema/`` before them."""
+        networks = {"": self.task.student} | ({"ema/": phase.average.network} if phase.average else {})
+        how = (self.data.val, self.device, self._autocast, lambda: self._save_and_stop_if_asked(stop, phase))
+        found = {prefix: evaluate(network, *how) for prefix, network in networks.items()}
+        return {f"{prefix}{name}": value for prefix, values in found.items() for name, value in values.items()}
 
     def _train_epoch(self, phase: Phase, stop: StopRequest) -> None:
         phase.task.train()
@@ -214,7 +206,7 @@ class Engine:
 
     def _write(self, processes: list[dict[str, Any]], *, is_best: bool) -> None:
         state = {
-            "format": CHECKPOINT_FORMAT,
+            "format": FORMAT,
             "model": {name: value.contiguous() for name, value in self.task.student.state_dict().items()},
             "extra": self.task.extra_state(),
             "optimizers": {name: item.state_dict() for name, item in self.phase.optimizers.items()},
@@ -226,18 +218,22 @@ class Engine:
             "data": self.data.describe(),
             "config": self.config.to_dict(),
         }
+        if self.phase.average:
+            state["ema"] = self.phase.average.state_dict()
         training, epoch = self.config.training, self._global_epoch()
         keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
         self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
-            if checkpoint["format"] != CHECKPOINT_FORMAT:
-                raise ValueError(f"checkpoint format {checkpoint['format']}, expected {CHECKPOINT_FORMAT}")
+            if checkpoint["format"] != FORMAT:
+                raise ValueError(f"checkpoint format {checkpoint['format']}, expected {FORMAT}")
             refuse_other_classes(checkpoint, self.data, f"{self.run.path}: its checkpoint")
             self.progress = Progress(**checkpoint["progress"])
             self.task.student.load_state_dict(checkpoint["model"])
             self.task.load_extra_state(checkpoint["extra"])
+            if self.phase.average:  # which may be asked for as late as now
+                self.phase.average.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
             for name, item in self.phase.optimizers.items():
                 item.load_state_dict(checkpoint["optimizers"][name])
             if is_main():

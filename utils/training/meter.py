@@ -99,7 +99,8 @@ def top_k_hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 def accuracy_text(means: dict[str, float]) -> str:
     """``"val 91.20% top-5 99.80%"``, from validation means."""
-    return f"val {means['top1']:.2f}%" + (f" top-5 {means['top5']:.2f}%" if "top5" in means else "")
+    text = f"val {means['top1']:.2f}%" + (f" top-5 {means['top5']:.2f}%" if "top5" in means else "")
+    return text + (f" EMA {means['ema/top1']:.2f}%" if "ema/top1" in means else "")
 
 
 def not_finite(tensors: dict[str, Tensor]) -> list[str]:

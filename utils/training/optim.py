@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from utils.config import Config
+from utils.config.training import OptimizerConfig, TrainingConfig
+from utils.errors import UserError, reason
 
-# What belongs to the device rather than to the training: the tensor of the learning rate, and the kind of kernels.
-_OF_THE_DEVICE = ("lr", "foreach", "fused")
+# Arguments of optimisers that say how a device computes.
+_OF_THE_DEVICE = ("foreach", "fused", "capturable", "differentiable")
+_OWN_KEYS = ("params", "lr", "weight_decay")  # of the config, as are, for SGD, its two
+_OWN_KEYS_OF_SGD = ("momentum", "nesterov")
+_FUSED = ("SGD", "Adam", "AdamW")  # have kernels for a GPU that update all parameters at once
 
 
 @dataclass
 class ScheduledOptimizer:
-    """SGD whose learning rate depends on the epoch alone, so that there is no schedule to save or restore.
+    """An optimiser whose learning rate depends on the epoch alone, so that there is no schedule to save or restore.
 
     Attributes:
         optimizer: the optimiser.
-        lr: learning rate at the start.
-        decay_epochs: numbers of finished epochs after which the rate is multiplied by `decay_rate`, increasing.
-        decay_rate: the factor.
+        lr: learning rate that the schedule refers to.
+        schedule: what it is multiplied by in an epoch, counted from 0.
+        clip_norm: the largest norm that all gradients together may have; 0: any.
     """
 
-    optimizer: torch.optim.SGD
+    optimizer: Optimizer
     lr: float
-    decay_epochs: Sequence[int] = ()
-    decay_rate: float = 0.1
+    schedule: Callable[[int], float] = lambda epoch: 1.0
+    clip_norm: float = 0.0
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate in the epoch with index `epoch`, counted from 0."""
-        return self.lr * self.decay_rate ** bisect_right(self.decay_epochs, epoch)
+        return self.lr * self.schedule(epoch)
 
     def start_epoch(self, epoch: int) -> None:
         for group in self.optimizer.param_groups:
@@ -42,6 +51,13 @@ class ScheduledOptimizer:
                 group["lr"].fill_(self.lr_at(epoch))  # a CUDA graph reads this very tensor
             else:
                 group["lr"] = self.lr_at(epoch)
+
+    def step(self) -> None:
+        """Change the parameters by their gradients, which does not wait for the device."""
+        if self.clip_norm:
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's own, with the learning rate as a plain number: the same on every device."""
@@ -51,45 +67,101 @@ class ScheduledOptimizer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, on whatever device; how this device computes stays as it is."""
-        own = [{key: group[key] for key in _OF_THE_DEVICE} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
+        """Go on from what `state_dict` gave, on whatever device; the settings stay those of the config."""
+        own = self.optimizer.param_groups
+        saved = [group | {"params": old["params"]} for group, old in zip(own, state["param_groups"], strict=True)]
+        # They also tell PyTorch on which device an optimiser counts its steps.
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": saved})
         for group, kept in zip(self.optimizer.param_groups, own):
-            group.update(kept)
+            group.update(kept)  # PyTorch has copied them, and with them the tensor of the learning rate
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
-                # Fused kernels take it for granted that all is laid out in memory as the parameter is.
-                kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+                if isinstance(value, Tensor):
+                    # Fused kernels take it for granted that all is laid out in memory as the parameter is.
+                    is_like = name != "step" and value.shape == parameter.shape
+                    kept[name] = torch.empty_like(parameter if is_like else value, requires_grad=False).copy_(value)
 
 
 def make_optimizers(groups: dict[str, list[nn.Parameter]], config: Config) -> dict[str, ScheduledOptimizer]:
     """One optimiser per group of `Task.parameter_groups`, with the hyper-parameters that the config gives it.
 
     ``model``: a network trained alone. ``student``: the student and what the distiller trains. ``agent``: the
-    policy and the adapters. ``pretrain``: a distiller's own phase, at a constant rate.
+    policy and the adapters, by an optimiser of the same kind. ``pretrain``: a distiller's own phase, by SGD at a
+    constant rate.
+
+    Raises:
+        UserError: the optimiser does not take ``training.optimizer.options``.
     """
+    check_options(config.training.optimizer)
     return {name: _make_optimizer(name, parameters, config) for name, parameters in groups.items()}
+
+
+def check_options(optimizer: OptimizerConfig) -> None:
+    """Take a step with ``training.optimizer.options`` on one parameter, to see whether the optimiser accepts them.
+
+    Raises:
+        UserError: it does not.
+    """
+    name, options = optimizer.name, optimizer.options
+    own = (*_OWN_KEYS, *_OF_THE_DEVICE, *(_OWN_KEYS_OF_SGD if name == "SGD" else ()))
+    known = [key for key in inspect.signature(getattr(torch.optim, name)).parameters if key not in own]
+    for key in options:
+        if key not in known:
+            raise UserError(f"training.optimizer.options: found {key!r}, must be of {name}'s {', '.join(known)}")
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        _build(optimizer, [parameter], 0.1, 0.0).step()
+    except Exception as error:  # an optimiser looks at some arguments as late as in its first step
+        raise UserError(f"training.optimizer.options: {name} does not take {options} ({reason(error)})") from error
 
 
 def _make_optimizer(name: str, parameters: list[nn.Parameter], config: Config) -> ScheduledOptimizer:
     training = config.training
     if name == "pretrain":
         pretrain = config.pretrain.optimizer
-        return ScheduledOptimizer(_sgd(parameters, pretrain.lr, pretrain.momentum, pretrain.weight_decay), pretrain.lr)
+        sgd = OptimizerConfig(momentum=pretrain.momentum)
+        return ScheduledOptimizer(_build(sgd, parameters, pretrain.lr, pretrain.weight_decay), pretrain.lr)
     lr, decay_epochs, weight_decay = {
         "model": (training.lr, training.lr_decay_epochs, training.optimizer.weight_decay),
         "student": (training.lr, training.lr_decay_epochs, training.optimizer.weight_decay_stage2),
         "agent": (training.lr_agent, training.lr_agent_decay_epochs, training.optimizer.weight_decay_agent),
     }[name]
-    optimizer = _sgd(parameters, lr, training.optimizer.momentum, weight_decay)
-    return ScheduledOptimizer(optimizer, lr, decay_epochs, training.lr_decay_rate)
+    optimizer = _build(training.optimizer, parameters, lr, weight_decay)
+    clip_norm = 0.0 if name == "agent" else training.clip_grad_norm
+    return ScheduledOptimizer(optimizer, lr, partial(_factor, training, decay_epochs), clip_norm)
 
 
-def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    how = _on_gpu(lr, parameters[0].device) if parameters[0].is_cuda else {"lr": lr}
-    return torch.optim.SGD(parameters, **how, momentum=momentum, weight_decay=weight_decay)
+def _factor(training: TrainingConfig, decay_epochs: Sequence[int], epoch: int) -> float:
+    """What the learning rate is multiplied by in epoch `epoch`, counted from 0.
+
+    Loshchilov, Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, arXiv 1608.03983 (cosine).
+    """
+    warmup = training.warmup_epochs
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    if training.schedule == "cosine":
+        return (1 + math.cos(math.pi * (epoch - warmup) / (training.epochs - warmup))) / 2
+    return training.lr_decay_rate ** bisect_right(decay_epochs, epoch)
 
 
-def _on_gpu(lr: float, device: torch.device) -> dict[str, Any]:
+def _build(
+    optimizer: OptimizerConfig, parameters: list[nn.Parameter], lr: float, decay: float
+) -> torch.optim.Optimizer:
+    kind = getattr(torch.optim, optimizer.name)
+    options = dict(optimizer.options)
+    if "weight_decay" in inspect.signature(kind).parameters:
+        options["weight_decay"] = decay
+    if optimizer.name == "SGD":
+        options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+    how = _on_gpu(kind, lr, parameters[0].device) if parameters[0].is_cuda else {"lr": lr}
+    return kind(parameters, **how, **options)
+
+
+def _on_gpu(kind: type, lr: float, device: torch.device) -> dict[str, Any]:
     """One kernel for all parameters; a learning rate on the device can change under a graph, a number could not."""
-    return {"lr": torch.tensor(lr, dtype=torch.float32, device=device), "fused": True}
+    how: dict[str, Any] = {"fused": True} if kind.__name__ in _FUSED else {}
+    if "capturable" in inspect.signature(kind).parameters:
+        how["capturable"] = True
+    # Those without either, Adagrad and Adafactor, do not take a tensor. Nor can they be captured, and the step says so.
+    return how | {"lr": torch.tensor(lr, dtype=torch.float32, device=device) if how else lr}

@@ -24,6 +24,7 @@ from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_classes
+from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, select_weights
 from utils.training.build import assemble, build_network, load_data, load_network, load_teacher
 from utils.training.device import choose_device, set_up
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
@@ -39,6 +40,7 @@ class Restored:
         content: everything in the file.
         data: both loaders, on `device`.
         val: the images that `data` validates on.
+        average: the weights in `content` are the moving average that the file also holds.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Restored:
     data: Data
     val: Split
     device: torch.device
+    average: bool = False
 
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode.
@@ -58,6 +61,9 @@ class Restored:
         refuse_other_classes(self.content, self.data, f"{self.path}: the {network.title}")
         model = build_network(network, self.data)
         load_network(model, network, self.path, self.data, f"the {network.title} of its config")
+        if self.average:
+            complaint = f"{self.path}: its moving average is not of the {network.title} of its config"
+            assign_weights(model, select_weights(self.content, self.path), complaint)
         return model.to(self.device).eval()
 
     def teacher(self) -> StagedModel:
@@ -103,15 +109,18 @@ def add_arguments(parser: ArgumentParser, what: str = "a checkpoint") -> None:
     """Let `parser` read what `restore_from` needs."""
     parser.add_argument("checkpoint", help=f"{what}, or a run's folder (best.pth)")
     parser.add_argument("--config", metavar="FILE", help="what the checkpoint is of, where it does not say so itself")
+    parser.add_argument("--ema", action="store_true", help=EMA_HELP)
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
 
 
 def restore_from(options: Namespace, overrides: Sequence[str]) -> Restored:
     """`restore` as the command line says."""
-    return restore(Path(options.checkpoint), overrides, options.config, trust=options.trust)
+    return restore(Path(options.checkpoint), overrides, options.config, trust=options.trust, average=options.ema)
 
 
-def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None, *, trust: bool = False) -> Restored:
+def restore(
+    path: Path, overrides: Sequence[str] = (), config: str | None = None, *, trust: bool = False, average: bool = False
+) -> Restored:
     """Open a checkpoint, or the best one of a run folder.
 
     Args:
@@ -119,12 +128,15 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
         overrides: ``key=value`` words that win over the config in the checkpoint, e.g. ``dataset.root=data``.
         config: a file that says what the checkpoint is of, for those that do not say so themselves.
         trust: build what the checkpoint's own config names, whatever that is, and download its data set.
+        average: of the student, take the moving average of its weights.
 
     Raises:
         UserError: it cannot be read, does not say what it is of, or names what is not to be trusted.
     """
     path = Layout(path).best if path.is_dir() else path
     content = read_checkpoint(path)
+    if average:
+        content = average_instead(content, path)
     if config is not None:
         settings = load_config(config, overrides)
     elif isinstance(content.get("config"), dict):
@@ -141,4 +153,4 @@ def restore(path: Path, overrides: Sequence[str] = (), config: str | None = None
     agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
     with nullcontext() if agreed else without_downloads():
         opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
-    return Restored(path, settings, content, load_data(opened, settings, device), opened.source.val, device)
+    return Restored(path, settings, content, load_data(opened, settings, device), opened.source.val, device, average)

@@ -26,6 +26,7 @@ from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
 from utils.run_folder.records import read_epochs
+from utils.run_folder.resume import refuse_other_optimizer
 from utils.training.build import (
     build_task,
     load_data,
@@ -110,6 +111,7 @@ def check_buildable(config: Config, opened: OpenedData, device: torch.device) ->
     training, validation = config.training, config.validation
     opened.check_batches(training.batch_size, validation.batch_size, world_size())
     task = synchronize_batchnorm(build_task(config, opened), config, device)
+    make_phases(task, config)
     refuse_impossible(training.cuda_graph, device, [task])
 
 
@@ -207,11 +209,12 @@ def check_unchanged(checkpoint: dict, config: Config) -> None:
     """Say which settings of a resumed run have changed; in the middle of an epoch its batches must not.
 
     Raises:
-        UserError: the batch size is another one and the epoch is not at its end.
+        UserError: the optimiser is another one; or the batch size is, and the epoch is not at its end.
     """
     match checkpoint:
         case {"config": dict(before), "progress": {"step": int(step)}}:
             changes = differences(before, config.to_dict())
+            refuse_other_optimizer(before, config.to_dict())
         case _:  # no checkpoint of a run; the engine is about to say so
             return
     for key, (old, new) in changes.items():
@@ -235,6 +238,7 @@ def farewell(config: Config, result: dict, run: Layout) -> str:
     """The last lines of a run: accuracies, whether its policy chose, the checkpoint, and what one might run next."""
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
+        + (f", EMA {result['ema_last_top1']:.2f}%" if "ema_last_top1" in result else "")
         + (f", teacher {result['teacher_top1']:.2f}%" if "teacher_top1" in result else ""),
     ]
     if config.kd and (constant := no_choice(config.kd.selection, read_epochs(run.metrics, "train"))):

@@ -35,11 +35,13 @@ class Place(NamedTuple):
         group: name of what they belong to; the tensors of one group are compared together.
         attributes: by name. Only tensors and numbers count.
         rows: if the entries of a vector are different quantities, their names; each of them is compared alone.
+        apart: tensors of different names are different quantities, and not compared together.
     """
 
     group: str
     attributes: dict[str, Any]
     rows: Sequence[str] = ()
+    apart: bool = False
 
     def values(self) -> dict[str, Any]:
         """The tensors and numbers."""
@@ -58,13 +60,13 @@ class Snapshot:
         self._device = device
         self._places = [(place, place.values()) for place in places]
         # On the host: memory of the device is scarce.
-        self._copies = {id(tensor): (tensor, on_host(tensor)) for _, tensor in self._tensors()}
+        self._copies = {id(tensor): (tensor, on_host(tensor)) for _, _, tensor in self._tensors()}
         self._random = rng_state(device)
         self._host = {name: read() for name, (read, _) in HOST_GENERATORS.items()}
 
-    def _tensors(self) -> Iterator[tuple[Place, Tensor]]:
+    def _tensors(self) -> Iterator[tuple[Place, str, Tensor]]:
         for place, values in self._places:
-            yield from ((place, value) for value in values.values() if isinstance(value, Tensor))
+            yield from ((place, name, value) for name, value in values.items() if isinstance(value, Tensor))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -114,7 +116,7 @@ class Snapshot:
             before: of the time before the step that ended here; differences are measured by what that step changed.
         """
         groups: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-        for place, tensor in self._tensors():
+        for place, own_name, tensor in self._tensors():
             expected = self._copies[id(tensor)][1]
             _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
             values = (on_host(tensor), expected, was)
@@ -122,7 +124,7 @@ class Snapshot:
                 for name, *row in zip(place.rows, *values):
                     groups[name].append(tuple(row))
             else:
-                groups[place.group].append(values)
+                groups[f"{own_name} of {place.group}" if place.apart else place.group].append(values)
         for group, tensors in groups.items():
             if not is_close(*zip(*tensors)):
                 return f"a repetition leaves other values in {group}"

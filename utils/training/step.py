@@ -14,6 +14,7 @@ from datasets.batch import Batch
 from distillers.task import Task, TaskOutput
 from utils.errors import reason
 from utils.processes.group import Replica
+from utils.training.average import WeightAverage
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, top_k_hits
 from utils.training.optim import ScheduledOptimizer
@@ -29,12 +30,14 @@ class Phase:
         task: gives the loss.
         epochs: how many.
         optimizers: by name of parameter group.
+        average: of the student's weights over the steps; None if there is none.
     """
 
     name: str
     task: Task
     epochs: int
     optimizers: dict[str, ScheduledOptimizer]
+    average: WeightAverage | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All that is trained."""
@@ -70,7 +73,7 @@ class EagerStep:
 
     def __init__(self, phase: Phase, meter: Meter, gates: GateRecorder, autocast: Callable[[], AbstractContextManager]):
         self.task, self.meter, self.gates = phase.task, meter, gates
-        self.optimizers = {name: scheduled.optimizer for name, scheduled in phase.optimizers.items()}
+        self.optimizers, self.average = phase.optimizers, phase.average
         self._replica = Replica(phase.task, phase.parameters())
         self._autocast = autocast
 
@@ -95,6 +98,8 @@ class EagerStep:
         for optimizer in self.optimizers.values():
             optimizer.step()
         self._replica.end_step()
+        if self.average is not None:
+            self.average.update()
         hits = {} if logits is None else top_k_hits(logits, batch.label if label is None else label)
         self.meter.accumulate(parts | hits, len(batch.label))
         if gates is not None:
@@ -113,7 +118,7 @@ class EagerStep:
     def drop_gradients(self) -> None:
         """Free the gradients of the step before."""
         for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.optimizer.zero_grad(set_to_none=True)
 
     def places(self) -> Iterator[Place]:
         """Where everything is that one step leaves to the next."""
@@ -121,9 +126,12 @@ class EagerStep:
             yield Place(name or "the task", vars(module))
             yield Place("the parameters", module._parameters)
             yield Place(name or "the task", module._buffers)
+        for module in self.average.network.modules() if self.average is not None else ():
+            yield Place("the average weights", module._parameters)
+            yield Place("the average weights", module._buffers)
         for name, optimizer in self.optimizers.items():
-            for state in optimizer.state.values():
-                yield Place(f"the optimiser of {name}", state)
+            for state in optimizer.optimizer.state.values():
+                yield Place(f"the optimiser of {name}", state, apart=True)
         yield Place("the meter", vars(self.meter), rows=self.meter.names)
         yield Place("the counts of gates", vars(self.gates))
 

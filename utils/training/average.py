@@ -1,0 +1,56 @@
+"""The average of the weights that a network had in the last steps of its training."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from models.staged import StagedModel
+
+
+class WeightAverage:
+    """Exponential moving average (EMA) of a network's parameters and running statistics.
+
+    Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992, in the form of `torch.optim`'s
+    ``swa_utils``. Its class ``AveragedModel`` asks at every step for a number on the device, which a step that is
+    captured as a CUDA graph must not.
+
+    Args:
+        network: what is trained, on its device; its tensors must stay the same ones.
+        decay: what is left of the average after a step; it reaches back about ``1 / (1 - decay)`` steps.
+
+    Attributes:
+        network: of the average weights, in evaluation mode. It begins as the weights are now.
+    """
+
+    def __init__(self, network: StagedModel, decay: float):
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        # By kind: averages are taken of numbers, and what counts is copied.
+        self._numbers = [list(column) for column in zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
+        self._counters = [list(column) for column in zip(*(pair for pair in pairs if not pair[0].is_floating_point()))]
+        self._average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights of the step that has just been taken into account."""
+        self._average(*self._numbers, None)
+        if self._counters:
+            torch._foreach_copy_(*self._counters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the average network, as a checkpoint has it."""
+        return {name: value.contiguous() for name, value in self.network.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, or from the weights of the network itself."""
+        self.network.load_state_dict(state)
+
+
+def _tensors(network: nn.Module) -> chain[torch.Tensor]:
+    return chain(network.parameters(), network.buffers())
