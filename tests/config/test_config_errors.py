@@ -45,8 +45,24 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("training.optimizer.momentum=1", "training.optimizer.momentum: found 1, must be less than 1"),
         ("training.optimizer.weight_decay=-1", "training.optimizer.weight_decay: found -1, must be at least 0"),
         (
-            "training.optimizer.name=Adam",
-            "training.optimizer.name: found 'Adam', must be SGD, the only optimiser implemented",
+            "training.optimizer.name=LBFGS",
+            "training.optimizer.name: found 'LBFGS', must be 'SGD', 'AdamW', 'Adam', 'NAdam', 'RAdam', 'Adamax', "
+            "'Adadelta', 'Adafactor', 'Adagrad', 'ASGD', 'RMSprop' or 'Rprop'",
+        ),
+        (
+            "training.optimizer={name: AdamW, nesterov: true}",
+            "training.optimizer.nesterov: found true, must be false unless name is SGD and momentum above 0",
+        ),
+        ("pretrain.optimizer.name=AdamW", "pretrain.optimizer.name: found 'AdamW', must be 'SGD'"),
+        ("training.schedule=linear", "training.schedule: found 'linear', must be 'steps' or 'cosine'"),
+        (
+            "training.warmup_epochs=240",
+            "training.warmup_epochs: found 240, must be less than training.epochs, which is 240",
+        ),
+        ("training.ema_decay=1", "training.ema_decay: found 1, must be less than 1"),
+        (
+            "training.mixup=-1",
+            "training.mixup: found -1, must be at least 0",
         ),
         ("training.lr_decay_epochs=[5,3]", "training.lr_decay_epochs: found [5, 3], must increase from epoch to epoch"),
         ("training.lr_decay_epochs=[0]", "training.lr_decay_epochs[0]: found 0, must be at least 1"),

@@ -10,29 +10,24 @@ import numpy as np
 import pytest
 import torch
 from step_tape import TapeRecorder
-from toy_runs import EPOCHS, toy_config
+from torch import nn
+from toy_runs import toy_config
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_task
 
-import utils.training.optim
 from distillers.at import AT
 from distillers.task import Classification
+from utils.training.build import make_label_loss, make_phases
 from utils.training.device import rng_state
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
-from utils.training.optim import make_optimizers
-from utils.training.step import Phase, make_step
+from utils.training.step import make_step
 
 CPU = torch.device("cpu")
 
 
 def use_optimizers_of_a_gpu(patch: pytest.MonkeyPatch) -> None:
     """Learning rates in tensors, and kernels that read them there: what a tape needs as much as a graph."""
-
-    def sgd(parameters, lr, momentum, weight_decay):
-        how = utils.training.optim._on_gpu(lr, parameters[0].device)
-        return torch.optim.SGD(parameters, **how, momentum=momentum, weight_decay=weight_decay)
-
-    patch.setattr(utils.training.optim, "_sgd", sgd)
+    patch.setattr(nn.Parameter, "is_cuda", True, raising=False)
 
 
 class Training:
@@ -42,18 +37,29 @@ class Training:
         distiller: of the toy task; None: a network alone.
         recorder: captures the steps; None: they are eager.
         precision: as in the config.
+        training: keys of the config.
         options: of the toy task.
 
     Attributes:
         complaints: what the log would say.
     """
 
-    def __init__(self, distiller="at", recorder: TapeRecorder | None = None, precision: str = "fp32", **options: Any):
+    def __init__(
+        self,
+        distiller="at",
+        recorder: TapeRecorder | None = None,
+        precision: str = "fp32",
+        training: dict[str, Any] | None = None,
+        **options: Any,
+    ):
+        config = toy_config(**training or {})
         random.seed(5)
         np.random.seed(5)  # noqa: NPY002
         torch.manual_seed(0)
-        self.task = Classification(ToyNet()).train() if distiller is None else toy_task(distiller, **options)
-        self.optimizers = make_optimizers(self.task.parameter_groups(), toy_config())
+        options["label_loss"] = make_label_loss(config)
+        self.task = toy_task(distiller, **options) if distiller else Classification(ToyNet(), **options).train()
+        phase = make_phases(self.task, config)[-1]
+        self.optimizers, self.average = phase.optimizers, phase.average
         self.meter = Meter(CPU)
         self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, CPU)
         self.complaints: list[str] = []
@@ -61,7 +67,7 @@ class Training:
         if isinstance(recorder, Off):
             recorder.training = self
         self.step = make_step(
-            Phase("train", self.task, EPOCHS, self.optimizers),
+            phase,
             self.meter,
             self.gates,
             lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
@@ -85,6 +91,7 @@ class Training:
             "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
             "meter": self.meter.state_dict(),
             "gates": self.gates.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "random": rng_state(CPU),
         }
         return _copied(state)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from toy_runs import finish, phases_of, toy_config
+from toy_runs import finish, toy_config
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
 from datasets.batch import Batch
@@ -15,13 +15,13 @@ from distillers.at import AT
 from distillers.task import Classification
 from utils.processes.group import from_main, is_main
 from utils.run_folder.folder import RunDir
+from utils.training.build import make_label_loss, make_phases
 from utils.training.cuda_graph import CudaRecorder
 from utils.training.device import autocast, choose_device, set_up
 from utils.training.engine import Engine
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
-from utils.training.optim import make_optimizers
-from utils.training.step import Phase, make_step
+from utils.training.step import make_step
 
 DEVICE = torch.device("cuda:0")
 BATCH = 12  # three batches of 12 of the 40 images, and one of 4
@@ -44,12 +44,14 @@ def make_engine(
     # Two runs are to choose the same kernels.
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     seed = config.training.seed
-    task = Classification(ToyNet()) if task is None else toy_task(task, seed=seed, selection=selection)
+    loss = make_label_loss(config)
+    how = {"seed": seed, "selection": selection, "label_loss": loss}
+    task = Classification(ToyNet(), loss) if task is None else toy_task(task, **how)
     task = task.to(device)
     run = RunDir(Path(folder))
     checkpoint = from_main(run.open(resume=resume, overwrite=False) if is_main() else None)
     data = toy_data(BATCH, shard, device, workers)
-    return Engine(phases_of(task, config), data, run, config, device).start(checkpoint)
+    return Engine(make_phases(task, config), data, run, config, device).start(checkpoint)
 
 
 def trained(*arguments, **options):
@@ -76,15 +78,16 @@ class WaitsOnlyInACapture(AT):
 
 
 class Training:
-    """A toy task with everything that a step needs."""
+    """A toy task with everything that a step needs; `training` are keys of the config."""
 
-    def __init__(self, distiller="at", precision="fp32", captured=True, device=None, **options):
+    def __init__(self, distiller="at", precision="fp32", captured=True, device=None, training=None, **options):
+        config = toy_config(**training or {})
         self.device = device or choose_device("auto")
-        self.task = toy_task(distiller, **options).to(self.device)
+        self.task = toy_task(distiller, label_loss=make_label_loss(config), **options).to(self.device)
         self.complaints = []
         self.meter = Meter(self.device)
         gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, self.device)
-        phase = Phase("train", self.task, 1, make_optimizers(self.task.parameter_groups(), toy_config()))
+        phase = make_phases(self.task, config)[-1]
         self.recorder = CudaRecorder(self.device) if captured else None
         context = lambda: autocast(self.device, precision)  # noqa: E731
         self.step = make_step(phase, self.meter, gates, context, self.recorder, self.complaints.append)

@@ -5,17 +5,27 @@ import json
 import torch
 from toys import ToyNet, toy_data, toy_task
 
-from distillers.pretraining import Pretraining
 from distillers.task import Classification
 from utils.config import Config
 from utils.processes.stopping import StopRequest
 from utils.run_folder.folder import RunDir
+from utils.training.build import make_label_loss, make_phases
 from utils.training.device import set_up
-from utils.training.engine import Engine, Phase
-from utils.training.optim import make_optimizers
+from utils.training.engine import Engine
 
 EPOCHS = 3
 STEPS = 5  # per epoch
+RECIPE = {  # everything that is off by default, at once
+    "optimizer": {"name": "AdamW", "options": {"betas": [0.9, 0.95]}},
+    "lr": 0.01,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "clip_grad_norm": 1.0,
+    "label_smoothing": 0.1,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "ema_decay": 0.9,
+}
 
 
 def toy_config(**training) -> Config:
@@ -32,27 +42,18 @@ def toy_config(**training) -> Config:
     )
 
 
-def phases_of(task, config):
-    phases = [Phase("train", task, config.training.epochs, make_optimizers(task.parameter_groups(), config))]
-    distiller = getattr(task, "distiller", None)
-    if distiller is not None and distiller.pretraining_parameters(task.student):
-        pretraining = Pretraining(task.student, task.teacher, distiller)
-        optimizers = make_optimizers(pretraining.parameter_groups(), config)
-        phases.insert(0, Phase("pretrain", pretraining, config.pretrain.epochs, optimizers))
-    return phases
-
-
 def make_engine(folder, distiller="at", selection="adaptive", resume=False, config=None):
     """A fresh process's engine: everything is built anew, only the folder is shared."""
     config = config or toy_config()
     set_up(config)
     if distiller is None:
-        task = Classification(ToyNet())
+        task = Classification(ToyNet(), make_label_loss(config))
     else:
-        task = toy_task(distiller, seed=config.training.seed, selection=selection)
+        how = {"selection": selection, "label_loss": make_label_loss(config)}
+        task = toy_task(distiller, seed=config.training.seed, **how)
     run = RunDir(folder)
     checkpoint = run.open(resume=resume, overwrite=False)
-    return Engine(phases_of(task, config), toy_data(), run, config, torch.device("cpu")).start(checkpoint)
+    return Engine(make_phases(task, config), toy_data(), run, config, torch.device("cpu")).start(checkpoint)
 
 
 def assert_equal(found, expected, where="checkpoint"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from process_pair import process_pair
 from torch import nn
-from toy_runs import PowerCut, assert_equal, cut_power_after, finish, gate_records, phases_of, records, toy_config
+from toy_runs import RECIPE, PowerCut, assert_equal, cut_power_after, finish, gate_records, records, toy_config
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
 from datasets.batch import Batch
@@ -36,7 +36,7 @@ from utils.processes.group import (
 from utils.processes.stopping import Interrupted
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
-from utils.training.build import synchronize_batchnorm
+from utils.training.build import make_label_loss, make_phases, synchronize_batchnorm
 from utils.training.device import choose_device, set_up
 from utils.training.engine import Engine, evaluate
 from utils.training.gate_counts import GateRecorder
@@ -249,15 +249,16 @@ def test_two_processes_find_what_one_finds(on_both, function, processes, toleran
 
 
 def make_engine(folder, distiller, selection, resume=False):
-    config = toy_config(save_every_steps=2)
+    config = toy_config(save_every_steps=2, **RECIPE if distiller == "at" else {})
     set_up(config)
     if distiller is None:
         task = Classification(ToyNet())
     else:
-        task = toy_task(distiller, seed=config.training.seed, selection=selection)
+        how = {"selection": selection, "label_loss": make_label_loss(config)}
+        task = toy_task(distiller, seed=config.training.seed, **how)
     run = RunDir(folder)
     checkpoint = from_main(run.open(resume=resume, overwrite=False) if is_main() else None)
-    return Engine(phases_of(task, config), toy_data(shard=(rank(), world_size())), run, config, CPU).start(checkpoint)
+    return Engine(make_phases(task, config), toy_data(shard=(rank(), world_size())), run, config, CPU).start(checkpoint)
 
 
 def train(folder, distiller, selection="adaptive", resume=False):

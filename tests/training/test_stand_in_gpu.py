@@ -16,19 +16,21 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import pytest
 import torch
 from gpu_runs import BATCH, Training, WaitsOnlyInACapture, is_captured, little_memory, make_engine, trained
 from stand_in import in_forks
-from toy_runs import PowerCut, cut_power_after, finish, records, toy_config
+from toy_runs import RECIPE, PowerCut, cut_power_after, finish, records, toy_config
 from toys import ToyNet, toy_data
 
 from distillers import DISTILLERS
 from distillers.at import AT
 from utils.benchmark.__main__ import main as benchmark
 from utils.benchmark.cases import Case, Conditions, Kind, Pair
+from utils.config.training import Optimizer
 from utils.processes.group import is_main, process_group
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
@@ -159,6 +161,30 @@ def capture_every_distiller(folder):
     return found
 
 
+RECIPES = {"all at once": RECIPE} | {
+    name: {"optimizer": {"name": name}}
+    for name in get_args(Optimizer)
+    if name not in ("SGD", "Adafactor")  # the others have the first, and the second has kernels that are compiled
+}
+
+
+def capture_every_recipe(folder):
+    import fakecuda
+
+    found = {}
+    for name, recipe in RECIPES.items():
+        fakecuda.reset()
+        training = Training("kd", training=recipe).take([8, 8, 8])
+        seen = fakecuda.stats()
+        found[name] = {
+            "complaints": training.complaints,
+            "replays": seen["graph_launches"],
+            "violations": seen["violations"],
+            "outside": seen["outside"],
+        }
+    return found
+
+
 def resume(folder):
     """Whole, cut off in the middle of an epoch and resumed, and without captures."""
     import fakecuda
@@ -283,6 +309,7 @@ QUESTIONS = {
     "two processes": share_a_run,
     "entry points": run_entry_points,
     "distillers": capture_every_distiller,
+    "recipes": capture_every_recipe,
     "resuming": resume,
     "phases": change_phases,
     "batches": load_batches,
@@ -360,6 +387,16 @@ def test_every_distiller_is_captured(answer, distiller, kind):
     found = answer("distillers")[f"{distiller} {kind}"]
     replays = len(SIZES) - 1 + (kind == "bf16")  # the first step is eager
     assert found == {"complaints": [], "replays": replays, "violations": [], "outside": []}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_captured_or_says_why_not(answer, name):
+    found = answer("recipes")[name]
+    if name == "Adagrad":
+        (complaint,) = found["complaints"]
+        assert complaint.startswith("Adagrad takes its learning rate from the host")
+    else:
+        assert found == {"complaints": [], "replays": 2, "violations": [], "outside": {}}
 
 
 class TestRuns:

@@ -28,6 +28,7 @@ from step_tape import TapeRecorder
 from torch import nn
 from toy_runs import (
     EPOCHS,
+    RECIPE,
     STEPS,
     PowerCut,
     assert_equal,
@@ -118,6 +119,7 @@ RAMP = {"warmup_epochs": 2}
         *(("at", {"selection": name}, take_all_sizes, len(SIZES), 3) for name in ("anti", "fixed", "random")),
         (None, {}, take_all_sizes, len(SIZES), 3),
         ("crd", {"precision": "bf16"}, take_all_sizes, len(SIZES), 3),
+        ("at", {"training": RECIPE}, take_all_sizes, len(SIZES), 3),
         ("at", {}, begin_with_the_last_batch_of_an_epoch, 5, 2),
         ("at", {}, follow_the_learning_rate, 3 * EPOCHS, 1),
         ("dkd", RAMP, follow_the_ramp_of_the_first_epochs, 2 * EPOCHS, 1),

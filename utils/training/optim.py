@@ -154,14 +154,18 @@ def _build(
         options["weight_decay"] = decay
     if optimizer.name == "SGD":
         options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
-    how = _on_gpu(kind, lr, parameters[0].device) if parameters[0].is_cuda else {"lr": lr}
-    return kind(parameters, **how, **options)
+    if not parameters[0].is_cuda:
+        return kind(parameters, lr=lr, **options)
+    how = _on_gpu(kind)
+    built = kind(parameters, lr=lr, **how, **options)
+    for group in built.param_groups if how else ():
+        # A learning rate on the device can change under a graph, a number could not. The constructor is not given it,
+        # because that would look at its value.
+        group["lr"] = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
+    return built
 
 
-def _on_gpu(kind: type, lr: float, device: torch.device) -> dict[str, Any]:
-    """One kernel for all parameters; a learning rate on the device can change under a graph, a number could not."""
-    how: dict[str, Any] = {"fused": True} if kind.__name__ in _FUSED else {}
-    if "capturable" in inspect.signature(kind).parameters:
-        how["capturable"] = True
-    # Those without either, Adagrad and Adafactor, do not take a tensor. Nor can they be captured, and the step says so.
-    return how | {"lr": torch.tensor(lr, dtype=torch.float32, device=device) if how else lr}
+def _on_gpu(kind: type[Optimizer]) -> dict[str, Any]:
+    """Arguments with which a step stays on the GPU; Adagrad and Adafactor have none, and count steps on the host."""
+    how = {"fused": True} if kind.__name__ in _FUSED else {}
+    return how | ({"capturable": True} if "capturable" in inspect.signature(kind).parameters else {})
