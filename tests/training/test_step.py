@@ -165,7 +165,11 @@ def bank(training):
         # captures that do something else than eager steps
         ("crd", lambda: Off(lambda t: t.meter.sums[t.meter.names.index("loss/kl")].mul_(1.01)), f"{OTHERS}loss/kl"),
         ("crd", lambda: Off(lambda t: t.task.student.conv1.weight.mul_(1.001)), f"{OTHERS}the parameters"),
-        ("crd", lambda: Off(lambda t: t.momentum("student").mul_(1.01)), f"{OTHERS}the optimiser of student"),
+        (
+            "crd",
+            lambda: Off(lambda t: t.momentum("student").mul_(1.01)),
+            f"{OTHERS}momentum_buffer of the optimiser of student",
+        ),
         ("crd", lambda: Off(lambda t: t.momentum("agent").zero_()), f"{OTHERS}the optimiser of agent"),
         ("crd", lambda: Off(lambda t: bank(t).mul_(0.99)), f"{OTHERS}distiller.contrasts.0.student_bank"),
         ("crd", lambda: Off(lambda t: t.task.student.bn1.running_var.mul_(1.01)), f"{OTHERS}student.bn1"),

@@ -124,7 +124,7 @@ def make_phases(task: Task, config: Config) -> list[Phase]:
     decay = config.training.ema_decay
     average = WeightAverage(task.student, decay) if decay else None
     phases = [make_phase("train", task, config.training.epochs, config, average)]
-    distiller: Distiller | None = getattr(task, "distiller", None)
+    distiller = getattr(task, "distiller", None)
     if distiller is not None and distiller.pretraining_parameters(task.student):
         pretraining = Pretraining(task.student, task.teacher, distiller)
         phases.insert(0, make_phase("pretrain", pretraining, config.pretrain.epochs, config, average))

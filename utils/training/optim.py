@@ -41,6 +41,11 @@ class ScheduledOptimizer:
     schedule: Callable[[int], float] = lambda epoch: 1.0
     clip_norm: float = 0.0
 
+    @property
+    def capturable(self) -> bool:
+        """A step that is captured as a CUDA graph follows the learning rate."""
+        return all(isinstance(group["lr"], Tensor) for group in self.optimizer.param_groups)
+
     def lr_at(self, epoch: int) -> float:
         """Learning rate in the epoch with index `epoch`, counted from 0."""
         return self.lr * self.schedule(epoch)

@@ -238,7 +238,14 @@ def make_step(
 ) -> EagerStep | CapturedStep:
     """The step of a phase; captured if there is a `recorder`. See both classes for the arguments."""
     step = EagerStep(phase, meter, gates, autocast)
-    return step if recorder is None else CapturedStep(step, recorder, give_up)
+    if recorder is None:
+        return step
+    for scheduled in phase.optimizers.values():
+        if not scheduled.capturable:
+            kind = type(scheduled.optimizer).__name__
+            give_up(f"{kind} takes its learning rate from the host, and a captured step would keep that of its capture")
+            return step
+    return CapturedStep(step, recorder, give_up)
 
 
 def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
