@@ -170,7 +170,11 @@ def bank(training):
             lambda: Off(lambda t: t.momentum("student").mul_(1.01)),
             f"{OTHERS}momentum_buffer of the optimiser of student",
         ),
-        ("crd", lambda: Off(lambda t: t.momentum("agent").zero_()), f"{OTHERS}the optimiser of agent"),
+        (
+            "crd",
+            lambda: Off(lambda t: t.momentum("agent").zero_()),
+            f"{OTHERS}momentum_buffer of the optimiser of agent",
+        ),
         ("crd", lambda: Off(lambda t: bank(t).mul_(0.99)), f"{OTHERS}distiller.contrasts.0.student_bank"),
         ("crd", lambda: Off(lambda t: t.task.student.bn1.running_var.mul_(1.01)), f"{OTHERS}student.bn1"),
         ("crd", lambda: Off(lambda t: t.gates.sample_chosen[0].add_(1)), f"{OTHERS}the counts of gates"),
