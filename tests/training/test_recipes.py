@@ -18,11 +18,13 @@ from toy_runs import (
 )
 from toys import CPU, ToyNet, toy_data
 
+from utils.convert import export_network
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
+from utils.training.restore import restore
 from utils.training.run import check_unchanged
 
 
@@ -101,3 +103,18 @@ def test_a_run_cannot_change_its_optimizer(optimizer, complaint):
         check_unchanged(checkpoint, toy_config(**RECIPE | {"optimizer": optimizer}))
     assert str(error.value).startswith(complaint)
     check_unchanged(checkpoint, toy_config(**RECIPE | {"lr": 0.1}))
+
+
+def test_tools_take_the_average_if_asked_for_and_say_if_there_is_none(tmp_path):
+    weights, average = ToyNet().state_dict(), ToyNet().state_dict()
+    torch.save({"model": weights, "ema": average}, tmp_path / "with.pth")
+    torch.save({"model": weights}, tmp_path / "without.pth")
+    export_network(tmp_path / "with.pth", tmp_path / "average.pth", average=True)
+    assert_equal(dict(read_checkpoint(tmp_path / "average.pth")), dict(average))
+    for tool in (lambda file: export_network(file, tmp_path / "none.pth", average=True), restore_average):
+        with pytest.raises(UserError, match=r"without\.pth: holds no moving average of weights; training\.ema_decay"):
+            tool(tmp_path / "without.pth")
+
+
+def restore_average(file):
+    return restore(file, average=True)
