@@ -187,7 +187,7 @@ class OpenedData(DataInfo):
         if self.config.loader != "auto":
             return self.config.loader == "memory"
         height, width = (side + 2 * augment.padding for side in self.image_size)
-        return not augment.recipe.resized_crop and count * 3 * height * width <= _memory_limit(device)
+        return not augment.recipe.streams and count * 3 * height * width <= _memory_limit(device)
 
     def _decoded(self, split: Split, workers: int, *, margin: bool) -> Tensor:
         if isinstance(split, Arrays) and split.images.shape[-2:] == self.image_size and not margin:
@@ -246,16 +246,19 @@ def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
 
 def _augmentation(config: DataConfig, source: Source, size: tuple[int, int]) -> str:
     """Name of the training augmentation."""
-    if config.augment != "auto":
+    is_small = max(size) <= LARGEST_CROPPED
+    if config.augment == "trivialaugment":
+        name = "trivialaugment" if is_small else "trivialaugment_resized_crop"
+    elif config.augment != "auto":
         name = config.augment
     elif source.augment is not None:
         name = source.augment
     else:
-        name = "crop_flip" if max(size) <= LARGEST_CROPPED else "resized_crop"
-    if config.loader == "memory" and AUGMENTATIONS[name].resized_crop:
+        name = "crop_flip" if is_small else "resized_crop"
+    if config.loader == "memory" and AUGMENTATIONS[name].streams:
         raise UserError(
-            f"dataset.loader: memory holds images of {size[0]}x{size[1]}, but the augmentation {name} cuts from the "
-            "full ones; set dataset.loader=stream, or dataset.augment=crop_flip"
+            f"dataset.loader: memory holds images of {size[0]}x{size[1]}, but the augmentation {name} needs the "
+            "original ones in every epoch; set dataset.loader=stream, or dataset.augment=crop_flip"
         )
     return name
 

@@ -10,11 +10,23 @@ from torch.nn import functional as F
 
 
 class Recipe(NamedTuple):
-    """What an augmentation consists of."""
+    """What an augmentation consists of.
+
+    Attributes:
+        crop, flip: done to whole batches, see `Augment`.
+        resized_crop, trivial: done to each picture when it is decoded: a random part, scaled; one random operation
+            (Müller, Hutter: *TrivialAugment*, ICCV 2021, arXiv 2103.10158). They need the streaming loader.
+    """
 
     crop: bool = False
     flip: bool = False
     resized_crop: bool = False
+    trivial: bool = False
+
+    @property
+    def streams(self) -> bool:
+        """Part of it is done when a picture is decoded, so every epoch has to decode anew."""
+        return self.resized_crop or self.trivial
 
 
 AUGMENTATIONS: dict[str, Recipe] = {
@@ -22,6 +34,8 @@ AUGMENTATIONS: dict[str, Recipe] = {
     "crop": Recipe(crop=True),
     "flip": Recipe(flip=True),
     "resized_crop": Recipe(resized_crop=True, flip=True),
+    "trivialaugment": Recipe(crop=True, flip=True, trivial=True),
+    "trivialaugment_resized_crop": Recipe(resized_crop=True, flip=True, trivial=True),
     "none": Recipe(),
 }
 
@@ -55,8 +69,7 @@ class Augment:
     runs the same kernels: on a GPU at most five, and pixels have the same bits as on a CPU.
 
     Args:
-        name: one of `AUGMENTATIONS`. Of ``"resized_crop"`` this does the flip only: the crop needs the image in
-            its full size and is the streaming loader's.
+        name: one of `AUGMENTATIONS`. What is done when a picture is decoded is the streaming loader's.
         size: (height, width) of the images.
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].

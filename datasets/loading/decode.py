@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.images import fit, to_tensor
+from datasets.loading.augment import AUGMENTATIONS, Recipe
 from datasets.loading.order import derive_seed
 from datasets.source import Split
 from utils.errors import UserError, reason
@@ -25,6 +27,7 @@ from utils.errors import UserError, reason
 log = logging.getLogger("sakd")
 
 CHUNK = 32  # images that a worker decodes at a time when all are wanted
+AS_THEY_ARE = AUGMENTATIONS["none"]
 SHARED_MEMORY = "/dev/shm"  # where Linux keeps it
 
 Decoded: TypeAlias = Tensor | np.ndarray | str
@@ -52,19 +55,20 @@ class Decoder(Dataset):
         split: files, or arrays.
         size: (height, width) of the result.
         margin: see `datasets.images.fit`.
-        resized_crop: cut a random part out of each image and scale that, instead of the whole.
+        recipe: of this, what is done when a picture is decoded.
 
     Attributes:
         by_pipe: return NumPy arrays, which go from process to process through a pipe; PyTorch would put tensors into
             shared memory.
     """
 
-    def __init__(self, split: Split, size: tuple[int, int], *, margin: bool = False, resized_crop: bool = False):
+    def __init__(self, split: Split, size: tuple[int, int], *, margin: bool = False, recipe: Recipe = AS_THEY_ARE):
         self.by_pipe = False
         self._split = split
         self._size = size
-        self._margin = margin
-        self._random_crop = _random_resized_crop(size) if resized_crop else None
+        self._crop = _random_resized_crop(size) if recipe.resized_crop else partial(fit, size=size, margin=margin)
+        self._change = _trivial_augment() if recipe.trivial else None
+        self._is_random = recipe.streams
 
     def __getitem__(self, job: Job) -> Decoded:
         try:
@@ -79,13 +83,14 @@ class Decoder(Dataset):
 
     def _decode(self, index: int, seed: int) -> Tensor:
         picture = self._split.picture(index)
-        if self._random_crop is None:
-            return to_tensor(fit(picture, self._size, self._margin))
+        if not self._is_random:
+            return to_tensor(self._crop(picture))
         # torchvision draws from the global generator. Seeding that per image makes a crop independent of who
         # decodes it; putting it back keeps num_workers=0 from disturbing the training run.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, index))
-            return to_tensor(self._random_crop(picture))
+            picture = self._crop(picture)
+            return to_tensor(self._change(picture) if self._change else picture)
 
 
 class Checker(Dataset):
@@ -200,6 +205,12 @@ def _random_resized_crop(size: tuple[int, int]) -> Callable[[Image], Image]:
     from torchvision.transforms import RandomResizedCrop  # takes a second to import, and few data sets need it
 
     return RandomResizedCrop(size)
+
+
+def _trivial_augment() -> Callable[[Image], Image]:
+    from torchvision.transforms.v2 import TrivialAugmentWide
+
+    return TrivialAugmentWide()
 
 
 def _unchanged(decoded: Any) -> Any:

@@ -46,7 +46,7 @@ class StreamLoader(Loader):
         device: torch.device,
     ):
         super().__init__(split.labels, order, augment, seed, device)
-        decoder = Decoder(split, augment.size, margin=margin, resized_crop=augment.recipe.resized_crop)
+        decoder = Decoder(split, augment.size, margin=margin, recipe=augment.recipe)
         self._jobs: list[Job] = []
         self._decoded = decode_loader(
             decoder,

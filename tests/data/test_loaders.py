@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 import datasets.build
 from datasets import build_data
-from datasets.loading.augment import Augment
+from datasets.loading.augment import Augment, Recipe
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order, derive_seed
 from datasets.loading.streaming import StreamLoader
@@ -179,6 +179,16 @@ class TestStreaming:
             assert abs(mine.mean() - other.mean()) < 4 * (2 * other.var() / 400).sqrt()
             assert mine.std() == pytest.approx(other.std().item(), rel=0.15)
 
+    def test_trivialaugment_changes_every_image_anew_whoever_decodes_it(self):
+        state = torch.get_rng_state()
+        alone, helped = (loader("stream", augment="trivialaugment", workers=workers) for workers in (0, 2))
+        plain = loader("stream", augment="crop_flip")
+        epochs = [list(alone.epoch(epoch)) for epoch in range(2)]
+        assert same(epochs[1], helped.epoch(1))
+        changed = [(a.image != b.image).flatten(1).any(1) for a, b in zip(epochs[1], plain.epoch(1))]
+        assert torch.cat(changed).float().mean() > 0.5  # one of its operations changes nothing
+        assert torch.equal(torch.get_rng_state(), state)
+
     @pytest.mark.parametrize("workers", [0, 1])
     def test_an_unreadable_file_is_one_line_that_names_it(self, tmp_path, workers):
         root = image_folder(tmp_path)
@@ -286,10 +296,16 @@ class TestChoice:
         assert self.kinds(root, img_h=64) == (MemoryLoader, MemoryLoader)
         assert self.kinds(root, img_h=72) == (StreamLoader, MemoryLoader)
         assert self.kinds(root, img_h=72, augment="flip") == (MemoryLoader, MemoryLoader)
+        for side, cuts in ((32, False), (72, True)):
+            data = open_data("imagefolder", root, img_h=side, augment="trivialaugment")
+            assert (type(data.train), type(data.val)) == (StreamLoader, MemoryLoader)
+            assert data.train.augment.recipe == Recipe(crop=not cuts, flip=True, resized_crop=cuts, trivial=True)
 
     def test_resized_crops_from_memory_are_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"^dataset\.loader: memory holds .* set dataset\.loader=stream"):
             self.kinds(image_folder(tmp_path), img_h=96, loader="memory")
+        with pytest.raises(UserError, match=r"the augmentation trivialaugment needs the original ones in every epoch"):
+            open_data("digits", augment="trivialaugment", loader="memory")
 
     def test_more_processes_than_images_are_refused(self):
         with pytest.raises(UserError, match=r"^training\.batch_size: batches of 2 .* give each of 4 .* fewer than 2;"):

@@ -43,7 +43,7 @@ class DatasetConfig(Section):
     loader: Incidental[Literal["auto", "memory", "stream"]] = Field(
         "auto", description="hold all images on the training device, or stream them through workers"
     )
-    augment: Literal["auto", "crop_flip", "crop", "flip", "resized_crop", "none"] = Field(
+    augment: Literal["auto", "crop_flip", "crop", "flip", "resized_crop", "trivialaugment", "none"] = Field(
         "auto", description="training augmentation (auto: the data set's)"
     )
     on_corrupt: Literal["error", "skip"] = Field(
