@@ -219,7 +219,7 @@ def test_a_class_that_was_not_seen_leaves_its_cells_blank(tmp_path):
 def test_the_page_is_self_contained_and_mentions_every_run(tmp_path, capsys):
     runs = tmp_path / "run"
     folder = write_run(runs, selection="adaptive")
-    write_samples(folder, 4, np.random.default_rng(0).integers(0, 5, (776, 4)), ["f1", "f2", "f3", "logits"])
+    write_samples(folder, 10, np.random.default_rng(0).integers(0, 5, (776, 4)), ["f1", "f2", "f3", "logits"])
     write_run(runs, selection="fixed", done=1)
     write_run(runs, selection="anti", dataset="cifar-100", teacher="vgg13", student="vgg8", done=0)
     write_run(runs, selection="single", student="resnet8")
