@@ -281,7 +281,8 @@ def _check_classes(config: DataConfig, source: Source) -> None:
 
 def _check_batches(what: str, batch_size: int, count: int, world: int, least: int) -> None:
     if min(batch_size, count) < least * world:
+        each = f"each of {world} processes" if world > 1 else "a step"
         raise UserError(
-            f"{what}.batch_size: batches of {batch_size} from {count} images give each of {world} processes fewer than "
+            f"{what}.batch_size: batches of {batch_size} from {count} images give {each} fewer than "
             f"{least}; use a larger batch, more images or fewer processes"
         )

@@ -28,8 +28,12 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
 
     try:
         train, val = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
-    except ValueError as error:
-        raise UserError(f"dataset.val_split: {share} of {where}: {error}") from None
+    except ValueError:
+        counts = np.bincount(labels)
+        raise UserError(
+            f"dataset.val_split: {share} of {where} does not leave every class images on both sides: of {len(labels)} "
+            f"images, {len(counts)} classes, the smallest class has {counts.min()}; 0.1 to 0.5 and more images would do"
+        ) from None
     return sorted(train.tolist()), sorted(val.tolist())
 
 
@@ -71,6 +75,8 @@ def source_of_rows(
             raise UserError(f"{where}: split {enumerate_some(unknown)}, must be train or {' or '.join(VALIDATION)}")
         train = [row for row, split in enumerate(splits) if split == "train"]
         val = [row for row, split in enumerate(splits) if split != "train"]
+        if missing := sorted({str(labels[row]) for row in val} - {str(labels[row]) for row in train}):
+            raise UserError(f"{where}: no image to train on of {enumerate_some(missing)}, which is to be validated")
     parts = [take(rows, [numbers[row] for row in rows]) for rows in (train, val)]
     return Source(*parts, tuple(map(str, classes)), *IMAGENET_NORM, augment=None, image_size=None)
 

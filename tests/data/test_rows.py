@@ -39,7 +39,9 @@ class TestSplit:
 
     @pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 2, 0, 1, 2]])
     def test_of_too_few_images_is_one_line(self, labels):
-        with pytest.raises(UserError, match=r"^dataset\.val_split: 0\.1 of it: [^\n]+$"):
+        with pytest.raises(
+            UserError, match=r"^dataset\.val_split: 0\.1 of it does not leave every class images [^\n]+$"
+        ):
             split_rows(labels, 0.1, "it")
 
 
@@ -89,8 +91,8 @@ class TestCsv:
         assert (len(source.train), len(source.val)) == (8, 2)
 
     def test_numbers_are_sorted_as_numbers(self, tmp_path, rows):
-        table = [(path, str(11 - k), split) for k, (path, _, split) in enumerate(rows)]
-        assert csv_table(write_csv(tmp_path, ["path", "label", "split"], table)).class_names[:3] == ("2", "3", "4")
+        table = [(path, str(11 - k % 5), split) for k, (path, _, split) in enumerate(rows)]
+        assert csv_table(write_csv(tmp_path, ["path", "label", "split"], table)).class_names[:3] == ("7", "8", "9")
 
     @pytest.mark.parametrize(
         ("header", "rows", "message"),
@@ -101,6 +103,11 @@ class TestCsv:
             (["path", "label", "split"], [("a.png", "cat")], "line 2 has another number of fields"),
             (["path", "label", "split"], [("a.png", "", "train")], "line 2 has no label"),
             (["path", "label", "split"], [], "holds no images"),
+            (
+                ["path", "label", "split"],
+                [("a.png", "cat", "train"), ("b.png", "owl", "val")],
+                "no image to train on of owl, which is to be validated",
+            ),
         ],
     )
     def test_what_is_wrong_is_one_line(self, tmp_path, header, rows, message):

@@ -25,7 +25,7 @@ from utils.run_folder.folder import RunDir
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
 from utils.training.restore import restore
-from utils.training.run import check_unchanged
+from utils.training.run import changed_settings
 
 
 @pytest.mark.parametrize(("distiller", "saves"), [("kd", 4), ("fsp", 8), (None, 2)])
@@ -100,9 +100,9 @@ def test_a_run_cannot_change_its_optimizer(optimizer, complaint):
     progress = {"phase": 0, "epoch": 1, "step": 0}
     checkpoint = {"config": toy_config(**RECIPE).to_dict(), "progress": progress}
     with pytest.raises(UserError) as error:
-        check_unchanged(checkpoint, toy_config(**RECIPE | {"optimizer": optimizer}))
+        changed_settings(checkpoint, toy_config(**RECIPE | {"optimizer": optimizer}))
     assert str(error.value).startswith(complaint)
-    check_unchanged(checkpoint, toy_config(**RECIPE | {"lr": 0.1}))
+    changed_settings(checkpoint, toy_config(**RECIPE | {"lr": 0.1}))
 
 
 def test_tools_take_the_average_if_asked_for_and_say_if_there_is_none(tmp_path):

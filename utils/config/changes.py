@@ -17,8 +17,11 @@ def flatten(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, each with both. A key that one side does not know says nothing."""
-    old, new = flatten(before), flatten(after)
+    """Dotted keys whose values differ, each with both. A key that one side does not know says nothing.
+
+    What a key holds is one value, e.g. all of ``kd_loss.options``, so that an option that is left out is a difference.
+    """
+    old, new = (dict(_walk(config, "", whole=_keys())) for config in (before, after))
     return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}
 
 
@@ -29,6 +32,14 @@ def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
     """
     incidental = _keys()
     return {key: value for key, value in _walk(config, "", whole=incidental) if not incidental.get(key, False)}
+
+
+def deciding_changes(before: Any, after: dict[str, Any]) -> str:
+    """``"kd_loss.feat_dim is 64, it was 128"``: what of `deciding_settings` has changed; empty if nothing has."""
+    if not isinstance(before, dict):
+        return ""
+    changes = differences(deciding_settings(before), deciding_settings(after))
+    return "; ".join(f"{key} is {new}, it was {old}" for key, (old, new) in changes.items())
 
 
 @cache

@@ -54,7 +54,8 @@ def save_atomically(state: dict[str, Any], path: Path, also: Sequence[Path] = ()
     except (OSError, RuntimeError) as error:
         # torch turns a failed write into a RuntimeError about its own bookkeeping; the cause is in its context.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(f"{path}: cannot write the checkpoint ({reason(cause)}); the one before it is kept") from error
+        kept = "; the one before it is kept" if path.exists() else ""
+        raise UserError(f"{path}: cannot write the checkpoint ({reason(cause)}){kept}") from error
 
 
 def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str, Any]:

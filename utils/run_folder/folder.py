@@ -53,6 +53,8 @@ class RunDir(Layout):
             UserError: another process is writing there; there is a run and neither `resume` nor `overwrite` is
                 set; or the folder cannot be written to.
         """
+        if resume and not self.begun:
+            raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire_lock()
@@ -114,8 +116,6 @@ class RunDir(Layout):
             self._lock = None
 
     def _newest_checkpoint(self) -> dict[str, Any]:
-        if not self.begun:
-            raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
         try:
             return read_checkpoint(self.last)
         except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from datasets import Data
 from datasets.batch import Batch
 from datasets.loading.order import derive_seed
 from utils.config import Config
+from utils.config.changes import deciding_changes
 from utils.errors import UserError, reason
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
@@ -58,19 +60,23 @@ class Engine:
         self._recorder: CudaRecorder | None = None
         self._seconds_per_step: float | None = None
 
-    def start(self, checkpoint: dict[str, Any] | None = None) -> Engine:
+    def start(
+        self, checkpoint: dict[str, Any] | None = None, before_writing: Callable[[], None] = lambda: None
+    ) -> Engine:
         """Seed this process, go back to a checkpoint, and open the log files, in this order.
 
         Args:
             checkpoint: what to go on from; None to start at the beginning.
+            before_writing: called when the checkpoint has turned out to be one to go on from.
 
         Raises:
-            UserError: the checkpoint is not of this configuration; no log file is touched then.
+            UserError: the checkpoint is not of this configuration; no file is touched then.
         """
         if rank():  # all are built alike, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(self.config.training.seed, rank(), 1))
         if checkpoint is not None:
             self._restore(checkpoint)  # the random state too, of as many processes as there were
+        before_writing()
         if is_main():
             self.report = Reporter(self.run, resumed_at=self._global_epoch())  # drops what was recorded beyond
         tasks = [phase.task for phase in self.phases]
@@ -243,9 +249,8 @@ class Engine:
             for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
                 set_rng_state(process["rng"], self.device)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(
-                f"{self.run.path}: its checkpoint is not of this configuration ({reason(error)})"
-            ) from error
+            why = deciding_changes(checkpoint.get("config"), self.config.to_dict()) or reason(error)
+            raise UserError(f"{self.run.path}: its checkpoint is not of this configuration ({why})") from error
 
     def _advance(self, phase: Phase) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""

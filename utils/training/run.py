@@ -8,6 +8,7 @@ import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 import yaml
@@ -169,11 +170,19 @@ def fit(
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
             phases = make_phases(task, config)
             refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
-        checkpoint = open_run(run, config, resume=resume, overwrite=overwrite)
-        stack.enter_context(log_ending(run))
-        if is_main():
-            write_text(run.facts, json.dumps(facts_of(task, data, device), indent=2) + "\n")
-        result |= Engine(phases, data, run, config, device).start(checkpoint).fit(stop)
+        checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
+        changes = changed_settings(checkpoint, config) if checkpoint is not None else {}
+
+        def write_settings() -> None:
+            for key, (old, new) in changes.items():
+                log.info(f"resumed with {key} {new}, which was {old}")
+            stack.enter_context(log_ending(run))
+            if is_main():
+                write_text(run.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
+                write_text(run.facts, json.dumps(facts_of(task, data, device), indent=2) + "\n")
+
+        engine = Engine(phases, data, run, config, device).start(checkpoint, before_writing=write_settings)
+        result |= engine.fit(stop)
         if is_main():
             run.write_result(result)
             with log_to_file(run.log):
@@ -194,19 +203,8 @@ def log_ending(run: RunDir) -> Iterator[None]:
         raise
 
 
-def open_run(run: RunDir, config: Config, *, resume: bool, overwrite: bool) -> dict | None:
-    """Take the folder and put the config there, which the first process does for all. The checkpoint to go on from."""
-    checkpoint = None
-    if is_main():
-        checkpoint = run.open(resume=resume, overwrite=overwrite)
-        if checkpoint is not None:
-            check_unchanged(checkpoint, config)
-        write_text(run.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
-    return from_main(checkpoint)
-
-
-def check_unchanged(checkpoint: dict, config: Config) -> None:
-    """Say which settings of a resumed run have changed; in the middle of an epoch its batches must not.
+def changed_settings(checkpoint: dict, config: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings of a resumed run that have changed, each with the old and the new value.
 
     Raises:
         UserError: the optimiser is another one; or the batch size is, and the epoch is not at its end.
@@ -216,15 +214,14 @@ def check_unchanged(checkpoint: dict, config: Config) -> None:
             changes = differences(before, config.to_dict())
             refuse_other_optimizer(before, config.to_dict())
         case _:  # no checkpoint of a run; the engine is about to say so
-            return
-    for key, (old, new) in changes.items():
-        log.info(f"resumed with {key} {new}, which was {old}")
+            return {}
     if step and "training.batch_size" in changes:
         old, new = changes["training.batch_size"]
         raise UserError(
             f"training.batch_size: found {new}, but the run was stopped in the middle of an epoch of batches of {old}; "
             f"resume with training.batch_size={old}"
         )
+    return changes
 
 
 def describe(config: Config, data: Data, device: torch.device) -> str:
