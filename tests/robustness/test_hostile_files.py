@@ -233,7 +233,10 @@ BROKEN = {
     "code": (saved(RunsCode()), "refused, it holds posix.system"),
 }
 START = {"phase": 0, "epoch": 0, "step": 0}
-FOREIGN, NO_FILE = "its checkpoint is not of this configuration", "is a symbolic link, expected a file"
+FOREIGN, NO_FILE = (
+    "cannot go on from its checkpoint: it is damaged, or of another program: ",
+    "is a symbolic link, expected a file",
+)
 PRECIOUS = "../precious"  # beside the folder of the run
 
 # Files in the folder of a run, how they are spoilt, and the complaint when it is resumed

@@ -25,7 +25,6 @@ from utils.run_folder.folder import RunDir
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
 from utils.training.restore import restore
-from utils.training.run import changed_settings
 
 
 @pytest.mark.parametrize(("distiller", "saves"), [("kd", 4), ("fsp", 8), (None, 2)])
@@ -87,22 +86,6 @@ def test_the_average_is_that_of_pytorch():
         else:  # how many batches there were, which theirs rounds down to none
             assert found[name] == network.state_dict()[name] == 3
     assert not ours.network.training
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "complaint"),
-    [
-        ({"name": "SGD"}, "training.optimizer.name is SGD, but it is of a run with AdamW"),
-        ({"name": "AdamW"}, "training.optimizer.options is {}, but it is of a run with {'betas': [0.9, 0.95]}"),
-    ],
-)
-def test_a_run_cannot_change_its_optimizer(optimizer, complaint):
-    progress = {"phase": 0, "epoch": 1, "step": 0}
-    checkpoint = {"config": toy_config(**RECIPE).to_dict(), "progress": progress}
-    with pytest.raises(UserError) as error:
-        changed_settings(checkpoint, toy_config(**RECIPE | {"optimizer": optimizer}))
-    assert str(error.value).startswith(complaint)
-    changed_settings(checkpoint, toy_config(**RECIPE | {"lr": 0.1}))
 
 
 def test_tools_take_the_average_if_asked_for_and_say_if_there_is_none(tmp_path):

@@ -1,7 +1,7 @@
 """Whether a run may go on from a checkpoint."""
 
 import pytest
-from toy_runs import toy_config
+from toy_runs import RECIPE, toy_config
 
 from utils.errors import UserError
 from utils.run_folder.resume import FORMAT, Progress, check_checkpoint
@@ -94,6 +94,19 @@ def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
     check_checkpoint(checkpoint(step=0), other, (3,), STEPS)
     complaint = "training.batch_size is 4, but it was written in the middle of an epoch of batches of 8"
     assert complaint in refusal(checkpoint(step=3), other)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "complaint"),
+    [
+        ({"name": "SGD"}, "training.optimizer.name is SGD, but it is of a run with AdamW"),
+        ({"name": "AdamW"}, "training.optimizer.options is {}, but it is of a run with {'betas': [0.9, 0.95]}"),
+    ],
+)
+def test_a_run_cannot_change_its_optimizer(optimizer, complaint):
+    content = checkpoint(config=toy_config(**RECIPE).to_dict())
+    assert refusal(content, toy_config(**RECIPE | {"optimizer": optimizer}).to_dict()).startswith(complaint)
+    check_checkpoint(content, toy_config(**RECIPE | {"lr": 0.1}).to_dict(), (3,), STEPS)
 
 
 def test_settings_that_a_finished_run_cannot_use_any_more_are_refused():

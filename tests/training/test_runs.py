@@ -1,27 +1,19 @@
 """What stands between a validated config and the engine."""
 
 import multiprocessing
+import re
+import shutil
 import sys
 
 import pytest
+import torch
 from process_runs import config_file, prepare
-from toy_runs import toy_config
 
 from utils.config import load_config
 from utils.config.changes import differences
 from utils.errors import UserError
 from utils.training.reporter import Reporter
-from utils.training.run import changed_settings, train
-
-
-def checkpoint(step):
-    return {"config": toy_config().to_dict(), "progress": {"phase": 0, "epoch": 1, "step": step}}
-
-
-def test_the_settings_of_a_resumed_run_that_have_changed_are_found():
-    changes = changed_settings(checkpoint(step=0), toy_config(lr=0.01, epochs=9))
-    assert changes["training.lr"] == (0.05, 0.01)
-    assert changes["training.epochs"] == (3, 9)
+from utils.training.run import train
 
 
 def test_an_option_that_is_left_out_is_a_change():
@@ -34,26 +26,61 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_a_run_that_cannot_be_resumed_as_asked_stays_as_it_is(tmp_path, capsys):
-    path = config_file(prepare(tmp_path), "cc", training={"epochs": 1, "lr_decay_epochs": []})
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A config file, and the folder of its finished run of one epoch."""
+    path = config_file(prepare(tmp_path_factory.mktemp("run")), "cc", training={"epochs": 1, "lr_decay_epochs": []})
     config = load_config(path)
     train(config)
+    return path, config.run_dir
+
+
+REFUSED = {
+    "another width": (["kd_loss.feat_dim=64", "training.epochs=2"], {}, "kd_loss.feat_dim is 64, it was 128"),
+    "another rate of a finished run": (["training.lr=0.01"], {}, "finished run with training.lr=0.05, and 0.01 would"),
+    "other spots of a finished run": (["kd_loss.spots=[[1,1]]"], {}, "finished run with kd_loss.spots=None"),
+    "another batch size": (
+        ["training.batch_size=4", "training.epochs=2"],
+        {"progress": {"phase": 0, "epoch": 0, "step": 2}},
+        "in the middle of an epoch of batches of 8",
+    ),
+    "far too late": ([], {"progress": {"phase": 0, "epoch": 10**9, "step": 0}}, "1000000000 epochs are done"),
+    "before the start": ([], {"progress": {"phase": 0, "epoch": -1, "step": 0}}, "progress.epoch: Input should be"),
+    "a word as best": ([], {"best": "x"}, "best: Input should be"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_that_cannot_be_resumed_as_asked_stays_as_it_is(name, finished, tmp_path, capsys):
+    words, damage, complaint = REFUSED[name]
+    path, folder = finished
+    config = load_config(path, [*words, f"run.root={tmp_path}"])
+    shutil.copytree(folder, config.run_dir)
+    last = config.run_dir / "ckpt" / "last.pth"
+    torch.save(torch.load(last, weights_only=False) | damage, last)
     before = files_of(config.run_dir)
-    capsys.readouterr()
-    with pytest.raises(UserError, match=r"not of this configuration \(.*kd_loss.feat_dim is 64, it was 128"):
-        train(load_config(path, ["kd_loss.feat_dim=64", "training.epochs=2"]), resume=True)
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        train(config, resume=True)
     assert files_of(config.run_dir) == before
     assert "resumed" not in capsys.readouterr().out
-    elsewhere = load_config(path, ["training.seed=7"])
+
+
+def test_a_resumed_run_says_which_settings_have_changed(finished, tmp_path, capsys):
+    path, folder = finished
+    words = ["training.epochs=2", "training.lr=0.01", f"run.root={tmp_path}"]
+    config = load_config(path, words)
+    shutil.copytree(folder, config.run_dir)
+    train(config, resume=True)
+    shown = capsys.readouterr().out
+    assert "resumed with training.lr 0.01, which was 0.05" in shown
+    assert "resumed with training.epochs 2, which was 1" in shown
+
+
+def test_where_there_is_nothing_to_resume_nothing_is_made(finished, tmp_path):
+    config = load_config(finished[0], [f"run.root={tmp_path}"])
     with pytest.raises(UserError, match="nothing to resume there"):
-        train(elsewhere, resume=True)
-    assert not elsewhere.run_dir.exists()
-
-
-def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
-    changed_settings(checkpoint(step=0), toy_config(batch_size=4))
-    with pytest.raises(UserError, match=r"found 4, .* batches of 8; resume with training.batch_size=8"):
-        changed_settings(checkpoint(step=3), toy_config(batch_size=4))
+        train(config, resume=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_key_that_an_older_config_did_not_have_is_no_difference():

@@ -102,7 +102,7 @@ def check_checkpoint(content: dict[str, Any], config: Section, epochs: Sequence[
     return checkpoint
 
 
-def refuse_other_optimizer(before: Section, after: Section) -> None:
+def _refuse_other_optimizer(before: Section, after: Section) -> None:
     """Raise a UserError if a run would go on with another optimiser than that whose averages its checkpoint has."""
     old, new = map(_optimizer, (before, after))
     for key in ("name", "options"):
@@ -124,7 +124,7 @@ def _optimizer(config: Section) -> Section:
 def _check_changes(checkpoint: Checkpoint, config: Section, *, finished: bool) -> None:
     """Refuse what a run cannot change: its optimiser, in the middle of an epoch the batches, and after its end all."""
     before = checkpoint["config"]
-    refuse_other_optimizer(before, config)
+    _refuse_other_optimizer(before, config)
     changes = differences(before, config)
     if checkpoint["progress"].step and "training.batch_size" in changes:
         old, new = changes["training.batch_size"]

@@ -232,8 +232,6 @@ class Engine:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
-            if checkpoint["format"] != FORMAT:
-                raise ValueError(f"checkpoint format {checkpoint['format']}, expected {FORMAT}")
             refuse_other_classes(checkpoint, self.data, f"{self.run.path}: its checkpoint")
             self.progress = Progress(**checkpoint["progress"])
             self.task.student.load_state_dict(checkpoint["model"])

@@ -27,7 +27,7 @@ from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
 from utils.run_folder.records import read_epochs
-from utils.run_folder.resume import refuse_other_optimizer
+from utils.run_folder.resume import check_checkpoint
 from utils.training.build import (
     build_task,
     load_data,
@@ -42,6 +42,7 @@ from utils.training.device import choose_device, explaining_limits, keep_freed_m
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
+from utils.training.step import Phase
 
 
 @dead_worker_as_one_line()
@@ -171,7 +172,7 @@ def fit(
             phases = make_phases(task, config)
             refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
-        changes = changed_settings(checkpoint, config) if checkpoint is not None else {}
+        changes = changed_settings(checkpoint, run, config, phases, data) if checkpoint is not None else {}
 
         def write_settings() -> None:
             for key, (old, new) in changes.items():
@@ -203,25 +204,20 @@ def log_ending(run: RunDir) -> Iterator[None]:
         raise
 
 
-def changed_settings(checkpoint: dict, config: Config) -> dict[str, tuple[Any, Any]]:
+def changed_settings(
+    checkpoint: dict, run: RunDir, config: Config, phases: Sequence[Phase], data: Data
+) -> dict[str, tuple[Any, Any]]:
     """The settings of a resumed run that have changed, each with the old and the new value.
 
     Raises:
-        UserError: the optimiser is another one; or the batch size is, and the epoch is not at its end.
+        UserError: the checkpoint is damaged, or the run cannot go on from it with these settings.
     """
-    match checkpoint:
-        case {"config": dict(before), "progress": {"step": int(step)}}:
-            changes = differences(before, config.to_dict())
-            refuse_other_optimizer(before, config.to_dict())
-        case _:  # no checkpoint of a run; the engine is about to say so
-            return {}
-    if step and "training.batch_size" in changes:
-        old, new = changes["training.batch_size"]
-        raise UserError(
-            f"training.batch_size: found {new}, but the run was stopped in the middle of an epoch of batches of {old}; "
-            f"resume with training.batch_size={old}"
-        )
-    return changes
+    settings = config.to_dict()
+    try:
+        checked = check_checkpoint(checkpoint, settings, [phase.epochs for phase in phases], len(data.train))
+    except UserError as error:
+        raise UserError(f"{run.path}: cannot go on from its checkpoint: {error}") from error
+    return differences(checked["config"], settings)
 
 
 def describe(config: Config, data: Data, device: torch.device) -> str:
