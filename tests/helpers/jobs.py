@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.processes.stopping import Interrupted, StopRequest
 
 RANK = int(os.environ["RANK"])
+OTHER = Path(__file__).with_name(f"started-{{1 - RANK}}")
 
 {is_alive}
 def note(what):
@@ -28,9 +29,7 @@ def wait_until(condition):
 
 def lose_connection():
     """What a process does that talks to one that ends; gloo says it in many words."""
-    note = Path(__file__).with_name(f"started-{{1 - RANK}}")
-    wait_until(lambda: note.exists() and note.read_text())
-    wait_until(lambda: not is_alive(note.read_text()))
+    wait_until(lambda: not is_alive(OTHER.read_text()))
     raise RuntimeError("Connection closed by peer")
 
 def first():
@@ -42,6 +41,7 @@ def second():
 def main():
     print("hello", flush=True)
     note("started")
+    wait_until(lambda: OTHER.exists() and OTHER.read_text())  # else it could be ended before it says hello
     second() if RANK else first()
 
 if __name__ == "__main__":
