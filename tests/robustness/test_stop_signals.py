@@ -24,6 +24,7 @@ from utils.processes.stopping import (
     Interrupted,
     StopRequest,
 )
+from utils.run_folder.checkpoint import read_checkpoint
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 
@@ -150,7 +151,8 @@ class TestTeacher:
         process.send_signal(signal.SIGTERM)
         cls.end = ending(process)
         cls.group = process.pid
-        cls.resumed = quick_sh("train.sh", "--resume", *keys, **names, teacher_args=quick + "1")
+        done = read_checkpoint(cls.runs / "resnet14/ckpt/last.pth")["progress"]["epoch"]
+        cls.resumed = quick_sh("train.sh", "--resume", *keys, **names, teacher_args=f"{quick}{done + 1}")
 
     def test_sigterm_to_the_shell_saves_it_and_ends_with_75(self, stopped):
         code, line = self.end

@@ -79,7 +79,7 @@ INCONSISTENT = [
     ((0, 4, 0), (3,), "training.epochs is 3, but 4 epochs are done; set training.epochs=4 or more"),
     ((0, 2, 0), (2, 3), "pretrain.epochs is 2, but 2 epochs are done; set pretrain.epochs=3 or more"),
     ((0, 1, 6), (3,), "it was written after step 6 of an epoch of 5 steps"),
-    ((0, 3, 1), (3,), "it was written after step 1 of an epoch of 5 steps"),
+    ((0, 3, 1), (3,), "training.epochs is 3, but 3 epochs and 1 steps of the next are done; set training.epochs=4 or"),
     ((2, 0, 0), (2, 3), "it is of a run with 3 phases or more, this one has 2"),
 ]
 

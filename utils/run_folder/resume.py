@@ -93,10 +93,12 @@ def check_checkpoint(content: dict[str, Any], config: Section, epochs: Sequence[
         raise UserError(f"it is of a run with {progress.phase + 1} phases or more, this one has {len(epochs)}")
     done, wanted = progress.epoch, epochs[progress.phase]
     is_last = progress.phase == len(epochs) - 1
-    if done > wanted or (done == wanted and not is_last):
+    needed = done + (not is_last or progress.step > 0)
+    if wanted < needed:
         key = "training.epochs" if is_last else "pretrain.epochs"
-        raise UserError(f"{key} is {wanted}, but {done} epochs are done; set {key}={done + (not is_last)} or more")
-    if progress.step > (steps if done < wanted else 0):
+        begun = f" and {progress.step} steps of the next" if progress.step else ""
+        raise UserError(f"{key} is {wanted}, but {done} epochs{begun} are done; set {key}={needed} or more")
+    if progress.step > steps:
         raise UserError(f"it was written after step {progress.step} of an epoch of {steps} steps")
     _check_changes(checkpoint, config, finished=done == wanted)
     return checkpoint
