@@ -38,7 +38,7 @@ from utils.training.cuda_graph import CudaRecorder, waiting_refused
 from utils.training.device import choose_device, set_up
 
 SMALL = ["--dataset", "digits", "training.epochs=2", "training.batch_size=16", "validation.batch_size=60"]
-WORKSPACE = 32 * 2**20  # bytes that cuBLAS keeps for a stream
+WORKSPACES = (32 * 2**20, 2**20)  # bytes that cuBLAS keeps for a stream, and in PyTorch 2.11 cuBLASLt
 DIGITS_STEPS = 98  # of two epochs; the last one of each is smaller
 SIZES = [8, 8, 5, 8, 5]
 KINDS = ("fp32", "bf16", "deterministic")
@@ -237,6 +237,14 @@ class DrawsOnTheHost(AT):
         return super().spot_loss(k, student, teacher, gate, batch) * random.random()
 
 
+def held_by_us(segment):
+    """Sizes of what is in use in a segment of memory, workspaces of libraries left out; all of it if nothing is."""
+    used = [block["size"] for block in segment["blocks"] if block["state"] != "inactive"]
+    if not used and torch.__version__.startswith("2.11."):  # it keeps a free segment of the pool
+        return []
+    return [size for size in used if size not in WORKSPACES] if used else [segment["total_size"]]
+
+
 def give_up(folder):
     import fakecuda
 
@@ -264,9 +272,10 @@ def give_up(folder):
             "captured": training.step.captured,
             "more memory": torch.cuda.memory_allocated() - allocated,
             "pools": [
-                segment["total_size"]
+                size
                 for segment in torch.cuda.memory_snapshot()
-                if tuple(segment["segment_pool_id"]) != (0, 0) and segment["total_size"] != WORKSPACE
+                if tuple(segment["segment_pool_id"]) != (0, 0)
+                for size in held_by_us(segment)
             ],
         }
         del training
@@ -465,7 +474,7 @@ class TestGivingUp:
         assert found["complaints"] == [complaint]
         assert not found["captured"]
         assert found["pools"] == []
-        assert found["more memory"] in (0, WORKSPACE)
+        assert found["more memory"] in (0, WORKSPACES[0], sum(WORKSPACES))
 
     def test_and_trying_again_takes_no_further_stream(self, answer):
         assert answer("giving up")["one stream"]

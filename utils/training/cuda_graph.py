@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Literal
 
@@ -68,6 +68,9 @@ class CudaRecorder:
             with torch.cuda.stream(torch.cuda.current_stream(self._device)), capture:
                 function()
         except Exception as error:
+            # PyTorch 2.11 goes on counting the capture as under way, and aborts the process when the pool is freed.
+            with suppress(RuntimeError):  # where it does not
+                torch._C._cuda_endAllocateToPool(self._device.index, self._pool.id)
             generator = torch.cuda.default_generators[self._device.index]
             generator.graphsafe_set_state(generator.clone_state())
             # Ending a broken capture is an error as well, raised in the place of the one that broke it.
