@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting
-from distillers.ops.features import linear_embedding, zero_gradient
+from distillers.ops.features import linear_embedding
 from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
 
@@ -36,9 +36,9 @@ def cc_loss(student: Tensor, teacher: Tensor, gate: Tensor) -> Tensor:
 class CC(Distiller):
     """Correlation of the pooled vectors, embedded linearly in a common space.
 
-    The student's embedding is trained. The teacher's is only a target: its gradient is zero, so of the student's
-    optimiser, in which it stands, it gets the weight decay alone. (Trained on both sides, the loss would have the
-    trivial minimum of two embeddings that collapse.)
+    The student's embedding is trained. The teacher's is a fixed target: without a gradient, the optimiser in which it
+    stands passes over it, its weight decay included. (Trained on both sides, the loss would have the trivial minimum of
+    two embeddings that collapse; and a target that decayed to nothing would take the student's with it.)
     """
 
     default_weight = 0.02
@@ -53,4 +53,4 @@ class CC(Distiller):
         return [(-1, -1)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return cc_loss(self.student[k](student), zero_gradient(self.teacher[k](teacher)), gate)
+        return cc_loss(self.student[k](student), self.teacher[k](teacher).detach(), gate)

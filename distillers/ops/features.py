@@ -22,12 +22,6 @@ def attention(feature: Tensor) -> Tensor:
     return F.normalize(feature.square().mean(dim=1).flatten(1), dim=1)
 
 
-def zero_gradient(x: Tensor) -> Tensor:
-    """`x`, with a gradient of zeros: `Tensor.detach` would leave none, and SGD passes over a parameter without a
-    gradient, its weight decay included."""
-    return x.detach() + 0 * x
-
-
 def linear_embedding(shape: Sequence[int], width: int) -> nn.Sequential:
     """Linear map from features of `shape` (batch dimension left out), flattened, to vectors of `width`."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))

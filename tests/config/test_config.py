@@ -15,6 +15,7 @@ from distillers.logits import LOGIT_LOSSES
 from utils.config import Config, load_config
 from utils.config.__main__ import key_table
 from utils.config.errors import all_fields
+from utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,16 @@ def test_a_published_file_loads_unchanged():
     assert config.kd_loss.name == "at"
     assert config.kd_loss.homo is True
     assert config.model is None
+
+
+def test_a_published_file_of_a_network_alone_loads_unchanged():
+    weight = "kd: {loss_weights: {classify_weight: 1.0}}\n"
+    assert load(SINGLE + weight) == load(SINGLE)
+    for kd in ("{loss_weights: {kd_weight: 1.0}}", "{selection: fixed}", "{loss_weights: {classify_weight: 1}, x: 2}"):
+        with pytest.raises(UserError):
+            load(f"{SINGLE}kd: {kd}\n")
+    with pytest.raises(UserError):
+        load(f"{SINGLE}{weight}kd_loss: {{name: at}}\n")
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.75", 0.75), ("1", 1.0), ("false", False), ("true", True)])

@@ -230,8 +230,12 @@ class _Parsed(BaseException):
     """Raised in place of what a command does once it has read its options."""
 
 
-def run_python(arguments: list[str]) -> None:
-    """Run a command of the project as far as it goes without training, writing or reading a run."""
+def run_python(arguments: list[str]) -> list[Config]:
+    """Run a command of the project as far as it goes without training, writing or reading a run.
+
+    Returns:
+        what it would train.
+    """
     if arguments[:2] == ["-m", "utils.launch"]:
         return run_python(arguments[3:])
     configs: list[Config] = []
@@ -250,13 +254,15 @@ def run_python(arguments: list[str]) -> None:
         else:
             if not Path(arguments[0]).exists():
                 raise Wrong(f"no such file {arguments[0]}")
+            trains = not arguments[0].startswith("docs/")  # the scripts there would write
             with _sys_argv(arguments):
-                _parsed(lambda: runpy.run_path(arguments[0], run_name="__main__"), go_on=True)
+                _parsed(lambda: runpy.run_path(arguments[0], run_name="__main__"), go_on=trains)
     for config in configs:
         for model in filter(None, (config.model, config.kd and config.kd.teacher, config.kd and config.kd.student)):
             if model.name.startswith("timm/"):
                 continue  # an optional package knows them
             check_name(model.name) if "." in model.name else MODELS.get(model.name)
+    return configs
 
 
 def _parsed(run: Callable[[], object], go_on: bool = False) -> object:

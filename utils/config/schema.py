@@ -157,6 +157,16 @@ class Config(Section):
     pretrain: PretrainingConfig = PretrainingConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, data: Any) -> Any:
+        """Published files of a network alone carry the weight of the routing loss, which has no meaning there."""
+        match data:
+            case {"model": dict(), "kd": {"loss_weights": {"classify_weight": _, **more}, **others}, **rest}:
+                if not (more or others or "kd_loss" in rest):
+                    return {"model": data["model"], **rest}
+        return data
+
     @model_validator(mode="after")
     def _one_experiment(self) -> Config:
         if (self.model is None) == (self.kd is None):
