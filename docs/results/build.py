@@ -37,7 +37,7 @@ VARIANTS = ("", APART, f"{APART}-gamma-1")
 WHOLE = "run/whole-apart"  # END, a student of 240 epochs
 DASHES = {"": "-", APART: "--"}
 DIGITS = "run/digits-8"
-QUARTER = "-quarter"  # behind these folders: a quarter of each batch is routed
+ADAPTIVE = {"homo: false": APART, "share 1/4": "-quarter"}  # adaptive runs with another setting, by end of folder
 NAMES = {"reviewkd": "ReviewKD"}  # of all others, the capitals
 MAIN_DISTILLERS = ("at", "sp", "crd")
 LOGIT_DISTILLERS = ("dkd", "dist", "reviewkd")
@@ -46,49 +46,49 @@ SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 def main_table(lines: Lines) -> Table:
     """Accuracy of every selection under each teacher, and what the policy gains over distilling everywhere."""
-    alone = last(lines, root="run", selection=SINGLE)
     return Table.of(
         [
             {
                 "teacher": teacher,
                 "distiller": distiller.upper(),
-                "alone": _mean(alone),
-                **{selection: _mean(found[selection]) for selection in SELECTIONS},
-                "adaptive, share 1/4": _mean(last(lines, root=root + QUARTER, distiller=distiller)),
+                **{name: _mean(values) for name, values in found.items()},
                 "adaptive - fixed": _difference(found["adaptive"], found["fixed"]),
             }
-            for root, teacher, distiller, found in _rows(lines)
+            for teacher, distiller, found in _rows(lines)
         ]
     )
 
 
 def difference_table(lines: Lines) -> Table:
-    """Paired differences of the policy's students to the others'."""
-    alone = last(lines, root="run", selection=SINGLE)
+    """Further paired differences of the same cells."""
+    pairs = (
+        ("fixed", "alone"),
+        ("adaptive", "alone"),
+        ("adaptive", "random"),
+        ("adaptive", "anti"),
+        ("homo: false", "fixed"),
+        ("share 1/4", "adaptive"),
+    )
     return Table.of(
         [
             {
                 "teacher": teacher,
                 "distiller": distiller.upper(),
-                "fixed - alone": _difference(found["fixed"], alone),
-                "adaptive - alone": _difference(found["adaptive"], alone),
-                "adaptive - random": _difference(found["adaptive"], found["random"]),
-                "adaptive - anti": _difference(found["adaptive"], found["anti"]),
-                "share 1/4 - adaptive": _difference(
-                    last(lines, root=root + QUARTER, distiller=distiller), found["adaptive"]
-                ),
+                **{f"{ours} - {base}": _difference(found[ours], found[base]) for ours, base in pairs},
             }
-            for root, teacher, distiller, found in _rows(lines)
+            for teacher, distiller, found in _rows(lines)
         ]
     )
 
 
-def _rows(lines: Lines) -> Iterator[tuple[str, str, str, dict[str, dict[int, float]]]]:
+def _rows(lines: Lines) -> Iterator[tuple[str, str, dict[str, dict[int, float]]]]:
+    """Teacher, distiller, and the accuracies by seed of every column."""
     for root, teacher in TEACHERS.items():
         for distiller in MAIN_DISTILLERS:
-            found = {name: last(lines, root=root, distiller=distiller, selection=name) for name in SELECTIONS}
-            if any(found.values()):
-                yield root, teacher, distiller, found
+            selections = {name: last(lines, root=root, distiller=distiller, selection=name) for name in SELECTIONS}
+            variants = {name: last(lines, root=root + end, distiller=distiller) for name, end in ADAPTIVE.items()}
+            if any(selections.values()):
+                yield teacher, distiller, {"alone": last(lines, root="run", selection=SINGLE)} | selections | variants
 
 
 def _mean(values: dict[int, float]) -> str:
@@ -165,6 +165,7 @@ def choice_table(lines: Lines, shares: Sequence[Shares]) -> Table:
                     "seeds": str(len(runs)),
                     **{f"epoch {n}": _shares_in(entries, n) for n in (1, 5)},
                     "last epoch": _shares_in(entries, runs[0].epochs),
+                    "top-1": _mean(last(runs)),
                     "no choice since epoch": ", ".join(line.no_choice.rpartition(" ")[2] or "-" for line in runs),
                 }
             )
