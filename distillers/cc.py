@@ -53,4 +53,6 @@ class CC(Distiller):
         return [(-1, -1)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return cc_loss(self.student[k](student), self.teacher[k](teacher).detach(), gate)
+        with torch.no_grad():
+            target = self.teacher[k](teacher)
+        return cc_loss(self.student[k](student), target, gate)

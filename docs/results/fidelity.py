@@ -17,7 +17,6 @@ differs in float64 by more than rounding is named. A row takes about half a minu
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from fidelity_published import Step
 from models import get_model
 from utils.benchmark.cases import SEED, Conditions, Pair
 from utils.benchmark.published import CHILD, NEGATIVES, check_published
+from utils.command import Parser, guarded
 from utils.config import load_config
 from utils.errors import UserError
 from utils.training.build import assemble
@@ -84,7 +84,7 @@ def published_step(checkout: Path, file: Path, case: Case, state: dict[str, list
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{file}: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"{file}: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}")
         return torch.load(f"{folder}/taken.pth")
 
 
@@ -140,8 +140,8 @@ def count_configs(checkout: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkout", type=Path)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkout", type=Path, metavar="CHECKOUT", help="folder of the published repository")
     parser.add_argument("--pairs", nargs="+", default=PAIRS)
     parser.add_argument("--distillers", nargs="+", default=DISTILLERS)
     arguments = parser.parse_args()
@@ -154,7 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    guarded(main)

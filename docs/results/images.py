@@ -11,6 +11,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchvision.datasets import CIFAR10
@@ -45,18 +47,37 @@ def write_part(whole: Path, out: Path) -> None:
     shutil.copytree(whole / "test", out / "test", dirs_exist_ok=True)
 
 
+def check_classes(folder: Path) -> None:
+    """Raise a UserError unless both splits have the same classes, with images."""
+    found = [{path.parent.name for path in (folder / split).glob("*/*.*")} for split in ("train", "test")]
+    if not found[0] or found[0] != found[1]:
+        raise UserError(
+            f"{folder}: must have train/<class>/ and test/<class>/ with images, of the same classes; "
+            "without a folder, CIFAR-10 is downloaded"
+        )
+
+
+@contextmanager
+def complete(folder: Path) -> Iterator[Path]:
+    """A folder that takes the name `folder` when all is in it."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    part.rename(folder)
+
+
 def main() -> None:
     parser = Parser(description="Make data/cifar-10 and data/cifar-10-mini, the images of docs/results.md.")
     parser.add_argument("folder", nargs="?", type=Path, help="with train/<class>/ and test/<class>/")
-    given, whole = parser.parse_args().folder, Path("data/cifar-10")
+    given, whole, few = parser.parse_args().folder, Path("data/cifar-10"), Path("data/cifar-10-mini")
     if given:
-        missing = [name for name in ("train", "test") if not (given / name).is_dir()]
-        if missing:
-            raise UserError(f"{given}: no folder {missing[0]}/ in it; without a folder, CIFAR-10 is downloaded")
-        shutil.copytree(given, whole, dirs_exist_ok=True)
-    elif not whole.exists():
-        write_images(whole, Path("data"))
-    write_part(whole, Path("data/cifar-10-mini"))
+        check_classes(given)
+    if there := next((path for path in (few, whole) if path.exists()), None):
+        raise UserError(f"{there}: is there already; delete it to make it anew")
+    with complete(whole) as part:
+        shutil.copytree(given, part) if given else write_images(part, Path("data"))
+    with complete(few) as part:
+        write_part(whole, part)
 
 
 if __name__ == "__main__":

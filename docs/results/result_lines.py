@@ -1,13 +1,21 @@
-"""What docs/results.md is made of: a line for each run, and the shares of samples that its policy distilled."""
+"""What docs/results.md is made of: a line for each run, and the shares of samples that its policy distilled.
+
+CSV files beside this one hold both.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from utils.errors import UserError
+from utils.files import write_text
 from utils.report.run_table import command_of
 from utils.run_folder.read import Run, find_runs
 
@@ -18,7 +26,7 @@ SHARE_EPOCHS = (1, 2, 3, 4, 5, 6, 8, *range(10, 60, 5), *range(60, 241, 10))
 
 @dataclass(frozen=True)
 class Line:
-    """A run of results.csv, all of it read off its folder; accuracies in percent.
+    """A run of runs.csv, all of it read off its folder; accuracies in percent.
 
     Attributes:
         root: the folder of the experiment, ``run.root``.
@@ -75,14 +83,14 @@ class Line:
             train_top1=round(run.records[-1]["train"]["top1"], 2),
             no_choice=run.no_choice.short if run.no_choice else "",
             minutes=round(run.seconds / 60, 1),
-            device=run.facts["device"],
+            device=(run.facts or {}).get("device", ""),
             command=command_of(run),
         )
 
 
 @dataclass(frozen=True)
 class Shares:
-    """A line of results-shares.csv: the share of samples that one run distilled at one spot, percent by epoch."""
+    """A line of shares.csv: the share of samples that one run distilled at one spot, percent by epoch."""
 
     root: str
     distiller: str
@@ -93,25 +101,23 @@ class Shares:
 
     @classmethod
     def of(cls, run: Run) -> list[Shares]:
-        """Those of a run with a policy, at all its spots."""
+        """Those of a run with a policy, at all its spots, in the epochs that are kept and the last one."""
+        kept = [record for record in run.records if record["epoch"] in (*SHARE_EPOCHS, run.epochs)]
         return [
             cls(
-                run.config["run"]["root"],
-                run.distiller,
-                run.selection,
-                run.seed,
-                spot,
-                {r["epoch"]: round(100 * r["train"][f"gate/{spot}"], 1) for r in run.records if _is_kept(r["epoch"])},
+                root=run.config["run"]["root"],
+                distiller=run.distiller,
+                selection=run.selection,
+                seed=run.seed,
+                spot=spot,
+                by_epoch={record["epoch"]: round(100 * record["train"][f"gate/{spot}"], 1) for record in kept},
             )
             for spot in run.gate_labels
         ]
 
 
-def _is_kept(epoch: int) -> bool:
-    return epoch in SHARE_EPOCHS
-
-
 Lines = Sequence[Line]
+Kind = TypeVar("Kind")
 
 
 def where(lines: Lines, **values: Any) -> list[Line]:
@@ -120,34 +126,30 @@ def where(lines: Lines, **values: Any) -> list[Line]:
 
 
 def last(lines: Lines, **values: Any) -> dict[int, float]:
-    """Accuracy after the last epoch by seed, of the lines that have these values."""
-    return {line.seed: line.last_top1 for line in where(lines, **values)}
+    """Accuracy after the last epoch by seed, of the lines that have these values.
+
+    Raises:
+        UserError: they differ in more than their seed, so they are no repetitions of one experiment.
+    """
+    found = where(lines, **values)
+    for name in ("dataset", "images", "teacher_weights", "student", "homo", "gamma", "routing_share", "epochs"):
+        if len({getattr(line, name) for line in found}) > 1:
+            raise UserError(
+                f"{RUNS}: runs with {values} differ in {name}; those of one experiment need a root of their own"
+            )
+    if len({line.seed for line in found}) < len(found):
+        raise UserError(f"{RUNS}: runs with {values} have the same seed")
+    return {line.seed: line.last_top1 for line in found}
 
 
 def read_lines() -> list[Line]:
-    numbers = {"seed": int, "epochs": int} | dict.fromkeys(("last_top1", "best_top1", "train_top1", "minutes"), float)
-    return [Line(**{name: numbers.get(name, str)(text) for name, text in record.items()}) for record in _read_csv(RUNS)]
+    return _validated(Line, RUNS, _read_csv(RUNS))
 
 
 def read_shares() -> list[Shares]:
-    found = []
-    for record in _read_csv(SHARES):
-        by_epoch = {int(name): float(text) for name, text in record.items() if name.isdigit() and text}
-        texts = {field.name: record[field.name] for field in fields(Shares) if field.name in record}
-        found.append(Shares(**texts | {"seed": int(record["seed"])}, by_epoch=by_epoch))
-    return found
-
-
-def collect(folders: Sequence[Path]) -> None:
-    """Write the CSV files of all finished runs below `folders`."""
-    runs = [run for run in find_runs(folders) if run.status == "finished"]
-    _write_csv(RUNS, [asdict(Line.of(run)) for run in runs])
-    shares = []
-    for entry in (entry for run in runs if run.has_policy for entry in Shares.of(run)):
-        record = asdict(entry)
-        by_epoch = record.pop("by_epoch")
-        shares.append(record | {str(epoch): by_epoch.get(epoch, "") for epoch in SHARE_EPOCHS})
-    _write_csv(SHARES, shares)
+    records = _read_csv(SHARES)
+    by_epoch = [{name: text for name, text in record.items() if name.isdigit() and text} for record in records]
+    return _validated(Shares, SHARES, [record | {"by_epoch": of} for record, of in zip(records, by_epoch)])
 
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
@@ -155,8 +157,38 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _write_csv(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, records[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+def _validated(kind: type[Kind], file: Path, records: Sequence[dict[str, Any]]) -> list[Kind]:
+    try:
+        return TypeAdapter(list[kind]).validate_python(records)
+    except ValidationError as error:
+        first = error.errors()[0]
+        row, column = first["loc"][:2]
+        raise UserError(f"{file}: line {row + 2}, {column}: {first['msg']}") from None
+
+
+def collect(folders: Sequence[Path]) -> None:
+    """Write the CSV files anew, of all finished runs below `folders`; say how many others are passed over.
+
+    Raises:
+        UserError: there is no finished run; nothing is written then.
+    """
+    runs = find_runs(folders)
+    finished = [run for run in runs if run.status == "finished"]
+    if not finished:
+        raise UserError(f"{', '.join(map(str, folders))}: no finished run")
+    lines = [asdict(Line.of(run)) for run in finished]
+    shares = [asdict(entry) for run in finished if run.has_policy for entry in Shares.of(run)]
+    epochs = sorted({epoch for entry in shares for epoch in entry["by_epoch"]})
+    shares = [entry | {str(epoch): entry["by_epoch"].get(epoch, "") for epoch in epochs} for entry in shares]
+    names = [field.name for field in fields(Shares) if field.name != "by_epoch"]
+    write_text(RUNS, _csv([field.name for field in fields(Line)], lines))
+    write_text(SHARES, _csv([*names, *map(str, epochs)], shares))
+    print(f"{len(finished)} runs, {len(runs) - len(finished)} more are not finished")
+
+
+def _csv(header: Sequence[str], records: Sequence[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, header, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()

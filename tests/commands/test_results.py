@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from documents import REPOSITORY, commands, run_python
 from launchers import handed_over
+from made_up_runs import write_run
 from PIL import Image
 
 from utils.config import Config
@@ -54,7 +56,7 @@ def test_the_command_of_a_run_starts_that_very_run(lines):
 
 
 def settings(config: Config) -> dict[str, object]:
-    """What results.csv says of a run before it is trained."""
+    """What runs.csv says of a run before it is trained."""
     kd = config.kd
     distilled = kd and {
         "teacher": kd.teacher.name,
@@ -67,6 +69,7 @@ def settings(config: Config) -> dict[str, object]:
     policy = with_policy and {"gamma": str(kd.loss_weights.classify_weight), "routing_share": str(kd.routing_share)}
     return {
         "root": str(config.run.root),
+        "dataset": config.dataset.label,
         "images": str(config.dataset.root),
         "student": config.student.name,
         "seed": config.training.seed,
@@ -120,10 +123,75 @@ def test_torchvisions_images_are_numbered_within_their_class(tmp_path, monkeypat
     assert Image.open(tmp_path / "out/train/dog/0001.png").getpixel((0, 0)) == (100, 0, 0)
 
 
-def test_a_folder_without_images_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    (tmp_path / "given/train").mkdir(parents=True)
+@pytest.mark.parametrize("there", ["", "given/train/cat", "given/test/dog"])
+def test_a_folder_without_the_same_classes_twice_is_refused_before_anything_is_written(there, tmp_path, monkeypatch):
+    for folder in ("given/train/cat", "given/test/dog", there):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    if there:
+        (tmp_path / there / "0.jpg").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["images.py", "given"])
-    with pytest.raises(UserError, match="given: no folder test/ in it"):
+    with pytest.raises(UserError, match=r"given: must have train/<class>/ and test/<class>/ with images"):
         images.main()
     assert not (tmp_path / "data").exists()
+
+
+def test_images_that_are_there_are_not_mixed_with_others(tmp_path, monkeypatch):
+    for folder in ("given/train/cat", "given/test/cat", "data/cifar-10"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["images.py", "given"])
+    with pytest.raises(UserError, match="data/cifar-10: is there already"):
+        images.main()
+    assert names(tmp_path / "data") == ["cifar-10/0.jpg"]
+
+
+def test_runs_that_are_no_repetitions_are_refused(lines):
+    one, two, *_ = result_lines.where(lines, root="run/all", distiller="at", selection="fixed")
+    with pytest.raises(UserError, match="have the same seed"):
+        result_lines.last([one, replace(two, seed=one.seed)], root="run/all")
+    with pytest.raises(UserError, match="differ in epochs"):
+        result_lines.last([one, replace(two, epochs=5)], root="run/all")
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ("<!-- results: other -->\n<!-- end -->", "other: no such table"),
+        ("<!-- results: main -->\ntext", "has no <!-- end -->"),
+        ("<!-- results: main -->\ntext\n<!-- results: main -->\n<!-- end -->", "has no <!-- end -->"),
+    ],
+)
+def test_a_mark_that_is_wrong_is_named(document, complaint, lines, shares):
+    with pytest.raises(UserError, match=complaint):
+        build.filled(document, lines, shares)
+
+
+def test_a_table_without_runs_is_named(shares):
+    with pytest.raises(UserError, match="main: there are no runs"):
+        build.filled("<!-- results: main -->\n<!-- end -->", [], shares)
+
+
+def test_a_column_that_is_missing_is_named(tmp_path, monkeypatch):
+    text = result_lines.RUNS.read_text(encoding="utf-8").replace(",epochs,", ",epoch,", 1)
+    (tmp_path / "runs.csv").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(result_lines, "RUNS", tmp_path / "runs.csv")
+    with pytest.raises(UserError, match=r"runs.csv: line 2, epochs: Field required"):
+        result_lines.read_lines()
+
+
+def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_lines, "RUNS", tmp_path / "runs.csv")
+    monkeypatch.setattr(result_lines, "SHARES", tmp_path / "shares.csv")
+    monkeypatch.chdir(tmp_path)
+    write_run("run", selection="adaptive", epochs=3, done=2, seed=1)
+    with pytest.raises(UserError, match="run: no finished run"):
+        result_lines.collect([Path("run")])
+    assert not (tmp_path / "runs.csv").exists()
+    write_run("run", selection="adaptive", epochs=3, seed=2)
+    result_lines.collect([Path("run")])
+    (line,), shares = result_lines.read_lines(), result_lines.read_shares()
+    assert (line.seed, line.epochs, line.distiller, line.selection) == (2, 3, "at", "adaptive")
+    assert {entry.seed for entry in shares} == {2}
+    assert all(set(entry.by_epoch) == {1, 2, 3} for entry in shares)

@@ -41,7 +41,12 @@ def test_a_published_file_loads_unchanged():
 def test_a_published_file_of_a_network_alone_loads_unchanged():
     weight = "kd: {loss_weights: {classify_weight: 1.0}}\n"
     assert load(SINGLE + weight) == load(SINGLE)
-    for kd in ("{loss_weights: {kd_weight: 1.0}}", "{selection: fixed}", "{loss_weights: {classify_weight: 1}, x: 2}"):
+    for kd in (
+        "{loss_weights: {kd_weight: 1.0}}",
+        "{loss_weights: {classify_weight: 2}}",
+        "{selection: fixed}",
+        "{loss_weights: {classify_weight: 1}, x: 2}",
+    ):
         with pytest.raises(UserError):
             load(f"{SINGLE}kd: {kd}\n")
     with pytest.raises(UserError):

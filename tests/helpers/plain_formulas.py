@@ -45,7 +45,6 @@ CRD_TEMPERATURE, CRD_MOMENTUM, CRD_EPS = 0.07, 0.5, 1e-7
 PKT_EPS = 1e-7
 MOMENTUM, STUDENT_DECAY, AGENT_DECAY = 0.9, 5e-4, 1e-3
 AGENT = ("policy.", "router.")
-DECAYS_ALONE = "distiller.teacher."  # CC's embedding of the teacher: no gradient, but the weight decay
 
 
 @dataclass
@@ -176,9 +175,7 @@ class PlainStep:
     def _backward(self, loss: Tensor) -> dict[str, Tensor]:
         self.copy.zero_grad(set_to_none=True)
         loss.backward()
-        found = {name: p.grad.clone() for name, p in self.copy.named_parameters() if p.grad is not None}
-        targets = {name: p for name, p in self.copy.named_parameters() if name.startswith(DECAYS_ALONE)}
-        return found | {name: torch.zeros_like(p) for name, p in targets.items()}
+        return {name: p.grad.clone() for name, p in self.copy.named_parameters() if p.grad is not None}
 
     def _route(self, image: Tensor, spots: Sequence[tuple[int, int]], gates: Tensor) -> Tensor:
         student, teacher, adapters = self.copy.student.eval(), self.copy.teacher.eval(), self.copy.router.train()

@@ -159,10 +159,10 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _alone(cls, data: Any) -> Any:
-        """Published files of a network alone carry the weight of the routing loss, which has no meaning there."""
+    def _without_idle_weight(cls, data: Any) -> Any:
+        """Published files of a network alone carry a weight of the routing loss, 1, which has no meaning there."""
         match data:
-            case {"model": dict(), "kd": {"loss_weights": {"classify_weight": _, **more}, **others}, **rest}:
+            case {"model": dict(), "kd": {"loss_weights": {"classify_weight": 1, **more}, **others}, **rest}:
                 if not (more or others or "kd_loss" in rest):
                     return {"model": data["model"], **rest}
         return data

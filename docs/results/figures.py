@@ -1,0 +1,59 @@
+"""The figures of docs/results.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, alone
+from matplotlib.figure import Figure
+from result_lines import Lines, Shares, last
+
+from utils.report.style import SELECTION_COLORS, figure_legend, mark, styled
+from utils.run_folder.read import SINGLE
+
+
+def accuracy_figure(lines: Lines) -> Figure:
+    """Every seed of every selection as a dot and their mean as a bar, a panel for each teacher."""
+    with styled():
+        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+        axes = figure.subplots(1, len(TEACHERS), sharex=True, sharey=True, squeeze=False)[0]
+        for panel, (root, title) in zip(axes, TEACHERS.items()):
+            panel.axvline(fmean(alone(lines).values()), color=SELECTION_COLORS[SINGLE], lw=1, ls="--")
+            for row, distiller in enumerate(DISTILLERS):
+                for place, selection in enumerate(SELECTIONS):
+                    values = last(lines, root=root, distiller=distiller, selection=selection)
+                    if values:
+                        height, color = row + 0.19 * (place - 1.5), SELECTION_COLORS[selection]
+                        panel.plot(list(values.values()), [height] * len(values), "o", ms=3.5, color=color, alpha=0.5)
+                        panel.plot(fmean(values.values()), height, "|", ms=9, mew=2, color=color)
+            panel.set_yticks(range(len(DISTILLERS)), list(DISTILLERS.values()))
+            panel.set_ylim(len(DISTILLERS) - 0.5, -0.5)
+            panel.grid(axis="y", visible=False)
+            panel.set(title=f"teacher: {title}", xlabel="top-1 on the test images, last epoch (%)")
+        handles = [mark(name, SELECTION_COLORS[name], marker="o", ls="", ms=4) for name in SELECTIONS]
+        figure_legend(figure, [*handles, mark("student alone, mean", SELECTION_COLORS[SINGLE], ls="--", lw=1)])
+    return figure
+
+
+def share_figure(shares: Sequence[Shares]) -> Figure:
+    """Share of samples distilled at each spot under AT, by epoch: a colour for each teacher, dashes without homo."""
+    entries = [entry for entry in shares if (entry.distiller, entry.selection) == ("at", "adaptive")]
+    colors = dict(zip(CHOICES, SELECTION_COLORS.values()))
+    styles = {root + variant: (color, dash) for root, color in colors.items() for variant, dash in DASHES.items()}
+    spots = list(dict.fromkeys(entry.spot for entry in entries if entry.root in styles))
+    with styled():
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        axes = figure.subplots(1, len(spots), sharey=True, squeeze=False)[0]
+        for panel, spot in zip(axes, spots):
+            for entry in entries:
+                if entry.spot == spot and entry.root in styles:
+                    color, dash = styles[entry.root]
+                    panel.plot(*zip(*entry.by_epoch.items()), color=color, ls=dash, lw=1.1, alpha=0.8)
+            panel.set(title=spot, ylim=(-3, 103), yticks=(0, 50, 100), xlabel="epoch", xscale="log")
+            panel.set_xticks((1, 3, 10, 30, 60), ("1", "3", "10", "30", "60"))
+        axes[0].set_ylabel("distilled (%)")
+        handles = [mark(f"teacher: {title}", colors[root]) for root, title in CHOICES.items()]
+        handles += [mark("homo: true", ls=DASHES[""]), mark("homo: false", ls=DASHES[UNDECIDED])]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    return figure
