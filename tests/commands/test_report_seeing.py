@@ -146,10 +146,8 @@ def test_a_run_without_a_choice_is_told_in_the_table_and_in_a_sentence(tmp_path)
         write_run(tmp_path, selection=selection, distiller="kd")  # its only gate is always open
     runs = find_runs([tmp_path])
     sentences = without_choice(runs)
-    assert (
-        "the policy distilled everywhere (>= 99.5 % at every spot) since epoch 1: this run equals fixed" in sentences[0]
-    )
-    assert "distilled nowhere (<= 0.5 % at every spot) since epoch 1: this run equals the student alone" in sentences[1]
+    assert "the policy distilled everywhere (>= 99.5 % at every spot) since epoch 1, as fixed does" in sentences[0]
+    assert "distilled nowhere (<= 0.5 % at every spot) since epoch 1, as if there were no teacher" in sentences[1]
     table = result_table(result_rows(runs), "last")
     assert dict(zip(table.header, table.rows[0]))["no choice"] == "anti: 1 nowhere; adaptive: 1 everywhere"
     table, _ = run_table(runs, run_records(runs))

@@ -22,13 +22,13 @@ def epochs(*shares):
         (
             "adaptive",
             [(1.0, 0.9), (0.996, 1.0), (1.0, 1.0)],
-            "the policy distilled everywhere (>= 99.5 % at every spot) since epoch 2: this run equals fixed",
+            "the policy distilled everywhere (>= 99.5 % at every spot) since epoch 2, as fixed does",
         ),
         (
             "anti",
             [(0.0, 0.9), (0.1, 0.0), (0.0, 0.004)],
-            "the opposite of the policy distilled nowhere (<= 0.5 % at every spot) since epoch 3: "
-            "this run equals the student alone",
+            "the opposite of the policy distilled nowhere (<= 0.5 % at every spot) since epoch 3, "
+            "as if there were no teacher",
         ),
         ("adaptive", [(1.0, 1.0), (1.0, 0.99)], "None"),
         ("anti", [(1.0, 0.0)], "None"),

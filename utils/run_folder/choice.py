@@ -11,7 +11,7 @@ from utils.run_folder.records import Epoch
 
 CERTAIN = 0.995  # share of the samples that counts as all of them
 
-_EQUALS = {"everywhere": "fixed", "nowhere": "the student alone"}
+_LIKE = {"everywhere": "as fixed does", "nowhere": "as if there were no teacher"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,7 @@ class NoChoice:
     def __str__(self) -> str:
         who = "the policy" if self.selection == "adaptive" else "the opposite of the policy"
         share = f">= {100 * CERTAIN:g}" if self.where == "everywhere" else f"<= {100 * (1 - CERTAIN):g}"
-        return (
-            f"{who} distilled {self.where} ({share} % at every spot) since epoch {self.since}: "
-            f"this run equals {_EQUALS[self.where]}"
-        )
+        return f"{who} distilled {self.where} ({share} % at every spot) since epoch {self.since}, {_LIKE[self.where]}"
 
     @property
     def short(self) -> str:
