@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, alone
+from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, WHOLE, alone
 from matplotlib.figure import Figure
 from result_lines import Lines, Shares, last
 
@@ -41,6 +41,7 @@ def share_figure(shares: Sequence[Shares]) -> Figure:
     entries = [entry for entry in shares if (entry.distiller, entry.selection) == ("at", "adaptive")]
     colors = dict(zip(CHOICES, SELECTION_COLORS.values()))
     styles = {root + variant: (color, dash) for root, color in colors.items() for variant, dash in DASHES.items()}
+    styles[WHOLE] = (colors["run/long"], ":")
     spots = list(dict.fromkeys(entry.spot for entry in entries if entry.root in styles))
     with styled():
         figure = Figure(figsize=(9, 3), layout="constrained")
@@ -51,9 +52,10 @@ def share_figure(shares: Sequence[Shares]) -> Figure:
                     color, dash = styles[entry.root]
                     panel.plot(*zip(*entry.by_epoch.items()), color=color, ls=dash, lw=1.1, alpha=0.8)
             panel.set(title=spot, ylim=(-3, 103), yticks=(0, 50, 100), xlabel="epoch", xscale="log")
-            panel.set_xticks((1, 3, 10, 30, 60), ("1", "3", "10", "30", "60"))
+            panel.set_xticks((1, 3, 10, 30, 100), ("1", "3", "10", "30", "100"))
         axes[0].set_ylabel("distilled (%)")
         handles = [mark(f"teacher: {title}", colors[root]) for root, title in CHOICES.items()]
         handles += [mark("homo: true", ls=DASHES[""]), mark("homo: false", ls=DASHES[UNDECIDED])]
+        handles.append(mark("homo: false, 240 epochs", ls=":"))
         figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
