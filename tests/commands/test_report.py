@@ -111,6 +111,19 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     assert find_runs([tmp_path])[0].epochs_done == 2
 
 
+def test_runs_under_another_teacher_get_a_row_of_their_own_but_not_those_under_one_of_another_seed(tmp_path):
+    for root, teacher in {"a": "run/t/{}/last.pth", "b": "run/t/1/last.pth", "c": "run/other/{}/last.pth"}.items():
+        for seed in (1, 2):
+            kd = {"teacher": {"name": "resnet20", "checkpoint": teacher.format(seed)}}
+            write_run(tmp_path / root / str(seed), selection="fixed", seed=seed, settings={"kd": kd})
+    rows = result_rows(find_runs([tmp_path / "a", tmp_path / "c"]))
+    assert [(row.variant, set(row.cells["fixed"].last)) for row in rows] == [
+        ("kd.teacher.checkpoint=run/t/<seed>/last.pth", {1, 2}),
+        ("kd.teacher.checkpoint=run/other/<seed>/last.pth", {1, 2}),
+    ]
+    assert len(result_rows(find_runs([tmp_path / "a", tmp_path / "b"]))) == 1
+
+
 def test_runs_with_other_settings_get_a_row_of_their_own(tmp_path):
     write_run(tmp_path / "a", selection="fixed", seed=1)
     write_run(tmp_path / "b", selection="fixed", seed=1, settings={"training": {"lr": 0.1, "num_workers": 9}})

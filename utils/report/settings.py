@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os.path import normpath
+from pathlib import Path
 from typing import Any
 
 from utils.registry import fold
@@ -73,10 +74,14 @@ def _differing(runs: Sequence[Run]) -> set[str]:
 
 
 def comparable(run: Run) -> dict[str, Any]:
-    """What decides the result of a run, its data included."""
+    """What decides the result of a run, its data and its teacher's weights included."""
     settings = dict(run.settings)
     if fold(run.dataset_name) not in _SAME_EVERYWHERE:
         settings["dataset.root"] = normpath(str(run.config["dataset"].get("root")))
+    if not run.is_single:
+        # Each seed may have a teacher of its own, trained in the same way.
+        parts = Path(run.config["kd"]["teacher"].get("checkpoint") or "").parts
+        settings["kd.teacher.checkpoint"] = "/".join("<seed>" if part.isdigit() else part for part in parts)
     return settings
 
 
