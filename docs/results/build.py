@@ -95,15 +95,15 @@ def _cells(lines: Lines) -> Iterator[tuple[str, str, dict[str, dict[int, float]]
 def _mean(values: dict[int, float]) -> str:
     summary = summarise(values.values())
     if summary is None:
-        return "-"
-    return f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
+        return ""
+    return f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f} ({summary.n})")
 
 
 def _difference(ours: dict[int, float], base: dict[int, float]) -> str:
     """In bold if its interval does not contain 0."""
     difference = paired_difference(ours, base)
     if difference is None:
-        return "-"
+        return ""
     text = str(difference)
     return f"**{text}**" if difference.half_width is not None and abs(difference.mean) > difference.half_width else text
 
