@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ from utils.report.tables import Measure, Row
 from utils.run_folder.read import Run
 
 ROWS_PER_FOREST = 40
+TITLE_WIDTH = 46  # characters that fit above a panel
 LONG = 20  # epochs; curves of longer runs are cut off below where they are after ...
 CUT_OFF = 0.25  # ... this part
 
@@ -162,7 +164,7 @@ def _curves(
 
 
 def _label(panel: Axes, group: Group, ylabel: str) -> None:
-    panel.set_title(group.title, wrap=True)
+    panel.set_title(fill(group.title, TITLE_WIDTH))
     if panel.get_subplotspec().is_first_col():
         panel.set_ylabel(ylabel)
     if not is_one_epoch(group.runs):

@@ -79,10 +79,18 @@ def comparable(run: Run) -> dict[str, Any]:
     if fold(run.dataset_name) not in _SAME_EVERYWHERE:
         settings["dataset.root"] = normpath(str(run.config["dataset"].get("root")))
     if not run.is_single:
-        # Each seed may have a teacher of its own, trained in the same way.
-        parts = Path(run.config["kd"]["teacher"].get("checkpoint") or "").parts
-        settings["kd.teacher.checkpoint"] = "/".join("<seed>" if part.isdigit() else part for part in parts)
+        settings["teacher"] = _weights_of(run)
     return settings
+
+
+def _weights_of(run: Run) -> str:
+    """The teacher's checkpoint, e.g. ``"run/teacher-all/epoch-24"``; empty for that of its own training.
+
+    What every such path has is left out: data set, network, and seed, because each seed may have a teacher of its own.
+    """
+    path = Path(run.config["kd"]["teacher"].get("checkpoint") or "")
+    usual = {run.dataset, run.teacher, "ckpt"}
+    return "/".join(part for part in (*path.parts[:-1], path.stem) if part not in usual and not part.isdigit())
 
 
 def same_data(one: Run, other: Run) -> bool:
