@@ -20,16 +20,15 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 from experiments import (  # noqa: E402
-    ADAPTIVE,
     BY_HEART,
     CHOICES,
     DASHES,
     DIGITS,
     DISTILLERS,
     MANY,
-    NEWER,
     SELECTIONS,
     TEACHERS,
+    UNDECIDED,
     WHOLE,
     alone,
 )
@@ -67,7 +66,6 @@ def difference_rows(lines: Lines) -> Rows:
         ("adaptive", "random"),
         ("adaptive", "anti"),
         ("homo: false", "fixed"),
-        ("share 1/4", "adaptive"),
     )
     return [
         {
@@ -84,12 +82,9 @@ def _cells(lines: Lines) -> Iterator[tuple[str, str, dict[str, dict[int, float]]
     for root, teacher in TEACHERS.items():
         for distiller in DISTILLERS:
             selections = {name: last(lines, root=root, distiller=distiller, selection=name) for name in SELECTIONS}
-            variants = {
-                name: last(lines, root=root + end, distiller=distiller, selection="adaptive")
-                for name, end in ADAPTIVE.items()
-            }
+            undecided = {"homo: false": last(lines, root=root + UNDECIDED, distiller=distiller, selection="adaptive")}
             if any(selections.values()):
-                yield teacher, distiller, {"alone": alone(lines)} | selections | variants
+                yield teacher, distiller, {"alone": alone(lines)} | selections | undecided
 
 
 def _mean(values: dict[int, float]) -> str:
@@ -128,23 +123,6 @@ def precision_rows(lines: Lines) -> Rows:
     return rows
 
 
-def newer_rows(lines: Lines) -> Rows:
-    """DKD, DIST and ReviewKD everywhere and where the policy says."""
-    rows = []
-    for distiller, title in NEWER.items():
-        found = {name: last(lines, root="run/all", distiller=distiller, selection=name) for name in SELECTIONS}
-        fixed, adaptive = found["fixed"], found["adaptive"]
-        rows.append(
-            {
-                "distiller": title,
-                "fixed": _mean(fixed),
-                "adaptive": _mean(adaptive),
-                "adaptive - fixed": _difference(adaptive, fixed),
-            }
-        )
-    return rows
-
-
 def choice_rows(lines: Lines, shares: Sequence[Shares]) -> Rows:
     """What the policy distils at each spot in its first, fifth and last epoch, means over the seeds in percent."""
     rows = []
@@ -158,7 +136,7 @@ def choice_rows(lines: Lines, shares: Sequence[Shares]) -> Rows:
             rows.append(
                 {
                     "teacher": title,
-                    "distiller": (DISTILLERS | NEWER)[distiller],
+                    "distiller": DISTILLERS[distiller],
                     "homo": runs[0].homo,
                     "gamma": runs[0].gamma.removesuffix(".0"),
                     "epochs": str(runs[0].epochs),
@@ -208,7 +186,6 @@ TABLES = {
     "readme": lambda lines, _: readme_rows(lines),
     "differences": lambda lines, _: difference_rows(lines),
     "precision": lambda lines, _: precision_rows(lines),
-    "newer": lambda lines, _: newer_rows(lines),
     "choices": choice_rows,
     "digits": digits_rows,
 }

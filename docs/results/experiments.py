@@ -11,12 +11,10 @@ MANY, BY_HEART = "50,000 images", "5,000, by heart"
 TEACHERS = {"run/all": MANY, "run/long": BY_HEART}
 CHOICES = TEACHERS | {"run/young-20": "5,000, 20 epochs", "run/young-5": "5,000, 5 epochs"}
 UNDECIDED = "-apart"  # behind these: homo is false
-DASHES = {"": "-", UNDECIDED: "--"}
+DASHES = {"": "-", UNDECIDED: "--"}  # of lines in figures
 WHOLE = "run/whole-apart"  # BY_HEART, a student of 240 epochs
-ADAPTIVE = {"homo: false": UNDECIDED, "share 1/4": "-quarter"}  # adaptive runs with another setting, by end of folder
 DIGITS = "run/digits-8"
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
-NEWER = {"dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
 SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 

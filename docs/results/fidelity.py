@@ -46,7 +46,8 @@ from utils.training.device import place_task
 PAIRS = ("wrn_40_2-wrn_16_2", "vgg13-MobileNetV2")
 DISTILLERS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")  # the published code cannot run FSP
 CPU = torch.device("cpu")
-COLUMNS = ("values", "gradients", "rounding of values", "of gradients", "values, float64", "gradients", "updates")
+COLUMNS = ("values", "gradients", "rounding of values", "of gradients")
+COLUMNS += tuple(f"{part}, float64" for part in ("values", "gradients", "updates"))
 REAL = 1e-9  # in float64, a difference above this is no rounding
 
 

@@ -12,6 +12,8 @@ from result_lines import Lines, Shares, last
 from utils.report.style import SELECTION_COLORS, figure_legend, mark, styled
 from utils.run_folder.read import SINGLE
 
+COLORS = SELECTION_COLORS | {"homo: false": "#000000"}
+
 
 def accuracy_figure(lines: Lines) -> Figure:
     """Every seed of every selection as a dot and their mean as a bar, a panel for each teacher."""
@@ -21,17 +23,18 @@ def accuracy_figure(lines: Lines) -> Figure:
         for panel, (root, title) in zip(axes, TEACHERS.items()):
             panel.axvline(fmean(alone(lines).values()), color=SELECTION_COLORS[SINGLE], lw=1, ls="--")
             for row, distiller in enumerate(DISTILLERS):
-                for place, selection in enumerate(SELECTIONS):
-                    values = last(lines, root=root, distiller=distiller, selection=selection)
+                shown = {name: last(lines, root=root, distiller=distiller, selection=name) for name in SELECTIONS}
+                shown["homo: false"] = last(lines, root=root + UNDECIDED, distiller=distiller, selection="adaptive")
+                for place, (name, values) in enumerate(shown.items()):
                     if values:
-                        height, color = row + 0.19 * (place - 1.5), SELECTION_COLORS[selection]
+                        height, color = row + 0.16 * (place - 2), COLORS[name]
                         panel.plot(list(values.values()), [height] * len(values), "o", ms=3.5, color=color, alpha=0.5)
                         panel.plot(fmean(values.values()), height, "|", ms=9, mew=2, color=color)
             panel.set_yticks(range(len(DISTILLERS)), list(DISTILLERS.values()))
             panel.set_ylim(len(DISTILLERS) - 0.5, -0.5)
             panel.grid(axis="y", visible=False)
             panel.set(title=f"teacher: {title}", xlabel="top-1 on the test images, last epoch (%)")
-        handles = [mark(name, SELECTION_COLORS[name], marker="o", ls="", ms=4) for name in SELECTIONS]
+        handles = [mark(name, COLORS[name], marker="o", ls="", ms=4) for name in (*SELECTIONS, "homo: false")]
         figure_legend(figure, [*handles, mark("student alone, mean", SELECTION_COLORS[SINGLE], ls="--", lw=1)])
     return figure
 

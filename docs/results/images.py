@@ -44,7 +44,7 @@ def write_part(whole: Path, out: Path) -> None:
         (out / "train" / folder.name).mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir())[:PER_CLASS]:
             shutil.copy(file, out / "train" / folder.name)
-    shutil.copytree(whole / "test", out / "test", dirs_exist_ok=True)
+    shutil.copytree(whole / "test", out / "test")
 
 
 def check_classes(folder: Path) -> None:

@@ -132,7 +132,18 @@ def last(lines: Lines, **values: Any) -> dict[int, float]:
         UserError: they differ in more than their seed, so they are no repetitions of one experiment.
     """
     found = where(lines, **values)
-    for name in ("dataset", "images", "teacher_weights", "student", "homo", "gamma", "routing_share", "epochs"):
+    settings = (
+        "dataset",
+        "images",
+        "teacher_weights",
+        "student",
+        "homo",
+        "gamma",
+        "routing_share",
+        "precision",
+        "epochs",
+    )
+    for name in settings:
         if len({getattr(line, name) for line in found}) > 1:
             raise UserError(
                 f"{RUNS}: runs with {values} differ in {name}; those of one experiment need a root of their own"

@@ -254,7 +254,7 @@ def run_python(arguments: list[str]) -> list[Config]:
         else:
             if not Path(arguments[0]).exists():
                 raise Wrong(f"no such file {arguments[0]}")
-            trains = not arguments[0].startswith("docs/")  # the scripts there would write
+            trains = Path(arguments[0]).with_suffix(".sh").name in LAUNCHERS  # other scripts would write
             with _sys_argv(arguments):
                 _parsed(lambda: runpy.run_path(arguments[0], run_name="__main__"), go_on=trains)
     for config in configs:
