@@ -6,15 +6,22 @@ from result_lines import Lines, last
 
 from utils.run_folder.read import SINGLE
 
-# The folders of the runs (``run.root``), and how the teacher of each was trained.
-MANY, BY_HEART = "50,000 images", "5,000, by heart"
-TEACHERS = {"run/all": MANY, "run/long": BY_HEART}
-CHOICES = TEACHERS | {"run/young-20": "5,000, 20 epochs", "run/young-5": "5,000, 5 epochs"}
-UNDECIDED = "-apart"  # behind these: homo is false
+# The folders of the runs (``run.root``), the network of each teacher, and how it was trained; the student is resnet8.
+MANY, BY_HEART = "resnet20, 50,000 images", "resnet20, 5,000 by heart"
+OTHER_FAMILY = "wrn_16_2, 50,000 images"
+TEACHERS = {"run/all": MANY, "run/long": BY_HEART, "run/wide": OTHER_FAMILY}
+CHOICES = TEACHERS | {"run/young-20": "resnet20, 5,000, 20 epochs", "run/young-5": "resnet20, 5,000, 5 epochs"}
+
+# What these folders' names end in, where a setting is another one.
+UNDECIDED = "-apart"  # kd_loss.homo is false
+QUARTER = "-quarter"  # kd.routing_share is 1/4
+GAMMA = "-gamma-1"  # kd.loss_weights.classify_weight is 1
 DASHES = {"": "-", UNDECIDED: "--"}  # of lines in figures
-WHOLE = "run/whole-apart"  # BY_HEART, a student of 240 epochs
+
+WHOLE = "run/whole"  # BY_HEART, students of 240 epochs
 DIGITS = "run/digits-8"
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
+NEWER = {"kd": "KD", "dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
 SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 

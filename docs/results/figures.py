@@ -43,8 +43,8 @@ def share_figure(shares: Sequence[Shares]) -> Figure:
     """Share of samples distilled at each spot under AT, by epoch: a colour for each teacher, dashes without homo."""
     entries = [entry for entry in shares if (entry.distiller, entry.selection) == ("at", "adaptive")]
     colors = dict(zip(CHOICES, SELECTION_COLORS.values()))
+    colors[WHOLE] = colors["run/long"]
     styles = {root + variant: (color, dash) for root, color in colors.items() for variant, dash in DASHES.items()}
-    styles[WHOLE] = (colors["run/long"], ":")
     spots = list(dict.fromkeys(entry.spot for entry in entries if entry.root in styles))
     with styled():
         figure = Figure(figsize=(9, 3), layout="constrained")
@@ -59,6 +59,5 @@ def share_figure(shares: Sequence[Shares]) -> Figure:
         axes[0].set_ylabel("distilled (%)")
         handles = [mark(f"teacher: {title}", colors[root]) for root, title in CHOICES.items()]
         handles += [mark("homo: true", ls=DASHES[""]), mark("homo: false", ls=DASHES[UNDECIDED])]
-        handles.append(mark("homo: false, 240 epochs", ls=":"))
         figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
