@@ -203,7 +203,7 @@ def open_data(config: DataConfig) -> OpenedData:
         UserError: the data is missing, damaged or not what the config says.
     """
     with main_first():  # it may have to download and unpack
-        source = _open_source(config)
+        source = find_source(config.name, config.root, config.val_split)
     _check_classes(config, source)
     check_labels(source)
     size = _image_size(config, source)
@@ -219,14 +219,18 @@ def open_data(config: DataConfig) -> OpenedData:
     )
 
 
-def _open_source(config: DataConfig) -> Source:
-    """The data set called ``dataset.name``, divided if ``dataset.val_split`` asks for it."""
-    find, root = DATASETS.get(config.name), Path(config.root).expanduser()
-    if config.val_split is None:
+def find_source(name: str, root: str | Path, val_split: float | None = None) -> Source:
+    """The data set called `name`, divided if `val_split` asks for it.
+
+    Raises:
+        UserError: it is not there, or is divided already.
+    """
+    find, root = DATASETS.get(name), Path(root).expanduser()
+    if val_split is None:
         return find(root)
     if "val_split" not in inspect.signature(find).parameters:
-        raise UserError(f"dataset.val_split: {config.name} is split into training and validation already; leave it out")
-    return find(root, val_split=config.val_split)
+        raise UserError(f"dataset.val_split: {name} is split into training and validation already; leave it out")
+    return find(root, val_split=val_split)
 
 
 def build_data(config: DataConfig, **how: Any) -> Data:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import BETA, write_run, write_samples
+from pictures import image_folder
 
 from datasets.source import Arrays, Source
-from utils.report.build import setting, without_choice
+from utils.report.build import _load_source, setting, without_choice
 from utils.report.confusion import confusion_figure
 from utils.report.curves import accuracy_figures, by_panel, cross_entropy_figures
 from utils.report.gallery import gallery_figure
@@ -217,6 +218,21 @@ def test_the_gallery_waits_for_ten_epochs_and_then_has_whole_class_names(tmp_pat
     write_samples(folder, 10, gates, ["logits"])
     figure = gallery_figure(one(folder).gate_samples(), source, "t")
     assert LONG_NAME in figure.axes[0].texts[0].get_text().replace("-\n", "-").replace("\n", " ")
+
+
+def test_the_gallery_finds_images_that_the_run_has_divided_or_says_why_it_shows_none(tmp_path):
+    (image_folder(tmp_path / "images", train=12, val=1) / "train").rename(tmp_path / "own")
+    data = {"name": "imagefolder", "label": "own", "root": str(tmp_path / "own"), "val_split": 0.25}
+    folder = write_run(
+        tmp_path / "run", selection="adaptive", distiller="kd", num_classes=2, settings={"dataset": data}
+    )
+    write_samples(folder, 10, np.random.default_rng(0).integers(0, 10, (18, 1)), ["logits"])
+    write_report(find_runs([tmp_path / "run"]), tmp_path / "out")
+    assert list((tmp_path / "out" / "figures").glob("*gallery*"))
+    _load_source.cache_clear()
+    (tmp_path / "own/bee/000.png").unlink()
+    write_report(find_runs([tmp_path / "run"]), tmp_path / "later")
+    assert f"{tmp_path / 'own'} does not hold the 18 images" in (tmp_path / "later" / "report.html").read_text()
 
 
 def test_a_table_of_lines_keeps_their_order():

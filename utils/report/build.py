@@ -160,7 +160,7 @@ def _details(runs: Sequence[Run], out: Path, limit: int, with_images: bool) -> I
     for number, run in enumerate(chosen[:limit], 1):
         section = Section(
             f"{run.dataset}: {run.title}",
-            texts=without_choice([run]) + _gallery_to_come(run),
+            texts=without_choice([run]) + _gallery_missing(run, with_images),
             figures=list(_detail_figures(f"run {number:03}", run, with_images)),
             detail=True,
             folder=(str(run.path), address(run.path, out)),
@@ -187,26 +187,35 @@ def _detail_figures(name: str, run: Run, with_images: bool) -> Iterator[ShownFig
     yield ShownFigure.draw(f"{name} {run.title} gallery", _GALLERY, figure, photographs=True)
 
 
-def _gallery_to_come(run: Run) -> list[str]:
+def _gallery_missing(run: Run, with_images: bool) -> list[str]:
+    """Why there is no gallery, where one could be expected."""
     samples = run.gate_samples()
-    if samples is None or samples.epochs >= WAITS_FOR:
+    if samples is None:
         return []
-    return [f"The images distilled most and least often are shown after {WAITS_FOR} epochs; so far {samples.epochs}."]
+    shown = "The images distilled most and least often are"
+    if samples.epochs < WAITS_FOR:
+        return [f"{shown} shown after {WAITS_FOR} epochs; so far {samples.epochs}."]
+    source = load_source(run) if with_images else None
+    if with_images and (source is None or not matches(samples, source)):
+        root = run.config["dataset"]["root"]
+        return [f"{shown} not shown: {root} does not hold the {len(samples.frequency):,} images of this run now."]
+    return []
 
 
 def load_source(run: Run) -> Source | None:
     """The run's data set, or None where it is not at hand."""
-    return _load_source(run.dataset_name, run.config["dataset"]["root"])
+    data = run.config["dataset"]
+    return _load_source(run.dataset_name, data["root"], data.get("val_split"))
 
 
 @lru_cache(maxsize=1)  # runs come data set by data set, and one may fill the memory
-def _load_source(name: str, root: str) -> Source | None:
-    from datasets.download import without_downloads  # bring PyTorch, which a report without images does not need
-    from datasets.registry import DATASETS
+def _load_source(name: str, root: str, val_split: float | None) -> Source | None:
+    from datasets.build import find_source  # brings PyTorch, which a report without images does not need
+    from datasets.download import without_downloads
 
     try:
         with without_downloads():
-            return DATASETS.get(name)(Path(root).expanduser())
+            return find_source(name, root, val_split)
     except UserError:
         return None
 
