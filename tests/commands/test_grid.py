@@ -80,6 +80,14 @@ def test_settings_of_the_runs_are_not_forced_on_their_teachers(tmp_path):
     assert run.config.training.lr != 0.02
 
 
+def test_a_teacher_that_is_a_student_alone_as_well_is_one_run(tmp_path):
+    pairs = ["resnet20-resnet14", "resnet14-resnet8"]
+    with pytest.raises(UserError, match=r"14: would be a teacher with training.epochs 20 and a student alone with 4; "):
+        jobs_of(tmp_path, ["single", "fixed"], pairs=pairs)
+    jobs = jobs_of(tmp_path, ["single", "fixed"], pairs=pairs, teacher_overrides=["training.epochs=4"])
+    assert [job.folder.name for job in jobs[:3]] == ["resnet14", "resnet20", "resnet8"]
+
+
 def test_a_teacher_given_by_its_checkpoint_is_not_trained(tmp_path):
     jobs = jobs_of(tmp_path, overrides=["kd.teacher.checkpoint=somewhere.pth"])
     assert [job.script for job in jobs] == ["train.py"]

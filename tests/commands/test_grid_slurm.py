@@ -259,6 +259,15 @@ class TestTask:
         (tmp_path / "run/ckpt/last.pth").touch()
         assert work(script) == (3, "[]\n['--resume']\n", "")
 
+    def test_its_processes_share_the_cpus(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", "32")
+        run = Layout(tmp_path / "run")
+        script = "import os; print(os.environ['OMP_NUM_THREADS'])"
+        for processes in (1, 4):
+            assert SlurmTask([sys.executable, "-c", script], str(run.path), processes).work() == 0
+        assert run.slurm_log.read_text() == "32\n8\n"
+
     def test_goes_back_into_the_queue_unless_it_is_being_cancelled(self, work):
         script = f"raise SystemExit({EXIT_INTERRUPTED})"
         assert work(script, "COMPLETING") == (EXIT_INTERRUPTED, "", "")

@@ -80,7 +80,8 @@ def plan(
         teacher_overrides: ``key=value`` words for the teachers.
 
     Raises:
-        UserError: a name or a key is wrong; nothing has been started then.
+        UserError: a name or a key is wrong, or two runs of different settings have one folder; nothing has been started
+            then.
     """
     networks = [split_pair(pair) for pair in pairs]
     to_distil = [selection for selection in selections if selection != SINGLE]
@@ -97,7 +98,16 @@ def plan(
             jobs += [_single(single_run(dataset, seed, student, alone)) for _, student in networks]
         jobs += distilled
     _check_networks(jobs)
-    return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
+    found: dict[Path, Job] = {}
+    for job in jobs:
+        first = found.setdefault(job.folder, job)
+        settings = (deciding_settings(one.config.to_dict()) for one in (first, job))
+        for key, (teachers, own) in differences(*settings).items():  # only a network alone has two roles
+            raise UserError(
+                f"{job.folder}: would be a teacher with {key} {teachers} and a student alone with {own}; "
+                f"--teacher-arg {key}={own} makes them one run, or run single in a grid of its own, in another run.root"
+            )
+    return list(found.values())
 
 
 def split_pair(pair: str) -> tuple[str, str]:

@@ -132,7 +132,7 @@ class SlurmQueue:
             for job, record in zip(jobs, records):
                 job.folder.mkdir(parents=True, exist_ok=True)
                 _write(job, record)
-            tasks = [SlurmTask(self._command(job), str(job.folder.absolute())) for job in jobs]
+            tasks = [SlurmTask(self._command(job), str(job.folder.absolute()), self.request.processes) for job in jobs]
             first = self._submitted[teacher].entry.job if teacher else None
             numbers = submit(tasks, name, self.request, first, self.logs)
         except (UserError, OSError):

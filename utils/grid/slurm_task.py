@@ -32,10 +32,12 @@ class SlurmTask:
     Attributes:
         command: starts the training, but for ``--resume``.
         folder: of the run, absolute.
+        processes: how many share the CPUs of the job.
     """
 
     command: Sequence[str]
     folder: str
+    processes: int = 1
 
     def work(self) -> int:
         """Train it, or go on with it; the exit code of the training."""
@@ -63,7 +65,8 @@ class SlurmTask:
         for number in STOP_SIGNALS:
             signal.signal(number, hand_on)
         layout.path.mkdir(parents=True, exist_ok=True)
-        threads = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_ON_NODE", "1")}
+        cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
+        threads = {"OMP_NUM_THREADS": str(max(1, cpus // self.processes))}
         resume = ["--resume"] if layout.begun else []
         with layout.slurm_log.open("ab") as log:
             child = subprocess.Popen(
