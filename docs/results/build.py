@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 from figures import accuracy_figure, share_figure  # noqa: E402
-from result_lines import Lines, Shares, collect, read_lines, read_shares  # noqa: E402
+from result_lines import Lines, Shares, collect, read_lines, read_shares, write_csv_files  # noqa: E402
 from result_tables import TABLES  # noqa: E402
 
 from utils.command import Parser, guarded  # noqa: E402
@@ -55,12 +55,14 @@ def filled(document: str, lines: Lines, shares: Sequence[Shares]) -> str:
 def main() -> None:
     parser = Parser(description="Make the tables and figures of docs/results.md out of the CSV files beside this one.")
     parser.add_argument("folders", nargs="*", type=Path, help="make the CSV files anew, of all runs below")
-    if folders := parser.parse_args().folders:
-        collect(folders)
-    lines, shares = read_lines(), read_shares()
+    folders = parser.parse_args().folders
+    lines, shares = collect(folders) if folders else (read_lines(), read_shares())
     documents = (ROOT / "docs/results.md", ROOT / "README.md")
     texts = [filled(document.read_text(encoding="utf-8"), lines, shares) for document in documents]
     figures = {"accuracy.png": png(accuracy_figure(lines)), "shares.png": png(share_figure(shares))}
+    # Whatever is wrong with the runs has been said by now.
+    if folders:
+        write_csv_files(lines, shares)
     for document, text in zip(documents, texts):
         write_text(document, text)
     for name, figure in figures.items():

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, WHOLE, alone
 from matplotlib.figure import Figure
-from result_lines import Lines, Shares, last
+from result_lines import Lines, Shares, last, where
 
 from utils.report.style import SELECTION_COLORS, figure_legend, mark, styled
 from utils.run_folder.read import SINGLE
@@ -17,10 +17,11 @@ COLORS = SELECTION_COLORS | {"homo: false": "#000000"}
 
 def accuracy_figure(lines: Lines) -> Figure:
     """Every seed of every selection as a dot and their mean as a bar, a panel for each teacher."""
+    teachers = {root: title for root, title in TEACHERS.items() if where(lines, root=root)}
     with styled():
         figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-        axes = figure.subplots(1, len(TEACHERS), sharex=True, sharey=True, squeeze=False)[0]
-        for panel, (root, title) in zip(axes, TEACHERS.items()):
+        axes = figure.subplots(1, len(teachers), sharex=True, sharey=True, squeeze=False)[0]
+        for panel, (root, title) in zip(axes, teachers.items()):
             panel.axvline(fmean(alone(lines).values()), color=SELECTION_COLORS[SINGLE], lw=1, ls="--")
             for row, distiller in enumerate(DISTILLERS):
                 shown = {name: last(lines, root=root, distiller=distiller, selection=name) for name in SELECTIONS}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,27 +177,30 @@ def _validated(kind: type[Kind], file: Path, records: Sequence[dict[str, Any]]) 
         raise UserError(f"{file}: line {row + 2}, {column}: {first['msg']}") from None
 
 
-def collect(folders: Sequence[Path]) -> None:
-    """Write the CSV files anew, of all finished runs below `folders`; say how many others are passed over.
+def collect(folders: Sequence[Path]) -> tuple[list[Line], list[Shares]]:
+    """Read all finished runs below `folders`; say how many others are passed over.
 
     Raises:
-        UserError: there is no finished run; nothing is written then.
+        UserError: there is no finished run.
     """
     runs = find_runs(folders)
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
         raise UserError(f"{', '.join(map(str, folders))}: no finished run")
-    lines = [asdict(Line.of(run)) for run in finished]
-    shares = [asdict(entry) for run in finished if run.has_policy for entry in Shares.of(run)]
-    epochs = sorted({epoch for entry in shares for epoch in entry["by_epoch"]})
-    shares = [entry | {str(epoch): entry["by_epoch"].get(epoch, "") for epoch in epochs} for entry in shares]
-    names = [field.name for field in fields(Shares) if field.name != "by_epoch"]
-    write_text(RUNS, _csv([field.name for field in fields(Line)], lines))
-    write_text(SHARES, _csv([*names, *map(str, epochs)], shares))
     print(f"{len(finished)} runs, {len(runs) - len(finished)} more are not finished")
+    return [Line.of(run) for run in finished], [entry for run in finished if run.has_policy for entry in Shares.of(run)]
 
 
-def _csv(header: Sequence[str], records: Sequence[dict[str, Any]]) -> str:
+def write_csv_files(lines: Lines, shares: Sequence[Shares]) -> None:
+    """What `read_lines` and `read_shares` read."""
+    epochs = sorted({epoch for entry in shares for epoch in entry.by_epoch})
+    names = [field.name for field in fields(Shares) if field.name != "by_epoch"]
+    records = [asdict(entry) | {str(epoch): entry.by_epoch.get(epoch, "") for epoch in epochs} for entry in shares]
+    write_text(RUNS, _csv([field.name for field in fields(Line)], map(asdict, lines)))
+    write_text(SHARES, _csv([*names, *map(str, epochs)], records))
+
+
+def _csv(header: Sequence[str], records: Iterable[dict[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, header, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

@@ -25,6 +25,7 @@ from result_lines import Lines, Shares, last, where
 
 from utils.report.statistics import paired_difference, summarise
 
+NAMES = DISTILLERS | NEWER
 Rows = list[dict[str, str]]
 
 
@@ -116,15 +117,16 @@ def newer_rows(lines: Lines) -> Rows:
         fixed, adaptive = (
             last(lines, root="run/all", distiller=distiller, selection=selection) for selection in ("fixed", "adaptive")
         )
-        rows.append(
-            {
-                "distiller": title,
-                "fixed": _mean(fixed),
-                "adaptive": _mean(adaptive),
-                "fixed - alone": _difference(fixed, alone(lines)),
-                "adaptive - fixed": _difference(adaptive, fixed),
-            }
-        )
+        if fixed:
+            rows.append(
+                {
+                    "distiller": title,
+                    "fixed": _mean(fixed),
+                    "adaptive": _mean(adaptive),
+                    "fixed - alone": _difference(fixed, alone(lines)),
+                    "adaptive - fixed": _difference(adaptive, fixed),
+                }
+            )
     return rows
 
 
@@ -138,7 +140,7 @@ def precision_rows(lines: Lines) -> Rows:
         full, half = last(fp32, **cell), last(lines, root="run/all", **cell)
         rows.append(
             {
-                "distiller": DISTILLERS[distiller],
+                "distiller": NAMES[distiller],
                 "selection": selection,
                 "fp32": _mean(full),
                 "bf16": _mean(half),
@@ -161,7 +163,7 @@ def choice_rows(lines: Lines, shares: Sequence[Shares]) -> Rows:
             rows.append(
                 {
                     "teacher": title,
-                    "distiller": DISTILLERS[distiller],
+                    "distiller": NAMES[distiller],
                     "homo": runs[0].homo,
                     "gamma": runs[0].gamma.removesuffix(".0"),
                     "epochs": str(runs[0].epochs),

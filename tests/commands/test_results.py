@@ -155,6 +155,14 @@ def test_runs_that_are_no_repetitions_are_refused(lines):
         result_lines.last([one, replace(two, epochs=5)], root="run/all")
 
 
+def test_a_newer_distiller_has_a_place_in_its_tables(lines, shares):
+    old = {"root": "run/all", "distiller": "sp"}
+    lines = [replace(line, distiller="dkd") for line in result_lines.where(lines, **old)] + lines[:3]
+    shares = [replace(entry, distiller="dkd") for entry in result_lines.where(shares, **old)]
+    for name in ("newer", "choices"):
+        assert "| DKD " in build.filled(f"<!-- results: {name} -->\n<!-- end -->", lines, shares)
+
+
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [
@@ -188,10 +196,11 @@ def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
     write_run("run", selection="adaptive", epochs=3, done=2, seed=1)
     with pytest.raises(UserError, match="run: no finished run"):
         result_lines.collect([Path("run")])
-    assert not (tmp_path / "runs.csv").exists()
     write_run("run", selection="adaptive", epochs=3, seed=2)
-    result_lines.collect([Path("run")])
+    collected = result_lines.collect([Path("run")])
+    result_lines.write_csv_files(*collected)
     (line,), shares = result_lines.read_lines(), result_lines.read_shares()
+    assert ([line], shares) == collected
     assert (line.seed, line.epochs, line.distiller, line.selection) == (2, 3, "at", "adaptive")
     assert {entry.seed for entry in shares} == {2}
     assert all(set(entry.by_epoch) == {1, 2, 3} for entry in shares)
