@@ -58,7 +58,7 @@ def source_of_rows(
     """
     if not labels:
         raise UserError(f"{where}: holds no images")
-    classes = sorted(set(labels), key=lambda name: (0, int(name), "") if _is_number(name) else (1, 0, name))
+    classes = sorted(set(labels), key=lambda name: (0, int(name), str(name)) if _is_number(name) else (1, 0, name))
     number = {name: k for k, name in enumerate(classes)}
     numbers = [number[label] for label in labels]
     if splits is None and val_split is None:

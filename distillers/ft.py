@@ -102,7 +102,7 @@ class FT(Distiller):
         """Those of the paraphrasers."""
         return list(self.paraphrasers.parameters())
 
-    def pretraining_loss(self, student: Sequence[Tensor] | None, teacher: Sequence[Tensor]) -> Tensor:
+    def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Reconstruction error summed over the spots; the student's features are not looked at."""
         losses = []
         for spot, paraphraser in zip(self.spots, self.paraphrasers):

@@ -20,7 +20,7 @@ from torch import Tensor
 from models import MODELS, get_model
 from utils.command import Parser, guarded, whole_number
 from utils.config import Config
-from utils.config.yaml_loader import parse_yaml
+from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError, printable
 from utils.files import replacing
 from utils.run_folder.checkpoint import LeftOut, read_checkpoint, save_atomically

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.onnx:
         _require("onnx", "onnxscript")
-    restored = restore_from(options, [*options.overrides, "training.device=cpu"])
+    restored = restore_from(options, [*options.overrides, "training.device=cpu", f"validation.batch_size={IMAGES}"])
     model = restored.student()
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")

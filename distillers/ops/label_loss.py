@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Dirichlet
 
 from datasets.batch import Batch
+from distillers.ops.precision import at_least
 
 
 class Targets(NamedTuple):
@@ -71,14 +72,11 @@ class LabelLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Targets) -> Tensor:
         """Mean over the batch, a scalar, of `logits` ``[B, num_classes]``."""
-        loss = self._cross_entropy(logits, targets.label)
+        loss = _cross_entropy(logits, targets.label, self.smoothing)
         if targets.other is None:
             return loss
         # The same as with probabilities as targets, which need not be made.
-        return torch.lerp(self._cross_entropy(logits, targets.other), loss, targets.share)
-
-    def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), label, label_smoothing=self.smoothing)
+        return torch.lerp(_cross_entropy(logits, targets.other, self.smoothing), loss, targets.share)
 
     def _own_share(self, image: Tensor) -> Tensor:
         """What part of each pixel is the image's own, in a shape that broadcasts to ``[B, C, H, W]``."""
@@ -88,6 +86,11 @@ class LabelLoss(nn.Module):
         if self._mixup is None:
             return outside
         return torch.where(torch.rand((), device=image.device) < 0.5, _beta(self._mixup), outside)
+
+
+@at_least(torch.float32)
+def _cross_entropy(logits: Tensor, label: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, label, label_smoothing=smoothing)
 
 
 def _beta(alphas: Tensor) -> Tensor:

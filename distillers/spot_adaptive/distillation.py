@@ -47,8 +47,9 @@ class SpotAdaptiveDistillation(Task):
         warmup_epochs: over how many epochs alpha and beta grow to their full values, see `start_epoch`; None for what
             the loss at the logits and the distiller say, each for its own weight.
         gate_temperature: of the Gumbel-softmax.
-        routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two. They
-            are a random sample, so the policy's gradient is estimated without bias, at this share of the cost.
+        routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two, at this
+            share of the cost. They are a random sample, so the gradient of the routed cross-entropy is the same on
+            average, but for gamma and the adapters' BatchNorm, which look at fewer samples.
         processes: how many share each batch, every one with a task of its own.
         label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
             see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.

@@ -74,10 +74,7 @@ def take_step(case: Case) -> Step:
         teacher_logits = task.teacher.features(batch.image)[1]
     exponential = -case.uniform.double().log()
     outputs = []
-    with (
-        patch.object(torch.Tensor, "exponential_", lambda self: self.copy_(exponential)),
-        patch.object(torch.Tensor, "float", lambda self: self.to(case.uniform.dtype)),  # as cross-entropy is computed
-    ):
+    with patch.object(torch.Tensor, "exponential_", lambda self: self.copy_(exponential)):
         for output in task(batch):
             output.loss.backward()
             outputs.append(output)

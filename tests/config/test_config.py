@@ -15,6 +15,7 @@ from distillers.logits import LOGIT_LOSSES
 from utils.config import Config, load_config
 from utils.config.__main__ import key_table
 from utils.config.errors import all_fields
+from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
 
 
@@ -207,6 +208,13 @@ def test_a_network_has_a_name_of_its_own_in_folders_unless_the_user_gives_it_a_l
 def test_the_teacher_is_the_best_of_its_own_training_unless_the_config_names_another():
     assert load(PAIR).teacher_checkpoint == Path("run/digits/1029/vgg13/ckpt/best.pth")
     assert load(PAIR, "kd.teacher.checkpoint=w/t.pth").teacher_checkpoint == Path("w/t.pth")
+
+
+@pytest.mark.parametrize("label", ["7e12", "1e5", "on", "5", "null", "0x1F", "2020-01-01", "1_000"])
+def test_a_word_that_looks_like_a_number_is_still_a_word_when_it_is_read_again(label):
+    config = load(PAIR, f"kd.student.label='{label}'", f"kd.student.kwargs.revision='{label}'")
+    assert load(dump_yaml(config.to_dict())) == config
+    assert yaml.safe_load(dump_yaml({"word": label})) == {"word": label}
 
 
 # Layers

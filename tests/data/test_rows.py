@@ -10,7 +10,7 @@ from pictures import save, smooth_picture
 
 from datasets.csv_table import csv_table
 from datasets.imagefolder import imagefolder
-from datasets.rows import split_rows
+from datasets.rows import source_of_rows, split_rows
 from utils.errors import UserError
 
 
@@ -65,6 +65,13 @@ class TestFolder:
         (root / "val").mkdir()
         with pytest.raises(UserError, match="is split into train and val already"):
             imagefolder(root, val_split=0.2)
+
+
+def test_classes_that_are_one_number_in_two_spellings_keep_their_order():
+    """Not that of a set of words, which another process has otherwise."""
+    for labels in (["07", "7", "007", "7"], ["007", "7", "07", "7"]):
+        source = source_of_rows(labels, ["train", "train", "train", "val"], lambda rows, labels: (rows, labels), None, "it")
+        assert source.class_names == ("007", "07", "7")
 
 
 class TestCsv:

@@ -15,7 +15,7 @@ from models import StagedModel, get_model, wrap_model
 from models.staged import global_pool
 from models.wrapping.layout import ChannelsLast, Tokens, find_layout
 from utils.config import ModelConfig
-from utils.config.yaml_loader import parse_yaml
+from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError
 
 SIZE = (32, 32)

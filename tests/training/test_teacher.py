@@ -110,12 +110,14 @@ class TestTrainedAlong:
         assert logs[1].count("curves: tensorboard") == 1
         assert "teacher resnet14: val" in logs[1]
 
-    def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path):
+    def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "sakd")
         config = student(tmp_path, images, "training.epochs=1")
         config.teacher_checkpoint.parent.mkdir(parents=True)
         torch.save(get_model("resnet14", 2).state_dict(), config.teacher_checkpoint)
-        train(config)
+        start(config)
         assert sorted(os.listdir(config.teacher_checkpoint.parent)) == ["best.pth"]
+        assert "teacher_args (--teacher-arg) changes nothing: no teacher is to be trained" in caplog.messages
 
     def test_without_a_config_to_train_it_by_the_line_says_what_would_do(self, images, tmp_path, monkeypatch):
         config = student(tmp_path, images)

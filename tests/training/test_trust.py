@@ -135,6 +135,10 @@ def test_a_key_with_a_dot_in_it_hides_nothing():
 def test_options_of_a_distiller_are_arguments_as_well():
     with pytest.raises(UserError, match=r"kd_loss\.options\.bank is '/etc/passwd'"):
         refuse_foreign_code(pair(bank="/etc/passwd"), CHECKPOINT, [])
+    settings = pair().to_dict()
+    settings["kd_loss"]["logits_options"] = {"bank": "/etc/passwd"}
+    with pytest.raises(UserError, match=r"kd_loss\.logits_options\.bank is '/etc/passwd'"):
+        refuse_foreign_code(Config.from_dict(settings), CHECKPOINT, [])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from utils.command import Parser, guarded
 from utils.config import Config, load_config
 from utils.config.errors import all_fields
+from utils.config.yaml_text import dump_yaml
 
 BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(key_table())
     else:
         config = load_config(options.file, options.overrides)
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        print(dump_yaml(config.to_dict()), end="")
 
 
 def key_table() -> str:

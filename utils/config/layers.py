@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.wording import show
-from utils.config.yaml_loader import no_such_file, parse_yaml, read_yaml
+from utils.config.yaml_text import no_such_file, parse_yaml, read_yaml
 from utils.errors import UserError
 
 Key = tuple[str, ...]

@@ -12,7 +12,7 @@ from typing import Any
 from utils.config.changes import flatten
 from utils.config.find import Composed, find_config
 from utils.config.schema import Config, ModelConfig
-from utils.config.yaml_loader import parse_yaml
+from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError
 from utils.libraries import weights_key
 

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import DataInfo
 from utils.config import Config, ModelConfig
 from utils.config.names import model_label
-from utils.config.yaml_loader import read_yaml
+from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
 from utils.run_folder.layout import Layout
 

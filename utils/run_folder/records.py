@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from utils.config.yaml_loader import read_yaml
+from utils.config.yaml_text import read_yaml
 from utils.errors import UserError, reason
 from utils.files import check_regular
 from utils.run_folder.layout import epoch_number
@@ -51,7 +51,7 @@ class Facts(TypedDict):
         parameters, teacher_parameters: of the networks.
         flops, teacher_flops: of one image's forward pass, two for a multiplication and an addition; None if not known.
         weights: of the terms of the loss that have one, and over how many epochs it grows to that.
-        device: the machine it began on.
+        device: the machine it was started on last.
     """
 
     train_images: int

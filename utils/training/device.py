@@ -126,7 +126,7 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 def set_up(config: Config) -> None:
-    """Seed everything that draws random numbers and set the precision of fp32 convolutions."""
+    """Seed PyTorch, from which every random number here is drawn, and set the precision of fp32 convolutions."""
     torch.manual_seed(config.training.seed)
     set_precision(config.training.precision)
     deterministic = config.training.deterministic

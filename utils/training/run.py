@@ -11,13 +11,13 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
-import yaml
 
 from datasets import Data, OpenedData, open_data
 from datasets.loading.decode import dead_worker_as_one_line
 from utils.config import Config
 from utils.config.changes import differences
 from utils.config.related import SingleRun, next_command, teacher_run
+from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
 from utils.files import write_text
 from utils.processes.group import from_main, gather_objects, is_main, process_group, world_size
@@ -78,6 +78,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, teac
             stack.enter_context(process_group(device))
             opened = open_data(config.dataset)
             teacher = find_missing_teacher(config, teacher_args)
+            if teacher_args and not teacher:
+                log.info("teacher_args (--teacher-arg) changes nothing: no teacher is to be trained")
             if teacher or config.dataset.on_corrupt == "skip":
                 check_buildable(config, opened, device)  # what comes next takes long
             opened = opened.without_unreadable(config.training.num_workers)
@@ -179,7 +181,7 @@ def fit(
                 log.info(f"resumed with {key} {new}, which was {old}")
             stack.enter_context(log_ending(run))
             if is_main():
-                write_text(run.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
+                write_text(run.config, dump_yaml(config.to_dict()))
                 write_text(run.facts, json.dumps(facts_of(task, data, device), indent=2) + "\n")
 
         engine = Engine(phases, data, run, config, device).start(checkpoint, before_writing=write_settings)

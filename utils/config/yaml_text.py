@@ -1,4 +1,4 @@
-"""YAML as configs use it: a key may stand once, and scalars follow YAML 1.2.
+"""YAML as configs use it, read and written: a key may stand once, and scalars follow YAML 1.2.
 
 PyYAML itself follows YAML 1.1, where ``5e-4`` is a word, ``on`` and ``off`` are truth values and ``1:30`` is a base-60
 integer, and of two equal keys it silently takes the last.
@@ -48,6 +48,10 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes words that are numbers in YAML 1.2, such as ``7e12``, as well as those of YAML 1.1."""
+
+
 def _converting(convert: Callable[[str], Any]) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
     return lambda loader, node: convert(loader.construct_scalar(node))
 
@@ -56,6 +60,7 @@ _TAG = "tag:yaml.org,2002:"
 for _kind, (_pattern, _first, _convert) in _SCALARS.items():
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
     _Loader.add_constructor(_TAG + _kind, _converting(_convert))
+    _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
 _Loader.add_constructor(_TAG + "str", _converting(str))
 _Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
 _Loader.add_constructor(_TAG + "map", lambda loader, node: loader.construct_mapping(node))
@@ -77,6 +82,11 @@ def parse_yaml(text: str | bytes) -> Any:
         raise UserError("nested too deeply to be a config") from None
     except (yaml.YAMLError, ValueError) as error:  # Python reads no integers of thousands of digits
         raise UserError(f"not YAML: {reason(error)}") from None
+
+
+def dump_yaml(value: Any) -> str:
+    """Text that `parse_yaml`, and a reader of YAML 1.1, read as `value`: plain dicts, lists and scalars."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
