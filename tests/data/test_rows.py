@@ -70,7 +70,9 @@ class TestFolder:
 def test_classes_that_are_one_number_in_two_spellings_keep_their_order():
     """Not that of a set of words, which another process has otherwise."""
     for labels in (["07", "7", "007", "7"], ["007", "7", "07", "7"]):
-        source = source_of_rows(labels, ["train", "train", "train", "val"], lambda rows, labels: (rows, labels), None, "it")
+        source = source_of_rows(
+            labels, ["train", "train", "train", "val"], lambda rows, labels: (rows, labels), None, "it"
+        )
         assert source.class_names == ("007", "07", "7")
 
 
