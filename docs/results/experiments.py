@@ -15,6 +15,7 @@ CHOICES = TEACHERS | {"run/young-20": "resnet20, 5,000, 20 epochs", "run/young-5
 # What these folders' names end in, where a setting is another one.
 UNDECIDED = "-apart"  # kd_loss.homo is false
 QUARTER = "-quarter"  # kd.routing_share is 1/4
+WARM = "-warm"  # kd.warmup_epochs is 5
 GAMMA = "-gamma-1"  # kd.loss_weights.classify_weight is 1
 DASHES = {"": "-", UNDECIDED: "--"}  # of lines in figures
 

@@ -14,10 +14,12 @@ from experiments import (
     GAMMA,
     MANY,
     NEWER,
+    OTHER_FAMILY,
     QUARTER,
     SELECTIONS,
     TEACHERS,
     UNDECIDED,
+    WARM,
     WHOLE,
     alone,
 )
@@ -130,6 +132,39 @@ def newer_rows(lines: Lines) -> Rows:
     return rows
 
 
+def warm_rows(lines: Lines) -> Rows:
+    """Full weights from the start, and weights that grow over five epochs: the plain distiller, and undecided gates."""
+    rows = []
+    for root, teacher in TEACHERS.items():
+        for distiller in DISTILLERS:
+            fixed, warm_fixed = (
+                last(lines, root=root + end, distiller=distiller, selection="fixed") for end in ("", WARM)
+            )
+            gates, warm_gates = (_undecided(lines, root, distiller, end) for end in ("", WARM))
+            if warm_fixed:
+                rows.append(
+                    {
+                        "teacher": teacher,
+                        "distiller": NAMES[distiller],
+                        "fixed": _mean(fixed),
+                        "undecided gates": _mean(gates),
+                        "fixed, warm-up": _mean(warm_fixed),
+                        "gates, warm-up": _mean(warm_gates),
+                        "warm-up under fixed": _difference(warm_fixed, fixed),
+                        "gates under warm-up": _difference(warm_gates, warm_fixed),
+                    }
+                )
+    return rows
+
+
+def _undecided(lines: Lines, root: str, distiller: str, end: str = "") -> dict[int, float]:
+    """The accuracies of the policy whose gates begin undecided: by itself for a pair of two families."""
+    roots = (root + end, root + UNDECIDED + end)
+    return last(
+        [line for line in where(lines, distiller=distiller, homo="false") if line.root in roots], selection="adaptive"
+    )
+
+
 def precision_rows(lines: Lines) -> Rows:
     """The same cell in float32 and bfloat16."""
     fp32 = where(lines, root="run/fp32")
@@ -204,8 +239,8 @@ def digits_rows(lines: Lines, shares: Sequence[Shares]) -> Rows:
 
 
 def readme_rows(lines: Lines) -> Rows:
-    """The rows of the main table under the better teacher."""
-    return [row for row in main_rows(lines) if row["teacher"] == MANY]
+    """The rows of the main table under the two better teachers."""
+    return [row for row in main_rows(lines) if row["teacher"] in (MANY, OTHER_FAMILY)]
 
 
 TABLES = {
@@ -213,6 +248,7 @@ TABLES = {
     "readme": lambda lines, _: readme_rows(lines),
     "differences": lambda lines, _: difference_rows(lines),
     "share": lambda lines, _: share_rows(lines),
+    "warm": lambda lines, _: warm_rows(lines),
     "newer": lambda lines, _: newer_rows(lines),
     "precision": lambda lines, _: precision_rows(lines),
     "choices": choice_rows,
