@@ -147,11 +147,12 @@ def warm_rows(lines: Lines) -> Rows:
                         "teacher": teacher,
                         "distiller": NAMES[distiller],
                         "fixed": _mean(fixed),
-                        "undecided gates": _mean(gates),
+                        "undecided": _mean(gates),
                         "fixed, warm-up": _mean(warm_fixed),
-                        "gates, warm-up": _mean(warm_gates),
-                        "warm-up under fixed": _difference(warm_fixed, fixed),
-                        "gates under warm-up": _difference(warm_gates, warm_fixed),
+                        "undecided, warm-up": _mean(warm_gates),
+                        "(fixed, warm-up) - fixed": _difference(warm_fixed, fixed),
+                        "(fixed, warm-up) - undecided": _difference(warm_fixed, gates),
+                        "(undecided - fixed), warm-up": _difference(warm_gates, warm_fixed),
                     }
                 )
     return rows
