@@ -22,7 +22,7 @@ DASHES = {"": "-", UNDECIDED: "--"}  # of lines in figures
 WHOLE = "run/whole"  # BY_HEART, students of 240 epochs
 DIGITS = "run/digits-8"
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
-NEWER = {"kd": "KD", "dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
+ALL_DISTILLERS = {"kd": "KD"} | DISTILLERS | {"dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
 SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 

@@ -7,13 +7,13 @@ from math import nan
 from statistics import fmean
 
 from experiments import (
+    ALL_DISTILLERS,
     BY_HEART,
     CHOICES,
     DIGITS,
     DISTILLERS,
     GAMMA,
     MANY,
-    NEWER,
     OTHER_FAMILY,
     QUARTER,
     SELECTIONS,
@@ -27,7 +27,6 @@ from result_lines import Lines, Shares, last, where
 
 from utils.report.statistics import paired_difference, summarise
 
-NAMES = DISTILLERS | NEWER
 Rows = list[dict[str, str]]
 
 
@@ -112,10 +111,11 @@ def share_rows(lines: Lines) -> Rows:
     return rows
 
 
-def newer_rows(lines: Lines) -> Rows:
-    """Distillers beside the paper's, under the better teacher."""
+def distiller_rows(lines: Lines) -> Rows:
+    """All distillers beside KD, which all but DKD and DIST contain, under the better resnet20."""
+    kd = last(lines, root="run/all", distiller="kd", selection="fixed")
     rows = []
-    for distiller, title in NEWER.items():
+    for distiller, title in ALL_DISTILLERS.items():
         fixed, adaptive = (
             last(lines, root="run/all", distiller=distiller, selection=selection) for selection in ("fixed", "adaptive")
         )
@@ -126,6 +126,7 @@ def newer_rows(lines: Lines) -> Rows:
                     "fixed": _mean(fixed),
                     "adaptive": _mean(adaptive),
                     "fixed - alone": _difference(fixed, alone(lines)),
+                    "fixed - KD": "" if fixed == kd else _difference(fixed, kd),
                     "adaptive - fixed": _difference(adaptive, fixed),
                 }
             )
@@ -145,7 +146,7 @@ def warm_rows(lines: Lines) -> Rows:
                 rows.append(
                     {
                         "teacher": teacher,
-                        "distiller": NAMES[distiller],
+                        "distiller": ALL_DISTILLERS[distiller],
                         "fixed": _mean(fixed),
                         "undecided": _mean(gates),
                         "fixed, warm-up": _mean(warm_fixed),
@@ -176,7 +177,7 @@ def precision_rows(lines: Lines) -> Rows:
         full, half = last(fp32, **cell), last(lines, root="run/all", **cell)
         rows.append(
             {
-                "distiller": NAMES[distiller],
+                "distiller": ALL_DISTILLERS[distiller],
                 "selection": selection,
                 "fp32": _mean(full),
                 "bf16": _mean(half),
@@ -199,7 +200,7 @@ def choice_rows(lines: Lines, shares: Sequence[Shares]) -> Rows:
             rows.append(
                 {
                     "teacher": title,
-                    "distiller": NAMES[distiller],
+                    "distiller": ALL_DISTILLERS[distiller],
                     "homo": runs[0].homo,
                     "gamma": runs[0].gamma.removesuffix(".0"),
                     "epochs": str(runs[0].epochs),
@@ -250,7 +251,7 @@ TABLES = {
     "differences": lambda lines, _: difference_rows(lines),
     "share": lambda lines, _: share_rows(lines),
     "warm": lambda lines, _: warm_rows(lines),
-    "newer": lambda lines, _: newer_rows(lines),
+    "distillers": lambda lines, _: distiller_rows(lines),
     "precision": lambda lines, _: precision_rows(lines),
     "choices": choice_rows,
     "digits": digits_rows,

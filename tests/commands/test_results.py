@@ -159,7 +159,7 @@ def test_a_newer_distiller_has_a_place_in_its_tables(lines, shares):
     old = {"root": "run/all", "distiller": "sp"}
     lines = [replace(line, distiller="dkd") for line in result_lines.where(lines, **old)] + lines[:3]
     shares = [replace(entry, distiller="dkd") for entry in result_lines.where(shares, **old)]
-    for name in ("newer", "choices"):
+    for name in ("distillers", "choices"):
         assert "| DKD " in build.filled(f"<!-- results: {name} -->\n<!-- end -->", lines, shares)
 
 
