@@ -9,7 +9,8 @@ from utils.run_folder.read import SINGLE
 # The folders of the runs (``run.root``), the network of each teacher, and how it was trained; the student is resnet8.
 MANY, BY_HEART = "resnet20, 50,000 images", "resnet20, 5,000 by heart"
 OTHER_FAMILY = "wrn_16_2, 50,000 images"
-TEACHERS = {"run/all": MANY, "run/long": BY_HEART, "run/wide": OTHER_FAMILY}
+WIDE = "run/wide"
+TEACHERS = {"run/all": MANY, "run/long": BY_HEART, WIDE: OTHER_FAMILY}
 CHOICES = TEACHERS | {"run/young-20": "resnet20, 5,000, 20 epochs", "run/young-5": "resnet20, 5,000, 5 epochs"}
 
 # What these folders' names end in, where a setting is another one.

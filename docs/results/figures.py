@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, WHOLE, alone
+from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, WHOLE, WIDE, alone
 from matplotlib.figure import Figure
 from result_lines import Lines, Shares, last, where
 
@@ -46,6 +46,7 @@ def share_figure(shares: Sequence[Shares]) -> Figure:
     colors = dict(zip(CHOICES, SELECTION_COLORS.values()))
     colors[WHOLE] = colors["run/long"]
     styles = {root + variant: (color, dash) for root, color in colors.items() for variant, dash in DASHES.items()}
+    styles[WIDE] = (colors[WIDE], DASHES[UNDECIDED])
     spots = list(dict.fromkeys(entry.spot for entry in entries if entry.root in styles))
     with styled():
         figure = Figure(figsize=(9, 3), layout="constrained")

@@ -50,6 +50,7 @@ def difference_rows(lines: Lines) -> Rows:
         ("adaptive", "alone"),
         ("adaptive", "random"),
         ("adaptive", "anti"),
+        ("anti", "alone"),
         ("homo: false", "fixed"),
     )
     return [
