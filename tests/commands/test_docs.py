@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from documents import DOCUMENTS, REPOSITORY, blocks, execute, launcher_variables, make_workplace, problems
+from documents import DOCUMENTS, REPOSITORY, blocks, execute, launcher_variables, make_workplace, problems, run_python
 
 from datasets import build_data
 from datasets.registry import DATASETS
@@ -105,6 +105,10 @@ def test_a_misspelt_word_is_found(language, text, complaint, workplace):
     (found,) = problems(document, workplace)
     assert found.startswith(("line 3: ", "line 4: "))
     assert complaint in found
+
+
+def test_a_document_that_tells_to_install_something_installs_nothing(workplace):
+    assert run_python(["-m", "pip", "install", "no-such-package-anywhere"]) == []
 
 
 def test_code_blocks_look_like_the_rest_of_the_code(tmp_path):

@@ -238,6 +238,8 @@ def run_python(arguments: list[str]) -> list[Config]:
     """
     if arguments[:2] == ["-m", "utils.launch"]:
         return run_python(arguments[3:])
+    if arguments[:2] == ["-m", "pip"]:
+        return []  # it would install
     configs: list[Config] = []
 
     def train(config: Config, *, resume: bool, overwrite: bool, teacher_args: Sequence[str] = ()) -> None:
