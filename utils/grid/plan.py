@@ -101,8 +101,9 @@ def plan(
     found: dict[Path, Job] = {}
     for job in jobs:
         first = found.setdefault(job.folder, job)
-        settings = (deciding_settings(one.config.to_dict()) for one in (first, job))
-        for key, (teachers, own) in differences(*settings).items():  # only a network alone has two roles
+        changes = {} if first is job else differences(*(deciding_settings(j.config.to_dict()) for j in (first, job)))
+        if changes:  # only a network alone has two roles, and teachers come first
+            key, (teachers, own) = next(iter(changes.items()))
             raise UserError(
                 f"{job.folder}: would be a teacher with {key} {teachers} and a student alone with {own}; "
                 f"--teacher-arg {key}={own} makes them one run, or run single in a grid of its own, in another run.root"

@@ -195,11 +195,10 @@ def _gallery_missing(run: Run, with_images: bool) -> list[str]:
     shown = "The images distilled most and least often are"
     if samples.epochs < WAITS_FOR:
         return [f"{shown} shown after {WAITS_FOR} epochs; so far {samples.epochs}."]
-    source = load_source(run) if with_images else None
-    if with_images and (source is None or not matches(samples, source)):
-        root = run.config["dataset"]["root"]
-        return [f"{shown} not shown: {root} does not hold the {len(samples.frequency):,} images of this run now."]
-    return []
+    if not with_images or ((source := load_source(run)) is not None and matches(samples, source)):
+        return []
+    root = run.config["dataset"]["root"]
+    return [f"{shown} not shown: {root} does not hold the {len(samples.frequency):,} images of this run now."]
 
 
 def load_source(run: Run) -> Source | None:
