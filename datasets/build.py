@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from datasets.check import check_labels, without_unreadable
+from datasets.check import check_files, check_labels, without_unreadable
 from datasets.loading.augment import AUGMENTATIONS, Augment
 from datasets.loading.decode import decode_all
 from datasets.loading.loader import Loader
@@ -206,6 +206,8 @@ def open_data(config: DataConfig) -> OpenedData:
         source = find_source(config.name, config.root, config.val_split)
     _check_classes(config, source)
     check_labels(source)
+    if config.on_corrupt == "error":
+        check_files(source)
     size = _image_size(config, source)
     return OpenedData(
         class_names=source.class_names,
@@ -225,7 +227,7 @@ def find_source(name: str, root: str | Path, val_split: float | None = None) -> 
     Raises:
         UserError: it is not there, or is divided already.
     """
-    find, root = DATASETS.get(name), Path(root).expanduser()
+    find, root = DATASETS.get(name), Path(root)
     if val_split is None:
         return find(root)
     if "val_split" not in inspect.signature(find).parameters:

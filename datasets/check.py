@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 
 from datasets.folders import enumerate_some
 from datasets.loading.decode import find_unreadable
-from datasets.source import Arrays, Source, Split
+from datasets.source import Arrays, Files, Source, Split
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
@@ -35,6 +36,22 @@ def check_labels(source: Source) -> None:
     if len(set(source.train.labels.tolist())) == 1:
         name = source.class_names[int(source.train.labels[0])]
         raise UserError(f"all training images are of one class, {name}; there is nothing to tell it from")
+
+
+def check_files(source: Source) -> None:
+    """Refuse files of a list that are not there, which streaming would find in the middle of an epoch.
+
+    Raises:
+        UserError: the line names the first.
+    """
+    for what, split in _splits(source):
+        if isinstance(split, Files) and not split.seen:
+            missing = [path for path in map(split.path, range(len(split))) if not os.path.exists(path)]
+            if missing:
+                raise UserError(
+                    f"{missing[0]}: not there ({len(missing)} of {len(split)} {what} images are missing); "
+                    "dataset.on_corrupt=skip leaves such images out"
+                )
 
 
 def without_unreadable(source: Source, workers: int) -> Source:

@@ -26,23 +26,23 @@ def csv_table(root: Path, val_split: float | None = None) -> Source:
         check_regular(root)
         with open(root, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"dataset.root: {root}: cannot be read as a CSV file ({reason(error)})") from error
     columns = reader.fieldnames or []
     for name in ("path", "label"):
         if name not in columns:
             raise UserError(f"{root}: has no column {name}; the first line must be path,label or path,label,split")
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if None in row.values() or None in row:
             raise UserError(f"{root}: line {line} has another number of fields than the first line")
         if not row["path"] or not row["label"]:
             raise UserError(f"{root}: line {line} has no {'label' if row['path'] else 'path'}")
-    paths = [root.parent / row["path"] for row in rows]
+    paths = [root.parent / row["path"] for _, row in rows]
     return source_of_rows(
-        [row["label"] for row in rows],
-        [row["split"] for row in rows] if "split" in columns else None,
-        lambda picked, labels: Files([paths[k] for k in picked], labels),
+        [row["label"] for _, row in rows],
+        [row["split"] for _, row in rows] if "split" in columns else None,
+        lambda picked, labels: Files([paths[k] for k in picked], labels, seen=False),
         val_split,
         str(root),
     )

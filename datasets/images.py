@@ -13,6 +13,8 @@ from torch import Tensor
 from utils.errors import UserError, reason
 from utils.files import check_regular
 
+THINNEST = 1000  # times as long as wide; scaled to a width of 224, such an image takes 150 MB
+
 
 def open_rgb(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
     """Decode the file at `path` to 8-bit RGB, whatever its own mode is.
@@ -28,6 +30,8 @@ def open_rgb(path: str | os.PathLike, content: bytes | None = None) -> Image.Ima
         if content is None:
             check_regular(path)
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if max(image.size) > THINNEST * min(image.size):
+                raise ValueError(f"{image.width} x {image.height} pixels, too thin to be scaled")
             return to_rgb(image)
     except (UserError, MemoryError):
         raise
@@ -40,11 +44,17 @@ def _reason(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in 8-bit RGB: grey is repeated, 16 bits keep their upper eight, transparency shows white."""
+    """`image` in 8-bit RGB: grey is repeated, 16 bits keep their upper eight, transparency shows white.
+
+    Raises:
+        ValueError: its values are floating-point numbers.
+    """
     if image.mode.startswith("I"):
         # PIL's own conversion clips 16-bit values at 255, which turns most pictures white.
         upper = np.asarray(image).clip(0, 0xFFFF) >> 8
         return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point values, of which no range is known; 8 or 16 bits would do")
     if image.has_transparency_data:
         # The colour stored under a transparent pixel is arbitrary and must not be seen.
         image = image.convert("RGBA")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
+from datasets.folders import VALIDATION
 from datasets.images import open_rgb
 from datasets.registry import register_dataset
-from datasets.rows import VALIDATION, source_of_rows
+from datasets.rows import source_of_rows
 from datasets.source import Source
 from utils.errors import UserError, reason
 from utils.files import check_regular
@@ -113,13 +114,17 @@ def _read(file: Path) -> pyarrow.Table:
         image = pyarrow.compute.struct_field(image, "bytes")
     if not (pyarrow.types.is_binary(image.type) or pyarrow.types.is_large_binary(image.type)):
         raise UserError(f"{file}: column image is {image.type}, expected the bytes of image files")
-    label = table["label"].type
+    columns = {"image": image.cast(pyarrow.large_binary())}  # of one type, whichever each file has
+    for name in table.schema.names[1:]:
+        column = table[name]
+        columns[name] = column.cast(column.type.value_type) if pyarrow.types.is_dictionary(column.type) else column
+    label = columns["label"].type
     if not (pyarrow.types.is_integer(label) or pyarrow.types.is_string(label) or pyarrow.types.is_large_string(label)):
         raise UserError(f"{file}: column label is {label}, expected words or whole numbers")
-    for name in ("image", "label"):
-        if table[name].null_count:
-            raise UserError(f"{file}: column {name} is empty in {table[name].null_count} rows")
-    return table.set_column(table.schema.names.index("image"), "image", image)
+    for name, column in columns.items():
+        if column.null_count:
+            raise UserError(f"{file}: column {name} is empty in {column.null_count} rows")
+    return pyarrow.table(columns)
 
 
 def _splits(file: Path, table: pyarrow.Table, *, in_folder: bool) -> list[str | None]:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from datasets.folders import enumerate_some
+from datasets.folders import VALIDATION, enumerate_some
 from datasets.source import IMAGENET_NORM, Source, Split
 from utils.errors import UserError
-
-VALIDATION = ("val", "valid", "validation", "test")  # spellings of the split that is not trained on
 
 
 def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[int], list[int]]:
@@ -26,14 +24,18 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     """
     from sklearn.model_selection import train_test_split  # takes a second to import, and few need it
 
+    classes = set(labels)
     try:
         train, val = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
-    except ValueError:
+        divided = all({labels[row] for row in rows} == classes for rows in (train, val))
+    except ValueError:  # there are fewer images than classes on a side
+        divided = False
+    if not divided:
         counts = np.bincount(labels)
         raise UserError(
             f"dataset.val_split: {share} of {where} does not leave every class images on both sides: of {len(labels)} "
             f"images, {len(counts)} classes, the smallest class has {counts.min()}; 0.1 to 0.5 and more images would do"
-        ) from None
+        )
     return sorted(train.tolist()), sorted(val.tolist())
 
 
@@ -75,6 +77,9 @@ def source_of_rows(
             raise UserError(f"{where}: split {enumerate_some(unknown)}, must be train or {' or '.join(VALIDATION)}")
         train = [row for row, split in enumerate(splits) if split == "train"]
         val = [row for row, split in enumerate(splits) if split != "train"]
+        for name, rows in (("train", train), ("val", val)):
+            if not rows:
+                raise UserError(f"{where}: split of no image is {name}")
         if missing := sorted({str(labels[row]) for row in val} - {str(labels[row]) for row in train}):
             raise UserError(f"{where}: no image to train on of {enumerate_some(missing)}, which is to be validated")
     parts = [take(rows, [numbers[row] for row in rows]) for rows in (train, val)]

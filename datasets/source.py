@@ -47,16 +47,19 @@ class Files:
     Args:
         paths: one file per image.
         labels: the class of each.
+        seen: whoever made the list has seen the files.
 
     Attributes:
         labels: int64 ``[N]``.
+        seen: as above.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int]):
+    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int], *, seen: bool = True):
         # One array of bytes instead of a list: reading a list's strings writes to their reference counts, which
         # makes every worker process copy the pages of a million paths.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.seen = seen
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +70,7 @@ class Files:
 
     def subset(self, index: Sequence[int]) -> Files:
         """These of the images, in this order."""
-        return Files([self.path(i) for i in index], self.labels[list(index)].tolist())
+        return Files([self.path(i) for i in index], self.labels[list(index)].tolist(), seen=self.seen)
 
     def picture(self, index: int) -> Image.Image:
         """Image `index`, in RGB.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from utils.command import Parser, guarded
 from utils.errors import UserError
-from utils.files import write_bytes, write_text
+from utils.files import refuse_to_replace, write_bytes, write_text
 from utils.report.tables import Table
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
@@ -27,6 +27,7 @@ from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
 WARM_UP, TIMED = 5, 30  # forward passes
+FILES = ("evaluation.json", "per_class.csv", "confusion.csv", "confusion.png")
 EXTREMES = 5  # classes named on the terminal, at either end
 
 
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-teacher", action="store_true", help="leave the teacher out")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: evaluation/ in the run's folder)")
     options = parser.parse_intermixed_args(arguments)
+    if options.out:
+        refuse_to_replace([Path(options.out, name) for name in FILES], Path(options.out, FILES[0]))
     restored = restore_from(options, options.overrides)
     networks = {restored.config.student.title: restored.student()}
     if restored.config.kd and not options.no_teacher:
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(class_extremes(student.per_class(), restored.data.class_names))
     out = Path(options.out) if options.out else default_folder(restored.path)
     write(out, results, restored)
-    print(f"\n{out}: evaluation.json, per_class.csv, confusion.csv, confusion.png")
+    print(f"\n{out}: {', '.join(FILES)}")
     return 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.command import Parser, guarded
 from utils.errors import UserError, reason
-from utils.files import replacing, write_text
+from utils.files import refuse_to_replace, replacing, write_text
 from utils.training.restore import Restored, add_arguments, restore_from
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
@@ -23,11 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m utils.export", description=__doc__)
     add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
-    parser.add_argument("--out", metavar="FILE", help="the program (default: <network>.pt2 beside the checkpoint)")
+    parser.add_argument("--out", metavar="FILE.pt2", help="the program (default: <network>.pt2 beside the checkpoint)")
     parser.add_argument("--onnx", action="store_true", help="write <network>.onnx too; needs onnx and onnxscript")
     options = parser.parse_intermixed_args(arguments)
     if options.onnx:
         _require("onnx", "onnxscript")
+    if options.out:
+        _check_target(Path(options.out))
     restored = restore_from(options, [*options.overrides, "training.device=cpu", f"validation.batch_size={IMAGES}"])
     model = restored.student()
     name = restored.config.student.title
@@ -124,6 +126,15 @@ def _onnx_runner(file: Path):
 
     evaluator = ReferenceEvaluator(str(file))
     return lambda images: evaluator.run(None, {"image": images})[0]
+
+
+def _check_target(file: Path) -> None:
+    """Raise a UserError if the program cannot be called `file`: it must not replace what no earlier export wrote."""
+    if file.suffix != ".pt2":
+        raise UserError(f"--out: {file}: must end in .pt2")
+    description, onnx = file.with_suffix(".json"), file.with_suffix(".onnx")
+    refuse_to_replace([file, onnx], description)
+    refuse_to_replace([description], file)
 
 
 def _require(*packages: str) -> None:

@@ -37,6 +37,12 @@ def check_regular(path: str | os.PathLike, *, follow_links: bool = True) -> None
         raise UserError(f"{os.fspath(path)}: is a {_KINDS.get(kind, 'special file')}, expected a file")
 
 
+def refuse_to_replace(files: Sequence[Path], sign: Path) -> None:
+    """Raise a UserError if one of `files` is there but not `sign`, which is written together with them."""
+    if there := [file for file in files if os.path.lexists(file) and not os.path.lexists(sign)]:
+        raise UserError(f"{there[0]}: exists already, and no {sign.name} beside it; --out names another place")
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put `path` into the errors of writing, which do not say of themselves what was being written."""

@@ -67,7 +67,7 @@ def locate(path: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # somebody's file may raise anything
+    except (Exception, SystemExit) as error:  # somebody's file may raise anything, and be a program
         raise UserError(f"cannot import {module_name!r}, installed or in this directory: {explain(error)}") from error
     if not callable(getattr(module, attribute, None)):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -100,6 +100,23 @@ def test_the_command_writes_the_teacher_beside_the_student(run, tmp_path, capsys
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_files_of_somebody_elses_are_not_replaced(run, tmp_path):
+    for name in ("confusion.csv", "mine.json"):
+        (tmp_path / name).write_text("mine")
+    checkpoint = (run / "ckpt" / "best.pth").read_bytes()
+    with pytest.raises(UserError, match=r"confusion\.csv: exists already, and no evaluation\.json beside it"):
+        evaluate.main([str(run), "--out", str(tmp_path)])
+    for out, message in (
+        (run / "ckpt" / "best.pth", r"--out: .*best\.pth: must end in \.pt2"),
+        (run / "result.pt2", r"result\.json: exists already, and no result\.pt2 beside it; --out names another place"),
+        (tmp_path / "mine.pt2", r"mine\.json: exists already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export.main([str(run), "--out", str(out)])
+    assert [(tmp_path / name).read_text() for name in ("confusion.csv", "mine.json")] == ["mine"] * 2
+    assert (run / "ckpt" / "best.pth").read_bytes() == checkpoint
+
+
 def test_the_exported_program_gives_the_same_logits(run, tmp_path, capsys):
     file = tmp_path / "student.pt2"
     assert export.main([str(run), "validation.batch_size=1", "--out", str(file)]) == 0

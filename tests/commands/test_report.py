@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import write_run, write_samples
+from PIL import Image
 
-from datasets.source import Arrays, Source
+from datasets.source import Arrays, Files, Source
 from utils.errors import UserError
 from utils.report.__main__ import main
 from utils.report.confusion import confusion_figure
@@ -252,6 +253,30 @@ def test_the_page_is_self_contained_and_mentions_every_run(tmp_path, capsys):
     assert "## digits, last epoch" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").open()))
     assert sorted(row["status"] for row in rows) == ["finished", "finished", "stopped", "stopped"]
+
+
+def test_pictures_and_tables_of_somebody_elses_are_left_alone(tmp_path):
+    write_run(tmp_path / "run", selection="single", done=0)
+    for name in ("figures/holiday.png", "runs.csv"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(UserError, match=r"exists already, and no report\.md beside it; --out names another place"):
+            main([str(tmp_path / "run"), "--out", str(tmp_path)])
+        assert file.read_text() == "mine"
+        file.unlink()
+
+
+def test_an_image_that_has_gone_since_leaves_a_blank_in_the_gallery(tmp_path):
+    split = Files([tmp_path / f"{k}.png" for k in range(3)], [0] * 3)
+    source = Source(split, split, ("thing",), (0.5,) * 3, (0.5,) * 3, None, (8, 8))
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    folder = write_run(tmp_path, selection="adaptive")
+    write_samples(folder, 1, np.array([[1, 1], [1, 1], [0, 1]]), ["f1", "logits"])
+    most = gallery_figure(read_run(folder).gate_samples(), source, "a run").axes[0]
+    shown = most.images[0].get_array()
+    assert [shown[0, 0, 0], shown[0, 70, 0]] == [255, 0]
+    assert "cannot\nbe read" in [text.get_text() for text in most.texts]
 
 
 def test_one_run_without_an_epoch_makes_a_report(tmp_path):

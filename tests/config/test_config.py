@@ -205,6 +205,15 @@ def test_a_network_has_a_name_of_its_own_in_folders_unless_the_user_gives_it_a_l
     assert load(PAIR, f"kd.student.label={title}").kd.student.title == title
 
 
+def test_paths_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ("run.root=~/runs", "dataset.root=~/data", "kd.teacher.checkpoint=~/t.pth", "kd.student.checkpoint=~/s.pth")
+    config = load(PAIR, *keys)
+    assert config.run_dir == Path("/home/me/runs/digits/1029/adaptive-at/vgg13-vgg8")
+    assert config.teacher_checkpoint == Path("/home/me/t.pth")
+    assert (config.dataset.root, config.kd.student.checkpoint) == ("/home/me/data", "/home/me/s.pth")
+
+
 def test_the_teacher_is_the_best_of_its_own_training_unless_the_config_names_another():
     assert load(PAIR).teacher_checkpoint == Path("run/digits/1029/vgg13/ckpt/best.pth")
     assert load(PAIR, "kd.teacher.checkpoint=w/t.pth").teacher_checkpoint == Path("w/t.pth")

@@ -205,6 +205,11 @@ def test_a_file_that_is_no_config_is_told_in_one_line(content, message):
         ),
         ("dataset: {name: digits}\n", "found neither of model and kd, must be one: model trains alone, kd distils"),
         (PAIR + "model: {name: vgg8}\n", "found both of model and kd, must be one: model trains alone, kd distils"),
+        (
+            PAIR.replace("{name: vgg13}", "{name: vgg13, checkpoint: t.pth, new_head: true}"),
+            "kd.teacher: found new_head beside checkpoint, which is of a teacher that is trained; "
+            "train_single.sh model.checkpoint=<file> model.new_head=true trains one",
+        ),
         (SINGLE + "kd_loss: {name: at}\n", "kd_loss without kd; the two go together: who teaches whom, and how"),
         (
             PAIR.replace("kd_loss: {name: at}\n", ""),

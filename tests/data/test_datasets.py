@@ -238,6 +238,19 @@ class TestImageFolder:
         assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (9, 8, 2)
         assert next(data.val.epoch(0)).image.shape == (8, 3, 32, 32)
 
+    def test_images_of_other_formats_are_left_out_and_counted(self, tmp_path, caplog):
+        root = image_folder(tmp_path)
+        for name in ("a.heic", "b.svg", "notes.txt", ".hidden.svg"):
+            (root / "train" / "ant" / name).write_bytes(b"")
+        source("imagefolder", root)
+        assert f"2 images of other formats are left out, the first: {root}/train/ant/a.heic" in caplog.text
+
+    @pytest.mark.parametrize("name", ["valid", "validation", "test"])
+    def test_validation_images_may_be_in_a_folder_of_another_name(self, tmp_path, name):
+        root = image_folder(tmp_path)
+        (root / "val").rename(root / name)
+        assert len(source("imagefolder", root).val) == 6
+
     def test_names_need_not_be_ascii(self, tmp_path):
         root = image_folder(tmp_path / "bilder für später", classes=("čáp", "日本"))
         for loader in ("memory", "stream"):
@@ -266,7 +279,7 @@ class TestImageFolder:
 
     def test_a_missing_validation_folder_is_refused(self, tmp_path):
         image_folder(tmp_path, val=0)
-        assert "holds no folder val or test" in refusal(open_data, "imagefolder", tmp_path)
+        assert "holds no folder val, valid, validation or test" in refusal(open_data, "imagefolder", tmp_path)
 
     def test_empty_classes_are_refused_by_name(self, tmp_path):
         image_folder(tmp_path)

@@ -53,6 +53,15 @@ def test_cmyk_and_bilevel_become_rgb(tmp_path):
     assert set(np.unique(written(tmp_path, Image.fromarray(GREY).convert("1")))) <= {0, 255}
 
 
+def test_what_cannot_be_brought_to_eight_bits_or_to_a_size_is_refused(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "heights.tif")
+    assert "heights.tif: cannot be read as an image (floating-point values" in refusal(
+        open_rgb, tmp_path / "heights.tif"
+    )
+    Image.new("L", (10_010, 10)).save(tmp_path / "line.png")
+    assert "(10010 x 10 pixels, too thin to be scaled)" in refusal(open_rgb, tmp_path / "line.png")
+
+
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     path = tmp_path / "pipe.png"
     os.mkfifo(path)

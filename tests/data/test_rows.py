@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from pictures import save, smooth_picture
+from pictures import open_data, refusal, save, smooth_picture
 
 from datasets.csv_table import csv_table
 from datasets.imagefolder import imagefolder
@@ -37,12 +37,14 @@ class TestSplit:
         assert first == second
         assert first[0] == sorted(first[0])
 
-    @pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 2, 0, 1, 2]])
-    def test_of_too_few_images_is_one_line(self, labels):
-        with pytest.raises(
-            UserError, match=r"^dataset\.val_split: 0\.1 of it does not leave every class images [^\n]+$"
-        ):
-            split_rows(labels, 0.1, "it")
+    @pytest.mark.parametrize(
+        ("labels", "share"),
+        [([0, 0, 1], 0.1), ([0, 1, 2] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.9)],
+    )
+    def test_of_too_few_images_is_one_line(self, labels, share):
+        line = rf"^dataset\.val_split: {share} of it does not leave every class images on both sides: [^\n]+$"
+        with pytest.raises(UserError, match=line):
+            split_rows(labels, share, "it")
 
 
 class TestFolder:
@@ -60,10 +62,11 @@ class TestFolder:
         paths = [split.path(k) for split in (source.train, source.val) for k in range(len(split))]
         assert len(set(paths)) == 20
 
-    def test_that_is_split_already_is_refused(self, root):
+    @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+    def test_that_is_split_already_is_refused(self, root, name):
         (root / "train").mkdir()
-        (root / "val").mkdir()
-        with pytest.raises(UserError, match="is split into train and val already"):
+        (root / name).mkdir()
+        with pytest.raises(UserError, match=f"is split into train and {name} already"):
             imagefolder(root, val_split=0.2)
 
 
@@ -117,11 +120,28 @@ class TestCsv:
                 [("a.png", "cat", "train"), ("b.png", "owl", "val")],
                 "no image to train on of owl, which is to be validated",
             ),
+            (["path", "label", "split"], [("a.png", "cat", "train")] * 2, "images.csv: split of no image is val"),
+            (["path", "label", "split"], [("a.png", "cat", "test")] * 2, "images.csv: split of no image is train"),
         ],
     )
     def test_what_is_wrong_is_one_line(self, tmp_path, header, rows, message):
         with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
             csv_table(write_csv(tmp_path, header, rows))
+
+    def test_lines_are_counted_as_an_editor_counts_them(self, tmp_path):
+        (tmp_path / "images.csv").write_text("path,label\n\na.png,cat\n\n\nb.png,\n")
+        with pytest.raises(UserError, match="line 6 has no label"):
+            csv_table(tmp_path / "images.csv")
+
+    @pytest.mark.parametrize("loader", ["memory", "stream"])
+    def test_a_file_that_is_not_there_is_refused_before_the_run_begins(self, tmp_path, rows, loader):
+        table = write_csv(tmp_path, ["path", "label", "split"], [*rows, ("nowhere.png", "cat", "val")])
+        keys = {"loader": loader, "augment": "none", "img_h": 8}
+        assert refusal(open_data, "csv", table, **keys) == (
+            f"{tmp_path / 'nowhere.png'}: not there (1 of 5 validation images are missing); "
+            "dataset.on_corrupt=skip leaves such images out"
+        )
+        assert open_data("csv", table, on_corrupt="skip", **keys).val.num_samples == 4
 
     def test_a_column_and_a_share_are_refused(self, tmp_path, rows):
         with pytest.raises(UserError, match="has a column split already"):
@@ -181,6 +201,20 @@ class TestParquet:
         assert (len(source.train), len(source.val)) == (7, 3)
         assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=7))
 
+    def test_files_of_a_folder_may_hold_images_and_labels_as_other_types(self, tmp_path, table):
+        import pyarrow
+
+        images = [row["bytes"] for row in table["image"].to_pylist()]
+        words = [["cat", "dog"][label] for label in table["label"].to_pylist()]
+        for name, image, label in (
+            ("train", pyarrow.binary(), pyarrow.string()),
+            ("val", pyarrow.large_binary(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
+        ):
+            columns = {"image": pyarrow.array(images, image), "label": pyarrow.array(words, label)}
+            source = read(tmp_path / f"{name}.parquet", pyarrow.table(columns), root=tmp_path, check=name == "val")
+        assert source.class_names == ("cat", "dog")
+        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=1))
+
     def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, table):
         images = [{"bytes": b"no image" if k == 3 else png(k), "path": ""} for k in range(10)]
         source = read(tmp_path / "images.parquet", table.set_column(0, "image", [images]))
@@ -199,6 +233,11 @@ class TestParquet:
                 "column label is double, expected words or whole numbers",
             ),
             (lambda t: t.set_column(1, "label", [[None, *[1] * 9]]), "column label is empty in 1 rows"),
+            (lambda t: t.set_column(2, "split", [[None, *["train"] * 9]]), "column split is empty in 1 rows"),
+            (
+                lambda t: t.set_column(0, "image", [[{"bytes": None}, *[{"bytes": png(1)}] * 9]]),
+                "column image is empty in 1 rows",
+            ),
             (lambda t: t.drop_columns(["split"]), "add a column split"),
         ],
     )

@@ -638,9 +638,12 @@ class TestComplaints:
             ("torchvision.models.resnet18.", "cannot import 'torchvision.models.resnet18'"),
             (".resnet18", "cannot import ''"),
             (f"{__name__}.SIZE", "has no class or function 'SIZE'"),
+            ("program_with_net.Net", "cannot import 'program_with_net', installed or in this directory: SystemExit: 0"),
         ],
     )
-    def test_about_the_import_path(self, path, expected):
+    def test_about_the_import_path(self, path, expected, tmp_path, monkeypatch):
+        (tmp_path / "program_with_net.py").write_text("import sys\nsys.exit(0)\n")
+        monkeypatch.syspath_prepend(tmp_path)
         text = complaint(path)
         assert text.startswith(f"model {path!r}: ")
         assert expected in text

@@ -125,6 +125,15 @@ class TestResuming:
         with pytest.raises(UserError, match="not of this configuration"):
             make_engine(tmp_path / "run", "fitnet", resume=True)
 
+    def test_refuses_the_checkpoint_of_another_number_of_images(self, tmp_path):
+        engine = make_engine(tmp_path / "run", "at")
+        finish(engine)
+        content = read_checkpoint(engine.run.last)
+        content["gates"]["sample_seen"] = content["gates"]["sample_seen"][1:]
+        torch.save(content, engine.run.last)
+        with pytest.raises(UserError, match=r"was trained on \d+ images, here are \d+; --overwrite starts anew"):
+            make_engine(tmp_path / "run", "at", resume=True)
+
 
 class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -22,6 +22,7 @@ from utils.config.types import (
     NotNegative,
     Number,
     Pair,
+    Place,
     Positive,
     PositiveTriple,
     Text,
@@ -33,7 +34,7 @@ from utils.run_folder.layout import Layout
 
 class DatasetConfig(Section):
     name: Name = Field(description=f"{', '.join(names_in_source('datasets'))}, or your own")
-    root: Incidental[Text] = Field("data", description="folder that holds the data")
+    root: Incidental[Place] = Field("data", description="folder that holds the data")
     label: Incidental[Name | None] = Field(
         None, validate_default=True, description="folder name in run/ and configs/ (default: dataset.name)"
     )
@@ -70,7 +71,7 @@ class ModelConfig(Section):
     label: Incidental[Name | None] = Field(
         None, description="folder name in run/, and name in reports (default: name, followed by kwargs)"
     )
-    checkpoint: Text | None = Field(None, description="weights to start from")
+    checkpoint: Place | None = Field(None, description="weights to start from")
     stages: list[list[Text]] | None = Field(
         None, description="for an import path: the submodules that make up each stage, in order"
     )
@@ -84,7 +85,18 @@ class ModelConfig(Section):
 
 
 class TeacherConfig(ModelConfig):
-    checkpoint: Incidental[Text | None] = Field(None, description="its weights (default: the best of its own training)")
+    checkpoint: Incidental[Place | None] = Field(
+        None, description="its weights (default: the best of its own training)"
+    )
+
+    @model_validator(mode="after")
+    def _head_of_the_file(self) -> TeacherConfig:
+        if self.checkpoint and self.new_head:
+            raise ValueError(
+                "found new_head beside checkpoint, which is of a teacher that is trained; "
+                "train_single.sh model.checkpoint=<file> model.new_head=true trains one"
+            )
+        return self
 
 
 class LossWeights(Section):
@@ -142,7 +154,7 @@ class DistillationLossConfig(Section):
 
 
 class RunConfig(Section):
-    root: Incidental[Text] = Field("run", description="folder for everything a run writes")
+    root: Incidental[Place] = Field("run", description="folder for everything a run writes")
 
 
 class Config(Section):

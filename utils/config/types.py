@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
@@ -88,6 +89,7 @@ Flag = Annotated[bool, Strict()]
 AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
 FlagOrShare = Annotated[bool | float, BeforeValidator(_flag_or_share)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1), AfterValidator(_without_nul)]
+Place = Annotated[Text, AfterValidator(os.path.expanduser)]  # shells leave the ~ of run.root=~/runs alone
 Name = Annotated[Text, AfterValidator(safe_name)]
 NetworkName = Annotated[Text, AfterValidator(network_name)]
 Device = Annotated[Text, AfterValidator(_known_device)]

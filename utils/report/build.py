@@ -198,7 +198,10 @@ def _gallery_missing(run: Run, with_images: bool) -> list[str]:
     if not with_images or ((source := load_source(run)) is not None and matches(samples, source)):
         return []
     root = run.config["dataset"]["root"]
-    return [f"{shown} not shown: {root} does not hold the {len(samples.frequency):,} images of this run now."]
+    return [
+        f"{shown} not shown: {root} does not hold exactly the {len(samples.frequency):,} images of this run; "
+        "skipped ones, and what came or went since, count."
+    ]
 
 
 def load_source(run: Run) -> Source | None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from datasets.source import Source
+from utils.errors import UserError
 from utils.report.style import styled
 from utils.run_folder.read import GateSamples
 
@@ -76,8 +77,11 @@ def _strip(panel: Axes, frequency: np.ndarray, source: Source, *, most: bool) ->
     canvas = np.full((TILE, STRIP, 3), 255, dtype=np.uint8)
     for position, index in enumerate(extremes(frequency, TILES, most=most)):
         left = position * (TILE + GAP)
-        canvas[:, left : left + TILE] = _tile(source.train.picture(int(index)))
         name = source.class_names[int(source.train.labels[index])]
+        try:
+            canvas[:, left : left + TILE] = _tile(source.train.picture(int(index)))
+        except UserError:  # it was there when the run began
+            panel.text(left + TILE / 2, TILE / 2, "cannot\nbe read", ha="center", va="center", fontsize=7)
         text = f"{_wrapped(name)}\n{100 * frequency[index]:.0f} %"
         panel.text(left + TILE / 2, TILE + 3, text, ha="center", va="top", fontsize=7)
     panel.imshow(canvas, interpolation="nearest")

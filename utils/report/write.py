@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import refuse_to_replace
 from utils.run_folder.read import Run
 
 DETAILS = 12
+TABLES = ("report.md", "results.csv", "runs.csv")
+PAGE = ("report.html", "figures")
 
 
 def write_report(
@@ -21,6 +24,7 @@ def write_report(
     from utils.report.run_table import run_records, run_table
     from utils.report.tables import result_records, result_rows
 
+    refuse_to_replace([out / name for name in (*TABLES, *PAGE)], out / TABLES[0])
     rows = result_rows(runs)
     texts = [subtitle(runs), unfinished(runs)]
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -32,13 +36,13 @@ def write_report(
     print(text if rows else f"{text}\n\n{all_runs}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(f"# Report\n\n{text}\n\n## Runs\n\n{all_runs}\n", encoding="utf-8")
-        _write_csv(out / "results.csv", result_records(rows))
-        _write_csv(out / "runs.csv", records)
-        written = ["report.md", "results.csv", "runs.csv"]
+        (out / TABLES[0]).write_text(f"# Report\n\n{text}\n\n## Runs\n\n{all_runs}\n", encoding="utf-8")
+        _write_csv(out / TABLES[1], result_records(rows))
+        _write_csv(out / TABLES[2], records)
+        written = list(TABLES)
         if with_plots:
             _write_page(runs, records, out, details, with_images)
-            written = ["report.html", *written, "figures/"]
+            written = [PAGE[0], *TABLES, f"{PAGE[1]}/"]
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
     print(f"\n{out}: {', '.join(written)}")
@@ -64,8 +68,8 @@ def _write_page(runs: Sequence[Run], records: list[dict[str, Any]], out: Path, d
 
     sections = list(build_sections(runs, records, out, details, with_images))
     page = render("Spot-adaptive distillation: report", subtitle(runs), unfinished(runs), sections)
-    (out / "report.html").write_text(page, encoding="utf-8")
-    folder = out / "figures"
+    (out / PAGE[0]).write_text(page, encoding="utf-8")
+    folder = out / PAGE[1]
     folder.mkdir(exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()

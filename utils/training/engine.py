@@ -233,6 +233,7 @@ class Engine:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
             refuse_other_classes(checkpoint, self.data, f"{self.run.path}: its checkpoint")
+            self._refuse_other_images(checkpoint)
             self.progress = Progress(**checkpoint["progress"])
             self.task.student.load_state_dict(checkpoint["model"])
             self.task.load_extra_state(checkpoint["extra"])
@@ -249,6 +250,15 @@ class Engine:
         except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             why = deciding_changes(checkpoint.get("config"), self.config.to_dict()) or reason(error)
             raise UserError(f"{self.run.path}: its checkpoint is not of this configuration ({why})") from error
+
+    def _refuse_other_images(self, checkpoint: dict[str, Any]) -> None:
+        """Gates are counted, and embeddings kept, for each training image by its number."""
+        before, now = len(checkpoint["gates"]["sample_seen"]), self.data.train.num_samples
+        if before != now:
+            raise UserError(
+                f"{self.run.path}: its checkpoint was trained on {before:,} images, here are {now:,}; --overwrite "
+                "starts anew, another dataset.label or run.root writes elsewhere"
+            )
 
     def _advance(self, phase: Phase) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
