@@ -6,6 +6,8 @@ import logging
 import os
 from dataclasses import replace
 
+import torch
+
 from datasets.folders import enumerate_some
 from datasets.loading.decode import find_unreadable
 from datasets.source import Arrays, Files, Source, Split
@@ -15,7 +17,7 @@ log = logging.getLogger("sakd")
 
 
 def check_labels(source: Source) -> None:
-    """Refuse images without a label, labels that stand for no class, and a single class.
+    """Refuse arrays of another kind, images without a label, labels that stand for no class, and a single class.
 
     Raises:
         UserError: the line names the split, the image and the label.
@@ -24,8 +26,8 @@ def check_labels(source: Source) -> None:
     for what, split in _splits(source):
         if len(split) == 0:
             raise UserError(f"the data set holds no {what} images")
-        if isinstance(split, Arrays) and len(split.images) != len(split.labels):
-            raise UserError(f"the data set holds {len(split.images)} {what} images, {len(split.labels)} labels")
+        if isinstance(split, Arrays):
+            _check_arrays(what, split)
         wrong = ((split.labels < 0) | (split.labels >= classes)).nonzero().flatten().tolist()
         if wrong:
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -36,6 +38,19 @@ def check_labels(source: Source) -> None:
     if len(set(source.train.labels.tolist())) == 1:
         name = source.class_names[int(source.train.labels[0])]
         raise UserError(f"all training images are of one class, {name}; there is nothing to tell it from")
+
+
+def _check_arrays(what: str, split: Arrays) -> None:
+    for name, values, dtype, shape in (
+        ("images", split.images, torch.uint8, "[N, 3, H, W]"),
+        ("labels", split.labels, torch.int64, "[N]"),
+    ):
+        fits = values.ndim == shape.count(",") + 1 and values.dtype == dtype
+        if not fits or (name == "images" and values.shape[1] != 3):
+            found = f"{values.dtype} {list(values.shape)}".removeprefix("torch.")
+            raise UserError(f"the {what} {name} are {found}, expected {str(dtype).removeprefix('torch.')} {shape}")
+    if len(split.images) != len(split.labels):
+        raise UserError(f"the data set holds {len(split.images)} {what} images, {len(split.labels)} labels")
 
 
 def check_files(source: Source) -> None:

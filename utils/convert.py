@@ -72,7 +72,7 @@ def _parser() -> Parser:
         "--drop", action="append", default=[], metavar="NAME", help="leave this entry out, and all below it; repeatable"
     )
     imported.add_argument("--kwargs", type=_yaml(dict), default={}, help="arguments of the model, e.g. '{depth: 3}'")
-    imported.add_argument("--stages", type=_yaml(list), help="how to cut a model given by import path")
+    imported.add_argument("--stages", type=_stages, help="how to cut a model given by import path")
     imported.add_argument(
         "--image-size",
         type=_size,
@@ -101,6 +101,13 @@ def _yaml(kind: type) -> Callable[[str], Any]:
         return value
 
     return parse
+
+
+def _stages(text: str) -> list[list[str]]:
+    value = _yaml(list)(text)
+    if not all(isinstance(stage, list) and all(isinstance(name, str) for name in stage) for stage in value):
+        raise argparse.ArgumentTypeError(f"found {text!r}, must be a list of lists of names, e.g. [[conv1], [layer1]]")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import importlib.util
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -94,9 +95,10 @@ def names_in_source(package: str) -> tuple[str, ...]:
     """
     names: list[str] = []
     for folder in importlib.util.find_spec(package).submodule_search_locations:
-        for file in sorted(Path(folder).glob("*.py")):
+        for file in sorted(Path(folder).glob("[!.]*.py")):  # editors and systems leave hidden ones
             for arguments in re.findall(r"^@register_\w+(\(.*\))$", file.read_text(encoding="utf-8"), re.MULTILINE):
-                names += ast.literal_eval(f"[{arguments[1:-1]}]")
+                with suppress(ValueError, SyntaxError):  # a constant, say
+                    names += ast.literal_eval(f"[{arguments[1:-1]}]")
     return tuple(names)
 
 

@@ -112,6 +112,8 @@ class TestCommand:
             (["resnet8-resnet8", "at", "--share", "1/0"], "found '1/0', must be"),
             (["resnet8-resnet8", "at", "--published", "tests"], "tests: no checkout of the published code, it lacks"),
             (["resnet8-resnet8", "at", "--compare", "tests"], "tests: cannot be read"),
+            (["resnet8-resnet8", "at", "--json", "tests"], "--json: tests: is a folder, expected the name of a file"),
+            (["resnet8-resnet8", "at", "--device", "foo"], "found 'foo', must be auto, cpu, cuda or cuda:N"),
             (["resnet8-resnet8", "at", "--compare", "LICENSE"], "LICENSE: not what --json of this version wrote"),
         ],
     )

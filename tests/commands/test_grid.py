@@ -101,6 +101,22 @@ def test_a_wrong_name_ends_the_grid_before_it_starts(tmp_path):
     assert split_pair("my-net:vgg8") == ("my-net", "vgg8")
 
 
+@pytest.mark.parametrize(
+    ("word", "option"),
+    [("training.seed=5", "--seeds"), ("kd.selection=random", "--selections"), ("kd_loss.name=kd", "--distillers")]
+    + [(f"{network}.name=resnet14", "--pairs") for network in ("kd.teacher", "kd.student", "model")],
+)
+def test_a_key_that_the_grid_sets_itself_is_refused(tmp_path, word, option):
+    for where in ("overrides", "teacher_overrides"):
+        with pytest.raises(UserError, match=f"^{word}: that is said by {option}; leave it out$"):
+            jobs_of(tmp_path, **{where: [word]})
+
+
+def test_two_students_of_one_label_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"resnet20-s: two runs would write there, with kd\.student\.name resnet8 and"):
+        jobs_of(tmp_path, pairs=["resnet20-resnet8", "resnet20-resnet14"], overrides=["kd.student.label=s"])
+
+
 def test_keys_are_told_from_the_values_of_a_list():
     words, overrides = split_overrides(
         ["--seeds", "1", "2", "training.epochs=3", "--teacher-arg", "training.lr=1", "--out=a=b", "run.root=x"]

@@ -1,9 +1,12 @@
 """The report: which runs it finds, what its tables say, which images it picks, what its page holds."""
 
 import csv
+import errno
 import fcntl
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -277,6 +280,40 @@ def test_an_image_that_has_gone_since_leaves_a_blank_in_the_gallery(tmp_path):
     shown = most.images[0].get_array()
     assert [shown[0, 0, 0], shown[0, 70, 0]] == [255, 0]
     assert "cannot\nbe read" in [text.get_text() for text in most.texts]
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    write_run(tmp_path / "disk" / "run", selection="single")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path)
+    assert len(find_runs([tmp_path / "run"])) == 1
+
+
+def test_a_copy_of_a_run_is_counted_once_and_named(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", selection="fixed", seed=1)
+    shutil.copytree(folder, tmp_path / "run" / "backup")
+    write_run(tmp_path / "run", selection="fixed", seed=2)
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-images"]) == 0
+    sentence = f"Left out, since another run has their seed and their settings: {tmp_path}/run/"
+    assert sentence in capsys.readouterr().out
+    assert sentence in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", selection="single")
+    words = [str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-plots"]
+    assert main(words) == 0
+    before = (tmp_path / "out" / "runs.csv").read_bytes()
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match=r"cannot write there \(No space left on device\)"):
+        main(words)
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == before
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.md", "results.csv", "runs.csv"]
+
+
+def full_disk(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_one_run_without_an_epoch_makes_a_report(tmp_path):

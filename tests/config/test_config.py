@@ -17,6 +17,7 @@ from utils.config.__main__ import key_table
 from utils.config.errors import all_fields
 from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
+from utils.registry import names_in_source
 
 
 @pytest.fixture(autouse=True)
@@ -314,6 +315,21 @@ def test_names_are_known_without_pytorch():
     repo = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
     assert "fitnet" in done.stdout
+
+
+def test_names_in_the_source_pass_over_what_is_no_literal_and_what_an_editor_leaves(tmp_path, monkeypatch):
+    package = tmp_path / "made_up_losses"
+    package.mkdir()
+    for name, text in {
+        "__init__.py": "",
+        "one.py": '@register_loss("one", "uno")\n',
+        "two.py": 'NAME = "two"\n@register_loss(NAME)\n',
+        ".hidden.py": '@register_loss("hidden")\n',
+    }.items():
+        (package / name).write_text(text)
+    (package / ".#one.py").symlink_to("me@here.1:2")  # what Emacs makes while a file has unsaved changes
+    monkeypatch.syspath_prepend(tmp_path)
+    assert names_in_source("made_up_losses") == ("one", "uno")
 
 
 def test_the_module_prints_a_validated_config_that_loads_again():

@@ -85,6 +85,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ("training.precision=fp16", "training.precision: found 'fp16', must be 'fp32', 'tf32' or 'bf16'"),
         ("training.device=gpu", "training.device: found 'gpu', must be auto, cpu, cuda or cuda:N"),
         ("training.device=cpu:0", "training.device: found 'cpu:0', must be auto, cpu, cuda or cuda:N"),
+        ("training.device=cuda:200", "training.device: found 'cuda:200', must be auto, cpu, cuda or cuda:N"),
         ("training=3", "training: found 3, must be a mapping of keys"),
         ("training.epochs.x=3", "training.epochs: found a mapping, must be a whole number"),
         ("dataset.root=3", "dataset.root: found 3, must be a word"),
@@ -187,6 +188,7 @@ def test_an_unknown_key_is_refused_with_what_was_probably_meant(override, rest):
         ("base: 3\n", "base: found 3, must be a path or a list of paths"),
         ("base: [a.yml, {b: c}]\n", "base: found ['a.yml', {'b': 'c'}], must be a path or a list of paths"),
         ("base: y.yml\n", "base: y.yml: no such file (did you mean x.yml?)"),
+        ("base: .\n", "base: .: is a folder, expected a file"),
         ("base: x.yml\n", "base: goes in a circle (x.yml -> x.yml)"),
     ],
 )

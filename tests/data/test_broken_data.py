@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,6 +183,19 @@ class TestLabels:
 
     def test_must_be_as_many_as_images(self):
         assert refusal(check_labels, self.source([0, 1], images=3)) == "the data set holds 3 training images, 2 labels"
+
+    @pytest.mark.parametrize(
+        ("images", "labels", "message"),
+        [
+            (torch.rand(2, 3, 8, 8), [0, 1], "images are float32 [2, 3, 8, 8], expected uint8 [N, 3, H, W]"),
+            (torch.zeros(2, 8, 8, 3).byte(), [0, 1], "images are uint8 [2, 8, 8, 3], expected uint8 [N, 3, H, W]"),
+            (torch.zeros(2, 3, 8, 8).byte(), [0.0, 1.0], "labels are float32 [2], expected int64 [N]"),
+            (torch.zeros(2, 3, 8, 8).byte(), [[1, 0], [0, 1]], "labels are int64 [2, 2], expected int64 [N]"),
+        ],
+    )
+    def test_and_images_must_be_of_their_kind(self, images, labels, message):
+        source = replace(self.source([0, 1]), train=Arrays(images, torch.tensor(labels)))
+        assert refusal(check_labels, source) == f"the training {message}"
 
     def test_are_checked_for_data_sets_of_ones_own(self, monkeypatch):
         source = self.source([0, 1, 7])

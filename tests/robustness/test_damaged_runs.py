@@ -43,6 +43,13 @@ DAMAGES = {
     "foreign config": ("config.yml", b"site_name: x\n", "not the settings of a run (dataset is missing", None, ALL),
     "one section less": ("config.yml", (b"kd_loss:", b"kd_l:"), "not the settings of a run (expected model", None, ALL),
     "unknown selection": ("config.yml", (b"adaptive", b"clever"), "not the settings of a run (kd.selec", None, ALL),
+    "number as path": (
+        "config.yml",
+        (b"checkpoint: null", b"checkpoint: 5"),
+        "not the settings of a run (kd",
+        None,
+        ALL,
+    ),
     "list as config": ("config.yml", b"[1, 2]\n", "found [1, 2] at the top", None, ALL),
     "config not YAML": ("config.yml", b"{", "line 1, column 2", None, ALL),
     "config not UTF-8": ("config.yml", b"name: caf\xe9\n", "not YAML", None, ALL),

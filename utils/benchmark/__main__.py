@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": describe_machine(device),
         "conditions": asdict(conditions) | {"device": str(device)},
     }
+    if options.json and options.json.is_dir():  # which is to be known before anything is measured
+        raise UserError(f"--json: {options.json}: is a folder, expected the name of a file")
     earlier = read_figures(options.compare) if options.compare else {"results": []}
     if options.published:
         check_published(options.published)
@@ -139,6 +141,8 @@ def read_figures(path: Path) -> dict[str, Any]:
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
         figures["results"] = [Result(**result) for result in figures["results"]]
+        for part in ("machine", "conditions"):
+            figures[part] = dict(figures[part])
         return {part: figures[part] for part in ("machine", "conditions", "results")}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); --compare takes what --json wrote") from error

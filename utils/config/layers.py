@@ -119,4 +119,6 @@ def _bases(value: Any, path: Path) -> list[Path]:
     for base in bases:
         if not base.exists():
             raise UserError(f"{path}: base: {base}: {no_such_file(base)}")
+        if base.is_dir():
+            raise UserError(f"{path}: base: {base}: is a folder, expected a file")
     return bases

@@ -73,7 +73,7 @@ def _within_float32(value: float) -> float:
 
 
 def _known_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
     return name
 

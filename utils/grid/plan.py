@@ -18,6 +18,15 @@ from utils.run_folder.read import SINGLE, is_locked, read_run
 ROOT = Path(__file__).parents[2]
 
 _DISTILLING_ONLY = ("kd.", "kd_loss.", "pretrain.")
+_OWN_OPTIONS = {
+    "dataset.name": "--dataset",
+    "training.seed": "--seeds",
+    "kd.selection": "--selections",
+    "kd_loss.name": "--distillers",
+    "kd.teacher.name": "--pairs",
+    "kd.student.name": "--pairs",
+    "model.name": "--pairs",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,9 @@ def plan(
         UserError: a name or a key is wrong, or two runs of different settings have one folder; nothing has been started
             then.
     """
+    for word in (*overrides, *teacher_overrides):
+        if option := _OWN_OPTIONS.get(word.partition("=")[0]):
+            raise UserError(f"{word}: that is said by {option}; leave it out")
     networks = [split_pair(pair) for pair in pairs]
     to_distil = [selection for selection in selections if selection != SINGLE]
     alone = [word for word in overrides if not word.startswith(_DISTILLING_ONLY)]
@@ -102,12 +114,16 @@ def plan(
     for job in jobs:
         first = found.setdefault(job.folder, job)
         changes = {} if first is job else differences(*(deciding_settings(j.config.to_dict()) for j in (first, job)))
-        if changes:  # only a network alone has two roles, and teachers come first
-            key, (teachers, own) = next(iter(changes.items()))
-            raise UserError(
-                f"{job.folder}: would be a teacher with {key} {teachers} and a student alone with {own}; "
-                f"--teacher-arg {key}={own} makes them one run, or run single in a grid of its own, in another run.root"
-            )
+        if not changes:
+            continue
+        key, (before, now) = next(iter(changes.items()))
+        if job.config.kd:
+            raise UserError(f"{job.folder}: two runs would write there, with {key} {before} and with {now}")
+        # Only a network alone has two roles, and teachers come first.
+        raise UserError(
+            f"{job.folder}: would be a teacher with {key} {before} and a student alone with {now}; "
+            f"--teacher-arg {key}={now} makes them one run, or run single in a grid of its own, in another run.root"
+        )
     return list(found.values())
 
 

@@ -113,7 +113,7 @@ class Pool:
         slot = next(k for k in range(len(self.slots)) if k not in {item.slot for item in self.running})
         resume = found.status == "unfinished"
         self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / ("-".join(job.folder.parts[-3:]) + ".txt")
+        log = self.logs / ("-".join(job.folder.relative_to(job.config.run.root).parts) + ".txt")
         output = log.open("wb")
         # In a session of its own, it does not see a Ctrl-C that is meant for the grid.
         process = subprocess.Popen(

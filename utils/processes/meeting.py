@@ -40,7 +40,8 @@ def meeting_of(nodes: int, environ: Mapping[str, str]) -> Meeting:
         UserError: neither is there, or Slurm has started another number of machines.
     """
     job = environ.get("SLURM_JOB_ID", "")
-    host, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT") or str(PORT + int(job or 0) % _PORTS)
+    port = environ.get("MASTER_PORT") or str(PORT + (int(job) if job.isdecimal() else 0) % _PORTS)
+    host = environ.get("MASTER_ADDR")
     started = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")
     if started and started != str(nodes):
         raise UserError(f"nnodes: found {nodes}, but Slurm has started this on {started}; srun --nodes={nodes} helps")

@@ -39,7 +39,7 @@ class RankInfo(NamedTuple):
 
 def rank_info() -> RankInfo:
     """Where this process stands in the job; ``RankInfo(0, 0, 1)`` if it was started alone."""
-    rank, local_rank, world = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    rank, local_rank, world = (int(os.environ.get(name) or 0) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     return RankInfo(rank, local_rank, max(world, 1))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from datasets.folders import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
@@ -19,7 +20,7 @@ from utils.report.losses import loss_figure
 from utils.report.page import Section, ShownFigure, ShownTable, address
 from utils.report.published import Published
 from utils.report.run_table import run_table
-from utils.report.settings import common_settings, data_of
+from utils.report.settings import common_settings, data_of, replaced
 from utils.report.tables import Row, result_rows, result_tables
 from utils.run_folder.read import Run
 
@@ -108,6 +109,12 @@ def setting(runs: Sequence[Run]) -> str:
     return " ".join(filter(None, (data_of(runs), common_settings(distilled))))
 
 
+def not_counted(runs: Sequence[Run]) -> list[str]:
+    """A sentence about the finished runs that the tables of results leave out."""
+    paths = [str(run.path) for run in replaced(runs)]
+    return [f"Left out, since another run has their seed and their settings: {enumerate_some(paths)}."] if paths else []
+
+
 def without_choice(runs: Sequence[Run]) -> list[str]:
     """A sentence for every run whose policy treats all samples alike by now."""
     found = [f"{run.title}: {run.no_choice}." for run in runs if run.no_choice]
@@ -116,7 +123,8 @@ def without_choice(runs: Sequence[Run]) -> list[str]:
 
 
 def _results(dataset: str, rows: list[Row], runs: Sequence[Run]) -> Section:
-    section = Section(f"Results on {dataset}", texts=[setting(runs), *without_choice(runs), *notes(rows)])
+    texts = [setting(runs), *not_counted(runs), *without_choice(runs), *notes(rows)]
+    section = Section(f"Results on {dataset}", texts=texts)
     section.tables = [ShownTable(table, name.capitalize()) for name, table in result_tables(rows).items()]
     caption = (
         "What adaptivity gains over distilling everywhere, last epoch; right of the line it helps. "

@@ -50,6 +50,19 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     return [group for members in by_kind.values() for group in _grouped(members)]
 
 
+def replaced(runs: Iterable[Run]) -> list[Run]:
+    """Finished runs that are in no table of results, since a later one of `runs` has their seed, too."""
+    found = []
+    for group in grouped(runs):
+        last: dict[tuple[str, int], Run] = {}
+        for run in group.runs:
+            if run.status == "finished":
+                key = run.selection, run.seed
+                found += [last[key]] if key in last else []
+                last[key] = run
+    return found
+
+
 def _grouped(runs: list[Run]) -> list[Group]:
     recipe = {key for key in _differing(runs) if key.startswith(RECIPE)}
     by_name: dict[tuple, list[Run]] = defaultdict(list)

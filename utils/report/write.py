@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import refuse_to_replace
+from utils.files import refuse_to_replace, write_bytes, write_text
 from utils.run_folder.read import Run
 
 DETAILS = 12
@@ -36,9 +37,9 @@ def write_report(
     print(text if rows else f"{text}\n\n{all_runs}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / TABLES[0]).write_text(f"# Report\n\n{text}\n\n## Runs\n\n{all_runs}\n", encoding="utf-8")
-        _write_csv(out / TABLES[1], result_records(rows))
-        _write_csv(out / TABLES[2], records)
+        write_text(out / TABLES[0], f"# Report\n\n{text}\n\n## Runs\n\n{all_runs}\n")
+        write_text(out / TABLES[1], _csv(result_records(rows)))
+        write_text(out / TABLES[2], _csv(records))
         written = list(TABLES)
         if with_plots:
             _write_page(runs, records, out, details, with_images)
@@ -49,7 +50,7 @@ def write_report(
 
 
 def _result_texts(dataset: str, runs: Sequence[Run]) -> list[str]:
-    from utils.report.build import notes, setting, without_choice
+    from utils.report.build import not_counted, notes, setting, without_choice
     from utils.report.tables import result_rows, result_tables
 
     rows = result_rows(runs)
@@ -59,7 +60,7 @@ def _result_texts(dataset: str, runs: Sequence[Run]) -> list[str]:
         f"## {dataset}, {name}: validation top-1 (%)\n\n{table.markdown()}"
         for name, table in result_tables(rows).items()
     ]
-    return [*tables, setting(runs), *without_choice(runs), *notes(rows)]
+    return [*tables, setting(runs), *not_counted(runs), *without_choice(runs), *notes(rows)]
 
 
 def _write_page(runs: Sequence[Run], records: list[dict[str, Any]], out: Path, details: int, with_images: bool) -> None:
@@ -68,19 +69,20 @@ def _write_page(runs: Sequence[Run], records: list[dict[str, Any]], out: Path, d
 
     sections = list(build_sections(runs, records, out, details, with_images))
     page = render("Spot-adaptive distillation: report", subtitle(runs), unfinished(runs), sections)
-    (out / PAGE[0]).write_text(page, encoding="utf-8")
+    write_text(out / PAGE[0], page)
     folder = out / PAGE[1]
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.png"):
+    figures = {folder / f"{figure.name}.png": figure.data for section in sections for figure in section.figures}
+    for file, data in figures.items():
+        write_bytes(file, data)
+    for stale in set(folder.glob("*.png")) - set(figures):
         stale.unlink()
-    for section in sections:
-        for figure in section.figures:
-            (folder / f"{figure.name}.png").write_bytes(figure.data)
 
 
-def _write_csv(file: Path, records: list[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        if records:
-            writer = csv.DictWriter(stream, records[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
+def _csv(records: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    if records:
+        writer = csv.DictWriter(buffer, records[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return buffer.getvalue()

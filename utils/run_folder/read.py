@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +199,7 @@ class Run:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """Every run in or below the folders, sorted by data set, pair, distiller, selection, seed and path.
+    """Every run in or below the folders, links followed, sorted by data set, pair, distiller, selection, seed and path.
 
     Raises:
         UserError: a folder does not exist, or there is no run at all.
@@ -207,12 +208,25 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give run folders, or a folder above them")
-        folders |= dict.fromkeys(file.parent for file in path.rglob(CONFIG))
+        folders |= dict.fromkeys(_folders_with_config(path))
     runs = [run for run in map(read_run, folders) if run is not None]
     if not runs:
         raise UserError(f"{', '.join(map(str, paths))}: holds no run (a folder with {CONFIG})")
     runs.sort(key=lambda run: (run.dataset, run.is_single, run.pair, run.distiller, run.selection, run.seed, run.path))
     return runs
+
+
+def _folders_with_config(root: Path) -> Iterator[Path]:
+    """Each real folder once, however many links lead to it."""
+    seen = set()
+    for name, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if CONFIG in files:
+            yield Path(name)
 
 
 def read_run(path: Path) -> Run | None:

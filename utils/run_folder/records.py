@@ -83,6 +83,10 @@ class _Network(_Named):
     kwargs: NotRequired[dict[str, Any] | None]
 
 
+class _Teacher(_Network):
+    checkpoint: NotRequired[str | None]
+
+
 class _Dataset(_Named):
     label: NotRequired[str | None]
 
@@ -93,7 +97,7 @@ class _Training(TypedDict):
 
 
 class _Distillation(TypedDict):
-    teacher: _Network
+    teacher: _Teacher
     student: _Network
     selection: Literal["adaptive", "anti", "fixed", "random"]
 

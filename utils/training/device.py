@@ -33,9 +33,13 @@ def choose_device(name: str) -> torch.device:
     ``auto`` leaves a GPU unused.
 
     Raises:
-        UserError: a GPU is asked for that is not there or cannot be used, or one for several processes.
+        UserError: a GPU is asked for that is not there or cannot be used, or one for several processes, or `name` is
+            no device.
     """
-    device = torch.device("cuda" if name == "auto" else name)
+    try:
+        device = torch.device("cuda" if name == "auto" else name)
+    except RuntimeError:
+        raise UserError(f"training.device: found {name!r}, must be auto, cpu, cuda or cuda:N") from None
     if device.type != "cuda":
         return device
     if name == "auto" and not cuda_is_available():
