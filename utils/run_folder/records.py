@@ -79,12 +79,9 @@ class _Named(TypedDict):
 
 
 class _Network(_Named):
+    checkpoint: NotRequired[str | None]
     label: NotRequired[str | None]
     kwargs: NotRequired[dict[str, Any] | None]
-
-
-class _Teacher(_Network):
-    checkpoint: NotRequired[str | None]
 
 
 class _Dataset(_Named):
@@ -97,7 +94,7 @@ class _Training(TypedDict):
 
 
 class _Distillation(TypedDict):
-    teacher: _Teacher
+    teacher: _Network
     student: _Network
     selection: Literal["adaptive", "anti", "fixed", "random"]
 
