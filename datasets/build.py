@@ -158,23 +158,38 @@ class OpenedData(DataInfo):
             UserError: an image cannot be read, or there are too few.
         """
         self.check_batches(batch_size, val_batch_size, shard[1])
-        common = {"seed": seed, "device": torch.device(device)}
-        train, val = self.source.train, self.source.val
-        train_order = Order(len(train), batch_size, shuffle=True, shard=shard)
-        val_order = Order(len(val), val_batch_size, shuffle=False, shard=shard)
+        common = {"seed": seed, "device": device, "shard": shard}
         return Data(
             class_names=self.class_names,
             image_size=self.image_size,
             mean=self.mean,
             std=self.std,
             labels=self.labels,
-            train=self._loader(train, train_order, self.augment, num_workers, **common),
-            val=self._loader(val, val_order, "none", val_num_workers, **common),
+            train=self._loader(self.source.train, batch_size, self.augment, num_workers, shuffle=True, **common),
+            val=self.load_val(val_batch_size, val_num_workers, **common),
         )
 
-    def _loader(
-        self, split: Split, order: Order, augment: str, workers: int, seed: int, device: torch.device
+    def load_val(
+        self, batch_size: int, workers: int, *, seed: int, device: torch.device | str, shard: tuple[int, int] = (0, 1)
     ) -> Loader:
+        """The loader of the validation images alone, see `load`."""
+        how = {"seed": seed, "device": device, "shard": shard}
+        return self._loader(self.source.val, batch_size, "none", workers, shuffle=False, **how)
+
+    def _loader(
+        self,
+        split: Split,
+        batch_size: int,
+        augment: str,
+        workers: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        device: torch.device | str,
+        shard: tuple[int, int],
+    ) -> Loader:
+        device = torch.device(device)
+        order = Order(len(split), batch_size, shuffle=shuffle, shard=shard)
         transform = Augment(augment, self.image_size, self.mean, self.std, device)
         # Evaluation has to show objects at the scale that training showed them, see `fit`.
         margin = AUGMENTATIONS[self.augment].resized_crop

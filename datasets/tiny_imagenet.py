@@ -43,6 +43,8 @@ def _annotated(val: Path, classes: tuple[str, ...]) -> Files:
     if not table.is_file():
         raise UserError(f"{table}: missing; it says which class each file in {val / 'images'} belongs to")
     rows = [line.split("\t")[:2] for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if short := [row for row in rows if len(row) < 2]:
+        raise UserError(f"{table}: found {short[0][0]!r}, expected the name of a file, a tab and its class")
     if unknown := sorted({wnid for _, wnid in rows} - set(classes)):
         raise UserError(f"{table}: no training images of class {enumerate_some(unknown)}")
     label_of = {name: label for label, name in enumerate(classes)}

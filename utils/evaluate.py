@@ -100,7 +100,7 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
         confusion.add_(torch.bincount(cells, minlength=classes * classes).view(classes, classes))
 
     forward_context = partial(autocast, restored.device, restored.config.training.precision)
-    means = evaluate(model, restored.data.val, restored.device, forward_context, after_batch=count)
+    means = evaluate(model, restored.val, restored.device, forward_context, after_batch=count)
     return Scores(means["top1"], means.get("top5"), confusion.cpu())
 
 

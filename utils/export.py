@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = restored.student()
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")
-    images = next(iter(restored.data.val.epoch(0))).image[:IMAGES]
+    images = next(iter(restored.val.epoch(0))).image[:IMAGES]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"{target}: {export_program(model, images, target)}")

@@ -87,7 +87,8 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
     if not chosen.any():
         raise UserError(f"--class: no validation image is of class {name!r}")
     rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
-    rows += [(_name_of(restored.val, k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
+    images = restored.data.source.val
+    rows += [(_name_of(images, k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
     return _table(f"class {name}", task, rows)
 
 
@@ -107,7 +108,7 @@ def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> Table:
 
 def validation_chances(restored: Restored, task: SpotAdaptiveDistillation) -> tuple[Tensor, Tensor, Tensor]:
     """Index ``[N]``, label ``[N]`` and chances ``[N, K + 1]`` of every validation image."""
-    parts = [(b.index, b.label, distil_chances(task, b.image)) for b in restored.data.val.epoch(0)]
+    parts = [(b.index, b.label, distil_chances(task, b.image)) for b in restored.val.epoch(0)]
     return tuple(torch.cat(column).cpu() for column in zip(*parts))
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from datasets.loading.augment import AUGMENTATIONS, Recipe
 from datasets.loading.order import derive_seed
 from datasets.source import Split
 from utils.errors import UserError, reason
+from utils.processes.group import gather_objects, rank, world_size
 
 log = logging.getLogger("sakd")
 
@@ -147,10 +149,15 @@ def decode_all(split: Split, size: tuple[int, int], *, margin: bool = False, wor
 
 
 def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
-    """The images of `split` that cannot be decoded, each with a line that names the file and the reason."""
-    jobs = _all_jobs(split)
+    """The images of `split` that cannot be decoded, in order, each with a line that names the file and the reason.
+
+    Of several processes each tries its part, and all get the same answer: a file that fails now and then must not be
+    there for one and missing for another.
+    """
+    jobs = _all_jobs(split)[rank() :: world_size()]
     found = _loader(Checker(split), jobs, _possible(_worthwhile(workers, jobs)))
-    return {index: line for part in found for index, line in part.items()}
+    own = [(index, line) for part in found for index, line in part.items()]
+    return dict(sorted(item for part in gather_objects(own) for item in part))
 
 
 @contextmanager
@@ -188,6 +195,8 @@ def _loader(dataset: Dataset, jobs: list[Job], workers: int, **options) -> DataL
         worker_init_fn=_ignore_stop_signals,
         # Its own, since it draws a seed per iteration: the global generator belongs to the training run.
         generator=torch.Generator(),
+        # Python 3.14 has them forked off a server that a stop signal for the whole job would end.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         **options,
     )
 

@@ -36,7 +36,7 @@ def test_accuracy_and_confusion_are_counted_as_by_hand(run, monkeypatch):
         def forward(self, images):
             return torch.tensor([[1.0, 2.0, *[0.0] * 8]]).repeat(len(images), 1)
 
-    labels = restored.data.val.labels
+    labels = restored.val.labels
     found = evaluate.scores(Always(), restored)
     counts = labels.bincount(minlength=10)
     assert found.top1 == pytest.approx(100 * counts[1].item() / len(labels))
@@ -65,7 +65,7 @@ def test_students_and_teachers_are_evaluated_in_the_precision_of_the_training(ru
 
     probe = Probe(3, 10)
     evaluate.scores(probe, restored)
-    teacher_accuracy(SimpleNamespace(teacher=probe), restored.config, restored.data, CPU)
+    teacher_accuracy(SimpleNamespace(teacher=probe), restored.config, restored, CPU)
     assert seen == {dtype}
 
 
@@ -158,7 +158,7 @@ def test_images_from_files_are_prepared_as_validation_images_are(run, tmp_path):
     from PIL import Image
 
     restored = restore(run)
-    batch = next(iter(restored.data.val.epoch(0)))
+    batch = next(iter(restored.val.epoch(0)))
     pixels = (batch.image[0] * 0.3246 + 0.3077).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "digit.png")
     torch.testing.assert_close(restored.read_image(str(tmp_path / "digit.png"))[0], batch.image[0])

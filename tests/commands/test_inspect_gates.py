@@ -65,8 +65,10 @@ def test_one_class_is_listed_image_by_image(run, capsys):
 
 
 def test_images_of_a_class_are_called_by_their_files_where_they_are_files(restored):
-    files = Files([f"folder/{k}.png" for k in range(len(restored.val))], restored.val.labels.tolist())
-    table = of_class(replace(restored, val=files), restored.task(), "3", limit=2)
+    source = restored.data.source
+    files = Files([f"folder/{k}.png" for k in range(len(source.val))], source.val.labels.tolist())
+    data = replace(restored.data, source=replace(source, val=files))
+    table = of_class(replace(restored, data=data), restored.task(), "3", limit=2)
     assert [row[0] for row in table.rows][1:] == ["folder/3.png", "folder/13.png"]
 
 

@@ -65,6 +65,20 @@ class TestUnreadableImages:
         data = open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader, workers=2)
         assert data.train.num_samples == 10
 
+    def test_are_shared_out_among_processes_that_all_get_the_same_answer(self, broken, loader, monkeypatch):
+        split = open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader).train
+        monkeypatch.setattr(decoding, "CHUNK", 2)
+        source = DATASETS.get("imagefolder")(broken[0]).train
+        expected, parts = decoding.find_unreadable(source), []
+        monkeypatch.setattr(decoding, "world_size", lambda: 2)
+        monkeypatch.setattr(decoding, "gather_objects", lambda own: parts.append(own) or parts)
+        for number in range(2):
+            monkeypatch.setattr(decoding, "rank", lambda number=number: number)
+            found = decoding.find_unreadable(source)
+        assert list(found.items()) == list(expected.items())
+        assert [len(part) for part in parts] == [1, 1]
+        assert len(expected) == len(source) - split.num_samples == 2
+
     def test_may_not_be_a_whole_class(self, broken, loader):
         for path in (broken[0] / "train" / "bee").iterdir():
             path.write_bytes(b"no picture")

@@ -212,6 +212,12 @@ class TestTinyImageNet:
         table.write_text(table.read_text().replace("n03", "n99"))
         assert "val_annotations.txt: no training images of class n99" in refusal(open_data, "tiny-imagenet", tmp_path)
 
+    def test_an_annotation_without_a_class_is_refused(self, tmp_path):
+        write_tiny_imagenet(tmp_path)
+        (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\n")
+        line = refusal(open_data, "tiny-imagenet", tmp_path)
+        assert "val_annotations.txt: found 'val_0.JPEG', expected the name of a file, a tab and its class" in line
+
     def test_missing_annotations_are_refused(self, tmp_path):
         (write_tiny_imagenet(tmp_path) / "val" / "val_annotations.txt").unlink()
         assert "val_annotations.txt: missing" in refusal(open_data, "tiny-imagenet", tmp_path)

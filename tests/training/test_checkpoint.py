@@ -1,7 +1,9 @@
 """Writing checkpoints safely, and reading weights from wherever they come."""
 
+import fcntl
 import os
 import pickle
+import threading
 
 import pytest
 import torch
@@ -164,6 +166,15 @@ class TestRunDir:
         first.open(resume=False, overwrite=False)
         with pytest.raises(UserError, match="another run is writing there"):
             second.open(resume=False, overwrite=True)
+
+    def test_waits_for_somebody_who_looks_whether_it_is_busy(self, tmp_path):
+        (tmp_path / ".lock").touch()
+        with (tmp_path / ".lock").open() as looking:
+            fcntl.flock(looking, fcntl.LOCK_SH)
+            timer = threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN))
+            timer.start()
+            RunDir(tmp_path).open(resume=False, overwrite=False)
+            timer.join()
 
     def test_hands_back_the_newest_readable_checkpoint(self, tmp_path):
         run = RunDir(tmp_path / "run")

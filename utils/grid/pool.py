@@ -63,6 +63,7 @@ class Pool:
     ):
         self.jobs, self.slots, self.logs, self.say, self.tick = list(jobs), list(slots), logs, say, tick
         self.waiting = list(jobs)
+        self._folders = {job.folder for job in jobs}
         self.running: list[_Running] = []
         self.outcomes: dict[Path, Outcome] = {}
         self.stopping = False
@@ -94,7 +95,7 @@ class Pool:
             if len(self.running) == len(self.slots):
                 return
             teacher = self.outcomes.get(job.teacher) if job.teacher else None
-            if teacher is None and any(job.teacher == other.folder for other in self.jobs):
+            if teacher is None and job.teacher in self._folders:
                 continue  # its teacher is not through yet
             self.waiting.remove(job)
             if teacher is not None and teacher.status not in DONE:

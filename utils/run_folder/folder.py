@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import weakref
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,8 @@ from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.layout import Layout, epoch_number
 
 log = logging.getLogger("sakd")
+
+LOOKING = 1.0  # seconds; whoever looks whether a run is going on, see `read.is_locked`, holds the lock for an instant
 
 _locks: weakref.WeakSet[IO] = weakref.WeakSet()
 
@@ -148,10 +151,20 @@ class RunDir(Layout):
         self._lock = self.lock.open("a")
         _locks.add(self._lock)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_file()
         except BlockingIOError as error:
             raise UserError(f"{self.path}: another run is writing there right now") from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
             log.warning("%s: this file system has no locks; do not start a second run there", self.path)
+
+    def _lock_file(self) -> None:
+        deadline = time.monotonic() + LOOKING
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)

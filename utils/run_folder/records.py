@@ -85,6 +85,7 @@ class _Network(_Named):
 
 
 class _Dataset(_Named):
+    root: str
     label: NotRequired[str | None]
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import Data, open_data
+from datasets import OpenedData, open_data
 from datasets.download import without_downloads
 from datasets.images import fit, open_rgb, to_tensor
-from datasets.source import Split
+from datasets.loading.augment import AUGMENTATIONS
+from datasets.loading.loader import Loader
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
 from utils.config import Config, load_config
@@ -25,7 +26,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, select_weights
-from utils.training.build import assemble, build_network, load_data, load_network, load_teacher
+from utils.training.build import assemble, build_network, load_network, load_teacher
 from utils.training.device import choose_device, set_up
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
@@ -38,16 +39,16 @@ class Restored:
         path: the file.
         config: of the run that wrote it, under the overrides given.
         content: everything in the file.
-        data: both loaders, on `device`.
-        val: the images that `data` validates on.
+        data: the data set.
+        val: its validation images, on `device`; those to train on are not decoded.
         average: the weights in `content` are the moving average that the file also holds.
     """
 
     path: Path
     config: Config
     content: dict[str, Any]
-    data: Data
-    val: Split
+    data: OpenedData
+    val: Loader
     device: torch.device
     average: bool = False
 
@@ -93,15 +94,15 @@ class Restored:
 
     def read_image(self, file: str) -> Tensor:
         """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
-        margin = self.data.train.augment.recipe.resized_crop
+        margin = AUGMENTATIONS[self.data.augment].resized_crop
         image = to_tensor(fit(open_rgb(file), self.data.image_size, margin)).unsqueeze(0).to(self.device)
-        augment = self.data.val.augment
+        augment = self.val.augment
         one = torch.zeros(1, dtype=torch.int64)
         return augment(image, one.to(self.device), augment.draw(1, torch.Generator()).to(self.device))
 
     def normalisation(self) -> dict[str, list[float]]:
         """``mean`` and ``std`` of each channel, for images in [0, 1]."""
-        augment = self.data.val.augment
+        augment = self.val.augment
         return {"mean": list(augment.mean), "std": list(augment.std)}
 
 
@@ -153,4 +154,6 @@ def restore(
     agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
     with nullcontext() if agreed else without_downloads():
         opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
-    return Restored(path, settings, content, load_data(opened, settings, device), opened.source.val, device, average)
+    validation, seed = settings.validation, settings.training.seed
+    val = opened.load_val(validation.batch_size, validation.num_workers, seed=seed, device=device)
+    return Restored(path, settings, content, opened, val, device, average)
