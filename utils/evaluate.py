@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from utils.command import Parser, guarded
 from utils.errors import UserError
 from utils.files import refuse_to_replace, write_bytes, write_text
-from utils.report.tables import Table
 from utils.run_folder.layout import Layout
+from utils.table import Table
 from utils.training.accuracy import evaluate
 from utils.training.device import autocast
 from utils.training.facts import flops
@@ -99,8 +100,7 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
         cells = label * classes + logits.argmax(dim=1)
         confusion.add_(torch.bincount(cells, minlength=classes * classes).view(classes, classes))
 
-    forward_context = partial(autocast, restored.device, restored.config.training.precision)
-    means = evaluate(model, restored.val, restored.device, forward_context, after_batch=count)
+    means = evaluate(model, restored.val, restored.device, _precision(restored), after_batch=count)
     return Scores(means["top1"], means.get("top5"), confusion.cpu())
 
 
@@ -111,19 +111,25 @@ def cost(model: nn.Module, restored: Restored) -> Cost:
         parameters=sum(p.numel() for p in model.parameters()),
         megabytes=sum(t.numel() * t.element_size() for t in tensors) / 1e6,
         gflops=flops(model, restored.data.image_size, restored.device) / 1e9,
-        milliseconds={n: latency(model, n, restored.data.image_size, restored.device) for n in LATENCY_BATCHES},
+        milliseconds={n: latency(model, n, restored) for n in LATENCY_BATCHES},
     )
 
 
+def _precision(restored: Restored) -> Callable[[], AbstractContextManager]:
+    return partial(autocast, restored.device, restored.config.training.precision)
+
+
 @torch.inference_mode()
-def latency(model: nn.Module, batch: int, size: tuple[int, int], device: torch.device) -> float:
-    """Median time of a forward pass in milliseconds, after a warm-up."""
-    images = torch.zeros(batch, 3, *size, device=device)
+def latency(model: nn.Module, batch: int, restored: Restored) -> float:
+    """Median time of a forward pass in milliseconds, in the precision of the training, after a warm-up."""
+    device, precision = restored.device, _precision(restored)
+    images = torch.zeros(batch, 3, *restored.data.image_size, device=device)
     times = []
     for _ in range(WARM_UP + TIMED):
         _wait_for(device)
         start = time.perf_counter()
-        model(images)
+        with precision():
+            model(images)
         _wait_for(device)
         times.append(1000 * (time.perf_counter() - start))
     return median(times[WARM_UP:])

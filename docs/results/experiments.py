@@ -8,9 +8,9 @@ from utils.run_folder.read import SINGLE
 
 # The folders of the runs (``run.root``), the network of each teacher, and how it was trained; the student is resnet8.
 MANY, BY_HEART = "resnet20, 50,000 images", "resnet20, 5,000 by heart"
-OTHER_FAMILY = "wrn_16_2, 50,000 images"
-WIDE = "run/wide"
-TEACHERS = {"run/all": MANY, "run/long": BY_HEART, WIDE: OTHER_FAMILY}
+OTHER_FAMILY, OTHER_BY_HEART = "wrn_16_2, 50,000 images", "wrn_16_2, 5,000 by heart"
+WIDE = {"run/wide": OTHER_FAMILY, "run/wide-long": OTHER_BY_HEART}  # homo is false without a word
+TEACHERS = {"run/all": MANY, "run/long": BY_HEART} | WIDE
 CHOICES = TEACHERS | {"run/young-20": "resnet20, 5,000, 20 epochs", "run/young-5": "resnet20, 5,000, 5 epochs"}
 
 # What these folders' names end in, where a setting is another one.

@@ -19,9 +19,9 @@ def accuracy_figure(lines: Lines) -> Figure:
     """Every seed of every selection as a dot and their mean as a bar, a panel for each teacher."""
     teachers = {root: title for root, title in TEACHERS.items() if where(lines, root=root)}
     with styled():
-        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-        axes = figure.subplots(1, len(teachers), sharex=True, sharey=True, squeeze=False)[0]
-        for panel, (root, title) in zip(axes, teachers.items()):
+        figure = Figure(figsize=(8.4, 5.8), layout="constrained")
+        axes = figure.subplots(2, -(-len(teachers) // 2), sharex=True, sharey=True, squeeze=False)
+        for panel, (root, title) in zip(axes.flat, teachers.items()):
             panel.axvline(fmean(alone(lines).values()), color=SELECTION_COLORS[SINGLE], lw=1, ls="--")
             for row, distiller in enumerate(DISTILLERS):
                 shown = {name: last(lines, root=root, distiller=distiller, selection=name) for name in SELECTIONS}
@@ -34,7 +34,9 @@ def accuracy_figure(lines: Lines) -> Figure:
             panel.set_yticks(range(len(DISTILLERS)), list(DISTILLERS.values()))
             panel.set_ylim(len(DISTILLERS) - 0.5, -0.5)
             panel.grid(axis="y", visible=False)
-            panel.set(title=f"teacher: {title}", xlabel="top-1 on the test images, last epoch (%)")
+            panel.set(title=f"teacher: {title}")
+        for panel in axes[-1]:
+            panel.set_xlabel("top-1 on the test images, last epoch (%)")
         handles = [mark(name, COLORS[name], marker="o", ls="", ms=4) for name in (*SELECTIONS, "homo: false")]
         figure_legend(figure, [*handles, mark("student alone, mean", SELECTION_COLORS[SINGLE], ls="--", lw=1)])
     return figure
@@ -43,10 +45,10 @@ def accuracy_figure(lines: Lines) -> Figure:
 def share_figure(shares: Sequence[Shares]) -> Figure:
     """Share of samples distilled at each spot under AT, by epoch: a colour for each teacher, dashes without homo."""
     entries = [entry for entry in shares if (entry.distiller, entry.selection) == ("at", "adaptive")]
-    colors = dict(zip(CHOICES, SELECTION_COLORS.values()))
+    colors = dict(zip(CHOICES, COLORS.values()))
     colors[WHOLE] = colors["run/long"]
     styles = {root + variant: (color, dash) for root, color in colors.items() for variant, dash in DASHES.items()}
-    styles[WIDE] = (colors[WIDE], DASHES[UNDECIDED])
+    styles |= {root: (colors[root], DASHES[UNDECIDED]) for root in WIDE}
     spots = list(dict.fromkeys(entry.spot for entry in entries if entry.root in styles))
     with styled():
         figure = Figure(figsize=(9, 3), layout="constrained")

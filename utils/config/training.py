@@ -82,7 +82,7 @@ class TrainingConfig(Section):
         description="what a step leaves of the moving average of the student's weights (0: there is none)",
     )
     batch_size: Count = Field(64, description="images per step, over all devices together")
-    num_workers: Incidental[Workers] = Field(4, description="processes or threads that read images")
+    num_workers: Incidental[Workers] = Field(4, description="processes that decode images")
     epochs: Count = Field(240, description="epochs in all")
     init_epoch: Index = Field(0, description="epoch to count from")
     warmup_epochs: Index = Field(0, description="first epochs, in which the learning rates rise linearly")
@@ -134,7 +134,7 @@ class TrainingConfig(Section):
 
 class ValidationConfig(Section):
     batch_size: Incidental[Count] = Field(64, description="images per evaluation step")
-    num_workers: Incidental[Workers] = Field(4, description="processes or threads that read images")
+    num_workers: Incidental[Workers] = Field(4, description="processes that decode images")
 
 
 class PretrainingOptimizerConfig(Section):

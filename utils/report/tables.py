@@ -11,6 +11,7 @@ from utils.report.published import Published, published
 from utils.report.settings import Group, alone, grouped, same_data
 from utils.report.statistics import Difference, Summary, paired_difference, summarise
 from utils.run_folder.read import SINGLE, Run
+from utils.table import Table
 
 Measure = Literal["last", "best"]
 MEASURES: dict[Measure, str] = {"last": "last epoch", "best": "best epoch"}
@@ -102,30 +103,6 @@ class Row:
         """``"adaptive: 2 everywhere"``: how many runs do not choose."""
         counts = {name: Counter(cell.no_choice) for name, cell in self.cells.items() if cell.no_choice}
         return "; ".join(f"{name}: {n} {where}" for name, found in counts.items() for where, n in found.items())
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headings and cells, all text."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    @classmethod
-    def of(cls, lines: Sequence[dict[str, str]]) -> Table:
-        """From lines with the same headings; a column without any entry is left out."""
-        header = [name for name in lines[0] if any(line[name] for line in lines)]
-        return cls(header, [[line[name] for name in header] for line in lines])
-
-    def markdown(self) -> str:
-        """Aligned, so that it reads well on a terminal too."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        head, *body = (
-            "| " + " | ".join(text.replace("|", "\\|").ljust(width) for text, width in zip(line, widths)) + " |"
-            for line in lines
-        )
-        return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body])
 
 
 def result_rows(runs: Iterable[Run]) -> list[Row]:

@@ -122,13 +122,15 @@ class Engine:
     def _fit_epoch(self, phase: Phase, stop: StopRequest) -> None:
         started = time.monotonic()
         self._train_epoch(phase, stop)
+        means = self.meter.means()
+        self._raise_if_not_finite(phase, means)
         record = {
             "phase": phase.name,
             "epoch": self.progress.epoch + 1,
             "epochs": phase.epochs,
             "global_epoch": self._global_epoch() + 1,
             "lr": {name: optimizer.lr_at(self.progress.epoch) for name, optimizer in phase.optimizers.items()},
-            "train": self._finite_means(phase),
+            "train": means,
         }
         is_best = False
         if phase.name == "train":
@@ -168,11 +170,12 @@ class Engine:
             self.report.step()
             step = self.progress.step
             if step % training.print_iter_freq == 0 and step < steps:
-                means = self._finite_means(phase, weights=False)
+                means = self.meter.means()
+                self._raise_if_not_finite(phase, means, weights=False)
                 self._seconds_per_step = (time.monotonic() - mark) / (step - marked_step)
                 self.report.interval(title, step, steps, means, self._seconds_left())
             if training.save_every_steps and step % training.save_every_steps == 0:
-                self._finite_means(phase)
+                self._raise_if_not_finite(phase, self.meter.means())
                 self.save(is_best=False)
             self._save_and_stop_if_asked(stop, phase)
         self.report.end_steps()
@@ -193,7 +196,7 @@ class Engine:
     def _save_and_stop_if_asked(self, stop: StopRequest, phase: Phase) -> None:
         """Save and raise `Interrupted` if a signal arrived on any process."""
         if self._agreed(stop.requested):
-            self._finite_means(phase)
+            self._raise_if_not_finite(phase, self.meter.means())
             self.save(is_best=False)
             raise self._interruption(phase)
 
@@ -271,16 +274,13 @@ class Engine:
     def _first_epoch(self, phase: int) -> int:
         return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
-    def _finite_means(self, phase: Phase, *, weights: bool = True) -> dict[str, float]:
-        """The means so far.
+    def _raise_if_not_finite(self, phase: Phase, means: dict[str, float], *, weights: bool = True) -> None:
+        """Raise a UserError if one of the means so far, or a weight, is not finite.
 
         Args:
             weights: look at those too. Before anything is saved, so that a checkpoint is always worth going on from.
-
-        Raises:
-            UserError: a mean or a weight is not finite.
         """
-        means, step = self.meter.means(), None
+        step = None
         if wrong := [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]:
             step = self.meter.first_bad_step()
         elif weights:
@@ -294,7 +294,6 @@ class Engine:
                 f"{self.run.path}: no longer finite, {where}: {', '.join(wrong[:5])}{more}; {kept}; "
                 "try a smaller training.lr"
             )
-        return means
 
     def _global_epoch(self) -> int:
         return sum(phase.epochs for phase in self.phases[: self.progress.phase]) + self.progress.epoch
