@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
 from distillers.ops.features import linear_embedding
-from distillers.ops.known_gradient import with_gradient
 from distillers.ops.masking import masked_mean
 from distillers.ops.precision import at_least
 from distillers.registry import register_distiller
@@ -174,8 +173,8 @@ class Contrast(nn.Module):
     def contrast(self, student: Tensor, teacher: Tensor, gate: Tensor, candidates: Tensor) -> Tensor:
         """The same from the embeddings, ``[B, D]``, of any length."""
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-        loss = self.compare(student, self.teacher_bank, gate, candidates)
-        loss = loss + self.compare(teacher, self.student_bank, gate, candidates)
+        loss = self.loss_with_gradient(student, self.teacher_bank, gate, candidates)
+        loss = loss + self.loss_with_gradient(teacher, self.student_bank, gate, candidates)
         if self.training:
             # With the samples of all processes, so that the banks stay the same on each.
             index, gate, student, teacher = gather_rows(candidates[:, 0], gate, student, teacher)
@@ -183,8 +182,11 @@ class Contrast(nn.Module):
             self.teacher_bank.update(index, teacher, gate, self.momentum)
         return loss
 
-    def compare(self, anchor: Tensor, bank: MemoryBank, gate: Tensor, candidates: Tensor) -> Tensor:
-        """Loss of the unit vectors of one network, ``[B, D]``, against the memories of the other."""
+    def loss_with_gradient(self, anchor: Tensor, bank: MemoryBank, gate: Tensor, candidates: Tensor) -> Tensor:
+        """Loss of the unit vectors of one network, ``[B, D]``, against the memories of the other.
+
+        Its gradient is computed here already; the backward pass hands it on.
+        """
         # The banks change in place as soon as the scores are taken. An ordinary backward pass would still need them as
         # they were, hence a copy of a whole bank at every step; and it would keep the [B, N] scores.
         leaf = anchor.detach().requires_grad_()
@@ -196,7 +198,9 @@ class Contrast(nn.Module):
                 # Unset means that no sample has been chosen yet, so the loss is 0 whatever stands here.
                 normalizer = torch.where(normalizer > 0, normalizer, 1.0)
             loss = crd_loss(positive, negative, normalizer, gate, samples=samples)
-        return with_gradient(loss.detach(), torch.autograd.grad(loss, [leaf]), [anchor])
+        (gradient,) = torch.autograd.grad(loss, [leaf])
+        # The sum is 0, and its derivative the gradient.
+        return loss.detach() + ((anchor - anchor.detach()) * gradient).sum()
 
 
 @register_distiller("crd")

@@ -33,11 +33,6 @@ class Pretraining(Task):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"pretrain": self.trained}
 
-    def train(self, mode: bool = True) -> Pretraining:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         with torch.no_grad():
             teacher_features, _ = self.teacher.features(batch.image)

@@ -50,6 +50,14 @@ class Task(nn.Module):
     student: StagedModel
     gate_labels: Sequence[str] = ()
 
+    def train(self, mode: bool = True) -> Task:
+        """The teacher stays in evaluation mode whatever `mode` is."""
+        super().train(mode)
+        for name, network in self.named_children():
+            if name == "teacher":
+                network.eval()
+        return self
+
     def networks(self) -> list[StagedModel]:
         """Student and teacher, as far as there are any."""
         return [network for name, network in self.named_children() if name in ("student", "teacher")]

@@ -112,11 +112,6 @@ class SpotAdaptiveDistillation(Task):
         for ramp in (self.alpha_ramp, self.beta_ramp):
             ramp.start_epoch(epoch)
 
-    def train(self, mode: bool = True) -> SpotAdaptiveDistillation:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.policy is not None:  # moving the student gave it new tensors

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from datasets.batch import Batch
 from distillers.base import Setting
 from distillers.crd import CRD, UNSET, Contrast, MemoryBank, NegativeSampler, crd_loss
-from distillers.ops.known_gradient import with_gradient
 from utils.errors import UserError
 
 BATCH, SAMPLES, WIDTH = 6, 30, 8
@@ -301,12 +300,3 @@ class TestContrast:
             distiller([student], [teacher], torch.ones(SAMPLES, 1), batch).sum().backward()
             optimizer.step()
         assert margin() > before + 0.2
-
-
-def test_a_known_gradient_is_handed_to_tensors_inside_a_graph():
-    x = torch.tensor([1.0, 2.0], requires_grad=True)
-    inner = x * 3
-    value = with_gradient(torch.tensor(7.0), [torch.tensor([10.0, 20.0])], [inner])
-    assert value.item() == 7
-    value.backward()
-    assert x.grad.tolist() == [30, 60]
