@@ -35,6 +35,8 @@ from utils.run_folder.weights import (
     shapes,
 )
 
+_FORMATS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
@@ -55,7 +57,7 @@ def _parser() -> Parser:
         run=lambda options: print(export_network(options.file, options.out, options.format, options.ema))
     )
     export.add_argument("--ema", action="store_true", help=EMA_HELP)
-    export.add_argument("--format", choices=["pth", "safetensors"], help="default: by the ending of OUT, else pth")
+    export.add_argument("--format", choices=["pth", "safetensors"], help="default: by the ending of OUT")
 
     imported = commands.add_parser(
         "import", help="check somebody's weights against a model and write them as a checkpoint of ours"
@@ -113,6 +115,8 @@ def _stages(text: str) -> list[list[str]]:
 def _size(text: str) -> tuple[int, int]:
     """``"32"`` or ``"32x48"``: height and width."""
     height, _, width = text.partition("x")
+    if not height:
+        raise argparse.ArgumentTypeError(f"found {text!r}, must be a number of pixels, or two such as 32x48")
     side = whole_number(1)
     return side(height), side(width or height)
 
@@ -145,10 +149,19 @@ def describe(path: Path) -> str:
 def export_network(path: Path, out: Path, form: str | None = None, average: bool = False) -> str:
     """Write a checkpoint's network, or the moving average of it, as a bare state_dict: PyTorch's format or safetensors.
 
+    Args:
+        form: ``pth`` or ``safetensors``; None: by the ending of `out`.
+
     Returns:
         a line that says what was done.
+
+    Raises:
+        UserError: `out` is there, or the ending is of neither; or `path` holds no network.
     """
     _refuse_existing(out)
+    form = form or _FORMATS.get(out.suffix.lower())
+    if form is None:
+        raise UserError(f"{out}: must end in {', '.join(_FORMATS)}, or --format says how it is written")
     content = _read(path)
     if average:
         content = average_instead(content, path)
@@ -157,7 +170,7 @@ def export_network(path: Path, out: Path, form: str | None = None, average: bool
         key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in _tensors(content, path).items()
     }
-    if (form or out.suffix.removeprefix(".")) != "safetensors":
+    if form != "safetensors":
         save_atomically(weights, out)
     else:
         with replacing(out) as file:

@@ -148,7 +148,7 @@ class TestExport:
         ("out", "words", "read"),
         [
             ("student.pth", [], lambda path: torch.load(path, weights_only=True)),
-            ("student.safetensors", [], safetensors.torch.load_file),
+            ("student.SAFETENSORS", [], safetensors.torch.load_file),
             ("student", ["--format", "safetensors"], safetensors.torch.load_file),
         ],
     )
@@ -167,6 +167,13 @@ class TestExport:
             assert (tmp_path / out).stat().st_size < 40_000
         written = safetensors.torch.load_file(tmp_path / "out.safetensors")
         assert same(written, {"a": whole[:2], "b": whole[:2], "c": whole.T[:3]})
+
+    def test_does_not_write_one_format_under_the_name_of_another(self, tmp_path, network, run):
+        torch.save(network.state_dict(), tmp_path / "w.pth")
+        code, _, errors = run("export", tmp_path / "w.pth", tmp_path / "net.onnx")
+        assert code == 2
+        assert "net.onnx: must end in .pth, .pt, .safetensors, or --format says how it is written" in errors
+        assert not (tmp_path / "net.onnx").exists()
 
     def test_does_not_write_over_a_file(self, tmp_path, network, run):
         torch.save(network.state_dict(), tmp_path / "w.pth")
@@ -237,6 +244,11 @@ class TestImport:
             (["--model", "torchvision.models.resnet18", "--image-size", "9999999"], "out of memory"),
             (["--model", "resnet8", "--kwargs", "3"], "argument --kwargs: found '3', must be a mapping"),
             (["--model", "resnet8", "--kwargs", "[a"], "argument --kwargs: line 1, column 3: expected"),
+            (
+                ["--model", "torchvision.models.resnet18", "--image-size", "x"],
+                "argument --image-size: found 'x', must be",
+            ),
+            (["--model", "resnet8", "--stages", "[1]"], "argument --stages: found '[1]', must be a list of lists"),
             (["--model", "resnet8", "--stages", "3"], "argument --stages: found '3', must be a list"),
             (["--model", "resnet8", "--prefix", "net."], "no entry begins with 'net.'; they begin with conv1, bn1,"),
             (["--model", "resnet8", "--drop", "conv"], "no entry is called 'conv', or begins with 'conv.'"),
@@ -265,7 +277,9 @@ class TestImport:
     def test_refuses_tensors_that_are_not_plain(self, tmp_path, network, run, command, spoil, complaint):
         weights = network.state_dict()
         torch.save(weights | {"fc.weight": spoil(weights["fc.weight"])}, tmp_path / "w.pth")
-        words = {"show": [], "export": [tmp_path / "x"], "import": [tmp_path / "x", "--model", "resnet8"]}[command]
+        words = {"show": [], "export": [tmp_path / "x.pth"], "import": [tmp_path / "x.pth", "--model", "resnet8"]}[
+            command
+        ]
         code, _, errors = run(command, tmp_path / "w.pth", *words)
         assert code == 2
         assert complaint in errors or "not a readable checkpoint" in errors

@@ -173,7 +173,7 @@ def test_an_unknown_key_is_refused_with_what_was_probably_meant(override, rest):
         ("a:\n\tb: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
         ("a: [1, 2\n", "line 2, column 1: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
-        ("1: 2\n" + SINGLE, "[1]: Keys should be strings"),
+        ("1: 2\n" + SINGLE, "the key [1] is no word; quotation marks make it one"),
         ("? [a]\n: 2\n", "line 1, column 3: found unhashable key"),
         (
             "a: \x07\n",

@@ -73,6 +73,8 @@ def _describe(error: dict[str, Any], source: Callable[[Key], str], model: type[B
         return f"{source(key)}: unknown key {short(dotted)}{_suggestion(key, model)}"
     if kind == "missing":
         return f"{source(key)}: {dotted} is missing{_meaning(key, model)}"
+    if kind == "invalid_key":  # 1: or true:, which YAML reads as a number and as a flag
+        return f"{source(key)}: the key {dotted} is no word; quotation marks make it one"
     complaint = _complaint(error)
     found = f"found {show(error['input'])}, " if complaint.startswith("must") else ""
     return ": ".join(filter(None, (source(key), short(dotted), found + complaint)))
