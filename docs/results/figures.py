@@ -7,6 +7,7 @@ from statistics import fmean
 
 from experiments import CHOICES, DASHES, DISTILLERS, SELECTIONS, TEACHERS, UNDECIDED, WHOLE, WIDE, alone
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 from result_lines import Lines, Shares, last, where
 
 from utils.report.style import SELECTION_COLORS, figure_legend, mark, styled
@@ -36,6 +37,7 @@ def accuracy_figure(lines: Lines) -> Figure:
             panel.grid(axis="y", visible=False)
             panel.set(title=f"teacher: {title}")
         for panel in axes[-1]:
+            panel.xaxis.set_major_locator(MultipleLocator(5))
             panel.set_xlabel("top-1 on the test images, last epoch (%)")
         handles = [mark(name, COLORS[name], marker="o", ls="", ms=4) for name in (*SELECTIONS, "homo: false")]
         figure_legend(figure, [*handles, mark("student alone, mean", SELECTION_COLORS[SINGLE], ls="--", lw=1)])
