@@ -41,16 +41,18 @@ def check_labels(source: Source) -> None:
 
 
 def _check_arrays(what: str, split: Arrays) -> None:
-    for name, values, dtype, shape in (
-        ("images", split.images, torch.uint8, "[N, 3, H, W]"),
-        ("labels", split.labels, torch.int64, "[N]"),
-    ):
-        fits = values.ndim == shape.count(",") + 1 and values.dtype == dtype
-        if not fits or (name == "images" and values.shape[1] != 3):
-            found = f"{values.dtype} {list(values.shape)}".removeprefix("torch.")
-            raise UserError(f"the {what} {name} are {found}, expected {str(dtype).removeprefix('torch.')} {shape}")
+    images, labels = split.images, split.labels
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"the {what} images are {_kind(images)}, expected uint8 [N, 3, H, W]")
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise UserError(f"the {what} labels are {_kind(labels)}, expected int64 [N]")
     if len(split.images) != len(split.labels):
         raise UserError(f"the data set holds {len(split.images)} {what} images, {len(split.labels)} labels")
+
+
+def _kind(values: torch.Tensor) -> str:
+    """``"float32 [2, 3, 8, 8]"``."""
+    return f"{values.dtype} {list(values.shape)}".removeprefix("torch.")
 
 
 def check_files(source: Source) -> None:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from datasets.source import Files
 from utils.errors import UserError
+from utils.files import identity
 
 log = logging.getLogger("sakd")
 
@@ -67,11 +68,11 @@ def scan(folder: Path, classes: Sequence[str]) -> Files:
     paths: list[str] = []
     labels: list[int] = []
     empty, others = [], []
-    visited = {_identity(place) for place in (folder, *folder.resolve().parents)}
+    visited = {identity(place) for place in (folder, *folder.resolve().parents)}
     for name in present:
-        if _identity(folder / name) in visited:
+        if identity(folder / name) in visited:
             raise UserError(f"{folder / name}: leads to another class folder, or to a folder above it")
-        visited.add(_identity(folder / name))
+        visited.add(identity(folder / name))
     for name in present:
         files = sorted(_files(folder / name, visited))
         found = [file for file in files if file.lower().endswith(EXTENSIONS)]
@@ -95,19 +96,13 @@ def enumerate_some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    """Tells real folders apart, however many links lead to them."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
 def _files(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
     """The files below `folder` that are not hidden.
 
     Folders in `visited` are left out, and those that are entered are added to it.
     """
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        unvisited = {_identity(os.path.join(parent, name)): name for name in sorted(folders)}
+        unvisited = {identity(os.path.join(parent, name)): name for name in sorted(folders)}
         folders[:] = [name for identity, name in unvisited.items() if identity not in visited]
         visited.update(unvisited)
         for name in names:

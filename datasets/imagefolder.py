@@ -16,8 +16,7 @@ def imagefolder(root: Path, val_split: float | None = None) -> Source:
     """``<root>/train/<class>/**`` and ``<root>/val/<class>/**``; sizes and formats may be mixed.
 
     The classes are the folders in ``train``, sorted; ``val``, or the first of `VALIDATION` that is there, may lack some
-    of them. With `val_split` the images are in
-    ``<root>/<class>/**``, and that share of every class validates.
+    of them. With `val_split` the images are in ``<root>/<class>/**``, and that share of every class validates.
 
     Raises:
         utils.errors.UserError: a folder is missing, empty or unknown; the line names it.

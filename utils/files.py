@@ -37,6 +37,12 @@ def check_regular(path: str | os.PathLike, *, follow_links: bool = True) -> None
         raise UserError(f"{os.fspath(path)}: is a {_KINDS.get(kind, 'special file')}, expected a file")
 
 
+def identity(path: str | os.PathLike) -> tuple[int, int]:
+    """Tells real files and folders apart, however many links lead to them."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 def refuse_to_replace(files: Sequence[Path], sign: Path) -> None:
     """Raise a UserError if one of `files` is there but not `sign`, which is written together with them."""
     if there := [file for file in files if os.path.lexists(file) and not os.path.lexists(sign)]:

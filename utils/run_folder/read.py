@@ -15,6 +15,7 @@ import numpy as np
 from utils.config.changes import deciding_settings
 from utils.config.names import model_label
 from utils.errors import UserError
+from utils.files import identity
 from utils.run_folder.choice import NoChoice, no_choice
 from utils.run_folder.layout import CONFIG, Layout
 from utils.run_folder.records import (
@@ -220,11 +221,10 @@ def _folders_with_config(root: Path) -> Iterator[Path]:
     """Each real folder once, however many links lead to it."""
     seen = set()
     for name, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(name)
-        if (status.st_dev, status.st_ino) in seen:
+        if identity(name) in seen:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity(name))
         if CONFIG in files:
             yield Path(name)
 
