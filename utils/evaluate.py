@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from utils.command import Parser, guarded
 from utils.errors import UserError
 from utils.files import refuse_to_replace, write_bytes, write_text
+from utils.report.table import Table
 from utils.run_folder.layout import Layout
-from utils.table import Table
 from utils.training.accuracy import evaluate
 from utils.training.device import autocast
 from utils.training.facts import flops

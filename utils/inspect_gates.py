@@ -12,7 +12,7 @@ from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.policy import TEACHER_ROUTE
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
-from utils.table import Table
+from utils.report.table import Table
 from utils.training.restore import Restored, add_arguments, restore_from
 
 ALL = "all classes"

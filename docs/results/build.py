@@ -25,7 +25,7 @@ from utils.command import Parser, guarded  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_bytes, write_text  # noqa: E402
 from utils.report.style import png  # noqa: E402
-from utils.table import Table  # noqa: E402
+from utils.report.table import Table  # noqa: E402
 
 
 def filled(document: str, lines: Lines, shares: Sequence[Shares]) -> str:

@@ -21,9 +21,9 @@ from utils.report.confusion import confusion_figure
 from utils.report.gallery import extremes, gallery_figure
 from utils.report.gate_plots import class_heatmap
 from utils.report.statistics import Difference, Summary, paired_difference, summarise
+from utils.report.table import Table
 from utils.report.tables import result_records, result_rows, result_table
 from utils.run_folder.read import find_runs, read_run
-from utils.table import Table
 
 
 def write_pair_of_seeds(root):

@@ -19,10 +19,10 @@ from utils.report.gate_plots import class_heatmap, share_figures
 from utils.report.losses import contributions, loss_figure
 from utils.report.run_table import run_records, run_table
 from utils.report.settings import common_settings
+from utils.report.table import Table
 from utils.report.tables import gap_closed, result_rows, result_table, result_tables
 from utils.report.write import write_report
 from utils.run_folder.read import find_runs, read_run
-from utils.table import Table
 
 LONG_NAME = "a class whose name is longer than twenty-two letters"
 

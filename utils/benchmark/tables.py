@@ -7,7 +7,7 @@ from statistics import median
 
 from utils.benchmark.cases import PLAIN_KD
 from utils.benchmark.suite import LoaderResult, Result
-from utils.table import Table
+from utils.report.table import Table
 
 PHASES = ("data", "teacher", "student", "routing", "backward", "optimisers", "rest")
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from utils.report.style import png
-from utils.table import Table
+from utils.report.table import Table
 
 
 @dataclass(frozen=True)

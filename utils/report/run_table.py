@@ -13,10 +13,10 @@ from utils.config import Config
 from utils.config.related import own_command
 from utils.errors import UserError
 from utils.report.settings import alone, comparable
+from utils.report.table import Table
 from utils.report.tables import gap_closed, percent, share
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import Run
-from utils.table import Table
 
 MAY_BE_CAPTION = ("dataset", "data", "status", "epochs", "lr", "batch")
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from utils.report.published import Published, published
 from utils.report.settings import Group, alone, grouped, same_data
 from utils.report.statistics import Difference, Summary, paired_difference, summarise
+from utils.report.table import Table
 from utils.run_folder.read import SINGLE, Run
-from utils.table import Table
 
 Measure = Literal["last", "best"]
 MEASURES: dict[Measure, str] = {"last": "last epoch", "best": "best epoch"}
