@@ -59,8 +59,8 @@ class StagedModel(nn.Module):
         return list(nn.ModuleList(steps).parameters())
 
     @torch.no_grad()
-    def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
-        """Shape of every feature, without the batch dimension, for images of `height` x `width`.
+    def shapes(self, height: int, width: int) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+        """Shapes of all features and of the logits, without the batch dimension, for images of `height` x `width`.
 
         Leaves the model as it was: training mode, running statistics, random state.
         """
@@ -69,10 +69,15 @@ class StagedModel(nn.Module):
         image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
         self.eval()
         try:
-            return [tuple(feature.shape[1:]) for feature in self.features(image)[0]]
+            features, logits = self.features(image)
+            return [tuple(feature.shape[1:]) for feature in features], tuple(logits.shape[1:])
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+    def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """Shape of every feature, see `shapes`."""
+        return self.shapes(height, width)[0]
 
 
 def global_pool(x: Tensor) -> Tensor:

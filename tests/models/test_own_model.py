@@ -9,7 +9,10 @@ import torch
 import torchvision
 import yaml
 from pictures import image_folder
+from torch import nn
 
+from models import MODELS
+from models.staged import StagedModel, global_pool
 from utils import export
 from utils.cli import main_distill, main_single
 from utils.errors import UserError
@@ -130,3 +133,30 @@ def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path
         main_distill(arguments=[*pair, "--distiller", "at", *names])
     with pytest.raises(UserError, match=r"^pkt: the teacher is one piece [^;]*; distiller=kd [^;]*; kd\.student"):
         main_distill(arguments=[*pair, "--distiller", "pkt", *names])
+
+
+class Stubborn(StagedModel):
+    """Gives logits of ten classes, whatever it is asked for."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+
+    def stages(self):
+        return (global_pool,), (self.fc,)
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "complaint"),
+    [
+        ("stubborn", [], r"gives logits of shape \(10,\) for an image, and the data has 2 classes; its last layer"),
+        ("vgg8", ["dataset.img_h=4"], r"fails on images of 4x4: RuntimeError: .*too small"),
+    ],
+)
+def test_a_registered_network_that_does_not_fit_is_refused_before_anything_is_written(
+    model, words, complaint, monkeypatch
+):
+    monkeypatch.setattr(MODELS, "_entries", {name: MODELS.get(name) for name in MODELS} | {"stubborn": Stubborn})
+    with pytest.raises(UserError, match=f"^model '{model}': {complaint}"):
+        main_single(["--dataset", "pets", "--model", model, "run.root=misfit", *words])
+    assert not Path("misfit").exists()

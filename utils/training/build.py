@@ -17,8 +17,9 @@ from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Task
 from models import StagedModel, get_model, is_registered
 from models.wrapping.libraries import offered_weights
+from models.wrapping.wrapped import explain
 from utils.config import Config, ModelConfig
-from utils.errors import UserError
+from utils.errors import UserError, exhausted_memory
 from utils.processes.group import rank, world_size
 from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import assign_weights, load_weights
@@ -170,9 +171,31 @@ def make_label_loss(config: Config) -> LabelLoss:
 
 
 def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:
-    return get_model(
-        config.name, info.num_classes, stages=config.stages, kwargs=config.kwargs, image_size=info.image_size
-    )
+    """The network that the config names, for the classes and images of the data.
+
+    Raises:
+        UserError: there is none, or it does not turn these images into one logit for each class.
+    """
+    name, kwargs = config.name, config.kwargs
+    model = get_model(name, info.num_classes, stages=config.stages, kwargs=kwargs, image_size=info.image_size)
+    if is_registered(name):  # the others have been run when they were cut
+        _check_logits(model, name, info)
+    return model
+
+
+def _check_logits(model: StagedModel, name: str, info: DataInfo) -> None:
+    try:
+        _, logits = model.shapes(*info.image_size)
+    except Exception as error:
+        if exhausted_memory(error):
+            raise
+        size = "x".join(map(str, info.image_size))
+        raise UserError(f"model {name!r}: fails on images of {size}: {explain(error)}") from error
+    if logits != (info.num_classes,):
+        raise UserError(
+            f"model {name!r}: gives logits of shape {logits} for an image, and the data has {info.num_classes} "
+            "classes; its last layer must have the width `num_classes`, with which it is called"
+        )
 
 
 def place(task: Task, config: Config, device: torch.device, info: DataInfo) -> Task:
