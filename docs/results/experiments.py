@@ -21,12 +21,13 @@ GAMMA = "-gamma-1"  # kd.loss_weights.classify_weight is 1
 DASHES = {"": "-", UNDECIDED: "--"}  # of lines in figures
 
 WHOLE = "run/whole"  # BY_HEART, students of 240 epochs
+LARGE = "run/pixels-32"  # teacher and students as in run/all, on images of 32 x 32 pixels
 DIGITS = "run/digits-8"
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
 ALL_DISTILLERS = {"kd": "KD"} | DISTILLERS | {"dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
 SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 
-def alone(lines: Lines) -> dict[int, float]:
+def alone(lines: Lines, root: str = "run") -> dict[int, float]:
     """The accuracy of the student alone by seed."""
-    return last(lines, root="run", dataset="cifar-10-mini", student="resnet8", selection=SINGLE)
+    return last(lines, root=root, dataset="cifar-10-mini", student="resnet8", selection=SINGLE)

@@ -30,6 +30,7 @@ class Line:
 
     Attributes:
         root: the folder of the experiment, ``run.root``.
+        pixels: height and width of the images, as ``16x16``; empty for the size of the data set.
         teacher_weights: the checkpoint; empty for the best of the teacher's run beside it.
         train_top1: running accuracy on the augmented training images in the last epoch.
         no_choice: where all samples are distilled by a policy that treats them alike, and since which epoch.
@@ -39,6 +40,7 @@ class Line:
     root: str
     dataset: str
     images: str
+    pixels: str
     teacher: str
     teacher_weights: str
     student: str
@@ -66,6 +68,7 @@ class Line:
             root=run.config["run"]["root"],
             dataset=run.dataset,
             images=run.config["dataset"]["root"],
+            pixels=pixels(run.config["dataset"]),
             teacher=run.teacher,
             teacher_weights=kd["teacher"]["checkpoint"] or "" if kd else "",
             student=run.student,
@@ -116,6 +119,11 @@ class Shares:
         ]
 
 
+def pixels(dataset: dict[str, Any]) -> str:
+    """What `Line.pixels` says of a config's ``dataset``."""
+    return f"{dataset['img_h']}x{dataset['img_w']}" if dataset["img_h"] else ""
+
+
 Lines = Sequence[Line]
 Kind = TypeVar("Kind")
 
@@ -135,6 +143,7 @@ def last(lines: Lines, **values: Any) -> dict[int, float]:
     settings = (
         "dataset",
         "images",
+        "pixels",
         "teacher_weights",
         "student",
         "homo",

@@ -13,6 +13,7 @@ from experiments import (
     DIGITS,
     DISTILLERS,
     GAMMA,
+    LARGE,
     MANY,
     OTHER_FAMILY,
     QUARTER,
@@ -87,6 +88,32 @@ def _difference(ours: dict[int, float], base: dict[int, float]) -> str:
         return ""
     text = str(difference)
     return f"**{text}**" if difference.half_width is not None and abs(difference.mean) > difference.half_width else text
+
+
+def large_rows(lines: Lines) -> Rows:
+    """AT under the better resnet20 on small and on large images."""
+    rows = []
+    for root, base in (("run/all", "run"), (LARGE, LARGE)):
+        runs = where(lines, root=root, distiller="at")
+        if runs:
+            single = alone(lines, base)
+            fixed, adaptive = (last(runs, selection=selection) for selection in ("fixed", "adaptive"))
+            undecided, warm = (last(lines, root=root + end, distiller="at") for end in (UNDECIDED, WARM))
+            rows.append(
+                {
+                    "pixels": runs[0].pixels,
+                    "alone": _mean(single),
+                    "fixed": _mean(fixed),
+                    "adaptive": _mean(adaptive),
+                    "homo: false": _mean(undecided),
+                    "fixed, warm-up": _mean(warm),
+                    "fixed - alone": _difference(fixed, single),
+                    "adaptive - fixed": _difference(adaptive, fixed),
+                    "homo: false - fixed": _difference(undecided, fixed),
+                    "(fixed, warm-up) - fixed": _difference(warm, fixed),
+                }
+            )
+    return rows
 
 
 def share_rows(lines: Lines) -> Rows:
@@ -192,7 +219,8 @@ def choice_rows(lines: Lines, shares: Sequence[Shares]) -> Rows:
     """What the policy distils at each spot in its first, fifth and last epoch, means over the seeds in percent."""
     rows = []
     ends = [start + gamma for gamma in ("", GAMMA) for start in ("", UNDECIDED)]
-    for root, title in [(root + end, title) for root, title in [*CHOICES.items(), (WHOLE, BY_HEART)] for end in ends]:
+    titles = CHOICES | {WHOLE: BY_HEART, LARGE: f"{MANY}, 32x32"}
+    for root, title in [(root + end, title) for root, title in titles.items() for end in ends]:
         for distiller in dict.fromkeys(entry.distiller for entry in shares if entry.root == root):
             entries = [e for e in shares if (e.root, e.distiller, e.selection) == (root, distiller, "adaptive")]
             runs = where(lines, root=root, distiller=distiller, selection="adaptive")
@@ -250,6 +278,7 @@ TABLES = {
     "main": lambda lines, _: main_rows(lines),
     "readme": lambda lines, _: readme_rows(lines),
     "differences": lambda lines, _: difference_rows(lines),
+    "large": lambda lines, _: large_rows(lines),
     "share": lambda lines, _: share_rows(lines),
     "warm": lambda lines, _: warm_rows(lines),
     "distillers": lambda lines, _: distiller_rows(lines),

@@ -71,6 +71,7 @@ def settings(config: Config) -> dict[str, object]:
         "root": str(config.run.root),
         "dataset": config.dataset.label,
         "images": str(config.dataset.root),
+        "pixels": result_lines.pixels(config.dataset.model_dump()),
         "student": config.student.name,
         "seed": config.training.seed,
         "epochs": config.training.epochs,
