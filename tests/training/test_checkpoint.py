@@ -160,6 +160,21 @@ class TestRunDir:
         with pytest.raises(UserError, match=r"unfinished run already; --resume .* --overwrite"):
             RunDir(tmp_path / "run").refuse_if_taken()
 
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_refuses_to_write_over_a_checkpoint_that_somebody_kept(self, tmp_path, resume):
+        run = RunDir(tmp_path / "run")
+        run.open(resume=False, overwrite=False)
+        run.save({"epoch": 1}, is_best=True)
+        run.save({"epoch": 2}, is_best=False)
+        run.last.unlink()
+        run.previous.unlink()
+        run.close()
+        with pytest.raises(UserError, match=r"holds best\.pth, but no ckpt/last\.pth .* --resume .* --overwrite"):
+            RunDir(tmp_path / "run").open(resume=resume, overwrite=False)
+        assert read_checkpoint(run.best) == {"epoch": 1}
+        RunDir(tmp_path / "run").open(resume=False, overwrite=True)
+        assert not run.best.exists()
+
     def test_refuses_a_folder_that_a_living_process_writes_to(self, tmp_path):
         RunDir(tmp_path / "other").open(resume=False, overwrite=False)
         first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")

@@ -57,6 +57,7 @@ class RunDir(Layout):
                 set; or the folder cannot be written to.
         """
         if resume and not self.begun:
+            self.refuse_if_taken()
             raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,12 @@ class RunDir(Layout):
             raise UserError(
                 f"{self.path}: holds {state} already; --resume goes on with it, --overwrite starts anew, "
                 "another training.seed or run.root writes elsewhere"
+            )
+        if kept := sorted(self.checkpoints.glob("*.pth")):
+            raise UserError(
+                f"{self.path}: holds {kept[0].name}, but no ckpt/last.pth to go on from; a copy under that name and "
+                "--resume go on from there, --overwrite deletes it and starts anew, another training.seed or run.root "
+                "writes elsewhere"
             )
 
     def save(
