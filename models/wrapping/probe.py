@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,13 @@ class Probe:
                     f"they do not do what the network's own forward does: in {mode} mode logits differ by up to "
                     f"{gap:.2g}, where the largest is {scale:.2g}; {HINTS[mode]}"
                 )
+        module = self.fresh_copy("evaluation")
+        others = self._trained(module, WrappedModel(module, cuts).run) - self._trained_by_itself
+        if self._trained_by_itself and others:
+            raise UserError(
+                f"they train {listed(sorted(others)[:3])}, to which the network's own forward gives no gradient "
+                "(torch.no_grad or detach there); requires_grad=False keeps a part as it is"
+            )
 
     @torch.no_grad()
     def shapes(self, cuts: Cuts) -> list[tuple[int, ...]]:
@@ -105,6 +113,22 @@ class Probe:
             found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise UserError(f"gives {found} for {expected[0]} images in {mode} mode, not logits of shape {expected}")
         return logits
+
+    @cached_property
+    def _trained_by_itself(self) -> set[str]:
+        module = self.fresh_copy("evaluation")
+        return self._trained(module, module)
+
+    def _trained(self, module: nn.Module, run: Callable[[Tensor], Tensor]) -> set[str]:
+        """Names of the parameters of `module` that get a gradient from what `run` makes of an image; none if it fails."""
+        parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        try:
+            with _own_random_state(), torch.enable_grad():
+                logits = run(self.images[:1].clone())
+                gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
+        except Exception:  # of a network that cannot be trained, as a teacher need not be
+            return set()
+        return {name for name, gradient in zip(parameters, gradients) if gradient is not None}
 
     @torch.no_grad()
     def _staged_logits(self, mode: str, cuts: Cuts) -> Tensor:

@@ -132,6 +132,24 @@ class TwoInputs(nn.Module):
         return self.bilinear(self.conv1(x).mean(dim=(2, 3)), x.mean(dim=(2, 3)))
 
 
+class KeptBody(nn.Module):
+    """Nothing before the classifier is trained, or nothing at all."""
+
+    def __init__(self, num_classes: int, whole: bool = False):
+        super().__init__()
+        self.conv, self.down, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, 2), nn.Linear(4, num_classes)
+        self.whole = whole
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.down(self.conv(x)).mean(dim=(2, 3))
+            return self.fc(x) if self.whole else self._classify(x)
+
+    @torch.enable_grad()
+    def _classify(self, x):
+        return self.fc(x)
+
+
 class Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -608,6 +626,19 @@ class TestVerification:
     def test_an_in_place_operation_on_a_feature_is_noticed(self):
         assert "[twice, pool] overwrites the feature" in complaint(Overwriting, [["conv"], ["twice", "pool"], ["fc"]])
         assert wrap(Overwriting, [["conv", "twice"], ["pool"], ["fc"]])
+
+    def test_stages_that_train_what_the_network_keeps_as_it_is_are_noticed(self):
+        text = complaint(KeptBody, [["conv"], ["down"], ["pool"], ["fc"]])
+        assert "they train conv.bias, conv.weight, down.bias, to which the network's own forward gives no grad" in text
+        model = wrap(KeptBody)
+        model(images()).sum().backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == [
+            "fc.weight",
+            "fc.bias",
+        ]
+
+    def test_a_network_that_is_never_trained_may_be_cut(self):
+        assert len(wrap(KeptBody, whole=True).feature_shapes(*SIZE)) == 3
 
     def test_the_last_feature_must_be_a_vector(self):
         text = complaint(Unchained, [["conv1", "relu"], ["conv2", "relu"], ["pool", "fc"]])
