@@ -19,6 +19,8 @@ log = logging.getLogger("sakd")
 def check_labels(source: Source) -> None:
     """Refuse arrays of another kind, images without a label, labels that stand for no class, and a single class.
 
+    A class without training images is a warning.
+
     Raises:
         UserError: the line names the split, the image and the label.
     """
@@ -35,9 +37,12 @@ def check_labels(source: Source) -> None:
                 f"{what} image {wrong[0]}{more} has the label {split.labels[wrong[0]]}, out of range: "
                 f"{classes} classes are numbered from 0"
             )
-    if len(set(source.train.labels.tolist())) == 1:
+    present = set(source.train.labels.tolist())
+    if len(present) == 1:
         name = source.class_names[int(source.train.labels[0])]
         raise UserError(f"all training images are of one class, {name}; there is nothing to tell it from")
+    if missing := [name for number, name in enumerate(source.class_names) if number not in present]:
+        log.warning("no image to train on of %s, though there are %d classes", enumerate_some(missing), classes)
 
 
 def _check_arrays(what: str, split: Arrays) -> None:

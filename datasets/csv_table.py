@@ -26,13 +26,18 @@ def csv_table(root: Path, val_split: float | None = None) -> Source:
         check_regular(root)
         with open(root, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
             rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"dataset.root: {root}: is not UTF-8 text ({reason(error)}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise UserError(f"dataset.root: {root}: cannot be read as a CSV file ({reason(error)})") from error
-    columns = reader.fieldnames or []
     for name in ("path", "label"):
         if name not in columns:
-            raise UserError(f"{root}: has no column {name}; the first line must be path,label or path,label,split")
+            raise UserError(
+                f"{root}: has no column {name}; the first line must be path,label or path,label,split, and is "
+                f"{','.join(columns)[:60]!r}"
+            )
     for line, row in rows:
         if None in row.values() or None in row:
             raise UserError(f"{root}: line {line} has another number of fields than the first line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,8 +26,9 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     from sklearn.model_selection import train_test_split  # takes a second to import, and few need it
 
     classes = set(labels)
+    size = max(math.ceil(share * len(labels)), len(classes))  # one of each class at least
     try:
-        train, val = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
+        train, val = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
         divided = all({labels[row] for row in rows} == classes for rows in (train, val))
     except ValueError:  # there are fewer images than classes on a side
         divided = False
@@ -60,6 +62,8 @@ def source_of_rows(
     """
     if not labels:
         raise UserError(f"{where}: holds no images")
+    if len({type(label) for label in labels}) > 1:  # tables of one folder may have them as other types
+        labels = list(map(str, labels))
     classes = sorted(set(labels), key=lambda name: (0, int(name), str(name)) if _is_number(name) else (1, 0, name))
     number = {name: k for k, name in enumerate(classes)}
     numbers = [number[label] for label in labels]

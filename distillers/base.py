@@ -114,7 +114,10 @@ class Distiller(nn.Module):
             gates: ``[B, K]`` zeros and ones, no gradient; column ``k`` belongs to ``self.spots[k]``.
         """
         losses = [
-            self.spot_loss(k, student[spot.student], teacher[spot.teacher].detach(), gates[:, k], batch)
+            scalar(
+                self.spot_loss(k, student[spot.student], teacher[spot.teacher].detach(), gates[:, k], batch),
+                f"distiller {type(self).__name__}: spot_loss of spot {k}",
+            )
             for k, spot in enumerate(self.spots)
         ]
         return torch.stack(losses) if losses else gates.new_zeros(0)
@@ -135,6 +138,18 @@ class Distiller(nn.Module):
     def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Loss of the pre-training phase, a scalar, from all features of both networks."""
         raise NotImplementedError
+
+
+def scalar(loss: Tensor, what: str) -> Tensor:
+    """`loss`, if it is one number.
+
+    Raises:
+        UserError: it is not; the line begins with `what`.
+    """
+    if isinstance(loss, Tensor) and loss.dim() == 0:
+        return loss
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise UserError(f"{what} gives {found}, must be a scalar tensor")
 
 
 def all_middle(setting: Setting) -> list[tuple[int, int]]:

@@ -11,10 +11,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.command import Parser, whole_number
+from utils.errors import UserError
 from utils.registry import names_in_source
 
 if TYPE_CHECKING:
     from utils.config import Config
+
+# Of the shell scripts train_single.sh, train.sh and train_anti.sh.
+VARIABLES = (
+    "seed",
+    "dataset",
+    "num_classes",
+    "model",
+    "net1",
+    "net2",
+    "distiller",
+    "teacher_args",
+    "nproc",
+    "nnodes",
+)
 
 
 def main_single(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +94,10 @@ def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | No
     from utils.config import find_config, load_config
     from utils.training.log import log, log_to_console
 
+    for word in options.overrides:
+        name, _, value = word.partition("=")
+        if name in VARIABLES and not value.startswith("{"):  # model={...} is a section of the config
+            raise UserError(f"command line: {word}: variables of the launchers come before sh: {word} sh train...")
     if options.config:
         return load_config(options.config, options.overrides)
     missing = [name for name, value in {"dataset": options.dataset, **names}.items() if value is None]

@@ -170,6 +170,7 @@ def export_network(path: Path, out: Path, form: str | None = None, average: bool
         key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in _tensors(content, path).items()
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     if form != "safetensors":
         save_atomically(weights, out)
     else:
@@ -216,6 +217,7 @@ def import_network(
     model = get_model(name, classes, stages=stages, kwargs=kwargs, image_size=image_size)
     renamed = in_order(weights, model)
     assign_weights(model, renamed or weights, f"{path}: not the weights of {name} with {classes} classes")
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_atomically({"model": model.state_dict(), "name": name, "num_classes": classes, "source": str(path)}, out)
     how = "entry by entry in their order, for the names differ" if renamed else "every name and shape agrees"
     return f"{out}: {name} with {classes} classes ({how})"

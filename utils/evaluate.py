@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils.command import Parser, guarded
 from utils.errors import UserError
-from utils.files import refuse_to_replace, write_bytes, write_text
+from utils.files import check_writable, refuse_to_replace, write_bytes, write_text
 from utils.report.table import Table
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         refuse_to_replace([Path(options.out, name) for name in FILES], Path(options.out, FILES[0]))
     restored = restore_from(options, options.overrides)
+    out = Path(options.out) if options.out else default_folder(restored.path)
+    check_writable(out)
     networks = {restored.config.student.title: restored.student()}
     if restored.config.kd and not options.no_teacher:
         networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()
@@ -85,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{restored.path}\n{summary_table(results).markdown()}\n")
     student = next(iter(results.values()))[0]
     print(class_extremes(student.per_class(), restored.data.class_names))
-    out = Path(options.out) if options.out else default_folder(restored.path)
     write(out, results, restored)
     print(f"\n{out}: {', '.join(FILES)}")
     return 0

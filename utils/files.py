@@ -49,6 +49,13 @@ def refuse_to_replace(files: Sequence[Path], sign: Path) -> None:
         raise UserError(f"{there[0]}: exists already, and no {sign.name} beside it; --out names another place")
 
 
+def check_writable(folder: Path) -> None:
+    """Raise a UserError if nothing can be written to `folder`, or it cannot be made; before what takes long."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot write there; --out names another place")
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put `path` into the errors of writing, which do not say of themselves what was being written."""

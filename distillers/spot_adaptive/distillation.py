@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Shape, Spot
+from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.logits import LOGIT_LOSSES
 from distillers.logits.base import LogitLoss
 from distillers.ops.label_loss import LabelLoss, Targets
@@ -144,7 +144,10 @@ class SpotAdaptiveDistillation(Task):
         chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
         spots = self.distiller(features, teacher_features, chosen[:, :-1], batch)
-        at_logits = self.logit_loss(logits, teacher_logits, chosen[:, -1], batch)
+        at_logits = scalar(
+            self.logit_loss(logits, teacher_logits, chosen[:, -1], batch),
+            f"loss at the logits {type(self.logit_loss).__name__}: forward",
+        )
         loss = ce + self.beta_ramp(self.beta * spots.sum()) + self.alpha_ramp(self.alpha * at_logits)
         parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
         parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}

@@ -120,7 +120,7 @@ class Probe:
         return self._trained(module, module)
 
     def _trained(self, module: nn.Module, run: Callable[[Tensor], Tensor]) -> set[str]:
-        """Names of the parameters of `module` that get a gradient from what `run` makes of an image; none if it fails."""
+        """Names of the parameters that get a gradient from what `run` makes of an image; none if that fails."""
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         try:
             with _own_random_state(), torch.enable_grad():

@@ -1,14 +1,16 @@
 """What every command does alike: whatever goes wrong is one line and exit code 2."""
 
 import importlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from documents import REPOSITORY
 
-from utils.cli import main_distill, main_single
+from utils.cli import VARIABLES, main_distill, main_single
 from utils.command import guarded, whole_number
 from utils.errors import UserError, reason
 
@@ -130,3 +132,15 @@ def test_no_file_gets_the_number_of_a_closed_stream():
     script = f"{sys.executable} -c '{code}' <&- 2>&-"
     found = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
     assert int(found.stdout) > 2
+
+
+@pytest.mark.parametrize("word", ["model=resnet8", "net1=vgg13", "dataset=digits", "seed=3", "nproc=2"])
+def test_a_variable_of_the_launchers_behind_their_name_is_told_where_it_belongs(word):
+    names = ["--dataset", "digits", "--teacher", "resnet14", "--student", "resnet8", "--distiller", "at"]
+    with pytest.raises(UserError, match=f"^command line: {word}: .* come before sh: {word} sh train"):
+        main_distill(arguments=[*names, word])
+
+
+def test_they_are_those_of_the_scripts():
+    scripts = "".join(path.read_text() for path in REPOSITORY.glob("*.sh"))
+    assert all(re.search(rf"\$\{{?{name}\b|\{{{name}:", scripts) for name in VARIABLES)

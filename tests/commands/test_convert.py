@@ -147,7 +147,7 @@ class TestExport:
     @pytest.mark.parametrize(
         ("out", "words", "read"),
         [
-            ("student.pth", [], lambda path: torch.load(path, weights_only=True)),
+            ("new/folder/student.pth", [], lambda path: torch.load(path, weights_only=True)),
             ("student.SAFETENSORS", [], safetensors.torch.load_file),
             ("student", ["--format", "safetensors"], safetensors.torch.load_file),
         ],

@@ -100,6 +100,13 @@ def test_the_command_writes_the_teacher_beside_the_student(run, tmp_path, capsys
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_computed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "scores", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/inside: cannot write there; --out names another place"):
+        evaluate.main([str(run), f"--out={tmp_path / 'file/inside'}"])
+
+
 def test_files_of_somebody_elses_are_not_replaced(run, tmp_path):
     for name in ("confusion.csv", "mine.json"):
         (tmp_path / name).write_text("mine")

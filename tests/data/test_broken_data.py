@@ -195,6 +195,10 @@ class TestLabels:
     def test_out_of_range_are_refused(self, labels, message):
         assert refusal(check_labels, self.source(labels)) == message
 
+    def test_that_no_training_image_has_are_named(self, caplog):
+        check_labels(replace(self.source([0, 2, 2]), class_names=("a", "b", "c", "d")))
+        assert caplog.messages == ["no image to train on of b, d, though there are 4 classes"]
+
     def test_must_be_as_many_as_images(self):
         assert refusal(check_labels, self.source([0, 1], images=3)) == "the data set holds 3 training images, 2 labels"
 

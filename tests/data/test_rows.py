@@ -37,9 +37,13 @@ class TestSplit:
         assert first == second
         assert first[0] == sorted(first[0])
 
+    def test_gives_each_class_an_image_to_validate_on(self):
+        train, val = split_rows([0, 1, 2] * 6, 0.1, "it")
+        assert (sorted(row % 3 for row in val), len(train)) == ([0, 1, 2], 15)
+
     @pytest.mark.parametrize(
         ("labels", "share"),
-        [([0, 0, 1], 0.1), ([0, 1, 2] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.9)],
+        [([0, 0, 1], 0.1), ([0] * 1000 + [1] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.9)],
     )
     def test_of_too_few_images_is_one_line(self, labels, share):
         line = rf"^dataset\.val_split: {share} of it does not leave every class images on both sides: [^\n]+$"
@@ -68,6 +72,11 @@ class TestFolder:
         (root / name).mkdir()
         with pytest.raises(UserError, match=f"is split into train and {name} already"):
             imagefolder(root, val_split=0.2)
+
+
+def test_numbers_and_words_for_one_class_are_one():
+    source = source_of_rows([1, 0, "0", "1"], ["train"] * 2 + ["val"] * 2, lambda rows, labels: labels, None, "it")
+    assert (source.class_names, source.train, source.val) == (("0", "1"), [1, 0], [0, 1])
 
 
 def test_classes_that_are_one_number_in_two_spellings_keep_their_order():
@@ -109,7 +118,8 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("header", "rows", "message"),
         [
-            (["file", "label"], [("a.png", "cat")], "has no column path"),
+            (["file", "label"], [("a.png", "cat")], "has no column path; the first line .*, and is 'file,label'"),
+            (["path;label"], [("a.png;cat",)], "has no column path; .*, and is 'path;label'"),
             (["path", "label"], [("a.png", "cat")], "add a column split, or set dataset.val_split=0.1"),
             (["path", "label", "split"], [("a.png", "cat", "dev")], "split dev, must be train or val"),
             (["path", "label", "split"], [("a.png", "cat")], "line 2 has another number of fields"),
@@ -127,6 +137,18 @@ class TestCsv:
     def test_what_is_wrong_is_one_line(self, tmp_path, header, rows, message):
         with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
             csv_table(write_csv(tmp_path, header, rows))
+
+    @pytest.mark.parametrize(
+        ("content", "complaint"),
+        [
+            (b"", "has no column path; .*, and is ''$"),
+            (b"path,label\n\xf6.png,1\n", "is not UTF-8 text .*; save it as"),
+        ],
+    )
+    def test_an_empty_file_and_another_encoding_are_one_line(self, tmp_path, content, complaint):
+        (tmp_path / "images.csv").write_bytes(content)
+        with pytest.raises(UserError, match=rf"images\.csv: {complaint}"):
+            csv_table(tmp_path / "images.csv")
 
     def test_lines_are_counted_as_an_editor_counts_them(self, tmp_path):
         (tmp_path / "images.csv").write_text("path,label\n\na.png,cat\n\n\nb.png,\n")
@@ -160,7 +182,9 @@ class TestCsv:
     def test_no_file_and_no_csv_are_one_line(self, tmp_path):
         (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
         for name in ("missing.csv", "binary.csv"):
-            with pytest.raises(UserError, match=r"^dataset\.root: [^\n]*cannot be read as a CSV file[^\n]*$"):
+            with pytest.raises(
+                UserError, match=r"^dataset\.root: [^\n]*(cannot be read as a CSV file|is not UTF-8 text)[^\n]*$"
+            ):
                 csv_table(tmp_path / name)
 
 

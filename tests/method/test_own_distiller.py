@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,22 @@ def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
     assert first["loss/logits"] > 0
     assert second["loss/total"] < first["loss/total"]
     assert "distiller.widen.0.weight" in read_checkpoint(run / "ckpt/last.pth")["extra"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [(lambda loss: loss.expand(8), "a tensor of shape (8,)"), (lambda loss: None, "a NoneType")]
+)
+def test_a_loss_that_is_no_scalar_is_named(wrong, found):
+    class Wrong(DISTILLERS.get("at")):
+        def spot_loss(self, *features):
+            return wrong(super().spot_loss(*features))
+
+    with pytest.raises(UserError, match=f"^distiller Wrong: spot_loss of spot 0 gives {re.escape(found)}, must be a"):
+        take_step(toy_task(Wrong), toy_batch())
+    task = toy_task()
+    task.logit_loss.forward = lambda *_: wrong(torch.zeros(()))
+    with pytest.raises(UserError, match=f"^loss at the logits KL: forward gives {re.escape(found)}, must"):
+        take_step(task, toy_batch())
 
 
 def test_a_name_that_is_nearly_its_own_is_corrected(example):

@@ -119,11 +119,17 @@ def unprivileged(folder: Path):
         os.seteuid(0)
 
 
+def with_a_run(folder: Path) -> None:
+    (folder / "ckpt").mkdir(parents=True)
+    (folder / "ckpt/best.pth").touch()
+
+
 NAN, INF = torch.full((2,), torch.nan), torch.full((2,), torch.inf)
 TEACHERS = {
     "missing": (Path.unlink, "no such teacher checkpoint"),
-    "empty": (text(""), "not a readable checkpoint"),
+    "empty": (text(""), "not a readable checkpoint (the file is empty); is it whole?"),
     "folder": (instead(Path.mkdir), "is a folder, expected a file"),
+    "run": (instead(with_a_run), "teacher.pth/ckpt/best.pth is one"),
     "pipe": (instead(os.mkfifo), "is a pipe, expected a file"),
     "device": (link("/dev/zero"), "is a device, expected a file"),
     "a sum of numbers": (text(b"\x80\x02h\x65."), "not a readable checkpoint (KeyError: 101)"),

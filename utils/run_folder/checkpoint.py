@@ -17,6 +17,7 @@ import torch
 
 from utils.errors import UserError, exhausted_memory, reason
 from utils.files import check_regular, replacing
+from utils.run_folder.layout import Layout
 
 # Accuracies in published checkpoints are often NumPy's scalars, of either name of its core. They run no code.
 _scalar = numpy.float64().__reduce__()[0]
@@ -71,6 +72,8 @@ def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str,
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
+    if (inside := Layout(path).best).exists():
+        raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
     check_regular(path)
     try:
         if path.suffix == ".safetensors":
@@ -82,7 +85,8 @@ def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str,
     except Exception as error:  # on bytes that are no pickle at all the unpickler may raise anything
         if exhausted_memory(error):
             raise
-        raise UserError(f"{path}: not a readable checkpoint ({reason(error)})") from error
+        problem = reason(error) if path.stat().st_size else "the file is empty"
+        raise UserError(f"{path}: not a readable checkpoint ({problem}); is it whole?") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
     return content

@@ -132,7 +132,14 @@ class RunDir(Layout):
             if not self.previous.exists():
                 raise
             problem = error
-        checkpoint = read_checkpoint(self.previous)
+        try:
+            checkpoint = read_checkpoint(self.previous)
+        except UserError as error:
+            if not self.best.exists():
+                raise
+            raise UserError(
+                f"{error} {self.last} is neither; with a copy of best.pth there, --resume goes on"
+            ) from error
         log.warning("%s; going on from %s, the one before", problem, self.previous)
         publish_copy(self.previous, self.last)  # else the next checkpoint would make the broken one the one before
         return checkpoint

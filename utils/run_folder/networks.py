@@ -32,7 +32,7 @@ def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
     _compare(folder, "model", teacher, "kd.teacher")
 
 
-def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str) -> None:
+def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str, *, named: bool = False) -> None:
     """Compare the data that a checkpoint was trained on with the data in use; files of other projects do not say.
 
     Another normalisation or image size is one line in the log.
@@ -41,6 +41,7 @@ def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str) 
         checkpoint: its content.
         info: the data in use.
         what: how messages call the checkpoint.
+        named: the config names it; so it is not one that another data set of the same label has left there.
 
     Raises:
         UserError: the classes are others, or in another order.
@@ -55,9 +56,10 @@ def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str) 
     for number, names in enumerate(zip_longest(theirs, ours)):
         if names[0] != names[1]:
             their, our = ("missing" if name is None else repr(name) for name in names)
+            advice = "take one of these classes" if named else "dataset.label=<name> gives other data its own folder"
             raise UserError(
                 f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
-                f"{number} is {their}, here {our}; dataset.label=<name> gives other data a folder of its own"
+                f"{number} is {their}, here {our}; {advice}"
             )
     changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
     if changes:

@@ -61,6 +61,8 @@ def build_task(config: Config, info: DataInfo) -> Task:
         load_network(student, network, Path(network.checkpoint), info, name, new_head=network.new_head)
     else:
         load_offered_weights(student, network, info)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise UserError(f"model {network.name!r}: has nothing to train, all its parameters have requires_grad=False")
     if kd is None:
         return Classification(student, make_label_loss(config))
     return assemble(config, student, build_network(kd.teacher, info), info)
@@ -92,7 +94,7 @@ def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
         path,
         info,
         title,
-        check=lambda content: refuse_other_classes(content, info, f"{path}: {title}"),
+        check=lambda content: refuse_other_classes(content, info, f"{path}: {title}", named=bool(network.checkpoint)),
     )
 
 

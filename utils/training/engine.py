@@ -280,9 +280,10 @@ class Engine:
         Args:
             weights: look at those too. Before anything is saved, so that a checkpoint is always worth going on from.
         """
-        step = None
-        if wrong := [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]:
-            step = self.meter.first_bad_step()
+        step, wrong = None, []
+        if not all(map(math.isfinite, means.values())):
+            step, names = self.meter.first_bad_step()
+            wrong = [name for name in names if name != "loss/total"] or names  # the sum of all says less
         elif weights:
             wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
         if wrong:
@@ -292,7 +293,7 @@ class Engine:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise UserError(
                 f"{self.run.path}: no longer finite, {where}: {', '.join(wrong[:5])}{more}; {kept}; "
-                "try a smaller training.lr"
+                "a smaller training.lr may help"
             )
 
     def _global_epoch(self) -> int:

@@ -28,7 +28,7 @@ class Meter:
         self.sums: Tensor | None = None
         self.count = 0
         self.empty = True
-        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.finite_steps: Tensor | None = None  # of each name
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
         """Add means over `samples` samples. The names must be the same at every call."""
@@ -40,8 +40,9 @@ class Meter:
         row = torch.stack(list(values.values())).double() * samples
         if self.sums is None:
             self.names, self.sums = list(values), torch.zeros_like(row)
+            self.finite_steps = torch.zeros_like(row, dtype=torch.int64)
         self.sums += row
-        self.finite_steps += self.sums.isfinite().all()  # a sum that is not finite stays so
+        self.finite_steps += self.sums.isfinite()  # a sum that is not finite stays so
 
     def tally(self, samples: int) -> None:
         """The part of `add` that is the host's."""
@@ -52,7 +53,7 @@ class Meter:
         """Begin another epoch, with the same names."""
         if self.sums is not None:
             self.sums.zero_()
-        self.finite_steps.zero_()
+            self.finite_steps.zero_()
         self.count, self.empty = 0, True
 
     def means(self) -> dict[str, float]:
@@ -62,23 +63,31 @@ class Meter:
         sums, count = all_sum(self.sums, torch.tensor(self.count, dtype=torch.float64, device=self.device))
         return dict(zip(self.names, (sums / count).tolist()))
 
-    def first_bad_step(self) -> int:
-        """Number of the first step, counted from 1, after which a sum was no longer finite; waits for the device."""
-        return 1 + min(gather_objects(self.finite_steps.item()))
+    def first_bad_step(self) -> tuple[int, list[str]]:
+        """Number of the first step, counted from 1, after which sums were no longer finite, and their names.
+
+        Waits for the device.
+        """
+        finite = gather_objects(self.finite_steps.tolist())
+        least = min(map(min, finite))
+        return 1 + least, [name for name, steps in zip(self.names, zip(*finite)) if least in steps]
 
     def state_dict(self) -> dict:
-        names, sums = ([], None) if self.empty else (self.names, self.sums.cpu())
-        return {"names": names, "sums": sums, "count": self.count, "finite_steps": self.finite_steps.item()}
+        if self.empty:
+            return {"names": [], "sums": None, "count": self.count, "finite_steps": 0}
+        finite_steps = int(self.finite_steps.min())
+        return {"names": self.names, "sums": self.sums.cpu(), "count": self.count, "finite_steps": finite_steps}
 
     def load_state_dicts(self, states: list[dict]) -> None:
         """Go on from what all processes of the run had; there may be more or fewer of them now."""
         own = states[rank() :: world_size()]
         self.names, self.count = list(states[0]["names"]), sum(state["count"] for state in own)
-        self.finite_steps.fill_(states[0]["finite_steps"])  # the same for all: only a finite state is saved
         self.empty = states[0]["sums"] is None
         if not self.empty:
             zero = torch.zeros_like(states[0]["sums"])
             self.sums = sum((state["sums"] for state in own), start=zero).to(self.device)
+            # The same for all names and processes: only a finite state is saved.
+            self.finite_steps = torch.full_like(self.sums, states[0]["finite_steps"], dtype=torch.int64)
 
 
 def top_k_hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
