@@ -30,10 +30,12 @@ DEEPER = [(6, 16, 16), (6, 16, 16), (8, 8, 8), (12, 4, 4), (12, 2, 2), (20,)]
 
 WITH_SPOTS = ["at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd", "reviewkd"]
 LOGITS_ONLY = ["kd", "dkd", "dist"]
-NAMES = LOGITS_ONLY + WITH_SPOTS
 MAPS_ONLY = ["at", "vid", "ft", "fsp", "nst"]
+ADDED = [name for name in DISTILLERS if name not in LOGITS_ONLY + WITH_SPOTS]  # by whoever puts a file in distillers/
+SPOTTED = WITH_SPOTS + [name for name in ADDED if not DISTILLERS.get(name).logits_only]
+NAMES = LOGITS_ONLY + WITH_SPOTS + ADDED
 every_distiller = pytest.mark.parametrize("name", NAMES)
-every_spotted = pytest.mark.parametrize("name", WITH_SPOTS)
+every_spotted = pytest.mark.parametrize("name", SPOTTED)
 GATES = {
     "all": torch.ones(BATCH),
     "some": torch.tensor([1.0, 0, 1, 1, 0, 0]),
@@ -74,7 +76,8 @@ def gradients(module: nn.Module, features) -> list[torch.Tensor]:
     return [x.grad for x in (*features, *module.parameters()) if x.grad is not None]
 
 
-def test_there_are_fifteen():
+def test_the_fifteen_are_registered():
+    assert len(LOGITS_ONLY + WITH_SPOTS) == 15
     assert set(NAMES) == set(DISTILLERS)
 
 
@@ -124,7 +127,7 @@ class TestEveryDistiller:
         assert not any(gradient.any() for gradient in found)
 
     # CRD draws its negatives per batch: test_crd compares it with the negatives held fixed.
-    @pytest.mark.parametrize("name", [name for name in WITH_SPOTS if name != "crd"])
+    @pytest.mark.parametrize("name", [name for name in SPOTTED if name != "crd"])
     @pytest.mark.parametrize("gate", ["all", "some", "one"])
     def test_equals_the_plain_loss_of_the_chosen_samples_times_their_share(self, name, gate):
         distiller = build(name).double().eval()  # in training, BatchNorm sees the samples that are not chosen
