@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,13 +12,15 @@ from datasets.folders import VALIDATION, enumerate_some
 from datasets.source import IMAGENET_NORM, Source, Split
 from utils.errors import UserError
 
+log = logging.getLogger("sakd")
+
 
 def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[int], list[int]]:
     """Rows to train on and rows to validate on: `share` of every class, the same in every run whatever its seed.
 
     Args:
         labels: class of each row.
-        share: ``dataset.val_split``.
+        share: ``dataset.val_split``; where that is fewer images than there are classes, so many are taken.
         where: what to call the data in messages.
 
     Raises:
@@ -26,7 +29,10 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     from sklearn.model_selection import train_test_split  # takes a second to import, and few need it
 
     classes = set(labels)
-    size = max(math.ceil(share * len(labels)), len(classes))  # one of each class at least
+    size = math.ceil(share * len(labels))
+    if size < len(classes):
+        log.warning("dataset.val_split: %s of %s is %d images; one for each class is taken", share, where, size)
+        size = len(classes)
     try:
         train, val = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
         divided = all({labels[row] for row in rows} == classes for rows in (train, val))

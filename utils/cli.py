@@ -7,6 +7,7 @@ signal is answered in one line.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,12 @@ def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | No
 
     for word in options.overrides:
         name, _, value = word.partition("=")
-        if name in VARIABLES and not value.startswith("{"):  # model={...} is a section of the config
-            raise UserError(f"command line: {word}: variables of the launchers come before sh: {word} sh train...")
+        is_section = name in ("model", "dataset") and not re.fullmatch(r"\w[\w./-]*", value)
+        if name in VARIABLES and not is_section and value != "null":
+            raise UserError(
+                f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
+                "entry points it is an option (--help)"
+            )
     if options.config:
         return load_config(options.config, options.overrides)
     missing = [name for name, value in {"dataset": options.dataset, **names}.items() if value is None]

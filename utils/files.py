@@ -51,8 +51,8 @@ def refuse_to_replace(files: Sequence[Path], sign: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise a UserError if nothing can be written to `folder`, or it cannot be made; before what takes long."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: cannot write there; --out names another place")
 
 

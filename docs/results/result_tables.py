@@ -98,16 +98,18 @@ def large_rows(lines: Lines) -> Rows:
         if runs:
             single = alone(lines, base)
             fixed, adaptive = (last(runs, selection=selection) for selection in ("fixed", "adaptive"))
+            kd = last(lines, root=root, distiller="kd", selection="fixed")
             undecided, warm = (last(lines, root=root + end, distiller="at") for end in (UNDECIDED, WARM))
             rows.append(
                 {
                     "pixels": runs[0].pixels,
                     "alone": _mean(single),
+                    "KD": _mean(kd),
                     "fixed": _mean(fixed),
                     "adaptive": _mean(adaptive),
                     "homo: false": _mean(undecided),
                     "fixed, warm-up": _mean(warm),
-                    "fixed - alone": _difference(fixed, single),
+                    "fixed - KD": _difference(fixed, kd),
                     "adaptive - fixed": _difference(adaptive, fixed),
                     "homo: false - fixed": _difference(undecided, fixed),
                     "(fixed, warm-up) - fixed": _difference(warm, fixed),

@@ -60,7 +60,7 @@ class Probe:
                     f"they do not do what the network's own forward does: in {mode} mode logits differ by up to "
                     f"{gap:.2g}, where the largest is {scale:.2g}; {HINTS[mode]}"
                 )
-        module = self.fresh_copy("evaluation")
+        module = self.fresh_copy("training")
         others = self._trained(module, WrappedModel(module, cuts).run) - self._trained_by_itself
         if self._trained_by_itself and others:
             raise UserError(
@@ -116,15 +116,15 @@ class Probe:
 
     @cached_property
     def _trained_by_itself(self) -> set[str]:
-        module = self.fresh_copy("evaluation")
+        module = self.fresh_copy("training")
         return self._trained(module, module)
 
     def _trained(self, module: nn.Module, run: Callable[[Tensor], Tensor]) -> set[str]:
-        """Names of the parameters that get a gradient from what `run` makes of an image; none if that fails."""
+        """Names of the parameters that get a gradient from what `run` makes of two images; none if that fails."""
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         try:
             with _own_random_state(), torch.enable_grad():
-                logits = run(self.images[:1].clone())
+                logits = run(self.images[:2].clone())
                 gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
         except Exception:  # of a network that cannot be trained, as a teacher need not be
             return set()

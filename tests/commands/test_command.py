@@ -137,10 +137,18 @@ def test_no_file_gets_the_number_of_a_closed_stream():
 @pytest.mark.parametrize("word", ["model=resnet8", "net1=vgg13", "dataset=digits", "seed=3", "nproc=2"])
 def test_a_variable_of_the_launchers_behind_their_name_is_told_where_it_belongs(word):
     names = ["--dataset", "digits", "--teacher", "resnet14", "--student", "resnet8", "--distiller", "at"]
-    with pytest.raises(UserError, match=f"^command line: {word}: .* come before sh: {word} sh train"):
+    with pytest.raises(UserError, match=rf"^command line: {word}: .* comes before sh \({word} sh train"):
         main_distill(arguments=[*names, word])
 
 
 def test_they_are_those_of_the_scripts():
-    scripts = "".join(path.read_text() for path in REPOSITORY.glob("*.sh"))
-    assert all(re.search(rf"\$\{{?{name}\b|\{{{name}:", scripts) for name in VARIABLES)
+    scripts = "".join(path.read_text() for path in REPOSITORY.glob("train*.sh"))
+    assert set(re.findall(r"\$\{?([a-z]\w*)", scripts)) - {"word", "python", "entry"} == set(VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "word", ["model={name: resnet8}", "model= {name: resnet8}", "dataset=null", "model.name=resnet8"]
+)
+def test_a_section_of_the_config_is_none(word):
+    with pytest.raises(UserError, match=r"^(?!.*before sh)"):
+        main_single(["--dataset", "digits", "--model", "resnet8", word, "training.epochs=0"])

@@ -136,8 +136,10 @@ def test_what_is_there_decides_between_starting_resuming_and_skipping(tmp_path):
     (teacher.folder / "ckpt").mkdir()
     (teacher.folder / "ckpt" / "last.pth").touch()
     assert state(teacher).status == "finished"
-    (teacher.folder / "ckpt" / "last.pth").unlink()  # people who need space keep best.pth alone
+    (teacher.folder / "ckpt" / "last.pth").rename(teacher.folder / "ckpt" / "best.pth")  # to save space
     assert state(teacher).status == "finished"
+    (teacher.folder / "ckpt" / "best.pth").unlink()
+    assert state(teacher).status == "new"
 
 
 def test_a_finished_run_of_fewer_epochs_than_asked_for_is_resumed(tmp_path):

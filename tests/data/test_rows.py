@@ -37,8 +37,9 @@ class TestSplit:
         assert first == second
         assert first[0] == sorted(first[0])
 
-    def test_gives_each_class_an_image_to_validate_on(self):
+    def test_gives_each_class_an_image_to_validate_on(self, caplog):
         train, val = split_rows([0, 1, 2] * 6, 0.1, "it")
+        assert caplog.messages == ["dataset.val_split: 0.1 of it is 2 images; one for each class is taken"]
         assert (sorted(row % 3 for row in val), len(train)) == ([0, 1, 2], 15)
 
     @pytest.mark.parametrize(

@@ -25,9 +25,10 @@ every_loss = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(autouse=True)
 def _example(monkeypatch):
-    """That of docs/extending.md is one of them."""
-    monkeypatch.setattr(LOGIT_LOSSES, "_entries", {name: LOGIT_LOSSES.get(name) for name in NAMES if name != "wsld"})
-    execute("distillers.logits.wsld", shown_file("distillers/logits/wsld.py"))
+    """That of docs/extending.md is one of them, unless somebody has put a file of that name there."""
+    monkeypatch.setattr(LOGIT_LOSSES, "_entries", {name: LOGIT_LOSSES.get(name) for name in LOGIT_LOSSES})
+    if "wsld" not in LOGIT_LOSSES:
+        execute("distillers.logits.wsld", shown_file("distillers/logits/wsld.py"))
 
 
 def logits_and_gate(seed=0, size=6):

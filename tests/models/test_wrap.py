@@ -133,21 +133,23 @@ class TwoInputs(nn.Module):
 
 
 class KeptBody(nn.Module):
-    """Nothing before the classifier is trained, or nothing at all."""
+    """Nothing before the classifier gets a gradient, or that in one of the two modes."""
 
-    def __init__(self, num_classes: int, whole: bool = False):
+    def __init__(self, num_classes: int, kept_in: tuple[bool, ...] = (False, True)):
         super().__init__()
         self.conv, self.down, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, 2), nn.Linear(4, num_classes)
-        self.whole = whole
+        self.kept_in = kept_in
 
     def forward(self, x):
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training not in self.kept_in):
             x = self.down(self.conv(x)).mean(dim=(2, 3))
-            return self.fc(x) if self.whole else self._classify(x)
-
-    @torch.enable_grad()
-    def _classify(self, x):
         return self.fc(x)
+
+
+class NeverTrained(Chain):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
 
 
 class Residual(nn.Module):
@@ -627,18 +629,20 @@ class TestVerification:
         assert "[twice, pool] overwrites the feature" in complaint(Overwriting, [["conv"], ["twice", "pool"], ["fc"]])
         assert wrap(Overwriting, [["conv", "twice"], ["pool"], ["fc"]])
 
-    def test_stages_that_train_what_the_network_keeps_as_it_is_are_noticed(self):
-        text = complaint(KeptBody, [["conv"], ["down"], ["pool"], ["fc"]])
+    @pytest.mark.parametrize("kept_in", [(False, True), (True,)])
+    def test_stages_that_train_what_the_network_keeps_as_it_is_are_noticed(self, kept_in):
+        text = complaint(KeptBody, [["conv"], ["down"], ["pool"], ["fc"]], kept_in=kept_in)
         assert "they train conv.bias, conv.weight, down.bias, to which the network's own forward gives no grad" in text
-        model = wrap(KeptBody)
+        model = wrap(KeptBody, kept_in=kept_in)
         model(images()).sum().backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == [
             "fc.weight",
             "fc.bias",
         ]
 
-    def test_a_network_that_is_never_trained_may_be_cut(self):
-        assert len(wrap(KeptBody, whole=True).feature_shapes(*SIZE)) == 3
+    def test_a_network_that_is_kept_as_it_is_in_evaluation_mode_or_never_trained_may_be_cut(self):
+        assert wrap(KeptBody, [["conv"], ["down"], ["pool"], ["fc"]], kept_in=(False,))
+        assert wrap(NeverTrained).feature_shapes(*SIZE) == wrap(Chain).feature_shapes(*SIZE)
 
     def test_the_last_feature_must_be_a_vector(self):
         text = complaint(Unchained, [["conv1", "relu"], ["conv2", "relu"], ["pool", "fc"]])

@@ -127,12 +127,12 @@ def with_a_run(folder: Path) -> None:
 NAN, INF = torch.full((2,), torch.nan), torch.full((2,), torch.inf)
 TEACHERS = {
     "missing": (Path.unlink, "no such teacher checkpoint"),
-    "empty": (text(""), "not a readable checkpoint (the file is empty); is it whole?"),
+    "empty": (text(""), "not a readable checkpoint (the file is empty)"),
     "folder": (instead(Path.mkdir), "is a folder, expected a file"),
     "run": (instead(with_a_run), "teacher.pth/ckpt/best.pth is one"),
     "pipe": (instead(os.mkfifo), "is a pipe, expected a file"),
     "device": (link("/dev/zero"), "is a device, expected a file"),
-    "a sum of numbers": (text(b"\x80\x02h\x65."), "not a readable checkpoint (KeyError: 101)"),
+    "a sum of numbers": (text(b"\x80\x02h\x65."), "not a readable checkpoint (KeyError: 101, it may be cut off)"),
     "text": (text("accuracy: 74.3\n"), "teacher.pth: "),
     "image": (lambda path: save(smooth_picture(9, 9), path.with_suffix(".png")).replace(path), "teacher.pth: "),
     "half": (cut(100_000), "not a readable checkpoint"),
@@ -247,7 +247,11 @@ PRECIOUS = "../precious"  # beside the folder of the run
 
 # Files in the folder of a run, how they are spoilt, and the complaint when it is resumed
 REFUSED = {
-    "both checkpoints are broken": (("ckpt/last.pth", "ckpt/previous.pth"), text(""), "not a readable checkpoint"),
+    "all checkpoints are broken": (
+        ("ckpt/last.pth", "ckpt/previous.pth", "ckpt/epoch-1.pth", "ckpt/best.pth"),
+        text(""),
+        "last.pth: not a readable checkpoint",
+    ),
     "nothing in it": (("ckpt/last.pth",), saved({}), FOREIGN),
     "a network alone": (("ckpt/last.pth",), saved({"model": {}}), FOREIGN),
     "another format": (("ckpt/last.pth",), saved({"format": 2}), FOREIGN),
@@ -270,7 +274,17 @@ class TestResuming:
         spoil(run.last)
         assert run_main(config, *RESUMED) == (0, "")
         assert f"{run.last}: {found}" in caplog.text
-        assert f"going on from {run.previous}, the one before" in caplog.text
+        assert f"going on from {run.previous}\n" in caplog.text
+        assert read_checkpoint(run.last)["progress"]["epoch"] == 2
+
+    def test_falls_back_to_the_best_checkpoint_where_it_alone_is_left(self, started, run_main, caplog):
+        config, run = started
+        run.last.unlink()
+        run.epoch_checkpoint(1).unlink()
+        run.previous.write_bytes(b"")
+        assert run_main(config, *RESUMED) == (0, "")
+        assert f"{run.last}: no such" not in caplog.text  # what is wrong with the other says more
+        assert f"{run.previous}: not a readable checkpoint (the file is empty); going on from {run.best}" in caplog.text
         assert read_checkpoint(run.last)["progress"]["epoch"] == 2
 
     @pytest.mark.parametrize("kind", REFUSED)

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,20 +161,48 @@ class TestRunDir:
         with pytest.raises(UserError, match=r"unfinished run already; --resume .* --overwrite"):
             RunDir(tmp_path / "run").refuse_if_taken()
 
-    @pytest.mark.parametrize("resume", [False, True])
-    def test_refuses_to_write_over_a_checkpoint_that_somebody_kept(self, tmp_path, resume):
+    def test_goes_on_from_what_somebody_kept(self, tmp_path):
         run = RunDir(tmp_path / "run")
         run.open(resume=False, overwrite=False)
+        run.config.touch()
         run.save({"epoch": 1}, is_best=True)
-        run.save({"epoch": 2}, is_best=False)
-        run.last.unlink()
-        run.previous.unlink()
+        run.save({"epoch": 2}, epoch=2)
+        run.save({"epoch": 10}, epoch=10)
+        for kept in (10, 2, 1):
+            run.last.unlink()
+            run.previous.unlink(missing_ok=True)
+            run.close()
+            with pytest.raises(UserError, match="holds an unfinished run already"):
+                RunDir(tmp_path / "run").open(resume=False, overwrite=False)
+            assert run.open(resume=True, overwrite=False) == read_checkpoint(run.last) == {"epoch": kept}
+            run.epoch_checkpoint(kept).unlink(missing_ok=True)
+
+    def test_a_kill_within_the_first_save_leaves_something_to_go_on_from(self, tmp_path, monkeypatch):
+        run = RunDir(tmp_path / "run")
+        run.open(resume=False, overwrite=False)
+        run.config.touch()
+
+        def killed(path: Path, target: Path):
+            if target == run.last:
+                raise KeyboardInterrupt
+            os.replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run.save({"epoch": 1}, is_best=True)
+        assert [path.name for path in run.checkpoints.iterdir()] == ["best.pth"]
         run.close()
-        with pytest.raises(UserError, match=r"holds best\.pth, but no ckpt/last\.pth .* --resume .* --overwrite"):
-            RunDir(tmp_path / "run").open(resume=resume, overwrite=False)
-        assert read_checkpoint(run.best) == {"epoch": 1}
-        RunDir(tmp_path / "run").open(resume=False, overwrite=True)
-        assert not run.best.exists()
+        assert run.open(resume=True, overwrite=False) == {"epoch": 1}
+
+    def test_refuses_to_write_over_weights_that_somebody_put_there(self, tmp_path):
+        run = RunDir(tmp_path / "run")
+        run.checkpoints.mkdir(parents=True)
+        run.best.touch()
+        with pytest.raises(
+            UserError, match=r"holds best\.pth, but no run that it is of \(no config\.yml\); move it away"
+        ):
+            run.open(resume=False, overwrite=False)
 
     def test_refuses_a_folder_that_a_living_process_writes_to(self, tmp_path):
         RunDir(tmp_path / "other").open(resume=False, overwrite=False)

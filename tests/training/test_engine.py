@@ -175,7 +175,7 @@ class TestStopping:
         engine = make_engine(tmp_path / "run", resume=True)
         with torch.no_grad():
             engine.task.student.fc.bias[0] = torch.nan
-        with pytest.raises(UserError, match=r"no longer finite, at train epoch 2 step 1: loss/ce, .*last\.pth"):
+        with pytest.raises(UserError, match=r"no longer finite, at train epoch 2 step 1: loss/ce nan, .*last\.pth"):
             finish(engine)
         assert_equal(read_checkpoint(engine.run.last), good)
 

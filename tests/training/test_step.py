@@ -350,3 +350,30 @@ class TestStepsThatMustBeCaptured:
         with pytest.raises(UserError, match=r"^training.cuda_graph: true, but this is the cpu; auto makes a graph"):
             train(config, overwrite=True)
         assert checkpoint.exists()
+
+
+def test_a_small_loss_is_not_compared_together_with_counts_of_the_same_name():
+    meter = {"sums": torch.zeros(1, dtype=torch.float64), "finite_steps": torch.zeros(1, dtype=torch.int64)}
+    places = [Place("the meter", meter, rows=["loss/kl"])]
+    before = Snapshot(places, CPU)
+    meter["sums"].add_(0.006)
+    meter["finite_steps"].add_(1)
+    after = Snapshot(places, CPU)
+    assert not after.find_difference(before)
+    meter["sums"].mul_(1.01)
+    assert after.find_difference(before) == f"{OTHERS}loss/kl"
+
+
+def test_the_first_step_that_is_not_finite_is_found_with_the_losses_that_broke_in_it(monkeypatch):
+    meter, other = Meter(CPU), Meter(CPU)
+    good, bad = {"ce": torch.ones(()), "kl": torch.ones(())}, {"ce": torch.ones(()), "kl": torch.tensor(torch.nan)}
+    meter.add(good, 4)
+    state = meter.state_dict()
+    other.load_state_dicts([state])  # resumed within the epoch
+    for values in (good, bad, dict.fromkeys(good, torch.tensor(torch.inf))):
+        meter.add(values, 4)
+        other.add(good, 4)
+    assert meter.first_bad_step() == (3, ["kl"])
+    monkeypatch.setattr("utils.training.meter.gather_objects", lambda own: [other.finite_steps.tolist(), own])
+    assert meter.first_bad_step() == (3, ["kl"])
+    assert other.finite_steps.tolist() == [4, 4]

@@ -203,6 +203,9 @@ class TestKnowsTheData:
         with pytest.raises(UserError, match=rf"best.pth: the teacher resnet14 knows other .*: {complaint}"):
             start(student(other_root, others))
         assert not (other_root / "imagefolder/5/adaptive-at").exists()
+        named = f"kd.teacher.checkpoint={other_root / 'imagefolder/5/resnet14/ckpt/best.pth'}"
+        with pytest.raises(UserError, match=rf"{complaint}.*; name one that was trained on these classes$"):
+            start(student(other_root, others, named))
 
     @pytest.mark.parametrize(
         ("word", "said"),

@@ -142,7 +142,7 @@ def state(job: Job) -> State:
         return State("busy")
     if layout.best.exists() and not layout.config.exists():
         return State("finished")  # weights from elsewhere, put where a teacher's are looked for
-    if not layout.begun and not layout.result.exists():
+    if not layout.begun:
         return State("new")
     run = read_run(job.folder)
     if run is None:

@@ -85,8 +85,8 @@ def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str,
     except Exception as error:  # on bytes that are no pickle at all the unpickler may raise anything
         if exhausted_memory(error):
             raise
-        problem = reason(error) if path.stat().st_size else "the file is empty"
-        raise UserError(f"{path}: not a readable checkpoint ({problem}); is it whole?") from error
+        problem = f"{reason(error)}, it may be cut off" if path.stat().st_size else "the file is empty"
+        raise UserError(f"{path}: not a readable checkpoint ({problem})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
     return content

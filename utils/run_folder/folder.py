@@ -57,7 +57,6 @@ class RunDir(Layout):
                 set; or the folder cannot be written to.
         """
         if resume and not self.begun:
-            self.refuse_if_taken()
             raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -85,9 +84,8 @@ class RunDir(Layout):
             )
         if kept := sorted(self.checkpoints.glob("*.pth")):
             raise UserError(
-                f"{self.path}: holds {kept[0].name}, but no ckpt/last.pth to go on from; a copy under that name and "
-                "--resume go on from there, --overwrite deletes it and starts anew, another training.seed or run.root "
-                "writes elsewhere"
+                f"{self.path}: holds {kept[0].name}, but no run that it is of (no {self.config.name}); move it away to "
+                "train there, or let another training.seed or run.root write elsewhere"
             )
 
     def save(
@@ -126,23 +124,22 @@ class RunDir(Layout):
             self._lock = None
 
     def _newest_checkpoint(self) -> dict[str, Any]:
-        try:
-            return read_checkpoint(self.last)
-        except UserError as error:
-            if not self.previous.exists():
-                raise
-            problem = error
-        try:
-            checkpoint = read_checkpoint(self.previous)
-        except UserError as error:
-            if not self.best.exists():
-                raise
-            raise UserError(
-                f"{error} {self.last} is neither; with a copy of best.pth there, --resume goes on"
-            ) from error
-        log.warning("%s; going on from %s, the one before", problem, self.previous)
-        publish_copy(self.previous, self.last)  # else the next checkpoint would make the broken one the one before
-        return checkpoint
+        """The first that can be read of `last`, `previous`, those of single epochs and `best`."""
+        there = [path for path in (self.last, self.previous, *self._kept_epochs()[::-1], self.best) if path.exists()]
+        problems: list[UserError] = []
+        for path in there:
+            try:
+                checkpoint = read_checkpoint(path)
+            except UserError as error:
+                problems.append(error)
+                continue
+            if path != self.last:
+                log.warning(
+                    "%s; going on from %s", problems[0] if problems else f"{self.last}: no such checkpoint", path
+                )
+                publish_copy(path, self.last)  # else the next checkpoint would make the broken one the one before
+            return checkpoint
+        raise problems[0]
 
     def _kept_epochs(self) -> list[Path]:
         """The ``epoch-*.pth``, oldest epoch first."""

@@ -55,7 +55,10 @@ class Layout:
     @property
     def begun(self) -> bool:
         """There is a checkpoint to go on from."""
-        return self.last.exists() or self.previous.exists()
+        if self.last.exists() or self.previous.exists():
+            return True
+        # Whoever needs space keeps others; without a config they are somebody's weights.
+        return self.config.exists() and any(self.checkpoints.glob("*.pth"))
 
     @property
     def old_tensorboard(self) -> Path:

@@ -56,7 +56,11 @@ def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str, 
     for number, names in enumerate(zip_longest(theirs, ours)):
         if names[0] != names[1]:
             their, our = ("missing" if name is None else repr(name) for name in names)
-            advice = "take one of these classes" if named else "dataset.label=<name> gives other data its own folder"
+            advice = (
+                "name one that was trained on these classes"
+                if named
+                else "dataset.label=<name> gives other data its own folder"
+            )
             raise UserError(
                 f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
                 f"{number} is {their}, here {our}; {advice}"

@@ -283,7 +283,8 @@ class Engine:
         step, wrong = None, []
         if not all(map(math.isfinite, means.values())):
             step, names = self.meter.first_bad_step()
-            wrong = [name for name in names if name != "loss/total"] or names  # the sum of all says less
+            causes = [name for name in names if name != "loss/total"] or names  # the sum of all says less
+            wrong = [f"{name} {means[name]}" for name in causes]
         elif weights:
             wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
         if wrong:

@@ -68,7 +68,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, teac
     run = RunDir(config.run_dir)
     if not overwrite:
         refuse_run_of_others(run.path, config)
-    if not (resume or overwrite):
+    if not (overwrite or (resume and run.begun)):
         run.refuse_if_taken()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())

@@ -115,17 +115,17 @@ class Snapshot:
         Args:
             before: of the time before the step that ended here; differences are measured by what that step changed.
         """
-        groups: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        groups: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for place, own_name, tensor in self._tensors():
             expected = self._copies[id(tensor)][1]
             _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
             values = (on_host(tensor), expected, was)
             if place.rows and tensor.shape == (len(place.rows),):
                 for name, *row in zip(place.rows, *values):
-                    groups[name].append(tuple(row))
+                    groups[own_name, name].append(tuple(row))
             else:
-                groups[f"{own_name} of {place.group}" if place.apart else place.group].append(values)
-        for group, tensors in groups.items():
+                groups["", f"{own_name} of {place.group}" if place.apart else place.group].append(values)
+        for (_, group), tensors in groups.items():
             if not is_close(*zip(*tensors)):
                 return f"a repetition leaves other values in {group}"
         return ""
