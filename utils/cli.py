@@ -19,18 +19,7 @@ if TYPE_CHECKING:
     from utils.config import Config
 
 # Of the shell scripts train_single.sh, train.sh and train_anti.sh.
-VARIABLES = (
-    "seed",
-    "dataset",
-    "num_classes",
-    "model",
-    "net1",
-    "net2",
-    "distiller",
-    "teacher_args",
-    "nproc",
-    "nnodes",
-)
+VARIABLES = ("seed", "dataset", "num_classes", "model", "net1", "net2", "distiller", "teacher_args", "nproc", "nnodes")
 
 
 def main_single(arguments: Sequence[str] | None = None) -> int:
@@ -97,8 +86,8 @@ def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | No
 
     for word in options.overrides:
         name, _, value = word.partition("=")
-        is_section = name in ("model", "dataset") and not re.fullmatch(r"\w[\w./-]*", value)
-        if name in VARIABLES and not is_section and value != "null":
+        is_section = name in ("model", "dataset") and not re.fullmatch(r"(?!null$)\w[\w./-]*", value)
+        if name in VARIABLES and not is_section:
             raise UserError(
                 f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
                 "entry points it is an option (--help)"

@@ -60,9 +60,10 @@ class Probe:
                     f"they do not do what the network's own forward does: in {mode} mode logits differ by up to "
                     f"{gap:.2g}, where the largest is {scale:.2g}; {HINTS[mode]}"
                 )
+        if not self._trained_by_itself:  # nothing to compare with
+            return
         module = self.fresh_copy("training")
-        others = self._trained(module, WrappedModel(module, cuts).run) - self._trained_by_itself
-        if self._trained_by_itself and others:
+        if others := self._trained(module, WrappedModel(module, cuts).run) - self._trained_by_itself:
             raise UserError(
                 f"they train {listed(sorted(others)[:3])}, to which the network's own forward gives no gradient "
                 "(torch.no_grad or detach there); requires_grad=False keeps a part as it is"

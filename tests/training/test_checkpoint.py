@@ -195,6 +195,16 @@ class TestRunDir:
         run.close()
         assert run.open(resume=True, overwrite=False) == {"epoch": 1}
 
+    def test_lets_alone_what_is_no_checkpoint_of_a_run(self, tmp_path):
+        run = RunDir(tmp_path / "run")
+        run.checkpoints.mkdir(parents=True)
+        run.config.touch()
+        (run.checkpoints / "mine.pth").touch()
+        with pytest.raises(UserError, match="nothing to resume there"):
+            run.open(resume=True, overwrite=False)
+        assert run.open(resume=False, overwrite=False) is None
+        assert (run.checkpoints / "mine.pth").exists()
+
     def test_refuses_to_write_over_weights_that_somebody_put_there(self, tmp_path):
         run = RunDir(tmp_path / "run")
         run.checkpoints.mkdir(parents=True)

@@ -16,7 +16,7 @@ from typing import IO, Any
 from utils.errors import UserError, reason
 from utils.files import check_regular, publish_copy, remove_leftovers, write_text
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
-from utils.run_folder.layout import Layout, epoch_number
+from utils.run_folder.layout import Layout
 
 log = logging.getLogger("sakd")
 
@@ -82,10 +82,10 @@ class RunDir(Layout):
                 f"{self.path}: holds {state} already; --resume goes on with it, --overwrite starts anew, "
                 "another training.seed or run.root writes elsewhere"
             )
-        if kept := sorted(self.checkpoints.glob("*.pth")):
+        if kept := self.resumable():
             raise UserError(
-                f"{self.path}: holds {kept[0].name}, but no run that it is of (no {self.config.name}); move it away to "
-                "train there, or let another training.seed or run.root write elsewhere"
+                f"{self.path}: holds {kept[-1].name}, but no run that it is of (no {self.config.name}); move it away "
+                "to train there, or let another training.seed or run.root write elsewhere"
             )
 
     def save(
@@ -111,7 +111,7 @@ class RunDir(Layout):
             publish_copy(self.last, self.previous)
         save_atomically(state, self.last, also)
         if keep is not None:
-            for path in self._kept_epochs()[:-keep]:
+            for path in self.kept_epochs()[:-keep]:
                 path.unlink()
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -124,27 +124,19 @@ class RunDir(Layout):
             self._lock = None
 
     def _newest_checkpoint(self) -> dict[str, Any]:
-        """The first that can be read of `last`, `previous`, those of single epochs and `best`."""
-        there = [path for path in (self.last, self.previous, *self._kept_epochs()[::-1], self.best) if path.exists()]
+        """The first of `resumable` that can be read."""
         problems: list[UserError] = []
-        for path in there:
+        for path in dict.fromkeys((self.last, *self.resumable())):  # that `last` is gone is a problem, too
             try:
                 checkpoint = read_checkpoint(path)
             except UserError as error:
                 problems.append(error)
                 continue
-            if path != self.last:
-                log.warning(
-                    "%s; going on from %s", problems[0] if problems else f"{self.last}: no such checkpoint", path
-                )
+            if problems:
+                log.warning("%s; going on from %s", problems[-1], path)
                 publish_copy(path, self.last)  # else the next checkpoint would make the broken one the one before
             return checkpoint
         raise problems[0]
-
-    def _kept_epochs(self) -> list[Path]:
-        """The ``epoch-*.pth``, oldest epoch first."""
-        numbers = {path: epoch_number(path) for path in self.checkpoints.glob("*.pth")}
-        return sorted((path for path in numbers if numbers[path] is not None), key=numbers.get)
 
     def _clear(self) -> None:
         for folder in (self.checkpoints, self.old_tensorboard, self.gate_samples, self.evaluation):

@@ -55,10 +55,18 @@ class Layout:
     @property
     def begun(self) -> bool:
         """There is a checkpoint to go on from."""
-        if self.last.exists() or self.previous.exists():
-            return True
-        # Whoever needs space keeps others; without a config they are somebody's weights.
-        return self.config.exists() and any(self.checkpoints.glob("*.pth"))
+        # Whoever needs space keeps but one of the others. Without a config they are somebody's weights.
+        return self.last.exists() or self.previous.exists() or (self.config.exists() and bool(self.resumable()))
+
+    def resumable(self) -> list[Path]:
+        """The checkpoints that are there, in the order in which a run would go on from them."""
+        files = (self.last, self.previous, *reversed(self.kept_epochs()), self.best)
+        return [file for file in files if file.exists()]
+
+    def kept_epochs(self) -> list[Path]:
+        """The ``epoch-*.pth``, oldest epoch first."""
+        numbers = {path: epoch_number(path) for path in self.checkpoints.glob("*.pth")}
+        return sorted((path for path in numbers if numbers[path] is not None), key=numbers.get)
 
     @property
     def old_tensorboard(self) -> Path:
