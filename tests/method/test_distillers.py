@@ -1,79 +1,35 @@
-"""What all distillers have in common, and what each does besides its loss."""
+"""What each distiller does besides its loss; test_every_distiller.py has what all have in common."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from distiller_inputs import (
+    BATCH,
+    DEEPER,
+    GATES,
+    LARGER_MAPS,
+    LOGITS_ONLY,
+    MAPS_ONLY,
+    NAMES,
+    STUDENT,
+    WIDER,
+    WITH_SPOTS,
+    build,
+    make_inputs,
+    random_features,
+    setting,
+)
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from toys import ToyNet, toy_batch
 
-from datasets.batch import Batch
 from distillers import DISTILLERS
-from distillers.base import Setting, Spot, all_middle, resolve_spots
+from distillers.base import Spot, all_middle, resolve_spots
 from distillers.ops.features import average_pool
 from distillers.ops.precision import at_least
 from models.pooling import pool_windows
 from utils.errors import UserError
-
-BATCH = 6
-NUM_SAMPLES = 40
-STUDENT = [(6, 16, 16), (6, 16, 16), (8, 8, 8), (12, 4, 4), (12,)]
-WIDER = [(6, 16, 16), (10, 16, 16), (16, 8, 8), (20, 4, 4), (20,)]
-LARGER_MAPS = [(6, 32, 32), (6, 32, 32), (8, 16, 16), (12, 8, 8), (12,)]
-SMALLER_MAPS = [(6, 8, 8), (6, 8, 8), (8, 4, 4), (12, 2, 2), (12,)]
-ODD_MAPS = [(6, 14, 14), (6, 14, 14), (8, 7, 7), (12, 3, 3), (12,)]
-DEEPER = [(6, 16, 16), (6, 16, 16), (8, 8, 8), (12, 4, 4), (12, 2, 2), (20,)]
-
-WITH_SPOTS = ["at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd", "reviewkd"]
-LOGITS_ONLY = ["kd", "dkd", "dist"]
-MAPS_ONLY = ["at", "vid", "ft", "fsp", "nst"]
-ADDED = [name for name in DISTILLERS if name not in LOGITS_ONLY + WITH_SPOTS]  # by whoever puts a file in distillers/
-SPOTTED = WITH_SPOTS + [name for name in ADDED if not DISTILLERS.get(name).logits_only]
-NAMES = LOGITS_ONLY + WITH_SPOTS + ADDED
-every_distiller = pytest.mark.parametrize("name", NAMES)
-every_spotted = pytest.mark.parametrize("name", SPOTTED)
-GATES = {
-    "all": torch.ones(BATCH),
-    "some": torch.tensor([1.0, 0, 1, 1, 0, 0]),
-    "one": torch.tensor([0.0, 0, 0, 1, 0, 0]),
-    "none": torch.zeros(BATCH),
-}
-
-
-def setting(name: str = "at", student=STUDENT, teacher=None, **changes) -> Setting:
-    """By default of two networks that differ in width, or, for FSP, that do not."""
-    teacher = teacher or (student if name == "fsp" else WIDER)
-    changes = {"labels": torch.arange(NUM_SAMPLES) % 4, "feat_dim": 8, "pair": "big-small"} | changes
-    return Setting(student, teacher, **changes)
-
-
-def build(name: str, *args, seed: int = 0, options=None, **changes):
-    torch.manual_seed(seed)
-    return DISTILLERS.get(name)(setting(name, *args, **changes), **(options or {}))
-
-
-def random_features(shapes, seed: int = 0, size: int = BATCH) -> list[torch.Tensor]:
-    """Not negative, as after a ReLU."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(size, *shape, generator=generator) for shape in shapes]
-
-
-def make_inputs(name: str, student=STUDENT, teacher=None, *, gate=GATES["all"], spots=None):
-    """Arguments of a distiller's forward; the student's features want gradients, every spot has the same gate."""
-    chosen = setting(name, student, teacher)
-    features = [x.requires_grad_() for x in random_features(chosen.student, seed=1)]
-    index = torch.arange(BATCH) * 3
-    batch = Batch(torch.zeros(BATCH, 3, 1, 1), chosen.labels[index], index)
-    gates = gate[:, None].expand(-1, len(build(name, student, teacher, spots=spots).spots))
-    return features, random_features(chosen.teacher, seed=2), gates, batch
-
-
-def gradients(module: nn.Module, features) -> list[torch.Tensor]:
-    return [x.grad for x in (*features, *module.parameters()) if x.grad is not None]
 
 
 def test_the_fifteen_are_registered():
@@ -104,164 +60,6 @@ def test_published_weights_are_the_defaults():
 def test_published_spots_are_the_defaults(name, same_depth, deeper_teacher):
     assert build(name).spots == same_depth
     assert build(name, STUDENT, DEEPER).spots == deeper_teacher
-
-
-class TestEveryDistiller:
-    @every_distiller
-    @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
-    def test_gives_one_finite_float32_loss_per_spot(self, name, gate):
-        distiller = build(name)
-        losses = distiller(*make_inputs(name, gate=gate))
-        assert losses.shape == (len(distiller.spots),)
-        assert losses.dtype == torch.float32
-        assert losses.isfinite().all()
-
-    @every_spotted
-    def test_costs_nothing_and_moves_nothing_when_no_sample_is_chosen(self, name):
-        distiller = build(name)
-        features, *rest = make_inputs(name, gate=GATES["none"])
-        losses = distiller(features, *rest)
-        losses.sum().backward()
-        assert not losses.any()
-        found = gradients(distiller, features)
-        assert found
-        assert not any(gradient.any() for gradient in found)
-
-    # CRD draws its negatives per batch: test_crd compares it with the negatives held fixed.
-    @pytest.mark.parametrize("name", [name for name in SPOTTED if name != "crd"])
-    @pytest.mark.parametrize("gate", ["all", "some", "one"])
-    def test_equals_the_plain_loss_of_the_chosen_samples_times_their_share(self, name, gate):
-        distiller = build(name).double().eval()  # in training, BatchNorm sees the samples that are not chosen
-        chosen, share = GATES[gate] > 0, GATES[gate].double().mean()
-        features, teacher, gates, batch = make_inputs(name, gate=GATES[gate])
-        features = [x.detach().double().requires_grad_() for x in features]
-        gathered = [x.detach()[chosen].requires_grad_() for x in features]
-        teacher = [x.double() for x in teacher]
-
-        masked = distiller(features, teacher, gates.double(), batch)
-        masked.sum().backward()
-        found = gradients(distiller, [])
-        distiller.zero_grad()
-        plain = share * distiller(gathered, [x[chosen] for x in teacher], torch.ones_like(gates[chosen]), batch)
-        plain.sum().backward()
-
-        torch.testing.assert_close(masked, plain, rtol=1e-9, atol=1e-13, check_dtype=False)
-        for mine, wanted in zip(found, gradients(distiller, [])):
-            torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-13)
-        for mine, wanted in zip(features, gathered):
-            if wanted.grad is not None:
-                torch.testing.assert_close(mine.grad[chosen], wanted.grad, rtol=1e-9, atol=1e-13)
-
-    @every_spotted
-    @pytest.mark.parametrize("k", [0, 1, 2])
-    def test_gives_every_spot_its_own_gate(self, name, k):
-        spots = [(1, 1), (2, 2), (3, 3)]
-        features, teacher, gates, batch = make_inputs(name, spots=spots)
-        losses = build(name, spots=spots)(features, teacher, F.one_hot(torch.tensor(k), 3) * gates, batch)
-        assert losses.nonzero().tolist() == [[k]]
-
-    @every_spotted
-    def test_sends_gradients_to_its_spots_and_everything_it_trains_but_not_to_the_teacher(self, name):
-        distiller = build(name)
-        features, teacher, *rest = make_inputs(name)
-        teacher = [x.requires_grad_() for x in teacher]
-        distiller(features, teacher, *rest).sum().backward()
-        assert all(features[spot.student].grad.any() for spot in distiller.spots)
-        fixed = set(distiller.teacher.parameters()) if name == "cc" else set()
-        for parameter in distiller.main_parameters():
-            assert parameter.grad is None if parameter in fixed else parameter.grad.any()
-        assert all(x.grad is None for x in teacher)
-
-    @every_spotted
-    @pytest.mark.parametrize("teacher", [LARGER_MAPS, SMALLER_MAPS, ODD_MAPS], ids=["larger", "smaller", "odd"])
-    def test_takes_a_teacher_with_other_map_sizes(self, name, teacher):
-        features, *rest = make_inputs(name, STUDENT, teacher)
-        losses = build(name, STUDENT, teacher)(features, *rest)
-        losses.sum().backward()
-        assert losses.isfinite().all()
-        assert losses.all()
-
-    @every_spotted
-    def test_takes_a_spot_with_unequal_indices(self, name):
-        longer = [STUDENT[0], *STUDENT]  # FSP, too, finds equal widths when the teacher's index is one more
-        distiller = build(name, STUDENT, longer, spots=[(2, 3)])
-        assert distiller(*make_inputs(name, STUDENT, longer, spots=[(2, 3)])).isfinite().all()
-
-    @every_distiller
-    def test_stays_in_float32_under_autocast(self, name):
-        reference = build(name)(*make_inputs(name))
-        features, teacher, gates, batch = make_inputs(name)
-        torch.manual_seed(0)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = [[x.bfloat16() for x in side] for side in (features, teacher)]
-            losses = build(name)(*half, gates, batch)
-        assert losses.dtype == torch.float32
-        # Half precision has 8 bits; the loss itself must add nothing to what its inputs lost.
-        torch.testing.assert_close(losses, reference, rtol=0.05, atol=1e-4)
-
-    @pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt", "nst", "fsp"])
-    def test_computes_the_same_under_autocast_to_the_last_bit(self, name):
-        """Those without modules: their inputs are the features themselves."""
-        inputs = make_inputs(name)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = build(name)(*inputs)
-        assert torch.equal(found, build(name)(*inputs))
-
-    @every_distiller
-    def test_computes_without_looking_at_a_value(self, name):
-        """What works on tensors that have a shape and no values neither waits for the device nor changes shape."""
-        distiller = build(name)
-        run_on_shapes_alone(distiller, *make_inputs(name, gate=GATES["some"]))
-
-    @every_distiller
-    def test_returns_from_its_state_dict(self, name):
-        first, second = build(name, seed=1), build(name, seed=2)
-        inputs = make_inputs(name)
-        first(*inputs)  # running statistics and banks move
-        second.load_state_dict(first.state_dict())
-        for distiller in (first, second):
-            distiller.train()
-        torch.manual_seed(3)
-        expected = first(*inputs)
-        torch.manual_seed(3)
-        assert torch.equal(second(*inputs), expected)
-
-    @every_distiller
-    def test_refuses_options_that_it_does_not_have(self, name):
-        with pytest.raises(TypeError, match="colour"):
-            build(name, options={"colour": "red"})
-
-
-def run_on_shapes_alone(module: nn.Module, features, teacher, gates, batch) -> None:
-    """Forward and backward with fake tensors, on which anything that needs a value raises an error."""
-    with FakeTensorMode() as mode:
-        state = {
-            name: mode.from_tensor(x) for name, x in itertools.chain(module.named_parameters(), module.named_buffers())
-        }
-        features, teacher = ([mode.from_tensor(x) for x in side] for side in (features, teacher))
-        batch = Batch(*(mode.from_tensor(x) for x in batch))
-        losses = torch.func.functional_call(module, state, (features, teacher, mode.from_tensor(gates), batch))
-        if len(losses):
-            losses.sum().backward()
-
-
-@pytest.mark.parametrize(
-    "careless",
-    [
-        lambda x, gate: x[gate > 0].mean(),
-        lambda x, gate: x[gate.nonzero()[:, 0]].mean(),
-        lambda x, gate: x.mean() * gate.sum().item(),
-        lambda x, gate: x.mean() if gate.any() else x.sum(),
-    ],
-    ids=["boolean index", "nonzero", "item", "branch"],
-)
-def test_looking_at_a_value_would_be_noticed(careless):
-    class Careless(nn.Module):
-        def forward(self, features, teacher, gates, batch):
-            return careless(features[0], gates[:, 0])[None]
-
-    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        run_on_shapes_alone(Careless(), *make_inputs("at"))
 
 
 class TestSpots:
