@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from utils.errors import CONNECTION_LOST, UserError, exhausted_memory, lost_connection, printable, reason
+from utils.errors import (
+    CONNECTION_LOST,
+    Unforeseen,
+    UserError,
+    exhausted_memory,
+    explain,
+    lost_connection,
+    printable,
+    reason,
+    save_traceback,
+)
 from utils.processes.place import (
     end_with_launcher,
     fail,
@@ -27,6 +36,7 @@ from utils.processes.stopping import (
     interrupt_on_stop_signals,
 )
 
+EXIT_UNFORESEEN = 1
 EXIT_USER_ERROR = 2
 
 
@@ -51,7 +61,10 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn:
-    """Run `main` and exit. An error that the user or the machine causes, or a signal, is one line on standard error.
+    """Run `main` and exit. Any error, or a signal, is one line on standard error.
+
+    The exit code is 2 for what the user can put right, and 1 for what nobody foresaw. The line about the latter names a
+    file that holds the traceback.
 
     Of several processes only the first one, or the first to fail, prints.
 
@@ -71,7 +84,8 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
         finally:
             ignore_stop_signals()  # nothing is left to stop
     except UserError as error:
-        _leave(f"error: {error}", EXIT_USER_ERROR)
+        kept_in = _traceback_of(error.__cause__) if isinstance(error, Unforeseen) else ""
+        _leave(f"error: {error}{kept_in}", EXIT_USER_ERROR)
     except OSError as error:
         where = error.filename or ("standard output" if isinstance(error, BrokenPipeError) else "")
         _leave(f"error: {f'{where}: ' if where else ''}{reason(error)}{kept}", EXIT_USER_ERROR)
@@ -82,15 +96,19 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
     except Exception as error:
         if line := exhausted_memory(error):
             _leave(f"error: {line}{kept}", EXIT_USER_ERROR)
-        if rank_info().world == 1:
-            raise
-        wait_for_the_cause()
+        if rank_info().world > 1:
+            wait_for_the_cause()
         if lost_connection(error):
             _leave(f"error: {CONNECTION_LOST}", EXIT_INTERRUPTED)
-        fail(traceback.format_exc(), 1)
+        _leave(f"error: {explain(error)}{kept}{_traceback_of(error)}", EXIT_UNFORESEEN)
     if status == 0:
         report_success()
     sys.exit(status)
+
+
+def _traceback_of(error: BaseException) -> str:
+    file = save_traceback(error)
+    return f"; traceback: {file}" if file else ""
 
 
 def _check_standard_streams() -> None:

@@ -1,6 +1,15 @@
 """Errors that are meant for the person at the keyboard."""
 
+from __future__ import annotations
+
+import os
 import re
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # PyTorch raises RuntimeErrors: about a GPU, about a CPU, and about a size whose bytes no 64-bit number counts.
 _MEMORY_EXHAUSTED = (
@@ -38,6 +47,66 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+class Unforeseen(UserError):
+    """What `doing` makes of an error that no check expects. The error itself is the `__cause__`."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong within into one line, ``<what> failed: <reason>``.
+
+    This is for the few places that touch the outside: files, and code that is not ours. A UserError passes unchanged,
+    since it says more. So do exhausted memory and a lost connection, for which `utils.command.guarded` has words.
+
+    Args:
+        what: e.g. ``"reading run/digits/1029/resnet20/config.yml"``.
+
+    Raises:
+        UserError: the operating system refused something.
+        Unforeseen: anything else was raised; the line names the place in a file outside of `utils` and libraries.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{what} failed: {reason(error)}") from error
+    except (Exception, SystemExit) as error:  # an imported file may be a program that exits
+        if exhausted_memory(error) or lost_connection(error):
+            raise
+        raise Unforeseen(f"{what} failed: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """Kind, message and place of an error that nobody expected, e.g. ``"KeyError: 101 (mynet.py, line 12)"``."""
+    text = reason(error)
+    kind = type(error).__name__
+    return f"{text if text.startswith(kind) else f'{kind}: {text}'}{place_in_code(error)}"
+
+
+def place_in_code(error: BaseException) -> str:
+    """``" (mynet.py, line 12)"``: where `error` left a file outside of `utils` and libraries; empty if there is none."""
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    skipped = (*libraries, os.path.dirname(os.path.abspath(__file__)), "<frozen")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(skipped):
+            file = os.path.relpath(frame.filename) if frame.filename.startswith(os.getcwd()) else frame.filename
+            return f" ({file}, line {frame.lineno})"
+    return ""
+
+
+def save_traceback(error: BaseException) -> Path | None:
+    """Write the traceback of `error` to a new file among the temporary ones; None where that is not possible."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sakd-traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.writelines(traceback.format_exception(error))
+            return Path(file.name)
+    except OSError:
+        return None
 
 
 def printable(text: str) -> str:

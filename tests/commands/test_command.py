@@ -2,8 +2,10 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from documents import REPOSITORY
 
 from utils.cli import VARIABLES, main_distill, main_single
 from utils.command import guarded, whole_number
-from utils.errors import UserError, reason
+from utils.errors import UserError, doing, reason
 
 
 @pytest.fixture
@@ -91,9 +93,46 @@ def test_only_what_trains_speaks_of_checkpoints(ending, error, line, code):
     assert ("checkpoint" in ending(raising(error), trains=True)[1]) == (not isinstance(error, UserError))
 
 
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="a bug"):
-        guarded(raising(RuntimeError("a bug")))
+def test_the_unforeseen_is_one_line_that_names_a_file_with_the_traceback(ending):
+    code, errors = ending(raising(RuntimeError("a bug")))
+    said, _, file = errors.strip().partition("; traceback: ")
+    assert (code, said.count("\n")) == (1, 0)
+    assert said.startswith("error: RuntimeError: a bug (tests/commands/test_command.py, line ")
+    assert Path(file).read_text().startswith("Traceback (most recent call last)")
+
+
+def test_what_was_being_done_is_said_with_the_place_in_a_users_file(ending, tmp_path):
+    file = tmp_path / "mynet.py"
+    file.write_text("\n\nint('a')\n")
+
+    def main():
+        with doing("importing mynet"):
+            runpy.run_path(str(file))
+
+    code, errors = ending(main)
+    said, _, kept = errors.strip().partition("; traceback: ")
+    assert code == 2
+    assert said == (
+        f"error: importing mynet failed: ValueError: invalid literal for int() with base 10: 'a' ({file}, line 3)"
+    )
+    assert "mynet.py" in Path(kept).read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "error: reading x failed: No such file or directory"),
+        (UserError("x: better words"), "error: x: better words"),
+        (MemoryError(), "error: out of memory"),
+    ],
+    ids=str,
+)
+def test_errors_that_speak_for_themselves_leave_no_traceback(ending, error, line):
+    def main():
+        with doing("reading x"):
+            raise error
+
+    assert ending(main) == (2, f"{line}\n")
 
 
 def test_a_name_that_the_terminal_cannot_show_ends_nothing(ending):
