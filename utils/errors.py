@@ -87,7 +87,7 @@ def explain(error: BaseException) -> str:
 
 
 def place_in_code(error: BaseException) -> str:
-    """``" (mynet.py, line 12)"``: where `error` left a file outside of `utils` and libraries; empty if there is none."""
+    """The last line outside of `utils` and libraries that `error` came from: ``" (mynet.py, line 12)"``, or nothing."""
     libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     skipped = (*libraries, os.path.dirname(os.path.abspath(__file__)), "<frozen")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
