@@ -157,8 +157,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 def documented() -> str:
-    """The sbatch file that docs/running.md shows."""
-    text = (REPOSITORY / "docs/running.md").read_text(encoding="utf-8")
+    """The sbatch file that docs/slurm.md shows."""
+    text = (REPOSITORY / "docs/slurm.md").read_text(encoding="utf-8")
     return next(block for block in text.split("```bash\n")[1:] if "#SBATCH" in block).split("```")[0]
 
 
