@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, all_middle
-from distillers.ops.features import attention, pool_to_match
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.base import Distiller
+from distillers.ops import at_least, attention, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 
 
@@ -35,9 +33,6 @@ class AT(Distiller):
 
     default_weight = 1000.0
     maps_only = True
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return all_middle(setting)
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         return at_loss(student, teacher, gate)

@@ -46,10 +46,10 @@ class Setting:
 
 
 class Distiller(nn.Module):
-    """Base class of the distillers. A subclass overrides `default_spots` and `spot_loss`; one whose loss needs
-    more than the two features of its spot overrides `forward` instead. Modules that it assigns to itself are
-    trained together with the student. Constants of the method are keyword arguments of its constructor, with
-    the published values as defaults.
+    """Base class of the distillers. A subclass overrides `spot_loss`, and `default_spots` unless its spots are all
+    middle features. One whose loss needs more than the two features of its spot overrides `forward` instead. Modules
+    that it assigns to itself are trained together with the student. Constants of the method are keyword arguments of
+    its constructor, with the published values as defaults.
 
     Attributes:
         spots: the resolved spots, strictly increasing on both sides, indices not negative.
@@ -93,7 +93,7 @@ class Distiller(nn.Module):
 
     def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
         """Pairs of feature indices (student's, teacher's); negative ones count from the end."""
-        raise NotImplementedError
+        return all_middle(setting)
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         """Loss of spot number `k` over the chosen samples, times the chosen share ``n / B``; a scalar.

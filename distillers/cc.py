@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting
-from distillers.ops.features import linear_embedding
-from distillers.ops.precision import at_least
+from distillers.ops import at_least, linear_embedding
 from distillers.registry import register_distiller
 
 

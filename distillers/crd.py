@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
-from distillers.ops.features import linear_embedding
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.ops import at_least, linear_embedding, masked_mean
 from distillers.registry import register_distiller
 from utils.errors import UserError
 from utils.processes.group import all_sum, gather_rows

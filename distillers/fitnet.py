@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.ops import at_least, masked_mean
 from distillers.registry import register_distiller
 from models.adapter import make_adapter
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, Shape, Spot, all_middle
-from distillers.ops.features import pool_to_match
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.base import Distiller, Setting, Shape, Spot
+from distillers.ops import at_least, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 from models.staged import StagedModel
 from utils.errors import UserError
@@ -86,9 +84,6 @@ class FSP(Distiller):
         super().__init__(setting)
         for spot in self.spots:
             check_flow(spot, setting)
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return all_middle(setting)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor, batch: Batch) -> Tensor:
         return self.flow_losses(student, teacher, gates)

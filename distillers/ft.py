@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
-from distillers.ops.features import attention, pool_to_match
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.ops import at_least, attention, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 from models.staged import StagedModel
 

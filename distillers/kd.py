@@ -1,4 +1,4 @@
-"""Distillers of nothing but the logits. What they match there is in `distillers.logits`."""
+"""Distillers of nothing but the logits. What each matches there is the loss of the same name in `distillers.logits`."""
 
 from __future__ import annotations
 
@@ -34,13 +34,9 @@ class KD(Distiller):
 
 @register_distiller("dkd")
 class DKD(KD):
-    """Decoupled knowledge distillation, see `distillers.logits.dkd`."""
-
     logit_loss = "dkd"
 
 
 @register_distiller("dist")
 class DIST(KD):
-    """Distillation from a stronger teacher, see `distillers.logits.dist`."""
-
     logit_loss = "dist"

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, all_middle
-from distillers.ops.features import pool_to_match
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.base import Distiller
+from distillers.ops import at_least, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 
 
@@ -57,9 +55,6 @@ class NST(Distiller):
 
     default_weight = 50.0
     maps_only = True
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return all_middle(setting)
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         return nst_loss(student, teacher, gate)

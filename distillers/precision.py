@@ -1,5 +1,1 @@
-"""The name under which users' own distillers import `distillers.ops.precision`."""
-
-from distillers.ops.precision import at_least
-
-__all__ = ["at_least"]
+from distillers.ops import at_least  # noqa: F401  the old name, until 2027-06

@@ -1,6 +1,8 @@
-"""The names under which distillers are known."""
+"""The names of what a file in this folder can add."""
 
 from utils.registry import Registry
 
 DISTILLERS: Registry = Registry("distiller", "distillers")
+LOGIT_LOSSES: Registry = Registry("loss at the logits", "distillers")
 register_distiller = DISTILLERS.register
+register_logit_loss = LOGIT_LOSSES.register

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
-from distillers.ops.masking import chosen_count, masked_pair_mean
-from distillers.ops.precision import at_least
+from distillers.ops import at_least, chosen_count, masked_pair_mean
 from distillers.registry import register_distiller
 
 CLAMP = 1e-12  # smallest squared distance, so that the root has a gradient

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Setting
-from distillers.ops.masking import masked_pair_mean
-from distillers.ops.precision import at_least
+from distillers.ops import at_least, masked_pair_mean
 from distillers.registry import register_distiller
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.ops.label_loss import LabelLoss
+from distillers.label_loss import LabelLoss
 from models.staged import StagedModel
 
 _STORED_ELSEWHERE = ("student.", "teacher.")

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, all_middle, check_option
-from distillers.ops.features import pool_to_match
-from distillers.ops.masking import masked_mean
-from distillers.ops.precision import at_least
+from distillers.base import Distiller, Setting, check_option
+from distillers.ops import at_least, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 
 MIN_VARIANCE = 1e-5
@@ -85,9 +83,6 @@ class VID(Distiller):
         rho = softplus + math.log(-math.expm1(-softplus))
         self.means = nn.ModuleList(mean_network(setting.student[s][0], setting.teacher[t][0]) for s, t in self.spots)
         self.rhos = nn.ParameterList(torch.full(setting.teacher[t][:1], rho) for _, t in self.spots)
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return all_middle(setting)
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         student, teacher = pool_to_match(student, teacher)

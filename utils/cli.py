@@ -40,7 +40,7 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
     )
     parser.add_argument("--net1", "--teacher", dest="teacher", help="teacher network, e.g. vgg13")
     parser.add_argument("--net2", "--student", dest="student", help="student network, e.g. vgg8")
-    parser.add_argument("--distiller", help=f"what to distil: {' '.join(names_in_source('distillers'))}")
+    parser.add_argument("--distiller", help=f"what to distil: {' '.join(names_in_source('distillers', 'distiller'))}")
     parser.add_argument(
         "--teacher-arg",
         dest="teacher_args",

@@ -87,8 +87,8 @@ class Registry(Generic[T]):
 
 
 @cache
-def names_in_source(package: str) -> tuple[str, ...]:
-    """Names that the modules of `package` register by decorator, read off their source.
+def names_in_source(package: str, kind: str = r"\w+") -> tuple[str, ...]:
+    """Names that the modules of `package` register by the decorator ``register_<kind>``, read off their source.
 
     So help texts and configs know them without importing the modules, which bring PyTorch. What is registered in
     another way, or elsewhere, only the registry itself knows.
@@ -96,7 +96,8 @@ def names_in_source(package: str) -> tuple[str, ...]:
     names: list[str] = []
     for folder in importlib.util.find_spec(package).submodule_search_locations:
         for file in sorted(Path(folder).glob("[!.]*.py")):  # editors and systems leave hidden ones
-            for arguments in re.findall(r"^@register_\w+(\(.*\))$", file.read_text(encoding="utf-8"), re.MULTILINE):
+            text = file.read_text(encoding="utf-8")
+            for arguments in re.findall(rf"^@register_{kind}(\(.*\))$", text, re.MULTILINE):
                 with suppress(ValueError, SyntaxError):  # a constant, say
                     names += ast.literal_eval(f"[{arguments[1:-1]}]")
     return tuple(names)

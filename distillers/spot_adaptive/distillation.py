@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot, scalar
-from distillers.logits import LOGIT_LOSSES
-from distillers.logits.base import LogitLoss
-from distillers.ops.label_loss import LabelLoss, Targets
+from distillers.label_loss import LabelLoss, Targets
+from distillers.logits import LOGIT_LOSSES, LogitLoss
 from distillers.spot_adaptive.ramp import Ramp
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
@@ -92,9 +91,9 @@ class SpotAdaptiveDistillation(Task):
         self.policy: Policy | None = None
         if selection in ("adaptive", "anti"):
             # Imported here, so that the plain distiller loads nothing of the routing.
+            from distillers.spot_adaptive.frozen import frozen_twin
             from distillers.spot_adaptive.policy import Policy
             from distillers.spot_adaptive.routing import Router
-            from distillers.spot_adaptive.twin import frozen_twin
 
             self.policy = Policy(teacher_shapes[-1][0], student_shapes[-1][0], self.num_gates, homogeneous)
             self.router = Router(distiller.spots, student_shapes, teacher_shapes)
@@ -115,7 +114,7 @@ class SpotAdaptiveDistillation(Task):
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.policy is not None:  # moving the student gave it new tensors
-            from distillers.spot_adaptive.twin import tie
+            from distillers.spot_adaptive.frozen import tie
 
             tie(self._twin[0], self.student)
         return self

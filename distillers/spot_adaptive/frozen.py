@@ -1,14 +1,36 @@
-"""Running frozen networks so that they remember only what the gradient of their input needs."""
+"""Frozen networks: a frozen copy of the student, and layers that keep only what the gradient of their input needs."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+
+def frozen_twin(model: nn.Module) -> nn.Module:
+    """A copy of `model` that shares its tensors, needs no gradients and always evaluates.
+
+    The twin follows every in-place change of the original's parameters and running statistics. So within one step the
+    network is trained, and is run with running statistics and without weight gradients; its mode is never switched.
+    Call `tie` again after anything that replaces tensors instead of writing into them.
+    """
+    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    tie(twin, model)
+    return twin
+
+
+def tie(twin: nn.Module, model: nn.Module) -> None:
+    """Make `twin` (a structural copy of `model`) share the parameters and buffers of `model`."""
+    for copied, original in zip(twin.modules(), model.modules()):
+        for name, parameter in original.named_parameters(recurse=False):
+            setattr(copied, name, nn.Parameter(parameter.detach(), requires_grad=False))
+        for name, buffer in original.named_buffers(recurse=False):
+            setattr(copied, name, buffer)
 
 
 class InputGradientsOnly(TorchFunctionMode):
@@ -40,7 +62,7 @@ class _FrozenConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (weight,) = ctx.saved_tensors
-        # Of the input, nothing but shape and strides is looked at: anything of the same layout will do.
+        # The kernel reads nothing of the input but its layout, so any tensor of the same layout will do.
         stand_in = gradient
         if (gradient.shape, gradient.stride()) != ctx.input_layout:
             stand_in = gradient.new_empty_strided(*ctx.input_layout)

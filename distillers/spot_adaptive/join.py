@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
-from distillers.logits import LOGIT_LOSSES
-from distillers.logits.base import LogitLoss
+from distillers.logits import LOGIT_LOSSES, LogitLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel, wrap_module
 from utils.errors import UserError
@@ -74,14 +73,15 @@ def join(
 def make_distiller(name: str, setting: Setting, options: Mapping[str, Any]) -> Distiller:
     """The distiller called `name`, built with `options`; an option that it does not have is a UserError."""
     kind = DISTILLERS.get(name)
-    _refuse_unknown_options("kd_loss.options", name, kind, {"setting"}, options)
+    known = [argument for argument in inspect.signature(kind).parameters if argument != "setting"]
+    _refuse_unknown_options("kd_loss.options", name, known, options)
     return kind(setting, **options)
 
 
 def make_logit_loss(name: str, temperature: float, options: Mapping[str, Any]) -> LogitLoss:
     """The loss at the logits that is called `name`; see `make_distiller`."""
     kind = LOGIT_LOSSES.get(name)
-    _refuse_unknown_options("kd_loss.logits_options", name, kind, {"temperature"}, options)
+    _refuse_unknown_options("kd_loss.logits_options", name, kind.options(), options)
     return kind(temperature, **options)
 
 
@@ -98,16 +98,12 @@ def _why_uncut(role: str, network: StagedModel) -> str:
     )
 
 
-def _refuse_unknown_options(key: str, name: str, kind: type, ours: set[str], options: Mapping[str, Any]) -> None:
-    """Check that the constructor of `kind` has the `options` that the config gives under `key`.
-
-    Args:
-        ours: arguments that are no options.
+def _refuse_unknown_options(key: str, name: str, known: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Check that the `options`, which the config gives under `key`, are among those that `name` has.
 
     Raises:
-        UserError: it does not; the line names those that it has.
+        UserError: one is not; the line names those that it has.
     """
-    known = [argument for argument in inspect.signature(kind).parameters if argument not in ours]
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

@@ -26,9 +26,8 @@ from toys import ToyNet, toy_batch
 
 from distillers import DISTILLERS
 from distillers.base import Spot, all_middle, resolve_spots
-from distillers.ops.features import average_pool
-from distillers.ops.precision import at_least
-from models.pooling import pool_windows
+from distillers.ops import at_least
+from models.pooling import average_pool, pool_windows
 from utils.errors import UserError
 
 

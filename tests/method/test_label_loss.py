@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from toys import NUM_CLASSES, take_step, toy_batch, toy_task
 
-from distillers.ops.label_loss import LabelLoss, Targets
+from distillers.label_loss import LabelLoss, Targets
 from distillers.spot_adaptive.distillation import routing_loss
 
 BATCH = toy_batch(6)

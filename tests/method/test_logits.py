@@ -12,9 +12,7 @@ from toy_runs import EPOCHS, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_task
 
 from distillers import DISTILLERS
-from distillers.logits import LOGIT_LOSSES
-from distillers.logits.base import LogitLoss
-from distillers.logits.dkd import dkd_loss
+from distillers.logits import LOGIT_LOSSES, LogitLoss, dkd_loss
 from distillers.spot_adaptive.join import make_logit_loss
 from utils.errors import UserError
 
@@ -28,7 +26,7 @@ def _example(monkeypatch):
     """That of docs/extending.md is one of them, unless somebody has put a file of that name there."""
     monkeypatch.setattr(LOGIT_LOSSES, "_entries", {name: LOGIT_LOSSES.get(name) for name in LOGIT_LOSSES})
     if "wsld" not in LOGIT_LOSSES:
-        execute("distillers.logits.wsld", shown_file("distillers/logits/wsld.py"))
+        execute("distillers.wsld", shown_file("distillers/wsld.py"))
 
 
 def logits_and_gate(seed=0, size=6):

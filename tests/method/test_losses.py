@@ -18,9 +18,7 @@ from distillers.crd import crd_loss
 from distillers.fitnet import fitnet_loss
 from distillers.fsp import fsp_loss
 from distillers.ft import ft_loss
-from distillers.logits.dist import dist_loss
-from distillers.logits.dkd import dkd_loss
-from distillers.logits.kl import distillation_kl
+from distillers.logits import dist_loss, distillation_kl, dkd_loss
 from distillers.nst import discrepancy_by_channels, discrepancy_by_positions, nst_loss
 from distillers.pkt import pkt_loss
 from distillers.reviewkd import hierarchical_context_loss

@@ -38,7 +38,7 @@ def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
         shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*REPO.glob("train*"), REPO / "requirements.txt"):
         shutil.copy(file, tmp_path)
-    for file in ("distillers/stats.py", "distillers/logits/wsld.py"):
+    for file in ("distillers/stats.py", "distillers/wsld.py"):
         (tmp_path / file).write_text(shown_file(file))
     torch.save(get_model("resnet14", 10).state_dict(), tmp_path / "teacher.pth")  # random, or one is trained first
 

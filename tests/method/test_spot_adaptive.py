@@ -11,12 +11,12 @@ from toys import ToyNet, take_step, toy_batch, toy_task
 
 from datasets.batch import Batch
 from distillers.base import Spot
-from distillers.logits.kl import distillation_kl
-from distillers.ops.masking import masked_mean
+from distillers.logits import distillation_kl
+from distillers.ops import masked_mean
 from distillers.spot_adaptive.distillation import routing_loss
+from distillers.spot_adaptive.frozen import frozen_twin
 from distillers.spot_adaptive.policy import Policy, straight_through_gates
 from distillers.spot_adaptive.routing import Router, mix
-from distillers.spot_adaptive.twin import frozen_twin
 
 
 def gradients(module):

@@ -44,7 +44,7 @@ def dataset_name(name: str) -> str:
     Raises:
         ValueError: no data set is registered under it.
     """
-    return _registered("datasets", "DATASETS", name)
+    return _registered("datasets", "dataset", "DATASETS", name)
 
 
 def distiller_name(name: str) -> str:
@@ -53,7 +53,7 @@ def distiller_name(name: str) -> str:
     Raises:
         ValueError: no distiller is registered under it.
     """
-    return _registered("distillers", "DISTILLERS", name)
+    return _registered("distillers", "distiller", "DISTILLERS", name)
 
 
 def logit_loss_name(name: str | None) -> str | None:
@@ -62,7 +62,7 @@ def logit_loss_name(name: str | None) -> str | None:
     Raises:
         ValueError: no loss at the logits is registered under it.
     """
-    return None if name is None else _registered("distillers.logits", "LOGIT_LOSSES", name)
+    return None if name is None else _registered("distillers", "logit_loss", "LOGIT_LOSSES", name)
 
 
 def spelt_as(choices: Iterable[str], name: Any) -> Any:
@@ -116,8 +116,8 @@ def _without_depth(model: str) -> str:
     return re.sub(r"(?<=[a-z_])\d+", "", function_name(model), count=1)
 
 
-def _registered(package: str, registry: str, name: str) -> str:
-    for known in names_in_source(package):
+def _registered(package: str, kind: str, registry: str, name: str) -> str:
+    for known in names_in_source(package, kind):
         if fold(known) == fold(name):
             return known
     # Imported this late because it brings PyTorch.

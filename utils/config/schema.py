@@ -124,7 +124,7 @@ class DistillationConfig(Section):
 
 
 class DistillationLossConfig(Section):
-    name: Name = Field(description=f"{', '.join(names_in_source('distillers'))}, or your own")
+    name: Name = Field(description=f"{', '.join(names_in_source('distillers', 'distiller'))}, or your own")
     T: Incidental[Positive | None] = Field(
         None, description="stands in published files; used as KD_T where that is absent"
     )
@@ -139,8 +139,8 @@ class DistillationLossConfig(Section):
     options: dict[Text, Any] = Field({}, description="keyword arguments of the distiller's constructor")
     logits: Name | None = Field(
         None,
-        description=f"what is matched at the logits: {', '.join(names_in_source('distillers.logits'))}, or your own "
-        "(default: kl; dkd and dist where that is the distiller)",
+        description=f"what is matched at the logits: {', '.join(names_in_source('distillers', 'logit_loss'))}, or your "
+        "own (default: kl; dkd and dist where that is the distiller)",
     )
     logits_options: dict[Text, Any] = Field({}, description="keyword arguments of the constructor of that loss")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from datasets import Data, DataInfo, OpenedData
-from distillers.ops.label_loss import LabelLoss
+from distillers.label_loss import LabelLoss
 from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join

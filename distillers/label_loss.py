@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Dirichlet
 
 from datasets.batch import Batch
-from distillers.ops.precision import at_least
+from distillers.ops import at_least
 
 
 class Targets(NamedTuple):

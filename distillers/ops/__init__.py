@@ -1,1 +1,0 @@
-"""What the losses share: masks, precision, features."""
