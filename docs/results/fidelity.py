@@ -31,12 +31,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fidelity_ours import Case, take_step, tensors_by_published_name
+from fidelity_ours import NEGATIVES, Case, take_step, tensors_by_published_name
 from fidelity_published import Step
 
 from models import get_model
 from utils.benchmark.cases import SEED, Conditions, Pair
-from utils.benchmark.published import CHILD, NEGATIVES, check_published
 from utils.command import Parser, guarded
 from utils.config import load_config
 from utils.errors import UserError
@@ -49,6 +48,13 @@ CPU = torch.device("cpu")
 COLUMNS = ("values", "gradients", "rounding of values", "of gradients")
 COLUMNS += tuple(f"{part}, float64" for part in ("values", "gradients", "updates"))
 REAL = 1e-9  # in float64, a difference above this is no rounding
+
+
+def check_published(folder: Path) -> None:
+    """Raise a UserError unless the folder is a checkout of the published code."""
+    missing = next((name for name in ("train.py", "configs", "distiller_zoo") if not (folder / name).exists()), None)
+    if missing:
+        raise UserError(f"{folder}: not a checkout of the published code, it lacks {missing}")
 
 
 def make_case(file: Path, pair: Pair) -> Case:
@@ -79,7 +85,7 @@ def published_step(checkout: Path, file: Path, case: Case, state: dict[str, list
         torch.save({"model": case.task.teacher.state_dict()}, f"{folder}/teacher.pth")
         torch.save(list(case.batch), f"{folder}/batch.pth")
         torch.save({"batch": batch, "uniform": case.uniform, "state": state}, f"{folder}/given.pth")
-        job = {"config": str(file.resolve()), "files": folder, "published_child": str(CHILD), "negatives": NEGATIVES}
+        job = {"config": str(file.resolve()), "files": folder, "negatives": NEGATIVES}
         job |= {"num_classes": 100, "samples": Conditions(CPU).samples, "threads": torch.get_num_threads()}
         command = [sys.executable, str(Path(__file__).with_name("fidelity_published.py").resolve()), json.dumps(job)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}

@@ -1,31 +1,79 @@
 """One training step of the published code, from weights, a batch and noise that it is given.
 
-`fidelity.py` starts this script with the checkout as the working folder. It imports nothing of this project but, by
-its path, `utils/benchmark/published_child.py`, which makes the checkout run under this PyTorch.
+`fidelity.py` starts this script with the checkout as the working folder. It imports nothing of this project, whose
+packages have the names of the checkout's. It changes at run time: the batch, the noise, CUDA where there is none, and
+calls that PyTorch no longer accepts.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 Step = dict[str, dict[str, list[Tensor]]]  # see `outcome`
 
 
-def load_module(path: str) -> ModuleType:
-    """The module in the file `path`."""
-    spec = importlib.util.spec_from_file_location("published_child", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class OneBatch(list):
+    """A loader of one batch."""
+
+    def __init__(self, batch: list[Tensor], samples: int):
+        super().__init__([batch])
+        self.dataset = range(samples)
+
+
+def prepare(job: dict[str, Any]) -> partial:
+    """Let the code's own `main` build everything; its `train_epoch` with what `train_kd` would be called with."""
+    with open(job["config"], encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    config["kd"]["teacher"]["checkpoint"] = os.path.join(job["files"], "teacher.pth")
+    path = os.path.join(job["files"], "config.yml")
+    with open(path, "w", encoding="utf-8") as file:
+        yaml.safe_dump(config, file)
+    image, label, index = torch.load(os.path.join(job["files"], "batch.pth"))
+    batch = [image, label]
+    if config["kd_loss"]["name"] == "CRD":
+        negatives = torch.randint(job["samples"], (len(index), job["negatives"]))
+        batch += [index, torch.cat([index[:, None], negatives], dim=1)]
+    loader = OneBatch(batch, job["samples"])
+
+    code = importlib.import_module("train")
+    code.__global_values__ = {"it": 0}  # which its command line makes
+    code.get_dataloader = lambda *_, **__: (loader, loader, job["num_classes"])
+    code.get_cifar100_dataloaders_sample = lambda *_, **__: (loader, loader, job["samples"])
+    code.init_pretrain = lambda *_, **__: None
+    built = {}
+    code.train_kd = lambda **everything: built.update(everything)
+    with torch.no_grad():  # it adds to the bias of the policy in place
+        code.main(cfg_filepath=path, file_name_cfg="benchmark", logdir=job["files"])
+    names = ("cfg", "train_loader", "module_dict", "criterion_dict", "optimizer", "agent_optimizer", "tb_writer")
+    chosen = {name: built[name] for name in (*names, "device", "layers")}
+    return partial(code.train_epoch, epoch=1, **chosen)
+
+
+def patch() -> None:
+    """Let code for CUDA run on a CPU, and let `view` copy where PyTorch once could take a view."""
+    view = torch.Tensor.view
+
+    def view_or_copy(tensor: Tensor, *shape: Any) -> Tensor:
+        try:
+            return view(tensor, *shape)
+        except RuntimeError:
+            return tensor.reshape(*shape)
+
+    torch.Tensor.view = view_or_copy
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *_, **__: self
+        torch.cuda.FloatTensor, torch.cuda.LongTensor = torch.FloatTensor, torch.LongTensor
 
 
 def use_float64() -> None:
@@ -39,7 +87,7 @@ def take_step(step: partial, given: dict[str, Any]) -> Step:
     """The `outcome` of the step, by names of the code's modules.
 
     Args:
-        step: what `published_child.prepare` has built.
+        step: made by `prepare`.
         given: ``state``, the tensors of each module; ``uniform``, the noise of the gates; ``batch``.
     """
     root = nn.ModuleDict({"module": step.keywords["module_dict"], "criterion": step.keywords["criterion_dict"]})
@@ -99,9 +147,7 @@ def outcome(values: dict[str, Tensor], tensors: dict[str, list[Tensor]]) -> Step
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    published_child = load_module(job["published_child"])
     sys.path[0] = str(Path.cwd())
-    published_child.patch()
+    patch()
     files = Path(job["files"])
-    prepared = published_child.prepare(job)
-    torch.save(take_step(prepared, torch.load(files / "given.pth")), files / "taken.pth")
+    torch.save(take_step(prepare(job), torch.load(files / "given.pth")), files / "taken.pth")

@@ -308,7 +308,7 @@ def reserve_memory(folder):
 def measure(folder):
     file = Path(folder).with_suffix(".json")
     torch.backends.cudnn.benchmark = False
-    words = ["resnet8-resnet8", "at,fsp", "--batch-size", "4", "--size", "16", "--samples", "60", "--rounds", "2"]
+    words = ["resnet8-resnet8", "at,fsp", "--batch-size", "4", "--size", "16", "--samples", "60", "--rounds", "1"]
     with redirect_stdout(StringIO()) as text:
         benchmark([*words, "--json", str(file)])
     return {"text": text.getvalue(), "cudnn": torch.backends.cudnn.benchmark} | json.loads(file.read_text())
@@ -489,9 +489,9 @@ class TestBenchmark:
     def test_measures_captured_steps_as_runs_take_them(self, answer):
         found = answer("benchmark")
         assert found["cudnn"]  # .benchmark, as in runs
-        assert all(result["captured"] and result["phases"] == {} for result in found["results"])
+        assert all(result["captured"] for result in found["results"])
         assert len(found["results"]) == 5
-        assert found["text"].count("| captured |") == 5
+        assert found["text"].count("| captured ") == 5
 
     def test_counts_the_memory_of_their_graphs(self, answer):
         """A replay alone allocates nothing: what is counted includes weights, momentum and activations."""

@@ -1,4 +1,4 @@
-"""Time and memory of spot-adaptive distillation, as ratios to plain KD of the same run."""
+"""Time and memory of training steps with spot-adaptive distillation, beside those of plain KD in the same run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -16,17 +17,18 @@ import torch
 
 from distillers import DISTILLERS
 from utils.benchmark.cases import Conditions, Kind, Pair
-from utils.benchmark.published import check_published
-from utils.benchmark.suite import Result, measure_loaders, measure_pair
-from utils.benchmark.tables import loader_line, pair_table, price_table, summaries
+from utils.benchmark.measure import Result, loader_seconds, measure_pair
 from utils.command import Parser, guarded, whole_number
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.files import write_text
 from utils.training.device import choose_device, keep_freed_memory
 from utils.training.log import log_to_console
 
-PAIRS = "vgg13-vgg8,resnet110-resnet32,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,ResNet50-MobileNetV2"
+PAIRS = "vgg13-vgg8,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,resnet110-resnet32,ResNet50-MobileNetV2"
 DISTILLER_NAMES = "sp,cc,rkd,pkt,ft,fitnet,crd,at,vid,fsp,nst,reviewkd,dkd,dist"
+COLUMNS = {"pair": 22, "step": 20, "ms": 7, "x KD": 5, "MiB": 6, "x KD, MiB": 9, "steps are": 9}
+THEN = {"ms, now / then": 14}
+CASE_TO_PLAIN = 2.5  # an average kind, measured in turn with plain KD, takes this many times as long as plain KD alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,38 +42,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = [Kind(distiller, *selection) for distiller in distillers for selection in selections]
     settings = ("precision", "batch_size", "size", "samples", "rounds", "cuda_graph", "channels_last")
     conditions = Conditions(device, **{name: getattr(options, name) for name in settings})
-    figures: dict[str, Any] = {
-        "machine": describe_machine(device),
-        "conditions": asdict(conditions) | {"device": str(device)},
-    }
-    if options.json and options.json.is_dir():  # which is to be known before anything is measured
+    if options.json and options.json.is_dir():  # refused before anything is measured
         raise UserError(f"--json: {options.json}: is a folder, expected the name of a file")
-    earlier = read_figures(options.compare) if options.compare else {"results": []}
-    if options.published:
-        check_published(options.published)
+    then = read_times(options.compare) if options.compare else {}
+    machine = describe_machine(device)
     print(
-        f"{figures['machine']['processor']}, PyTorch {torch.__version__}; {options.precision}, "
-        f"batch {options.batch_size}, {options.size}x{options.size} pixels, median of {options.rounds} steps"
+        f"{machine['processor']}, PyTorch {torch.__version__}; {options.precision}, batch {options.batch_size}, "
+        f"{options.size}x{options.size} pixels, kd.routing_share {', '.join(map(str, options.share))}"
     )
-    loaders = measure_loaders(conditions)
-    print(f"{loader_line(loaders)}\n", flush=True)
-    results: list[Result] = []
-    for pair in pairs:
-        found = list(measure_pair(pair, kinds, conditions, loaders.batch_seconds, options.published))
-        print(f"{pair}\n{pair_table(found).markdown()}\n", flush=True)
-        results += found
-    for part in ("machine", "conditions") if options.compare else ():
-        for key in sorted(figures[part].keys() & earlier[part].keys()):
-            now, then = figures[part][key], earlier[part][key]
-            if now != then:
-                print(f"{options.compare}: {key} was {then}, is {now}")
-    shares = " → ".join(map(str, dict.fromkeys(options.share)))
-    print(f"adaptive steps in units of plain KD's, kd.routing_share {shares}\n{price_table(results).markdown()}\n")
-    for title, table in summaries(results, earlier["results"]).items():
-        print(f"{title}\n{table.markdown()}\n")
+    on_cpu, on_device = loader_seconds(conditions)
+    loader = {"images_per_second_on_one_core": options.batch_size / on_cpu, "batch_seconds": on_device}
+    print(
+        f"in-memory loader, crop and flip: {milliseconds(on_device)} ms a batch, "
+        f"{loader['images_per_second_on_one_core']:,.0f} images/s on one CPU core",
+        flush=True,
+    )
+    results = measure(pairs, kinds, conditions, then)
     if options.json:
-        write_figures(options.json, figures | {"results": [asdict(r) for r in results], "loaders": asdict(loaders)})
+        figures = {"machine": machine, "conditions": asdict(conditions) | {"device": str(device)}, "loader": loader}
+        with doing(f"--json: writing {options.json}"):
+            write_text(options.json, json.dumps(figures | {"results": [asdict(r) for r in results]}, indent=2) + "\n")
     return 0
+
+
+def measure(pairs: Sequence[Pair], kinds: Sequence[Kind], conditions: Conditions, then: dict) -> list[Result]:
+    """Measure everything, and print a row of the table as soon as it is known.
+
+    Args:
+        then: seconds of earlier steps, see `read_times`.
+    """
+    widths = COLUMNS | (THEN if then else {})
+    results: list[Result] = []
+    start = time.monotonic()
+    for pair in pairs:
+        for result in measure_pair(pair, kinds, conditions):
+            if not results:
+                rest = (time.monotonic() - start) * (1 + CASE_TO_PLAIN * len(kinds)) * len(pairs)
+                print(f"about {duration(rest)} for {len(pairs) * (len(kinds) + 1)} kinds of steps")
+                print(row(widths, widths), row(widths, ["-" * width for width in widths.values()]), sep="\n")
+            results.append(result)
+            print(row(widths, cells(result, then)), flush=True)
+    return results
+
+
+def cells(result: Result, then: dict[tuple[str, str], float]) -> list[str]:
+    """The texts of a row."""
+    texts = [result.pair, result.kind, milliseconds(result.seconds), f"{result.time_ratio:.2f}"]
+    texts += [f"{result.bytes / 2**20:.0f}", f"{result.memory_ratio:.2f}", "captured" if result.captured else "eager"]
+    before = then.get((result.pair, result.kind))
+    return texts + ([f"{result.seconds / before:.2f}" if before else ""] if then else [])
+
+
+def row(widths: dict[str, int], texts: Sequence[str]) -> str:
+    """A line of a Markdown table, aligned so that it reads well on a terminal too."""
+    return "| " + " | ".join(text.ljust(width) for text, width in zip(texts, widths.values())) + " |"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits or more."""
+    number = 1000 * seconds
+    return f"{number:.{0 if number >= 100 else 1 if number >= 10 else 2}f}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _parser() -> Parser:
@@ -83,17 +117,14 @@ def _parser() -> Parser:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")
     parser.add_argument("--size", type=whole_number(2), default=32, metavar="PIXELS", help="height and width of images")
-    parser.add_argument("--rounds", type=whole_number(2), default=7, metavar="N", help="steps of each kind, in turn")
+    parser.add_argument("--rounds", type=whole_number(1), default=3, metavar="N", help="measurements of each kind")
     parser.add_argument(
         "--samples", type=whole_number(2), default=50_000, metavar="N", help="training set (CRD's banks)"
     )
     for key in ("cuda-graph", "channels-last"):
         parser.add_argument(f"--{key}", default="auto", choices=["auto", "true", "false"], help="as in the config")
-    parser.add_argument(
-        "--published", type=Path, metavar="FOLDER", help="a checkout of the published code, to be measured as well"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="what --json wrote earlier: show the ratios to it")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="what --json wrote earlier: show the ratio to it")
     return parser
 
 
@@ -108,7 +139,7 @@ def _share(text: str) -> Fraction:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The hardware and software of the measurement."""
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
     else:
@@ -125,29 +156,11 @@ def _cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def write_figures(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        write_text(path, json.dumps(figures, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror}); --json <file> names another") from error
-
-
-def read_figures(path: Path) -> dict[str, Any]:
-    """What `write_figures` wrote, its results as `Result`.
-
-    Raises:
-        UserError: it is something else.
-    """
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        figures["results"] = [Result(**result) for result in figures["results"]]
-        for part in ("machine", "conditions"):
-            figures[part] = dict(figures[part])
-        return {part: figures[part] for part in ("machine", "conditions", "results")}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); --compare takes what --json wrote") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not what --json of this version wrote ({type(error).__name__}: {error})") from error
+def read_times(path: Path) -> dict[tuple[str, str], float]:
+    """Seconds of a step by pair and kind, from a file that ``--json`` wrote."""
+    with doing(f"--compare: reading {path}"):
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return {(result["pair"], result["kind"]): float(result["seconds"]) for result in results}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured: training steps of one teacher/student pair, put together as a run would."""
+"""Training steps of a teacher/student pair, built as a run builds them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ SEED = 1029
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which everything is measured.
+    """The conditions of a measurement.
 
     Attributes:
-        device: where.
+        device: of networks and data.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         batch_size: images per step.
         size: height and width of the images.
         num_classes: width of the logits.
         samples: training set, for which CRD keeps memory banks.
-        rounds: steps of each kind.
+        rounds: measurements of each kind.
         cuda_graph, channels_last: as in the config.
     """
 
@@ -50,7 +50,7 @@ class Conditions:
     size: int = 32
     num_classes: int = 100
     samples: int = 50_000
-    rounds: int = 7
+    rounds: int = 3
     cuda_graph: str = "auto"
     channels_last: str = "auto"
 
@@ -59,7 +59,7 @@ class Conditions:
         return torch.arange(self.samples) % self.num_classes
 
     def batch(self) -> Batch:
-        """A batch of noise: what an image shows does not change the time of a step."""
+        """A batch of noise: the content of an image does not change the time of a step."""
         generator = torch.Generator().manual_seed(SEED)
         index = torch.randperm(self.samples, generator=generator)[: self.batch_size]
         image = torch.randn(self.batch_size, 3, self.size, self.size, generator=generator)
@@ -93,7 +93,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is distilled, and where.
+    """A distiller and where it distils.
 
     Attributes:
         distiller: its name.
@@ -113,11 +113,11 @@ PLAIN_KD = Kind("kd", "fixed")
 
 
 class Case:
-    """Training steps of one kind, with the published weights. They are taken as a run takes them.
+    """Training steps of one kind, taken as a run takes them.
 
     Args:
         pair: the networks, untrained.
-        kind: what to distil, and where.
+        kind: the distiller and where it distils.
         conditions: of the measurement.
 
     Raises:

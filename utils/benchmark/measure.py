@@ -1,48 +1,101 @@
-"""Seconds and bytes of training steps."""
+"""Seconds and bytes of training steps, and the speed of the loader."""
 
 from __future__ import annotations
 
 import gc
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
+from torch.utils.benchmark import Timer
 
-from utils.benchmark.cases import Case
+from datasets.loading.augment import Augment
+from datasets.loading.memory import MemoryLoader
+from datasets.loading.order import Order
+from utils.benchmark.cases import PLAIN_KD, SEED, Case, Conditions, Kind, Pair
+from utils.errors import UserError
+
+log = logging.getLogger("sakd")
+
+# Steps that are timed together. A GPU works through its queue meanwhile: waiting for it after each would be timed too.
+STEPS = {"cpu": 2, "cuda": 60}
+WARM_UP = 3  # the first makes momentum buffers and lets libraries choose kernels; on a GPU the second is captured
+LOADER_BATCHES = 50
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
-def seconds(
-    steps: Sequence[Callable[[], Any]], rounds: int, device: torch.device, title: str | None = None
-) -> list[float]:
-    """Median time of each of `steps`, measured in turn, so that what else the machine does affects all alike.
+@dataclass(frozen=True)
+class Result:
+    """One kind of steps on one pair.
 
-    With a `title` the rounds are shown on a progress bar.
+    Attributes:
+        pair: ``"vgg13-vgg8"``.
+        kind: ``"at adaptive 1/4"``; a share of 1 is not named.
+        captured: the steps were one CUDA graph.
+        seconds: median of a training step.
+        bytes: see `peak_memory`.
+        time_ratio: to plain KD's step, measured in turn with this one.
+        memory_ratio: to plain KD's step.
     """
-    times: list[list[float]] = [[] for _ in steps]
-    for _ in tqdm(range(rounds), desc=title, leave=False, disable=title is None):
-        for step, own in zip(steps, times):
-            own.append(timed(step, device))
-    return [median(own) for own in times]
+
+    pair: str
+    kind: str
+    captured: bool
+    seconds: float
+    bytes: int
+    time_ratio: float
+    memory_ratio: float
 
 
-def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that a call takes until the device is done with it."""
-    wait_for(device)
-    start = time.perf_counter()
-    function()
-    wait_for(device)
-    return time.perf_counter() - start
+def measure_pair(pair: Pair, kinds: Sequence[Kind], conditions: Conditions) -> Iterator[Result]:
+    """Plain KD, then each of `kinds`; those that refuse the pair are left out with one line.
+
+    Besides plain KD, in turn with which the others are measured, only one case exists at a time.
+    """
+    device = conditions.device
+    # Libraries keep some memory for good at the first step. The next case must not be charged for it.
+    warm_up(Case(pair, PLAIN_KD, conditions))
+    plain = unit = None
+    for kind in dict.fromkeys([PLAIN_KD, *kinds]):
+        before = held_memory(device)
+        try:
+            case = Case(pair, kind, conditions)
+        except UserError as refusal:
+            log.info("left out: %s, %s", kind, refusal)
+            continue
+        warm_up(case)
+        plain = plain or case
+        steps = [case.step] if case is plain else [plain.step, case.step]
+        plain_time, *others = seconds(steps, conditions.rounds, STEPS[device.type])
+        own_time = others[0] if others else plain_time
+        peak = peak_memory(case, device, before)
+        unit = unit or peak
+        yield Result(str(pair), str(kind), case.captured, own_time, peak, own_time / plain_time, peak / unit)
+        del case, steps
 
 
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def warm_up(case: Case) -> None:
+    for _ in range(WARM_UP):
+        case.step()
+
+
+def seconds(steps: Sequence[Callable[[], Any]], rounds: int, number: int) -> list[float]:
+    """Median time of each of `steps`, measured in turn, so that other work of the machine affects all alike.
+
+    Args:
+        steps: functions without arguments.
+        rounds: times that each is measured.
+        number: calls that are timed together; the device is waited for before and after them.
+    """
+    timers = [Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads()) for step in steps]
+    times = [[timer.timeit(number).mean for timer in timers] for _ in range(rounds)]
+    return [median(own) for own in zip(*times)]
 
 
 def held_memory(device: torch.device) -> int:
@@ -58,8 +111,8 @@ def held_memory(device: torch.device) -> int:
 def peak_memory(case: Case, device: torch.device, before: int) -> int:
     """Bytes that a training step needs at the worst moment: weights, momentum, banks, activations, gradients.
 
-    On a GPU the memory of a captured step's graph is included, and what libraries ask PyTorch for; on a CPU it is the
-    tensors alone, since what the convolution library keeps for itself is not seen.
+    On a GPU this includes the memory of a captured step's graph and of libraries that ask PyTorch for it. On a CPU it
+    is the tensors alone: what the convolution library keeps for itself is not seen.
 
     Args:
         case: has taken its first steps.
@@ -70,7 +123,7 @@ def peak_memory(case: Case, device: torch.device, before: int) -> int:
         held = held_memory(device) - torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         case.step()
-        wait_for(device)
+        torch.cuda.synchronize(device)
         return held + torch.cuda.max_memory_allocated(device) - before
     for scheduled in case.optimizers.values():
         scheduled.optimizer.zero_grad(set_to_none=True)
@@ -78,7 +131,7 @@ def peak_memory(case: Case, device: torch.device, before: int) -> int:
 
 
 def lasting_bytes(case: Case) -> int:
-    """Bytes of the tensors that are there between two steps."""
+    """Bytes of the tensors that exist between two steps."""
     tensors = [*case.task.parameters(), *case.task.buffers(), *case.batch]
     for scheduled in case.optimizers.values():
         for state in scheduled.optimizer.state.values():
@@ -92,67 +145,42 @@ def _peak_on_cpu(function: Callable[[], Any]) -> int:
         function()
     now = peak = 0
     for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":  # one allocation, or, with negative bytes, the end of one
+        if event.name() == "[memory]":  # an allocation, or, with negative bytes, the end of one
             now += event.nbytes()
             peak = max(peak, now)
     return peak
 
 
-def phase_seconds(case: Case, rounds: int, device: torch.device) -> dict[str, float]:
-    """Median time of each part of an eager step; the device is waited for in between, which a run does not do."""
-    clock = Stopwatch(device)
-    clock.watch(case.task.teacher, "features", "teacher")
-    clock.watch(case.task.student, "features", "student")
-    if case.task.policy is not None:
-        clock.watch(case.task.router, "forward", "routing")
-    clock.watch(Tensor, "backward", "backward")
-    for scheduled in case.optimizers.values():
-        clock.watch(scheduled.optimizer, "step", "optimisers")
-    clock.watch(case.eager, "compute", "step")
-    laps = []
-    for _ in range(rounds):
-        clock.times.clear()
-        case.eager(case.batch)
-        laps.append(_phases(dict(clock.times)))
-    clock.release()
-    return {name: median(lap[name] for lap in laps) for name in laps[0]}
+def loader_seconds(conditions: Conditions) -> tuple[float, float]:
+    """Median time of a batch of the in-memory loader with crop and flip.
 
-
-def _phases(lap: dict[str, float]) -> dict[str, float]:
-    """The step without its parts is the ``rest``: losses, gates, and counting what happened."""
-    step = lap.pop("step")
-    return lap | {"rest": step - sum(lap.values())}
-
-
-class Stopwatch:
-    """Times of named calls, collected by wrapping the methods that a step calls.
-
-    Attributes:
-        times: seconds by name.
+    Returns:
+        on one core of the CPU, and on the device of the steps.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        on_cpu = _batch_seconds(replace(conditions, device=torch.device("cpu")))
+    finally:
+        torch.set_num_threads(threads)
+    return on_cpu, _batch_seconds(conditions)
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.times: dict[str, float] = defaultdict(float)
-        self._watched: list[tuple[object, str, Any]] = []
 
-    def watch(self, owner: object, method: str, name: str) -> None:
-        """From now on, count the time of ``owner.method()`` as `name`; the owner may be a module of functions."""
-        original, own = getattr(owner, method), vars(owner).get(method)
+def _batch_seconds(conditions: Conditions) -> float:
+    batches = endless(memory_loader(conditions))
+    return seconds([lambda: next(batches)], LOADER_BATCHES, number=1)[0]
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            wait_for(self.device)
-            start = time.perf_counter()
-            result = original(*args, **kwargs)
-            wait_for(self.device)
-            self.times[name] += time.perf_counter() - start
-            return result
 
-        setattr(owner, method, watched)
-        self._watched.append((owner, method, own))
+def memory_loader(conditions: Conditions) -> MemoryLoader:
+    """The loader of a run, with noise for images, as many as a training set has."""
+    shape = (conditions.samples, 3, conditions.size, conditions.size)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
+    order = Order(len(images), conditions.batch_size, shuffle=True)
+    augment = Augment("crop_flip", images.shape[-2:], MEAN, STD, conditions.device)
+    return MemoryLoader(images, conditions.labels(), order, augment, seed=SEED, device=conditions.device)
 
-    def release(self) -> None:
-        """Give the methods back."""
-        for owner, method, own in self._watched:
-            delattr(owner, method) if own is None else setattr(owner, method, own)
-        self._watched.clear()
+
+def endless(loader: MemoryLoader) -> Iterator[Any]:
+    """Batches of one epoch after another."""
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch)

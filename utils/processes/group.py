@@ -33,6 +33,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     if rank_info().world == 1:
         yield
         return
+    # The first step of an optimiser imports this module, whose functions have `dist.group.WORLD` as a default value. A
+    # group that exists by then lives until the interpreter ends, where its threads may abort the process.
+    import torch.distributed.nn.functional  # noqa: F401
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
