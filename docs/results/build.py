@@ -1,9 +1,10 @@
-"""Make the tables and figures of docs/results.md, and the README's, out of the CSV files beside this one.
+"""Make the tables and figures of docs/results.md, and the README's, of the CSV files beside this one.
 
-    python docs/results/build.py             # tables and figures out of the CSV files
-    python docs/results/build.py run         # first make the CSV files anew, of all runs below these folders
+    python docs/results/build.py             # tables and figures of the CSV files
+    python docs/results/build.py run         # first make the CSV files again, of all finished runs below these folders
 
-A table stands between ``<!-- results: its name -->`` and ``<!-- end -->``; what is between them is replaced.
+A table stands between ``<!-- results: its name -->`` and ``<!-- end -->``; what is between them is replaced. A line of
+runs.csv is a run; one of shares.csv has the percentage of samples that one run distilled at one spot, by epoch.
 """
 
 from __future__ import annotations
@@ -12,62 +13,311 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE)]
-
-from figures import accuracy_figure, share_figure  # noqa: E402
-from result_lines import Lines, Shares, collect, read_lines, read_shares, write_csv_files  # noqa: E402
-from result_tables import TABLES  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from utils.command import Parser, guarded  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_bytes, write_text  # noqa: E402
-from utils.report.style import png  # noqa: E402
-from utils.report.table import Table  # noqa: E402
+from utils.report.statistics import mean_text, paired_difference  # noqa: E402
+from utils.report.style import SELECTION_COLORS, figure_legend, mark, png, styled  # noqa: E402
+from utils.report.table import markdown  # noqa: E402
+from utils.report.tables import command_of  # noqa: E402
+from utils.run_folder.read import SELECTIONS, SINGLE, Run, find_runs  # noqa: E402
+
+RUNS, SHARES = HERE / "runs.csv", HERE / "shares.csv"
+SHARE_EPOCHS = (1, 2, 3, 4, 5, 6, 8, *range(10, 60, 5), *range(60, 241, 10))
+
+# What repetitions have in common; they differ in their seed.
+SETTINGS = ["dataset", "images", "pixels", "teacher_weights", "student", "homo", "gamma", "routing_share", "precision"]
+SETTINGS += ["epochs"]
+
+# The folders of the runs (``run.root``) by their teacher; the student is resnet8. A folder of the first two ends in
+# "-apart" where the gates begin undecided, which is the rule for the last two.
+TEACHERS = {
+    "run/all": "resnet20, 50,000 images",
+    "run/long": "resnet20, 5,000 memorised",
+    "run/wide": "wrn_16_2, 50,000 images",
+    "run/wide-long": "wrn_16_2, 5,000 memorised",
+}
+DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
+NEWER = {"dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
+
+PLAIN, WARM, KD = "plain distiller", "plain distiller, warm-up", "KD alone"
+OPEN, UNDECIDED, UNDECIDED_WARM = "policy, open gates", "policy, undecided gates", "policy, undecided gates, warm-up"
+ONCE, QUARTER = "policy", "policy, 1/4 of the batch"
+SMALL, LARGE = "16x16", "32x32"
+
+# Students to compare: pixels; what one is, its folder and selection; the same of the other; the distillers.
+COMPARISONS = [
+    (SMALL, UNDECIDED, "run/all-apart adaptive", PLAIN, "run/all fixed", ("at", "sp", "crd")),
+    (SMALL, UNDECIDED, "run/long-apart adaptive", PLAIN, "run/long fixed", ("at",)),
+    (SMALL, WARM, "run/all-warm fixed", PLAIN, "run/all fixed", ("at",)),
+    (SMALL, WARM, "run/wide-warm fixed", PLAIN, "run/wide fixed", ("sp",)),
+    (SMALL, WARM, "run/all-warm fixed", UNDECIDED, "run/all-apart adaptive", ("at",)),
+    (SMALL, WARM, "run/wide-warm fixed", UNDECIDED, "run/wide adaptive", ("sp",)),
+    (SMALL, UNDECIDED_WARM, "run/all-apart-warm adaptive", WARM, "run/all-warm fixed", ("at",)),
+    (SMALL, UNDECIDED_WARM, "run/wide-warm adaptive", WARM, "run/wide-warm fixed", ("sp",)),
+    (SMALL, PLAIN, "run/all fixed", KD, "run/all fixed kd", ("at", "sp", "crd", *NEWER)),
+    (SMALL, "anti", "run/wide anti", "student alone", "run single alone", ("at", "sp")),
+    (SMALL, QUARTER, "run/all-quarter adaptive", ONCE, "run/all adaptive", ("at", "sp", "crd")),
+    (SMALL, QUARTER, "run/all-apart-quarter adaptive", ONCE, "run/all-apart adaptive", ("at",)),
+    (SMALL, QUARTER, "run/long-quarter adaptive", ONCE, "run/long adaptive", ("at", "sp")),
+    (SMALL, QUARTER, "run/wide-quarter adaptive", ONCE, "run/wide adaptive", ("at", "sp", "crd")),
+    (SMALL, QUARTER, "run/wide-long-quarter adaptive", ONCE, "run/wide-long adaptive", ("at", "sp")),
+    (SMALL, "policy, bf16", "run/all adaptive", "policy, fp32", "run/fp32 adaptive", ("sp",)),
+    (LARGE, OPEN, "run/pixels-32 adaptive", PLAIN, "run/pixels-32 fixed", ("at",)),
+    (LARGE, UNDECIDED, "run/pixels-32-apart adaptive", PLAIN, "run/pixels-32 fixed", ("at",)),
+    (LARGE, WARM, "run/pixels-32-warm fixed", PLAIN, "run/pixels-32 fixed", ("at",)),
+    (LARGE, PLAIN, "run/pixels-32 fixed", KD, "run/pixels-32 fixed kd", ("at",)),
+]
 
 
-def filled(document: str, lines: Lines, shares: Sequence[Shares]) -> str:
-    """The document with its tables made anew.
+def last(runs: pd.DataFrame, root: str, selection: str, distiller: str) -> pd.Series:
+    """Top-1 after the last epoch by seed.
 
     Raises:
-        UserError: it asks for a table that there is not, or whose runs there are not, or a mark is missing.
+        UserError: the runs differ in more than their seed, so they are no repetitions of one experiment.
+    """
+    cell = {"root": root, "selection": selection, "distiller": distiller}
+    found = runs[(runs[list(cell)] == list(cell.values())).all(axis="columns")]
+    for name in SETTINGS:
+        if found[name].nunique() > 1:
+            raise UserError(f"{RUNS}: runs with {cell} differ in {name}; each experiment needs a root of its own")
+    if found["seed"].duplicated().any():
+        raise UserError(f"{RUNS}: runs with {cell} have the same seed")
+    return found.set_index("seed")["last_top1"]
+
+
+def alone(runs: pd.DataFrame) -> pd.Series:
+    """Top-1 of the student without a teacher by seed."""
+    return last(runs[runs["student"] == "resnet8"], "run", SINGLE, "alone")
+
+
+def difference(ours: pd.Series, base: pd.Series) -> str:
+    """In bold if its interval does not contain 0."""
+    found = paired_difference(ours, base)
+    return f"**{found}**" if found and found.is_significant else str(found or "")
+
+
+def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
+    """Teacher, distiller, and top-1 by seed of every column of the main table."""
+    found = []
+    for root, teacher in TEACHERS.items():
+        for name, distiller in DISTILLERS.items():
+            columns = {selection: last(runs, root, selection, name) for selection in SELECTIONS}
+            columns["homo: false"] = last(runs, f"{root}-apart", "adaptive", name)
+            if any(len(values) for values in columns.values()):
+                found.append((teacher, distiller, {"alone": alone(runs)} | columns))
+    return found
+
+
+def main_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 of every selection under each teacher, and what the policy gains over distilling everywhere."""
+    return pd.DataFrame(
+        {"teacher": teacher, "distiller": distiller}
+        | {name: mean_text(values, " ± ") for name, values in columns.items()}
+        | {"adaptive - fixed": difference(columns["adaptive"], columns["fixed"])}
+        for teacher, distiller, columns in cells(runs)
+    )
+
+
+def readme_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main table under the two better teachers."""
+    table = main_table(runs)
+    return table[table["teacher"].isin([TEACHERS["run/all"], TEACHERS["run/wide"]])]
+
+
+def comparison_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences of further students."""
+    rows = []
+    for pixels, ours, our_place, base, base_place, distillers in COMPARISONS:
+        root = our_place.split()[0]
+        teacher = next((t for r, t in reversed(TEACHERS.items()) if root.startswith(r)), TEACHERS["run/all"])
+        for name in distillers:
+            first, second = (last(runs, *(*place.split(), name)[:3]) for place in (our_place, base_place))
+            row = {"student": ours, "compared with": base, "distiller": (DISTILLERS | NEWER)[name], "teacher": teacher}
+            rows.append(row | {"pixels": pixels, "difference": difference(first, second)})
+    return pd.DataFrame(rows)
+
+
+def choice_table(runs: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+    """What the policy distils at each spot in its first and last epoch, in percent, means over the seeds."""
+    rows = []
+    for root, teacher in [(root + end, teacher) for root, teacher in TEACHERS.items() for end in ("", "-apart")]:
+        for name, distiller in DISTILLERS.items():
+            of_root = shares[(shares["root"] == root) & (shares["distiller"] == name)]
+            means = of_root[of_root["selection"] == "adaptive"].groupby("spot", sort=False)[["1", "60"]].mean()
+            undecided = root.endswith("-apart") or teacher.startswith("wrn")
+            row = {"teacher": teacher, "distiller": distiller, "gates begin": "undecided" if undecided else "open"}
+            texts = {epoch: " ".join(f"{spot} {share:.0f}" for spot, share in means[epoch].items()) for epoch in means}
+            if len(means):
+                rows.append(row | {"epoch 1": texts["1"], "epoch 60": texts["60"]})
+    return pd.DataFrame(rows)
+
+
+def tables(runs: pd.DataFrame, shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All tables by name."""
+    made = {"main": main_table(runs), "readme": readme_table(runs), "comparisons": comparison_table(runs)}
+    return made | {"choices": choice_table(runs, shares)}
+
+
+def filled(document: str, made: dict[str, pd.DataFrame]) -> str:
+    """The document with its tables made again.
+
+    Raises:
+        UserError: it asks for a table that does not exist, or a mark is missing.
     """
 
     def table(found: re.Match) -> str:
-        name = found[2]
-        if name not in TABLES:
-            raise UserError(f"results: {name}: no such table; there are {', '.join(TABLES)}")
-        rows = TABLES[name](lines, shares)
-        if not rows:
-            raise UserError(f"results: {name}: there are no runs for this table")
-        return f"{found[1]}{Table.of(rows).markdown()}\n{found[3]}"
+        if found[2] not in made:
+            raise UserError(f"results: {found[2]}: no such table; there are {', '.join(made)}")
+        return f"{found[1]}{markdown(made[found[2]])}\n{found[3]}"
 
-    text, count = re.subn(
-        r"(<!-- results: (\w+) -->\n)(?:(?!<!-- ).)*?(<!-- end -->)", table, document, flags=re.DOTALL
-    )
+    pattern = r"(<!-- results: (\w+) -->\n)(?:(?!<!-- ).)*?(<!-- end -->)"
+    text, count = re.subn(pattern, table, document, flags=re.DOTALL)
     if count != document.count("<!-- results: "):
         raise UserError("results: a table has no <!-- end -->")
     return text
 
 
+@styled()
+def accuracy_figure(runs: pd.DataFrame) -> Figure:
+    """Every run of the main table as a dot, the mean as a bar, a panel for each teacher."""
+    colors = SELECTION_COLORS | {"homo: false": "#000000", "alone": SELECTION_COLORS[SINGLE]}
+    figure = Figure(figsize=(8.4, 5.8), layout="constrained")
+    axes = dict(zip(TEACHERS.values(), figure.subplots(2, 2, sharex=True, sharey=True).flat))
+    heights = {distiller: row for row, distiller in enumerate(DISTILLERS.values())}
+    for teacher, distiller, columns in cells(runs):
+        panel = axes[teacher]
+        panel.axvline(columns.pop("alone").mean(), color=colors["alone"], lw=1, ls="--")
+        for place, (name, values) in enumerate(columns.items()):
+            height = heights[distiller] + 0.16 * (place - 2)
+            panel.plot(values, [height] * len(values), "o", ms=3.5, color=colors[name], alpha=0.5)
+            panel.plot(values.mean(), height, "|", ms=9, mew=2, color=colors[name])
+        panel.set_yticks(list(heights.values()), list(heights))
+        panel.set(title=f"teacher: {teacher}", ylim=(len(heights) - 0.5, -0.5))
+    figure.supxlabel("top-1 on the test images, last epoch (%)")
+    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*SELECTIONS, "homo: false")]
+    figure_legend(figure, [*dots, mark("student alone, mean", colors["alone"], ls="--", lw=1)])
+    return figure
+
+
+@styled()
+def share_figure(shares: pd.DataFrame) -> Figure:
+    """Share of samples distilled at each spot under AT by epoch: a colour for each teacher, dashes: undecided gates."""
+    colors = dict(zip(TEACHERS, ("#D55E00", "#0072B2", "#CC79A7", "#009E73")))
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    of_policy = shares[(shares["distiller"] == "at") & (shares["selection"] == "adaptive")]
+    spots = list(of_policy["spot"].unique())
+    for panel, spot in zip(figure.subplots(1, len(spots), sharey=True), spots):
+        for _, line in of_policy[of_policy["spot"] == spot].iterrows():
+            root = line["root"].removesuffix("-apart")
+            if root in colors:
+                curve = pd.to_numeric(line["1":]).dropna()
+                dash = "-" if line["root"] in ("run/all", "run/long") else "--"
+                panel.plot(curve.index.astype(int), curve, color=colors[root], ls=dash, lw=1.1, alpha=0.8)
+        panel.set(title=spot, ylim=(-3, 103), yticks=(0, 50, 100), xlabel="epoch", xscale="log")
+        panel.set_xticks((1, 3, 10, 30), ("1", "3", "10", "30"))
+    handles = [mark(f"teacher: {title}", colors[root]) for root, title in TEACHERS.items()]
+    handles += [mark("gates begin open"), mark("gates begin undecided", ls="--")]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    figure.supylabel("distilled (%)", fontsize=9)
+    return figure
+
+
+def run_line(run: Run) -> dict[str, Any]:
+    """A line of runs.csv; accuracies in percent, ``train_top1`` on the augmented images of the last epoch."""
+    kd, loss, data = run.config.get("kd") or {}, run.config.get("kd_loss") or {}, run.config["dataset"]
+    policy = kd if run.has_policy else {}
+    return {
+        "root": run.config["run"]["root"],
+        "dataset": run.dataset,
+        "images": run.data,
+        "pixels": pixels(data),
+        "teacher": run.teacher,
+        "teacher_weights": run.teacher_weights,
+        "student": run.student,
+        "distiller": run.distiller,
+        "selection": run.selection,
+        "seed": run.seed,
+        "homo": str(loss.get("homo", "")).lower(),
+        "gamma": policy.get("loss_weights", {}).get("classify_weight", ""),
+        "routing_share": policy.get("routing_share", ""),
+        "precision": run.config["training"]["precision"],
+        "epochs": run.epochs,
+        "last_top1": round(run.last_top1, 2),
+        "best_top1": round(run.best_top1, 2),
+        "teacher_top1": "" if run.teacher_top1 is None else f"{run.teacher_top1:.2f}",
+        "train_top1": round(run.records[-1]["train"]["top1"], 2),
+        "no_choice": run.no_choice.short if run.no_choice else "",
+        "minutes": round(run.seconds / 60, 1),
+        "device": (run.facts or {}).get("device", ""),
+        "command": command_of(run),
+    }
+
+
+def share_lines(run: Run) -> list[dict[str, Any]]:
+    """The lines of shares.csv of a run with a policy."""
+    named = {"root": run.config["run"]["root"], "distiller": run.distiller}
+    named |= {"selection": run.selection, "seed": run.seed}
+    kept = [epoch for epoch in run.curve("epoch").index if epoch in (*SHARE_EPOCHS, run.epochs)]
+    curves = {spot: (100 * run.curve(f"train.gate/{spot}")).round(1)[kept] for spot in run.gate_labels}
+    return [named | {"spot": spot} | {str(epoch): curve[epoch] for epoch in kept} for spot, curve in curves.items()]
+
+
+def pixels(dataset: dict[str, Any]) -> str:
+    """Height and width in a config's ``dataset``, as ``16x16``; empty for the size of the data set."""
+    return f"{dataset['img_h']}x{dataset['img_w']}" if dataset["img_h"] else ""
+
+
+def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """runs.csv and shares.csv of all finished runs below `folders`.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    runs = find_runs(folders)
+    finished = [run for run in runs if run.is_finished]
+    if not finished:
+        raise UserError(f"{', '.join(map(str, folders))}: no finished run")
+    print(f"{len(finished)} runs, {len(runs) - len(finished)} more are not finished")
+    shares = pd.DataFrame([line for run in finished if run.has_policy for line in share_lines(run)])
+    epochs = sorted((name for name in shares if name.isdigit()), key=int)
+    return pd.DataFrame(map(run_line, finished)), shares[[*(n for n in shares if n not in epochs), *epochs]]
+
+
+def read_csv(file: Path) -> pd.DataFrame:
+    """Empty cells are empty texts, or NaN among numbers."""
+    table = pd.read_csv(file, dtype=dict.fromkeys(("homo", "gamma", "routing_share", "teacher_top1"), str))
+    texts = table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]
+    return table.fillna(dict.fromkeys(texts, ""))
+
+
 def main() -> None:
-    parser = Parser(description="Make the tables and figures of docs/results.md out of the CSV files beside this one.")
-    parser.add_argument("folders", nargs="*", type=Path, help="make the CSV files anew, of all runs below")
+    parser = Parser(description="Make the tables and figures of docs/results.md of the CSV files beside this one.")
+    parser.add_argument("folders", nargs="*", type=Path, help="make the CSV files again, of all runs below")
     folders = parser.parse_args().folders
-    lines, shares = collect(folders) if folders else (read_lines(), read_shares())
-    documents = (ROOT / "docs/results.md", ROOT / "README.md")
-    texts = [filled(document.read_text(encoding="utf-8"), lines, shares) for document in documents]
-    figures = {"accuracy.png": png(accuracy_figure(lines)), "shares.png": png(share_figure(shares))}
-    # Whatever is wrong with the runs has been said by now.
     if folders:
-        write_csv_files(lines, shares)
-    for document, text in zip(documents, texts):
+        for file, table in zip((RUNS, SHARES), collect(folders)):
+            write_text(file, table.to_csv(index=False))
+    runs, shares = read_csv(RUNS), read_csv(SHARES)
+    made = tables(runs, shares)
+    documents = {path: filled(path.read_text(encoding="utf-8"), made) for path in DOCUMENTS}
+    figures = {"accuracy.png": png(accuracy_figure(runs)), "shares.png": png(share_figure(shares))}
+    for document, text in documents.items():
         write_text(document, text)
     for name, figure in figures.items():
         write_bytes(HERE / name, figure)
 
+
+DOCUMENTS = (ROOT / "docs/results.md", ROOT / "README.md")
 
 if __name__ == "__main__":
     guarded(main)

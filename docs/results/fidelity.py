@@ -13,66 +13,164 @@ A difference is the length of ours - theirs relative to that of theirs; a cell h
 of teacher, student and routed network, every term of the losses and both losses; *gradients* and *updates* are one
 vector for each module. *Rounding* is the difference of the published code in float32 from itself in float64. What
 differs in float64 by more than rounding is named. A row takes about half a minute, one of NST several.
+
+The published code runs in a process of its own, which starts this file again with the checkout as its folder. That
+process imports nothing of this project, whose packages have names of the checkout's.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+IN_CHECKOUT = "--in-checkout"
+if IN_CHECKOUT not in sys.argv:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from datasets.batch import Batch
+    from models import get_model
+    from utils.command import Parser, guarded
+    from utils.config import Config, load_config
+    from utils.errors import UserError
+    from utils.training.build import assemble
+    from utils.training.device import place_task
+    from utils.training.optim import make_optimizers
 
-from fidelity_ours import NEGATIVES, Case, take_step, tensors_by_published_name
-from fidelity_published import Step
-
-from models import get_model
-from utils.benchmark.cases import SEED, Conditions, Pair
-from utils.command import Parser, guarded
-from utils.config import load_config
-from utils.errors import UserError
-from utils.training.build import assemble
-from utils.training.device import place_task
-
+SEED = 1029
+SAMPLES, CLASSES, SIZE = 50_000, 100, 32  # CIFAR-100
+NEGATIVES = 16_384  # of CRD, as published
 PAIRS = ("wrn_40_2-wrn_16_2", "vgg13-MobileNetV2")
 DISTILLERS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")  # the published code cannot run FSP
-CPU = torch.device("cpu")
 COLUMNS = ("values", "gradients", "rounding of values", "of gradients")
 COLUMNS += tuple(f"{part}, float64" for part in ("values", "gradients", "updates"))
 REAL = 1e-9  # in float64, a difference above this is no rounding
 
-
-def check_published(folder: Path) -> None:
-    """Raise a UserError unless the folder is a checkout of the published code."""
-    missing = next((name for name in ("train.py", "configs", "distiller_zoo") if not (folder / name).exists()), None)
-    if missing:
-        raise UserError(f"{folder}: not a checkout of the published code, it lacks {missing}")
+Step = dict[str, dict[str, list[Tensor]]]  # see `outcome`
 
 
-def make_case(file: Path, pair: Pair) -> Case:
-    config = load_config(file, ["training.channels_last=false"])  # the published code's layout, so its rounding
-    conditions = Conditions(CPU, batch_size=config.training.batch_size)
+def outcome(values: dict[str, Tensor], tensors: dict[str, list[Tensor]]) -> Step:
+    """The values, and the gradients and the state of the tensors of each module; no gradient is zero."""
+    return {
+        "values": {name: [value.detach()] for name, value in values.items()},
+        "gradients": {n: [torch.zeros_like(x) if x.grad is None else x.grad for x in xs] for n, xs in tensors.items()},
+        "state": {name: [x.detach() for x in xs] for name, xs in tensors.items()},
+    }
+
+
+# --- this project
+
+
+class Case(NamedTuple):
+    """What both codes start from; ``uniform``, ``[B, K + 1, 2]``, is what the gates are drawn from."""
+
+    config: Config
+    task: nn.Module
+    batch: Batch
+    uniform: Tensor
+    negatives: Tensor
+
+    def double(self) -> Case:
+        """The same numbers in float64."""
+        batch = self.batch._replace(image=self.batch.image.double())
+        return self._replace(task=copy.deepcopy(self.task).double(), batch=batch, uniform=self.uniform.double())
+
+
+def make_case(config: Config, samples: int = SAMPLES) -> Case:
+    """A step of `config` on noise, with `samples` training images."""
     torch.manual_seed(SEED)
-    student, teacher = (get_model(name, conditions.num_classes).train() for name in (pair.student, pair.teacher))
+    names = config.kd.student.name, config.kd.teacher.name
+    student, teacher = (get_model(name, CLASSES).train() for name in names)
     with torch.no_grad():
         for _ in range(20):
-            image = torch.randn(16, 3, conditions.size, conditions.size)
+            image = torch.randn(16, 3, SIZE, SIZE)
             student(image), teacher(image)
-    data = SimpleNamespace(labels=conditions.labels(), image_size=(conditions.size, conditions.size))
+    labels, size = torch.arange(samples) % CLASSES, config.training.batch_size
+    data = SimpleNamespace(labels=labels, image_size=(SIZE, SIZE))
     task = assemble(config, student, teacher, data)
     task.policy.linear.reset_parameters()
-    place_task(task, config, CPU, data.image_size).train()
-    batch = conditions.batch()
-    uniform = torch.rand(len(batch.label), task.num_gates, 2)
-    return Case(config, task, batch, uniform, torch.randint(conditions.samples, (len(batch.label), NEGATIVES)))
+    place_task(task, config, torch.device("cpu"), data.image_size).train()
+    generator = torch.Generator().manual_seed(SEED)
+    index = torch.randperm(samples, generator=generator)[:size]
+    batch = Batch(torch.randn(size, 3, SIZE, SIZE, generator=generator), labels[index], index)
+    uniform = torch.rand(size, task.num_gates, 2)
+    return Case(config, task, batch, uniform, torch.randint(samples, (size, NEGATIVES)))
+
+
+def tensors_by_published_name(task: nn.Module) -> dict[str, list[Tensor]]:
+    """Our parameters and buffers by the names of the published modules, in the order of those."""
+
+    def of(module: nn.Module) -> list[Tensor]:
+        return list(module.state_dict(keep_vars=True).values())
+
+    distiller, router = task.distiller, task.router
+    name, spots = type(distiller).__name__, range(len(distiller.spots))
+    suffix = "_{}" if name in ("AT", "NST", "VID") else ""
+    found = {"module.teacher": of(task.teacher), "module.student": of(task.student), "module.policy": of(task.policy)}
+    found |= {f"module.hint{suffix}".format(k): of(router.to_teacher[k]) for k in spots}
+    found |= {f"module.anti_hint{suffix}".format(k): of(router.to_student[k]) for k in spots}
+    if name == "FitNet":
+        found["module.loss_hint"] = of(distiller.regressors)
+    elif name == "CC":
+        found |= {"module.cc_embed_s": of(distiller.student), "module.cc_embed_t": of(distiller.teacher)}
+    elif name == "VID":
+        found |= {f"criterion.kd.{k}": [distiller.rhos[k], *of(distiller.means[k])] for k in spots}
+    elif name == "FT":
+        found |= {"module.translator": of(distiller.translators), "module.paraphraser": of(distiller.paraphrasers)}
+    elif name == "CRD":
+        contrast = distiller.contrasts[0]
+        found |= {"module.crd_embed_s": of(contrast.embed_student), "module.crd_embed_t": of(contrast.embed_teacher)}
+        banks = contrast.student_bank, contrast.teacher_bank
+        z_student, z_teacher = (float(bank.normalizer) for bank in banks)
+        settings = [NEGATIVES, contrast.temperature, z_teacher, z_student, contrast.momentum]
+        found["criterion.kd.contrast"] = [torch.tensor(settings, dtype=torch.float64), *(bank.rows for bank in banks)]
+    return found
+
+
+def our_step(case: Case) -> Step:
+    """The `outcome` of one step; `case` is used up."""
+    task, batch = case.task, case.batch
+    optimizers = make_optimizers(task.parameter_groups(), case.config)
+    routed: list[Tensor] = []
+    task.router.register_forward_hook(lambda module, inputs, output: routed.append(output.detach()))
+    if hasattr(task.distiller, "sampler"):
+        task.distiller.sampler.forward = lambda index, amount: case.negatives
+    with torch.no_grad():
+        teacher_logits = task.teacher.features(batch.image)[1]
+    exponential = -case.uniform.double().log()
+    outputs = []
+    with patch.object(torch.Tensor, "exponential_", lambda self: self.copy_(exponential)):
+        for output in task(batch):
+            output.loss.backward()
+            outputs.append(output)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    student, policy = outputs
+    values = {
+        "teacher's logits": teacher_logits,
+        "logits": student.logits,
+        "cross-entropy": student.parts["loss/ce"],
+        "distiller's loss": sum(student.parts[f"loss/{spot}"] for spot in task.gate_labels[:-1]),
+        "loss at the logits": task.alpha * student.parts["loss/kl"],
+        "student's loss": student.loss.detach(),
+        "routed logits": routed[0],
+        "routed cross-entropy": policy.parts["loss/routed_ce"],
+        "policy's loss": policy.loss.detach(),
+    }
+    return outcome(values, tensors_by_published_name(task))
 
 
 def published_step(checkout: Path, file: Path, case: Case, state: dict[str, list[Tensor]]) -> Step:
@@ -83,11 +181,9 @@ def published_step(checkout: Path, file: Path, case: Case, state: dict[str, list
         if hasattr(case.task.distiller, "sampler"):
             batch += [index, torch.cat([index[:, None], case.negatives], dim=1)]
         torch.save({"model": case.task.teacher.state_dict()}, f"{folder}/teacher.pth")
-        torch.save(list(case.batch), f"{folder}/batch.pth")
         torch.save({"batch": batch, "uniform": case.uniform, "state": state}, f"{folder}/given.pth")
-        job = {"config": str(file.resolve()), "files": folder, "negatives": NEGATIVES}
-        job |= {"num_classes": 100, "samples": Conditions(CPU).samples, "threads": torch.get_num_threads()}
-        command = [sys.executable, str(Path(__file__).with_name("fidelity_published.py").resolve()), json.dumps(job)]
+        job = {"config": str(file.resolve()), "files": folder, "threads": torch.get_num_threads()}
+        command = [sys.executable, str(Path(__file__).resolve()), IN_CHECKOUT, json.dumps(job)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -115,20 +211,20 @@ def changes(step: Step, before: dict[str, list[Tensor]]) -> dict[str, list[Tenso
     return {name: [new.double() - old for new, old in zip(step["state"][name], before[name])] for name in before}
 
 
-def compare(checkout: Path, pair: Pair, distiller: str) -> str:
+def compare(checkout: Path, pair: str, distiller: str) -> str:
     """A row of the table."""
     file = checkout / "configs" / "cifar-100" / f"seed-{SEED}" / distiller / f"{pair}.yml"
-    case32 = make_case(file, pair)
+    case32 = make_case(load_config(file, ["training.channels_last=false"]))  # its layout, so its rounding
     case64 = case32.double()
     ours, theirs = [], []
     for case in (case32, case64):
         before = {n: [x.detach().clone() for x in xs] for n, xs in tensors_by_published_name(case.task).items()}
         theirs.append(published_step(checkout, file, case, before))
-        ours.append(take_step(case))
+        ours.append(our_step(case))
     compared = ((ours[0], theirs[0], math.inf), (theirs[0], theirs[1], math.inf), (ours[1], theirs[1], REAL))
     cells = [largest(one[part], other[part], real) for one, other, real in compared for part in ("values", "gradients")]
     cells.append(largest(changes(ours[1], before), changes(theirs[1], before), REAL))
-    return row(distiller, str(pair), *cells)
+    return row(distiller, pair, *cells)
 
 
 def row(*cells: str) -> str:
@@ -152,13 +248,127 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS)
     parser.add_argument("--distillers", nargs="+", default=DISTILLERS)
     arguments = parser.parse_args()
-    check_published(arguments.checkout)
+    if not (arguments.checkout / "distiller_zoo").is_dir():
+        raise UserError(f"{arguments.checkout}: no checkout of the published code, it lacks distiller_zoo")
     print(row("distiller", "pair", *COLUMNS), row(*["---"] * (2 + len(COLUMNS))), sep="\n")
-    for pair in map(Pair.parse, arguments.pairs):
+    for pair in arguments.pairs:
         for distiller in arguments.distillers:
             print(compare(arguments.checkout, pair, distiller), flush=True)
     print(f"\n{count_configs(arguments.checkout)}")
 
 
+# --- the published code, in a process with the checkout as the working folder
+
+
+class OneBatch(list):
+    """A loader of one batch."""
+
+    dataset = range(SAMPLES)
+
+
+def patch_pytorch() -> None:
+    """Let code for CUDA run on a CPU, and views be taken where PyTorch once took them."""
+    view = torch.Tensor.view
+
+    def view_or_copy(tensor: Tensor, *shape: Any) -> Tensor:
+        try:
+            return view(tensor, *shape)
+        except RuntimeError:
+            return tensor.reshape(*shape)
+
+    torch.Tensor.view = view_or_copy
+    torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *_, **__: self
+    torch.cuda.FloatTensor, torch.cuda.LongTensor = torch.FloatTensor, torch.LongTensor
+
+
+def use_float64() -> None:
+    """Let what the code asks for by the name of float32 be float64."""
+    torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    torch.cuda.FloatTensor = torch.DoubleTensor
+
+
+def prepare(job: dict[str, Any], batch: list[Tensor]) -> partial:
+    """Let the published code's `main` build everything; its `train_epoch` on the batch, ready to be called."""
+    config = yaml.safe_load(Path(job["config"]).read_text(encoding="utf-8"))
+    config["kd"]["teacher"]["checkpoint"] = f"{job['files']}/teacher.pth"
+    path = Path(job["files"], "config.yml")
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    loader = OneBatch([batch])
+    code = importlib.import_module("train")
+    code.__global_values__ = {"it": 0}  # which its command line makes
+    code.get_dataloader = lambda *_, **__: (loader, loader, CLASSES)
+    code.get_cifar100_dataloaders_sample = lambda *_, **__: (loader, loader, SAMPLES)
+    code.init_pretrain = lambda *_, **__: None
+    built: dict[str, Any] = {}
+    code.train_kd = lambda **everything: built.update(everything)
+    with torch.no_grad():  # it adds to the bias of the policy in place
+        code.main(cfg_filepath=str(path), file_name_cfg="fidelity", logdir=job["files"])
+    names = ("cfg", "module_dict", "criterion_dict", "optimizer", "agent_optimizer", "device", "layers")
+    return partial(code.train_epoch, epoch=1, train_loader=loader, **{name: built[name] for name in names})
+
+
+def take_published_step(step: partial, given: dict[str, Any]) -> Step:
+    """The `outcome` of the step, by names of the code's modules.
+
+    Args:
+        step: see `prepare`.
+        given: ``state``, the tensors of each module; ``uniform``, the noise of the gates.
+    """
+    root = nn.ModuleDict({"module": step.keywords["module_dict"], "criterion": step.keywords["criterion_dict"]})
+    if given["uniform"].dtype == torch.float64:
+        use_float64()
+        root.double()
+    tensors = {name: list(root.get_submodule(name).state_dict(keep_vars=True).values()) for name in given["state"]}
+    for name, values in given["state"].items():
+        for own, value in zip(tensors[name], values, strict=True):
+            assert own.shape == value.shape, name
+            own.data.copy_(value)
+    torch.Tensor.uniform_ = lambda self, *_, **__: self.copy_(given["uniform"])  # what it draws the gates from
+
+    teacher_logits: list[Tensor] = []  # of the plain pass, then of the routed one
+    crossed: list[tuple[Tensor, Tensor]] = []  # logits and cross-entropy: of the routed network, then of the student
+    losses: list[Tensor] = []  # the policy's, then the student's
+    parts: dict[str, dict[str, float]] = {}  # what it logs
+    teacher, cross_entropy = root["module"]["teacher"], root["criterion"]["cls"]
+    teacher.register_forward_hook(lambda module, inputs, output: teacher_logits.append(output[1]))
+    # Clones, since the code scales this loss in place.
+    cross_entropy.register_forward_hook(lambda module, inputs, output: crossed.append((inputs[0], output.clone())))
+    backward = torch.Tensor.backward
+
+    def record_and_differentiate(loss: Tensor, **options: Any) -> None:
+        losses.append(loss)
+        backward(loss, **options)
+
+    torch.Tensor.backward = record_and_differentiate
+
+    def log(main_tag: str, tag_scalar_dict: dict[str, float], **_: Any) -> None:
+        parts[main_tag] = tag_scalar_dict
+
+    step(tb_writer=SimpleNamespace(add_scalars=log))
+    (routed_logits, routed_ce), (logits, ce) = crossed
+    values = {
+        "teacher's logits": teacher_logits[0],
+        "logits": logits,
+        "cross-entropy": ce,
+        "distiller's loss": torch.tensor(parts["train/loss"]["kd"], dtype=torch.float64),
+        "loss at the logits": torch.tensor(parts["train/loss"]["div"], dtype=torch.float64),
+        "student's loss": losses[1],
+        "routed logits": routed_logits,
+        "routed cross-entropy": routed_ce,
+        "policy's loss": losses[0],
+    }
+    return outcome(values, tensors)
+
+
+def in_checkout() -> None:
+    job = json.loads(sys.argv[2])
+    torch.set_num_threads(job["threads"])
+    sys.path[0] = str(Path.cwd())
+    patch_pytorch()
+    given = torch.load(f"{job['files']}/given.pth")
+    torch.save(take_published_step(prepare(job, given["batch"]), given), f"{job['files']}/taken.pth")
+
+
 if __name__ == "__main__":
-    guarded(main)
+    in_checkout() if IN_CHECKOUT in sys.argv else guarded(main)

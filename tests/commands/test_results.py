@@ -2,83 +2,143 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from documents import REPOSITORY, commands, run_python
 from launchers import handed_over
 from made_up_runs import write_run
 from PIL import Image
 
-from utils.config import Config
+from utils.config import Config, find_config
 from utils.errors import UserError
 
 sys.path.insert(0, str(REPOSITORY / "docs/results"))
 
 import build
+import fidelity
 import images
-import result_lines
 
-RESULTS = REPOSITORY / "docs/results.md"
+RESULTS = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def lines():
-    return result_lines.read_lines()
+def runs():
+    return build.read_csv(build.RUNS)
 
 
 @pytest.fixture(scope="module")
 def shares():
-    return result_lines.read_shares()
+    return build.read_csv(build.SHARES)
 
 
-@pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
-def test_every_table_of_a_document_comes_out_of_the_runs(name, lines, shares):
-    document = (REPOSITORY / name).read_text(encoding="utf-8")
-    assert "<!-- results: " in document
-    assert build.filled(document, lines, shares) == document
+@pytest.mark.parametrize("document", build.DOCUMENTS, ids=lambda path: path.name)
+def test_every_table_of_a_document_comes_out_of_the_runs(document, runs, shares):
+    text = document.read_text(encoding="utf-8")
+    assert "<!-- results: " in text
+    assert build.filled(text, build.tables(runs, shares)) == text
 
 
-def test_another_accuracy_changes_the_table(lines, shares):
-    document = RESULTS.read_text(encoding="utf-8")
-    changed = [replace(line, last_top1=line.last_top1 + 0.5 * (line.distiller == "at")) for line in lines]
-    assert build.filled(document, changed, shares) != document
+def test_another_accuracy_changes_the_table(runs, shares):
+    changed = runs.assign(last_top1=runs["last_top1"] + 0.5 * (runs["distiller"] == "at"))
+    assert build.filled(RESULTS, build.tables(changed, shares)) != RESULTS
 
 
-def test_the_command_of_a_run_starts_that_very_run(lines):
+def test_every_decimal_number_of_the_findings_stands_in_a_table():
+    tables = "".join(re.findall(r"<!-- results: \w+ -->.*?<!-- end -->", RESULTS, re.DOTALL))
+    findings = RESULTS.split("\n## Findings\n")[1].split("<!-- results")[0]
+    numbers = re.findall(r"[+-]?\d+\.\d+", findings)
+    assert len(numbers) > 10
+    assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", tables)] == []
+
+
+def test_a_difference_is_that_of_the_students_that_its_line_names(runs):
+    """Worked out from the file by hand."""
+    table = build.comparison_table(runs).set_index(["student", "compared with", "distiller", "pixels"])
+    fixed = runs[(runs["root"] == "run/all") & (runs["selection"] == "fixed")].set_index(["distiller", "seed"])[
+        "last_top1"
+    ]
+    warm = runs[runs["root"] == "run/all-warm"].set_index("seed")["last_top1"]
+    found = table.loc[("plain distiller, warm-up", "plain distiller", "AT", "16x16"), "difference"]
+    assert found.startswith(f"**+{(warm - fixed['at']).mean():.2f} ")
+    found = table.loc[("plain distiller", "KD alone", "SP", "16x16"), "difference"]
+    assert found.startswith(f"**{(fixed['sp'] - fixed['kd']).mean():.2f} ")
+
+
+def test_the_command_of_a_run_starts_that_very_run(runs):
     """The launcher hands it to Python, which makes the config of which the line tells."""
-    for line in lines:
-        ((_, variables, words),) = commands(line.command)
+    for line in runs.to_dict("records"):
+        ((_, variables, words),) = commands(line["command"])
         (config,) = run_python(handed_over(*words[1:], **variables))
-        assert settings(config) == {name: getattr(line, name) for name in settings(config)}
+        known = settings(config)
+        assert known == {name: line[name] for name in known}
 
 
 def settings(config: Config) -> dict[str, object]:
     """What runs.csv says of a run before it is trained."""
     kd = config.kd
-    distilled = kd and {
-        "teacher": kd.teacher.name,
-        "teacher_weights": kd.teacher.checkpoint or "",
-        "distiller": config.kd_loss.name,
-        "selection": kd.selection,
-        "homo": str(config.kd_loss.homo).lower(),
-    }
-    with_policy = kd and kd.selection in ("adaptive", "anti")
-    policy = with_policy and {"gamma": str(kd.loss_weights.classify_weight), "routing_share": str(kd.routing_share)}
-    return {
+    known = {
         "root": str(config.run.root),
         "dataset": config.dataset.label,
         "images": str(config.dataset.root),
-        "pixels": result_lines.pixels(config.dataset.model_dump()),
+        "pixels": build.pixels(config.dataset.model_dump()),
         "student": config.student.name,
         "seed": config.training.seed,
         "epochs": config.training.epochs,
         "precision": config.training.precision,
-        **(distilled or {}),
-        **(policy or {}),
     }
+    if kd:
+        known |= {"teacher": kd.teacher.name, "teacher_weights": kd.teacher.checkpoint or ""}
+        known |= {"distiller": config.kd_loss.name, "selection": kd.selection}
+        known |= {"homo": str(config.kd_loss.homo).lower()}
+    if kd and kd.selection in ("adaptive", "anti"):
+        known |= {"gamma": str(kd.loss_weights.classify_weight), "routing_share": str(kd.routing_share)}
+    return known
+
+
+def test_runs_that_are_no_repetitions_are_refused(runs):
+    cell = runs[(runs["root"] == "run/all") & (runs["distiller"] == "at") & (runs["selection"] == "fixed")]
+    with pytest.raises(UserError, match="have the same seed"):
+        build.last(cell.assign(seed=1), "run/all", "fixed", "at")
+    with pytest.raises(UserError, match="differ in epochs"):
+        build.last(cell.assign(epochs=range(len(cell))), "run/all", "fixed", "at")
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ("<!-- results: other -->\n<!-- end -->", "other: no such table"),
+        ("<!-- results: main -->\ntext\n<!-- results: main -->\n<!-- end -->", "has no <!-- end -->"),
+    ],
+)
+def test_a_mark_that_is_wrong_is_named(document, complaint):
+    with pytest.raises(UserError, match=complaint):
+        build.filled(document, {"main": pd.DataFrame({"a": ["b"]})})
+
+
+def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run("run", selection="adaptive", epochs=3, done=2, seed=1)
+    with pytest.raises(UserError, match="run: no finished run"):
+        build.collect([Path("run")])
+    write_run("run", selection="adaptive", epochs=3, seed=2, accuracies=[1, 2, 70.125])
+    for table, known in zip(build.collect([Path("run")]), (build.RUNS, build.SHARES)):
+        table.to_csv(known.name, index=False)
+        assert list(table)[:10] == list(build.read_csv(known))[:10]
+    runs, shares = build.read_csv(Path("runs.csv")), build.read_csv(Path("shares.csv"))
+    (line,) = runs.to_dict("records")
+    assert (line["seed"], line["epochs"], line["distiller"], line["last_top1"]) == (2, 3, "at", 70.12)
+    assert shares["spot"].tolist() == ["f1", "f2", "f3", "logits"]
+    assert shares[["1", "2", "3"]].iloc[3].tolist() == pytest.approx([76.7, 53.3, 30.0])
+
+
+def test_the_figures_are_drawn(runs, shares):
+    panels = build.accuracy_figure(runs).axes
+    assert [panel.get_title(loc="left") for panel in panels] == [f"teacher: {t}" for t in build.TEACHERS.values()]
+    assert len(build.share_figure(shares).axes[0].lines) == 20
 
 
 def names(folder) -> list[str]:
@@ -148,60 +208,12 @@ def test_images_that_are_there_are_not_mixed_with_others(tmp_path, monkeypatch):
     assert names(tmp_path / "data") == ["cifar-10/0.jpg"]
 
 
-def test_runs_that_are_no_repetitions_are_refused(lines):
-    one, two, *_ = result_lines.where(lines, root="run/all", distiller="at", selection="fixed")
-    with pytest.raises(UserError, match="have the same seed"):
-        result_lines.last([one, replace(two, seed=one.seed)], root="run/all")
-    with pytest.raises(UserError, match="differ in epochs"):
-        result_lines.last([one, replace(two, epochs=5)], root="run/all")
-
-
-def test_a_newer_distiller_has_a_place_in_its_tables(lines, shares):
-    old = {"root": "run/all", "distiller": "sp"}
-    lines = [replace(line, distiller="dkd") for line in result_lines.where(lines, **old)] + lines[:3]
-    shares = [replace(entry, distiller="dkd") for entry in result_lines.where(shares, **old)]
-    for name in ("distillers", "choices"):
-        assert "| DKD " in build.filled(f"<!-- results: {name} -->\n<!-- end -->", lines, shares)
-
-
-@pytest.mark.parametrize(
-    ("document", "complaint"),
-    [
-        ("<!-- results: other -->\n<!-- end -->", "other: no such table"),
-        ("<!-- results: main -->\ntext", "has no <!-- end -->"),
-        ("<!-- results: main -->\ntext\n<!-- results: main -->\n<!-- end -->", "has no <!-- end -->"),
-    ],
-)
-def test_a_mark_that_is_wrong_is_named(document, complaint, lines, shares):
-    with pytest.raises(UserError, match=complaint):
-        build.filled(document, lines, shares)
-
-
-def test_a_table_without_runs_is_named(shares):
-    with pytest.raises(UserError, match="main: there are no runs"):
-        build.filled("<!-- results: main -->\n<!-- end -->", [], shares)
-
-
-def test_a_column_that_is_missing_is_named(tmp_path, monkeypatch):
-    text = result_lines.RUNS.read_text(encoding="utf-8").replace(",epochs,", ",epoch,", 1)
-    (tmp_path / "runs.csv").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(result_lines, "RUNS", tmp_path / "runs.csv")
-    with pytest.raises(UserError, match=r"runs.csv: line 2, epochs: Field required"):
-        result_lines.read_lines()
-
-
-def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(result_lines, "RUNS", tmp_path / "runs.csv")
-    monkeypatch.setattr(result_lines, "SHARES", tmp_path / "shares.csv")
-    monkeypatch.chdir(tmp_path)
-    write_run("run", selection="adaptive", epochs=3, done=2, seed=1)
-    with pytest.raises(UserError, match="run: no finished run"):
-        result_lines.collect([Path("run")])
-    write_run("run", selection="adaptive", epochs=3, seed=2)
-    collected = result_lines.collect([Path("run")])
-    result_lines.write_csv_files(*collected)
-    (line,), shares = result_lines.read_lines(), result_lines.read_shares()
-    assert ([line], shares) == collected
-    assert (line.seed, line.epochs, line.distiller, line.selection) == (2, 3, "at", "adaptive")
-    assert {entry.seed for entry in shares} == {2}
-    assert all(set(entry.by_epoch) == {1, 2, 3} for entry in shares)
+@pytest.mark.parametrize("distiller", ["at", "crd"])
+def test_the_step_that_is_compared_with_the_published_code_is_ours(distiller):
+    config = find_config("cifar-100", 1029, teacher="resnet20", student="resnet8", distiller=distiller)
+    case = fidelity.make_case(config.load(["training.batch_size=4", "training.channels_last=false"]), samples=200)
+    before = {n: [x.clone() for x in xs] for n, xs in fidelity.tensors_by_published_name(case.task).items()}
+    changed = fidelity.changes(fidelity.our_step(case), before)
+    moved = {name for name, values in changed.items() if any(value.abs().sum() > 0 for value in values)}
+    assert {"module.student", "module.policy"} <= moved
+    assert "module.teacher" not in moved

@@ -3,116 +3,190 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from datasets.folders import enumerate_some
 from datasets.source import Source
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
 from utils.report.gallery import WAITS_FOR, class_names_of, gallery_figure, matches
 from utils.report.gate_plots import class_heatmap, share_figures
+from utils.report.groups import Group, replaced
 from utils.report.losses import loss_figure
-from utils.report.page import Section, ShownFigure, ShownTable, address
-from utils.report.published import Published
-from utils.report.run_table import run_table
-from utils.report.settings import common_settings, data_of, replaced
-from utils.report.tables import Row, result_rows, result_tables
+from utils.report.page import Section, ShownFigure, address, slug
+from utils.report.style import png
+from utils.report.tables import result_tables, run_table
 from utils.run_folder.read import Run
+from utils.run_folder.records import warn
 
-UNFINISHED_NAMED = 5
+NAMED = 5  # unfinished runs
 NO_CHOICE_NAMED = 3
 
 NOTE = (
-    "Validation top-1 in percent: mean ± sample standard deviation (number of seeds), of finished runs. The teacher's "
-    "figure is that of the checkpoint used. The best epoch was picked on the validation images, which flatters it: "
-    "compare by the last one."
+    "Validation top-1 in percent: mean ± sample standard deviation (number of seeds) of the finished runs. The "
+    "teacher's figure is that of the checkpoint used. The best epoch was chosen on the images that it is measured on, "
+    "so it looks better than it is: compare by the last epoch."
 )
-DIFFERENCE = "The difference pairs runs that share a seed; in brackets its 95 % interval (Student's t)."
+DIFFERENCE = "A difference pairs runs with the same seed; in brackets its 95 % interval (Student's t)."
 GAP = "Gap closed: the share of the way from the student alone to its teacher."
+PAPER = "* published: Song et al., Spot-adaptive Knowledge Distillation, IEEE TIP 2022."
 RUNS = (
     "Accuracies of unfinished runs are those so far. Time: of all epochs. Parameters and FLOPs of one image's forward "
     "pass (two for a multiplication and an addition): the student's, then the teacher's, both in millions."
 )
-PAPER = "* published: Song et al., Spot-adaptive Knowledge Distillation, IEEE TIP 2022."
-_LOSSES = (
+GAIN = (
+    "What adaptivity gains over distilling everywhere, last epoch; right of the line it helps. An interval that leaves "
+    "the frame is of two seeds."
+)
+ACCURACY = (
+    "Validation accuracy after every epoch, one line for each run, all panels on one scale without the steep start."
+)
+ENTROPY = (
+    "Cross-entropy, logarithmic. Where the pale training line falls away from the validation line, the student "
+    "overfits."
+)
+SHARES = (
+    "Share of the training samples distilled at each spot in every epoch, one line for each run with a policy. fN: the "
+    "feature with index N (student-teacher where the two differ); logits: the loss at the logits."
+)
+LOSSES = (
     "What each term adds to the training loss, its weight included (alpha at the logits, beta at the spots); epoch "
     "means, logarithmic where none is below 0."
 )
-_CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
-_GALLERY = (
+CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
+GALLERY = (
     "Training images distilled most and least often at each spot, with their class and the share of recorded epochs in "
     "which they were distilled. Among equals the choice is spread evenly over the data set."
 )
-
-
-def build_sections(
-    runs: Sequence[Run], records: Sequence[dict[str, Any]], out: Path, details: int, with_images: bool
-) -> Iterator[Section]:
-    """The sections in order, each drawn when it is asked for.
-
-    Args:
-        records: of the runs, see `run_table.run_records`.
-        out: the folder of the page.
-        details: of how many runs with a policy to show the heatmap, the losses and the gallery.
-        with_images: load the data sets, for class names and galleries.
-    """
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        of_dataset = [run for run in runs if run.dataset == dataset]
-        rows = result_rows(of_dataset)
-        if rows:
-            yield _results(dataset, rows, of_dataset)
-        yield _curves(dataset, of_dataset)
-        shares = _shares(dataset, of_dataset)
-        if shares.figures:
-            yield shares
-    yield from _details(runs, out, details, with_images)
-    table, same = run_table(runs, records)
-    links = {str(run.path): address(run.path, out) for run in runs}
-    caption = f"{subtitle(runs)}. {RUNS} {same} A click on a heading sorts."
-    yield Section("Runs", tables=[ShownTable(table, caption, sortable=True, links=links)])
+SETTINGS = {
+    "training.epochs": "{} epochs",
+    "training.batch_size": "batches of {}",
+    "training.lr": "learning rate {}",
+}
 
 
 def subtitle(runs: Sequence[Run]) -> str:
+    """How many runs there are, and when this was written."""
     counts = [(status, sum(run.status == status for run in runs)) for status in ("finished", "running", "stopped")]
-    parts = [f"{count} {status}" for status, count in counts if count]
-    plural = "s" if len(runs) > 1 else ""
-    return f"{len(runs)} run{plural} ({', '.join(parts)}), {time.strftime('%Y-%m-%d %H:%M')}"
+    parts = ", ".join(f"{count} {status}" for status, count in counts if count)
+    return f"{len(runs)} run{'s' * (len(runs) > 1)} ({parts}), {time.strftime('%Y-%m-%d %H:%M')}"
 
 
-def unfinished(runs: Sequence[Run]) -> str:
-    """Names the runs that are not finished; empty if all are."""
-    names = [f"{run.title} ({run.progress})" for run in runs if run.status != "finished"]
-    if not names:
-        return ""
-    more = f"; and {len(names) - UNFINISHED_NAMED} more" if len(names) > UNFINISHED_NAMED else ""
-    return f"Not finished: {'; '.join(names[:UNFINISHED_NAMED])}{more}."
+def unfinished(runs: Sequence[Run]) -> list[str]:
+    """A sentence that names the runs that are not finished."""
+    names = [f"{run.title} ({run.progress})" for run in runs if not run.is_finished]
+    more = [f"and {len(names) - NAMED} more"] * (len(names) > NAMED)
+    return [f"Not finished: {'; '.join(names[:NAMED] + more)}."] * bool(names)
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What the tables of results need said."""
-    parts = [NOTE]
-    if any(row.difference("last") for row in rows):
-        parts.append(DIFFERENCE)
-    if any(row.gap_closed(column, "last") is not None for row in rows for column in ("fixed", "adaptive")):
-        parts.append(GAP)
-    return [" ".join(parts), *[PAPER] * any(row.published != Published() for row in rows)]
+def result_section(dataset: str, groups: Sequence[Group]) -> Section:
+    """Tables of results on one data set, and what has to be said about them."""
+    runs, rows = [run for group in groups for run in group.runs], distilled(groups)
+    section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)])
+    if not rows:
+        return section
+    section.tables = {f"Validation top-1 (%), {name}": table for name, table in result_tables(rows).items()}
+    headings = [name for table in section.tables.values() for name in table]
+    notes = {NOTE: True, DIFFERENCE: "adaptive - fixed" in headings}
+    notes[GAP] = any(name.startswith("gap closed") for name in headings)
+    section.texts += [*not_counted(rows), *without_choice(runs), " ".join(note for note in notes if notes[note])]
+    section.texts += [PAPER] * any(name.endswith("*") for name in headings)
+    return section
 
 
-def setting(runs: Sequence[Run]) -> str:
-    """On what the runs of one data set were trained, and how."""
-    distilled = [run for run in runs if not run.is_single] or runs
-    return " ".join(filter(None, (data_of(runs), common_settings(distilled))))
+def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Section:
+    """The table of all runs."""
+    table, same = run_table(groups, records)
+    paths = [run.path for group in groups for run in group.runs]
+    links = {str(path): address(path, out) for path in paths}
+    return Section("Runs", [" ".join(filter(None, (RUNS, same)))], {"All runs": table}, links=links)
 
 
-def not_counted(runs: Sequence[Run]) -> list[str]:
+def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
+    """What adaptivity gains on one data set."""
+    return drawn(f"{dataset} difference", GAIN, difference_figures(distilled(groups)))
+
+
+def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
+    """Curves and gates of the runs on one data set."""
+    curves = drawn(f"{dataset} accuracy", ACCURACY, accuracy_figures(groups))
+    curves += drawn(f"{dataset} cross entropy", ENTROPY, cross_entropy_figures(groups))
+    shares = drawn(f"{dataset} gate shares", SHARES, share_figures(groups))
+    sections = [Section(f"Training on {dataset}", figures=curves)]
+    sections.append(Section(f"Where {dataset} is distilled, and when", figures=shares))
+    return [section for section in sections if section.figures]
+
+
+def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: bool) -> Iterator[Section]:
+    """Losses, heatmap and gallery of the first `limit` runs with a policy.
+
+    Args:
+        with_images: load the data sets, for class names and galleries.
+    """
+    chosen = [run for run in runs if run.has_policy and run.records]
+    # A seed of every pair and distiller comes before a second seed of any.
+    chosen.sort(key=lambda run: (not run.is_finished, run.selection != "adaptive", run.seed))
+    for number, run in enumerate(chosen[:limit], 1):
+        section = Section(f"{run.dataset}: {run.title}", without_choice([run]), detail=True)
+        section.texts.append(str(run.path))
+        section.links = {str(run.path): address(run.path, out)}
+        name, source = f"run {number:03} {run.title}", load_source(run) if with_images else None
+        section.figures = drawn(f"{name} losses", LOSSES, map(loss_figure, [run]))
+        if gates := run.gate_shares():
+            names = class_names_of(source, len(gates.shares))
+            heatmap = (class_heatmap(gates, names, run.title) for _ in range(1))
+            section.figures += drawn(f"{name} classes", CLASSES.format(gates.epoch), heatmap)
+        _add_gallery(section, run, name, source)
+        if number == limit < len(chosen):
+            left = len(chosen) - limit
+            section.texts.append(f"{left} further runs with a policy are left out; --details N shows more.")
+        yield section
+
+
+def _add_gallery(section: Section, run: Run, name: str, source: Source | None) -> None:
+    """The gallery, or the reason why it is not there."""
+    samples = run.gate_samples()
+    if samples is None:
+        return
+    if samples.epochs < WAITS_FOR:
+        text = f"The images distilled most and least often are shown after {WAITS_FOR} epochs; so far {samples.epochs}."
+        section.texts.append(text)
+    elif source is not None and matches(samples, source):
+        figures = (gallery_figure(samples, source, run.title) for _ in range(1))
+        section.figures += drawn(f"{name} gallery", GALLERY, figures, photographs=True)
+    else:
+        section.texts.append(
+            f"The images distilled most and least often are not shown: {run.data} does not hold exactly the "
+            f"{len(samples.frequency):,} images of this run; images that were skipped, added or deleted count."
+        )
+
+
+def drawn(name: str, caption: str, figures: Iterable[Figure], *, photographs: bool = False) -> list[ShownFigure]:
+    """The figures as PNG files. One that cannot be drawn is named and left out: the report is of many runs."""
+    shown: list[ShownFigure] = []
+    try:
+        with doing(f"drawing {name}"):
+            for number, figure in enumerate(figures, 1):
+                data, width = png(figure, photographs=photographs), round(figure.get_figwidth() * 96)
+                shown.append(ShownFigure(slug(f"{name} {number}"), caption, data, width))
+    except UserError as error:
+        warn(f"{error}; left out")
+    return shown
+
+
+def distilled(groups: Iterable[Group]) -> list[Group]:
+    return [group for group in groups if not group.first.is_single]
+
+
+def not_counted(groups: Sequence[Group]) -> list[str]:
     """A sentence about the finished runs that the tables of results leave out."""
-    paths = [str(run.path) for run in replaced(runs)]
-    return [f"Left out, since another run has their seed and their settings: {enumerate_some(paths)}."] if paths else []
+    paths = [str(run.path) for run in replaced(groups)]
+    return [f"Left out, since another run has their seed and their settings: {enumerate_some(paths)}."] * bool(paths)
 
 
 def without_choice(runs: Sequence[Run]) -> list[str]:
@@ -122,100 +196,30 @@ def without_choice(runs: Sequence[Run]) -> list[str]:
     return found[:NO_CHOICE_NAMED] + more * (len(found) > NO_CHOICE_NAMED)
 
 
-def _results(dataset: str, rows: list[Row], runs: Sequence[Run]) -> Section:
-    texts = [setting(runs), *not_counted(runs), *without_choice(runs), *notes(rows)]
-    section = Section(f"Results on {dataset}", texts=texts)
-    section.tables = [ShownTable(table, name.capitalize()) for name, table in result_tables(rows).items()]
-    caption = (
-        "What adaptivity gains over distilling everywhere, last epoch; right of the line it helps. "
-        "An interval that leaves the frame is of two seeds."
+def common_settings(runs: Sequence[Run]) -> list[str]:
+    """``"All runs: 240 epochs, batches of 64, learning rate 0.05"``: what is the same for all distilled runs."""
+    runs = [run for run in runs if not run.is_single] or runs
+    values = {key: {repr(run.settings.get(key)) for run in runs} - {"None"} for key in SETTINGS}
+    known = [words.format(*values[key]) for key, words in SETTINGS.items() if len(values[key]) == 1]
+    who = "All runs" if len(runs) > 1 else "The run"
+    return [f"{who}: {', '.join(known)}.".replace(" 1 epochs", " 1 epoch")] * bool(known)
+
+
+def data_of(runs: Sequence[Run]) -> str:
+    """The data set in a sentence: what the runs wrote down about it."""
+    sizes = dict.fromkeys(
+        f"{facts['train_images']:,} images to train on, {facts['val_images']:,} to validate, "
+        f"{facts['classes']} classes, {facts['image_size'][0]}x{facts['image_size'][1]} pixels; "
+        for facts in (run.facts for run in runs)
+        if facts
     )
-    section.figures = _drawn(f"{dataset} difference", caption, difference_figures(rows, "last"))
-    return section
-
-
-def _curves(dataset: str, runs: Sequence[Run]) -> Section:
-    accuracy = (
-        "Validation accuracy after every epoch, one line per run, all panels on one scale; in runs of 20 epochs and "
-        "more it leaves out the steep first quarter."
-    )
-    entropy = (
-        "Cross-entropy, logarithmic; where the pale training line falls away from the validation line, the student "
-        "overfits."
-    )
-    return Section(
-        f"Training on {dataset}",
-        figures=_drawn(f"{dataset} accuracy", accuracy, accuracy_figures(runs))
-        + _drawn(f"{dataset} cross entropy", entropy, cross_entropy_figures(runs)),
-    )
-
-
-def _shares(dataset: str, runs: Sequence[Run]) -> Section:
-    caption = (
-        "Share of the training samples distilled at each spot in every epoch, one line per run with a policy. "
-        "fN: the feature with index N (student-teacher where the two differ); logits: the loss at the logits."
-    )
-    return Section(
-        f"Where {dataset} is distilled, and when",
-        figures=_drawn(f"{dataset} gate shares", caption, share_figures(runs)),
-    )
-
-
-def _details(runs: Sequence[Run], out: Path, limit: int, with_images: bool) -> Iterator[Section]:
-    chosen = [run for run in runs if run.has_policy and run.records]
-    # A seed of every pair and distiller comes before a second seed of any.
-    chosen.sort(key=lambda run: (run.status != "finished", run.selection != "adaptive", run.seed))
-    for number, run in enumerate(chosen[:limit], 1):
-        section = Section(
-            f"{run.dataset}: {run.title}",
-            texts=without_choice([run]) + _gallery_missing(run, with_images),
-            figures=list(_detail_figures(f"run {number:03}", run, with_images)),
-            detail=True,
-            folder=(str(run.path), address(run.path, out)),
-        )
-        if number == limit < len(chosen):
-            section.texts.append(
-                f"{len(chosen) - limit} further runs with a policy are left out; --details N shows more."
-            )
-        yield section
-
-
-def _detail_figures(name: str, run: Run, with_images: bool) -> Iterator[ShownFigure]:
-    yield ShownFigure.draw(f"{name} {run.title} losses", _LOSSES, loss_figure(run))
-    source = load_source(run) if with_images else None
-    gates = run.gate_shares()
-    if gates is not None:
-        names = class_names_of(source, len(gates.shares))
-        figure = class_heatmap(gates, names, run.title)
-        yield ShownFigure.draw(f"{name} {run.title} classes", _CLASSES.format(gates.epoch), figure)
-    samples = run.gate_samples()
-    if samples is None or samples.epochs < WAITS_FOR or source is None or not matches(samples, source):
-        return
-    figure = gallery_figure(samples, source, run.title)
-    yield ShownFigure.draw(f"{name} {run.title} gallery", _GALLERY, figure, photographs=True)
-
-
-def _gallery_missing(run: Run, with_images: bool) -> list[str]:
-    """Why there is no gallery, where one could be expected."""
-    samples = run.gate_samples()
-    if samples is None:
-        return []
-    shown = "The images distilled most and least often are"
-    if samples.epochs < WAITS_FOR:
-        return [f"{shown} shown after {WAITS_FOR} epochs; so far {samples.epochs}."]
-    if not with_images or ((source := load_source(run)) is not None and matches(samples, source)):
-        return []
-    root = run.config["dataset"]["root"]
-    return [
-        f"{shown} not shown: {root} does not hold exactly the {len(samples.frequency):,} images of this run; "
-        "skipped ones, and what came or went since, count."
-    ]
+    roots = dict.fromkeys(run.data for run in runs)
+    return f"Data: {'or '.join(sizes)}dataset.root: {', '.join(roots)}."
 
 
 def load_source(run: Run) -> Source | None:
     """The run's data set, or None where it is not at hand."""
-    data = run.config["dataset"]
-    return _load_source(run.dataset_name, data["root"], data.get("val_split"))
+    return _load_source(run.dataset_name, run.data, run.config["dataset"].get("val_split"))
 
 
 @lru_cache(maxsize=1)  # runs come data set by data set, and one may fill the memory
@@ -224,11 +228,7 @@ def _load_source(name: str, root: str, val_split: float | None) -> Source | None
     from datasets.download import without_downloads
 
     try:
-        with without_downloads():
+        with doing(f"reading {root}"), without_downloads():
             return find_source(name, root, val_split)
     except UserError:
         return None
-
-
-def _drawn(name: str, caption: str, figures: Iterator[Figure]) -> list[ShownFigure]:
-    return [ShownFigure.draw(f"{name} {number}", caption, figure) for number, figure in enumerate(figures, 1)]

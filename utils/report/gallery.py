@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from datasets.source import Source
 from utils.errors import UserError
 from utils.report.style import styled
-from utils.run_folder.read import GateSamples
+from utils.run_folder.records import GateSamples
 
 TILES = 8
 TILE = 64  # pixels

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, figures and their captions, nothing fetched from elsewhere."""
+"""The parts of a report, and how they become one HTML page that fetches nothing from elsewhere, or Markdown."""
 
 from __future__ import annotations
 
@@ -9,25 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
-from utils.report.style import png
-from utils.report.table import Table
-
-
-@dataclass(frozen=True)
-class ShownTable:
-    """A table.
-
-    Attributes:
-        links: addresses of the cells that lead somewhere, by what stands in them.
-    """
-
-    content: Table
-    caption: str
-    sortable: bool = False
-    links: dict[str, str] = field(default_factory=dict)
+from utils.report.table import markdown
 
 
 @dataclass(frozen=True)
@@ -46,11 +31,6 @@ class ShownFigure:
     data: bytes
     width: int
 
-    @classmethod
-    def draw(cls, name: str, caption: str, figure: Figure, *, photographs: bool = False) -> ShownFigure:
-        data = png(figure, photographs=photographs)
-        return cls(_slug(name), caption, data, round(figure.get_figwidth() * 96))
-
     @property
     def base64(self) -> str:
         return base64.b64encode(self.data).decode("ascii")
@@ -61,19 +41,25 @@ class Section:
     """A part of the page.
 
     Attributes:
+        tables: by their captions.
         detail: of a single run; the table of contents lists these apart.
-        folder: of that run, and its address.
+        links: addresses of the cells and texts that are folders.
     """
 
     title: str
     texts: list[str] = field(default_factory=list)
-    tables: list[ShownTable] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: list[ShownFigure] = field(default_factory=list)
     detail: bool = False
-    folder: tuple[str, str] | None = None
+    links: dict[str, str] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        """Title, tables and texts."""
+        tables = [part for caption, table in self.tables.items() for part in (f"{caption}:", markdown(table))]
+        return "\n\n".join([f"## {self.title}", *tables, *self.texts])
 
 
-def render(title: str, subtitle: str, unfinished: str, sections: list[Section]) -> str:
+def render(title: str, texts: list[str], sections: list[Section]) -> str:
     """The page as HTML; every text in it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -82,14 +68,14 @@ def render(title: str, subtitle: str, unfinished: str, sections: list[Section]) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html.j2")
-    return template.render(title=title, subtitle=subtitle, unfinished=unfinished, sections=sections)
+    return environment.get_template("page.html.j2").render(title=title, texts=texts, sections=sections)
 
 
 def address(target: Path, page: Path) -> str:
     """How a page in the folder `page` links to a folder."""
-    return quote(Path(os.path.relpath(target.resolve(), page.resolve())).as_posix()) + "/"
+    return quote(Path(os.path.relpath(target.resolve(), page.resolve())).as_posix(), errors="surrogateescape") + "/"
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+def slug(text: str) -> str:
+    """A name for a file."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:150]

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
+import pandas as pd
+from scipy import stats
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation (n - 1) of `n` values; no deviation for a single one."""
-
-    mean: float
-    std: float | None
-    n: int
-
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f"±{self.std:.2f}"
-        return f"{self.mean:.2f}{spread} ({self.n})"
 
 
 @dataclass(frozen=True)
@@ -33,6 +19,11 @@ class Difference:
     half_width: float | None
     n: int
 
+    @property
+    def is_significant(self) -> bool:
+        """Its interval does not contain 0."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
     def __str__(self) -> str:
         if self.half_width is None:
             return f"{self.mean:+.2f} ({self.n})"
@@ -40,22 +31,23 @@ class Difference:
         return f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}] ({self.n})"
 
 
-def summarise(values: Collection[float]) -> Summary | None:
-    """None for no values."""
-    if not values:
-        return None
-    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
-
-
-def paired_difference(ours: dict[int, float], base: dict[int, float]) -> Difference | None:
+def paired_difference(ours: pd.Series, base: pd.Series) -> Difference | None:
     """`ours` - `base` over the seeds that both have; None if there is no such seed.
 
     Args:
-        ours, base: a value per seed.
+        ours, base: a value for each seed, which is the index.
     """
-    differences = [ours[seed] - base[seed] for seed in ours.keys() & base.keys()]
-    summary = summarise(differences)
-    if summary is None or summary.std is None:
-        return summary and Difference(summary.mean, None, 1)
-    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, summary.n - 1))
-    return Difference(summary.mean, quantile * summary.std / math.sqrt(summary.n), summary.n)
+    differences = (ours - base).dropna()
+    n = len(differences)
+    if n < 2:
+        return Difference(float(differences.iloc[0]), None, 1) if n else None
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    return Difference(float(differences.mean()), float(quantile * differences.std() / math.sqrt(n)), n)
+
+
+def mean_text(values: pd.Series, separator: str = "±") -> str:
+    """``"71.00±1.00 (3)"``: mean, sample standard deviation (n - 1) and number; empty for no values."""
+    if values.empty:
+        return ""
+    spread = f"{separator}{values.std():.2f}" if len(values) > 1 else ""
+    return f"{values.mean(skipna=False):.2f}{spread} ({len(values)})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 
 @dataclass(frozen=True)
 class Table:
@@ -12,12 +14,6 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-    @classmethod
-    def of(cls, lines: Sequence[dict[str, str]]) -> Table:
-        """From lines with the same headings; a column without any entry is left out."""
-        header = [name for name in lines[0] if any(line[name] for line in lines)]
-        return cls(header, [[line[name] for name in header] for line in lines])
 
     def markdown(self) -> str:
         """Aligned, so that it reads well on a terminal too."""
@@ -28,3 +24,8 @@ class Table:
             for line in lines
         )
         return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body])
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The same of a table of pandas."""
+    return Table(list(table.columns), table.to_numpy().tolist()).markdown()

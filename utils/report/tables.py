@@ -1,207 +1,194 @@
-"""Tables of results: distiller × pair, one column per selection, over seeds."""
+"""Tables: results of each pair and distiller over seeds, and every run in a line."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
 
-from utils.report.published import Published, published
-from utils.report.settings import Group, alone, grouped, same_data
-from utils.report.statistics import Difference, Summary, paired_difference, summarise
-from utils.report.table import Table
-from utils.run_folder.read import SINGLE, Run
+import pandas as pd
+from tqdm import tqdm
 
-Measure = Literal["last", "best"]
-MEASURES: dict[Measure, str] = {"last": "last epoch", "best": "best epoch"}
+from utils.config import Config
+from utils.config.related import own_command
+from utils.errors import UserError
+from utils.report.groups import TEACHER, Group, gap_closed
+from utils.report.statistics import mean_text
+from utils.run_folder.layout import Layout
+from utils.run_folder.read import SELECTIONS, SINGLE, Run
 
-TEACHER = "teacher"
-SELECTIONS = ("fixed", "random", "anti", "adaptive")
+MEASURES = {"last": "last epoch", "best": "best epoch"}
 COLUMNS = (TEACHER, SINGLE, *SELECTIONS)
+IN_PAPER = (TEACHER, SINGLE, "fixed", "adaptive")
+MAY_BE_CAPTION = ["dataset", "data", "status", "epochs", "lr", "batch"]
 
 
-@dataclass
-class Cell:
-    """What is known of one selection in one row.
-
-    Attributes:
-        last, best: accuracy of each finished run by seed, percent.
-        unfinished: how far the others are, e.g. ``"running 37/240"``.
-        no_choice: where those distil whose policy treats all samples alike by now, ``everywhere`` or ``nowhere``.
-    """
-
-    last: dict[int, float] = field(default_factory=dict)
-    best: dict[int, float] = field(default_factory=dict)
-    unfinished: list[str] = field(default_factory=list)
-    no_choice: list[str] = field(default_factory=list)
-
-    def add(self, run: Run) -> None:
-        if run.no_choice:
-            self.no_choice.append(run.no_choice.where)
-        if run.status != "finished":
-            self.unfinished.append(run.progress)
-            return
-        self.last[run.seed], self.best[run.seed] = run.last_top1, run.best_top1
-
-    def values(self, measure: Measure) -> dict[int, float]:
-        return getattr(self, measure)
-
-    def text(self, measure: Measure) -> str:
-        """``"71.34±0.21 (3)"``, ``"71.34 (1) +1 running"``, ``"running 37/240"``; empty if nothing was run."""
-        summary = summarise(self.values(measure).values())
-        if summary is None and len(self.unfinished) == 1:
-            return self.unfinished[0]
-        states = Counter(text.split()[0] for text in self.unfinished)
-        more = " ".join(f"+{count} {state}" for state, count in states.items())
-        return " ".join(filter(None, [_text(summary), more]))
+def result_tables(groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
+    """The tables of `groups` by what they show: one for each measure, or a single one where they would be the same."""
+    last, best = (result_table(groups, measure) for measure in MEASURES)
+    return {"last epoch, which is the best": last} if last.equals(best) else dict(zip(MEASURES.values(), (last, best)))
 
 
-@dataclass
-class Row:
-    """One distiller on one pair.
-
-    Attributes:
-        variant: the settings in which this row differs from others of the same name, e.g. ``"training.epochs=12"``.
-        cells: by column; a column that nothing was run for has an empty cell.
-    """
-
-    dataset: str
-    dataset_name: str
-    teacher: str
-    student: str
-    distiller: str
-    variant: str
-    cells: dict[str, Cell]
-
-    @property
-    def pair(self) -> str:
-        return f"{self.teacher} → {self.student}"
-
-    @property
-    def label(self) -> str:
-        return ", ".join(filter(None, (self.pair, self.distiller, self.variant)))
-
-    @property
-    def published(self) -> Published:
-        return published(self.dataset_name, self.teacher, self.student, self.distiller)
-
-    def summary(self, column: str, measure: Measure) -> Summary | None:
-        return summarise(self.cells[column].values(measure).values())
-
-    def difference(self, measure: Measure) -> Difference | None:
-        """adaptive - fixed, over the seeds that have both."""
-        return paired_difference(self.cells["adaptive"].values(measure), self.cells["fixed"].values(measure))
-
-    def gap_closed(self, column: str, measure: Measure) -> float | None:
-        """Share of the gap between the student alone and the teacher, in percent, of the means over the seeds."""
-        means = (getattr(self.summary(name, measure), "mean", None) for name in (column, SINGLE, TEACHER))
-        return gap_closed(*means)
-
-    @property
-    def no_choice(self) -> str:
-        """``"adaptive: 2 everywhere"``: how many runs do not choose."""
-        counts = {name: Counter(cell.no_choice) for name, cell in self.cells.items() if cell.no_choice}
-        return "; ".join(f"{name}: {n} {where}" for name, found in counts.items() for where, n in found.items())
-
-
-def result_rows(runs: Iterable[Run]) -> list[Row]:
-    """One row per data set, pair, distiller and setting; in the order of `runs`.
-
-    Runs that differ in more than their seed and selection (e.g. in epochs) do not share a row. Of several runs with
-    one seed, a finished one counts, and among those the last in `runs`.
-    """
-    runs = list(runs)
-    return [_row(group, runs) for group in grouped(runs) if not group.first.is_single]
-
-
-def _row(group: Group, runs: list[Run]) -> Row:
-    first = group.first
-    cells = {column: Cell() for column in COLUMNS}
-    for run in group.runs:
-        cells[run.selection].add(run)
-    for run in alone(first, runs):
-        cells[SINGLE].add(run)
-    for run in runs:
-        # Its own training says how good a teacher is until a run has measured its checkpoint, which is the best.
-        if run.is_single and run.student == first.teacher and run.status == "finished" and same_data(run, first):
-            _set_teacher(cells[TEACHER], run.seed, run.best_top1)
-    for run in group.runs:
-        if run.teacher_top1 is not None:
-            _set_teacher(cells[TEACHER], run.seed, run.teacher_top1)
-    return Row(first.dataset, first.dataset_name, first.teacher, first.student, first.distiller, group.variant, cells)
-
-
-def _set_teacher(cell: Cell, seed: int, top1: float) -> None:
-    cell.last[seed] = cell.best[seed] = top1
-
-
-def result_tables(rows: Sequence[Row]) -> dict[str, Table]:
-    """The tables of `rows` by what they show: one per measure, or a single one where they would be the same."""
-    tables = {name: result_table(rows, measure) for measure, name in MEASURES.items()}
-    last, best = tables.values()
-    return {"last epoch, which is the best": last} if last == best else tables
-
-
-def result_table(rows: Sequence[Row], measure: Measure) -> Table:
-    """Ours, and the published figures (headings with an asterisk) where the rows' data set has any.
-
-    Columns in which nothing would stand are left out.
-    """
-    lines = []
-    for row in rows:
-        paper = row.published
-        lines.append(
-            {"pair": row.pair, "distiller": row.distiller, "settings": row.variant}
-            | {column: row.cells[column].text(measure) for column in COLUMNS}
-            | {"adaptive - fixed": _text(row.difference(measure))}
-            | {f"gap closed: {column}": share(row.gap_closed(column, measure)) for column in ("fixed", "adaptive")}
-            | {"no choice": row.no_choice}
-            | {f"{kind}*": percent(getattr(paper, kind)) for kind in ("teacher", SINGLE, "fixed", "adaptive")}
+def result_table(groups: Sequence[Group], measure: str) -> pd.DataFrame:
+    """Text, a row for each group; headings with an asterisk have published figures. Empty columns are left out."""
+    return without_empty(
+        pd.DataFrame(
+            {"pair": group.first.pair, "distiller": group.first.distiller, "settings": group.settings}
+            | {column: _cell(group, column, measure) for column in COLUMNS}
+            | {"adaptive - fixed": str(group.difference("adaptive", "fixed", measure) or "")}
+            | {f"gap closed: {name}": share(group.gap_closed(name, measure)) for name in ("fixed", "adaptive")}
+            | {"no choice": _no_choice(group)}
+            | {f"{name}*": percent(group.published.get(name)) for name in IN_PAPER}
+            for group in groups
         )
-    return Table.of(lines)
+    )
 
 
-def result_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same as numbers for a CSV file, one record per row and measure; None where nothing is known."""
-    return [_record(row, measure) for row in rows for measure in MEASURES]
+def _cell(group: Group, column: str, measure: str) -> str:
+    """``"71.34±0.21 (3)"``, ``"71.34 (1) +1 running"``, ``"running 37/240"``; empty if nothing was run."""
+    unfinished = [run for run in group.of(column) if not run.is_finished]
+    text = mean_text(group.top1(column, measure))
+    if not text and len(unfinished) == 1:
+        return unfinished[0].progress
+    more = [f"+{count} {status}" for status, count in Counter(run.status for run in unfinished).items()]
+    return " ".join(filter(None, [text, *more]))
 
 
-def _record(row: Row, measure: Measure) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "dataset": row.dataset,
-        "teacher": row.teacher,
-        "student": row.student,
-        "distiller": row.distiller,
-        "settings": row.variant,
-        "measure": measure,
-    }
+def _no_choice(group: Group) -> str:
+    """``"adaptive: 2 everywhere"``: how many runs do not choose."""
+    counts = Counter((run.selection, run.no_choice.where) for run in group.runs if run.no_choice)
+    return "; ".join(f"{selection}: {count} {where}" for (selection, where), count in counts.items())
+
+
+def result_records(groups: Sequence[Group]) -> pd.DataFrame:
+    """The same as numbers, a row for each group and measure."""
+    return pd.DataFrame(_record(group, measure) for group in groups for measure in MEASURES)
+
+
+def _record(group: Group, measure: str) -> dict[str, object]:
+    first = group.first
+    record = {"dataset": first.dataset, "teacher": first.teacher, "student": first.student}
+    record |= {"distiller": first.distiller, "settings": group.settings, "measure": measure}
     for column in COLUMNS:
-        summary = row.summary(column, measure)
-        record |= {f"{column}_{name}": getattr(summary, name, None) for name in ("mean", "std", "n")}
-    difference = row.difference(measure)
+        values = group.top1(column, measure)
+        record |= {f"{column}_mean": values.mean(), f"{column}_std": values.std(), f"{column}_n": len(values) or None}
+    difference = group.difference("adaptive", "fixed", measure)
     for name in ("mean", "half_width", "n"):
         record[f"adaptive_minus_fixed_{name}"] = getattr(difference, name, None)
-    record |= {f"{column}_gap_closed": row.gap_closed(column, measure) for column in SELECTIONS}
-    record["no_choice"] = row.no_choice
-    paper = row.published
-    return record | {f"published_{name}": getattr(paper, name) for name in ("teacher", "single", "fixed", "adaptive")}
+    record |= {f"{column}_gap_closed": group.gap_closed(column, measure) for column in SELECTIONS}
+    record["no_choice"] = _no_choice(group)
+    return record | {f"published_{name}": group.published.get(name) for name in IN_PAPER}
 
 
-def gap_closed(top1: float | None, single: float | None, teacher: float | None) -> float | None:
-    """Which part of the way from the student alone to its teacher was made, in percent; None if that is not known."""
-    if top1 is None or single is None or teacher is None or teacher <= single:
+def run_records(groups: Sequence[Group]) -> pd.DataFrame:
+    """A row for each run, finished or not."""
+    return pd.DataFrame(_run_record(run, group) for group in groups for run in group.runs)
+
+
+def _run_record(run: Run, group: Group) -> dict[str, object]:
+    facts = run.facts or {}
+    costs = ("parameters", "flops", "teacher_parameters", "teacher_flops", "device")
+    return {
+        "dataset": run.dataset,
+        "data": run.data,
+        "teacher": run.teacher,
+        "student": run.student,
+        "distiller": run.distiller,
+        "selection": run.selection,
+        "seed": run.seed,
+        "settings": group.settings,
+        "status": run.status,
+        "epochs_done": run.epochs_done,
+        "epochs": run.epochs,
+        "last_top1": run.last_top1,
+        "best_top1": run.best_top1,
+        "teacher_top1": run.teacher_top1,
+        "gap_closed": _gap_closed_by(run, group),
+        "no_choice": str(run.no_choice or ""),
+        "lr": run.settings.get("training.lr"),
+        "batch_size": run.settings.get("training.batch_size"),
+        "seconds": round(run.seconds, 1),
+        **{name: facts.get(name) for name in costs},
+        "folder": str(run.path),
+        "command": command_of(run),
+    }
+
+
+def _gap_closed_by(run: Run, group: Group) -> float | None:
+    """Like `Group.gap_closed`, of one run; the student alone is that of its seed, else the mean of those of others."""
+    alone = group.top1(SINGLE)
+    if not run.is_finished or run.teacher_top1 is None or alone.empty:
         return None
-    return 100 * (top1 - single) / (teacher - single)
+    return gap_closed(run.last_top1, alone.get(run.seed, alone.mean()), run.teacher_top1)
+
+
+def command_of(run: Run) -> str:
+    """The command that makes the run: the launcher's, or for configs and data of one's own its config file."""
+    try:
+        command = own_command(Config.from_dict(run.config))
+    except UserError:  # the config is of another version
+        command = None
+    script = "train_single.py" if run.is_single else "train.py"
+    return command or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
+
+
+def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The table of all runs as text, and a sentence about what is the same for all and has no column for that.
+
+    Args:
+        records: see `run_records`. Accuracies of unfinished runs are those so far.
+    """
+    runs = [run for group in groups for run in group.runs]
+    table = pd.DataFrame(
+        {
+            "dataset": records["dataset"],
+            "pair": [run.pair for run in runs],
+            "distiller": records["distiller"],
+            "selection": records["selection"],
+            "seed": records["seed"].map(str),
+            "status": records["status"],
+            "epochs": [f"{run.epochs_done}/{run.epochs}" for run in runs],
+            "last %": records["last_top1"].map(percent),
+            "best %": records["best_top1"].map(percent),
+            "gap closed": records["gap_closed"].map(share),
+            "no choice": [run.no_choice.short if run.no_choice else "" for run in runs],
+            "settings": records["settings"],
+            "lr": records["lr"].map(_plain),
+            "batch": records["batch_size"].map(_plain),
+            "time": [tqdm.format_interval(run.seconds) if run.records else "" for run in runs],
+            "parameters (M)": records["parameters"].map(_in_millions),
+            "MFLOPs": records["flops"].map(_in_millions),
+            "teacher's": [
+                " / ".join(filter(None, map(_in_millions, costs)))
+                for costs in zip(records["teacher_parameters"], records["teacher_flops"])
+            ],
+            "data": records["data"],
+            "folder": records["folder"],
+            "command": records["command"],
+        }
+    )
+    same = [name for name in MAY_BE_CAPTION if len(table) > 1 and table[name].nunique() == 1]
+    words = [f"{name} {table[name].iloc[0]}" for name in same if table[name].iloc[0]]
+    sentence = f"The same for all: {', '.join(words)}." if words else ""
+    return without_empty(table.drop(columns=same)), sentence
+
+
+def without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` without the columns in which nothing stands."""
+    return table.loc[:, (table != "").any()]
 
 
 def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "" if pd.isna(value) else f"{value:.2f}"
 
 
 def share(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f} %"
+    return "" if pd.isna(value) else f"{value:.0f} %"
 
 
-def _text(value: object | None) -> str:
+def _plain(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _in_millions(value: float | None) -> str:
+    return "" if pd.isna(value) else f"{value / 1e6:,.2f}"

@@ -1,17 +1,15 @@
-"""Whether a policy still chooses, read off the shares of samples that were distilled at each spot."""
+"""Whether a policy still chooses, told by the shares of samples that were distilled at each spot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal
-
-from utils.run_folder.records import Epoch
+from typing import Any, Literal
 
 CERTAIN = 0.995  # share of the samples that counts as all of them
 
-_LIKE = {"everywhere": "as fixed does", "nowhere": "as if there were no teacher"}
+Where = Literal["everywhere", "nowhere"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,16 @@ class NoChoice:
     """
 
     selection: str
-    where: Literal["everywhere", "nowhere"]
+    where: Where
     since: int
 
     def __str__(self) -> str:
         who = "the policy" if self.selection == "adaptive" else "the opposite of the policy"
-        share = f">= {100 * CERTAIN:g}" if self.where == "everywhere" else f"<= {100 * (1 - CERTAIN):g}"
-        return f"{who} distilled {self.where} ({share} % at every spot) since epoch {self.since}, {_LIKE[self.where]}"
+        share, like = {
+            "everywhere": (f">= {100 * CERTAIN:g}", "as fixed does"),
+            "nowhere": (f"<= {100 * (1 - CERTAIN):g}", "as if there were no teacher"),
+        }[self.where]
+        return f"{who} distilled {self.where} ({share} % at every spot) since epoch {self.since}, {like}"
 
     @property
     def short(self) -> str:
@@ -39,26 +40,22 @@ class NoChoice:
         return f"{self.where} since {self.since}"
 
 
-def no_choice(selection: str, records: Sequence[Epoch]) -> NoChoice | None:
+def no_choice(selection: str, records: Sequence[dict[str, Any]]) -> NoChoice | None:
     """What the policy did in the last epochs, if that is the same for all samples at all spots; else None.
 
     Args:
-        records: the epochs of the training proper, in order.
+        records: the epochs of the training proper, in order, see `records.read_epochs`.
     """
-    if selection not in ("adaptive", "anti"):
-        return None
-    where = _where(records[-1]) if records else None
+    where = _where(records[-1]) if records and selection in ("adaptive", "anti") else None
     if where is None:
         return None
     epochs = list(takewhile(lambda record: _where(record) == where, reversed(records)))
     return NoChoice(selection, where, epochs[-1]["epoch"])
 
 
-def _where(record: Epoch) -> Literal["everywhere", "nowhere"] | None:
-    """Where the student was distilled in an epoch; None if only here and there."""
+def _where(record: dict[str, Any]) -> Where | None:
+    """Where the student was distilled in an epoch; None if only in some places."""
     shares = [share for name, share in record["train"].items() if name.startswith("gate/")]
-    if not shares:
-        return None
-    if min(shares) >= CERTAIN:
+    if shares and min(shares) >= CERTAIN:
         return "everywhere"
-    return "nowhere" if max(shares) <= 1 - CERTAIN else None
+    return "nowhere" if shares and max(shares) <= 1 - CERTAIN else None

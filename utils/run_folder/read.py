@@ -10,60 +10,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 
 from utils.config.changes import deciding_settings
 from utils.config.names import model_label
-from utils.errors import UserError
+from utils.config.yaml_text import read_yaml
+from utils.errors import UserError, doing
 from utils.files import identity
 from utils.run_folder.choice import NoChoice, no_choice
 from utils.run_folder.layout import CONFIG, Layout
 from utils.run_folder.records import (
     Epoch,
-    Facts,
-    Result,
-    read_config,
+    GateSamples,
+    GateShares,
     read_epochs,
     read_facts,
-    read_gate_line,
     read_gate_samples,
+    read_gate_shares,
     read_result,
+    warn,
 )
 
 Status = Literal["finished", "running", "stopped"]
 
-ALONE = "alone"  # stands where a distilled run has its distiller
-SINGLE = "single"  # stands where a distilled run has its selection
-
-
-@dataclass(frozen=True)
-class GateShares:
-    """Share of each class's samples distilled at each spot in one epoch.
-
-    Attributes:
-        epoch: which one, phases counted together.
-        gates: names of the gates, the logits' last.
-        shares: ``[num_classes, K + 1]`` in [0, 1]; NaN for a class not seen.
-    """
-
-    epoch: int
-    gates: list[str]
-    shares: np.ndarray
-
-
-@dataclass(frozen=True)
-class GateSamples:
-    """How often every training sample was distilled at each spot.
-
-    Attributes:
-        epochs: how many epochs were counted.
-        gates: names of the gates.
-        frequency: ``[N, K + 1]`` in [0, 1], over those epochs.
-    """
-
-    epochs: int
-    gates: list[str]
-    frequency: np.ndarray
+ALONE = "alone"  # the distiller of a run that has none
+SINGLE = "single"  # the selection of a run that has none
+SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -73,6 +45,13 @@ class Run:
     Attributes:
         path: the folder.
         config: as written by the run, plain dicts.
+        dataset: the label that groups runs; `dataset_name` is what the data set is, `data` where it lies.
+        student: the network that is trained.
+        teacher: its name, empty for a network alone; `teacher_weights` is its checkpoint, empty if it is the best one
+            of the teacher's own run.
+        distiller, selection: `ALONE` and `SINGLE` for a network alone.
+        epochs: how many the config asks for.
+        settings: what decides the outcome, flat: ``{"training.lr": 0.05, ...}``.
         records: the epochs of the training proper, in order.
         status: ``running`` while a process holds the folder; ``finished`` if every epoch of the config is done.
         result: what the run wrote at its end; None before.
@@ -81,44 +60,33 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+    dataset: str
+    dataset_name: str
+    data: str
+    student: str
+    teacher: str
+    teacher_weights: str
+    distiller: str
+    selection: str
+    seed: int
+    epochs: int
+    settings: dict[str, Any]
     records: list[Epoch]
     status: Status
-    result: Result | None
-    facts: Facts | None = None
-
-    @property
-    def dataset(self) -> str:
-        """The label that groups runs; `dataset_name` is what the data set is."""
-        return self.config["dataset"].get("label") or self.dataset_name
-
-    @property
-    def dataset_name(self) -> str:
-        return self.config["dataset"]["name"]
-
-    @property
-    def seed(self) -> int:
-        return self.config["training"]["seed"]
+    result: dict[str, Any] | None = None
+    facts: dict[str, Any] | None = None
 
     @property
     def is_single(self) -> bool:
-        return self.config.get("kd") is None
+        return self.selection == SINGLE
 
     @property
-    def student(self) -> str:
-        """The network that is trained."""
-        return _title(self.config["model"] if self.is_single else self.config["kd"]["student"])
+    def has_policy(self) -> bool:
+        return self.selection in ("adaptive", "anti")
 
     @property
-    def teacher(self) -> str:
-        return "" if self.is_single else _title(self.config["kd"]["teacher"])
-
-    @property
-    def distiller(self) -> str:
-        return ALONE if self.is_single else self.config["kd_loss"]["name"]
-
-    @property
-    def selection(self) -> str:
-        return SINGLE if self.is_single else self.config["kd"]["selection"]
+    def is_finished(self) -> bool:
+        return self.status == "finished"
 
     @property
     def pair(self) -> str:
@@ -129,15 +97,6 @@ class Run:
     def title(self) -> str:
         what = ALONE if self.is_single else f"{self.distiller}, {self.selection}"
         return f"{self.pair}, {what}, seed {self.seed}"
-
-    @property
-    def has_policy(self) -> bool:
-        return self.selection in ("adaptive", "anti")
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that the config asks for."""
-        return self.config["training"]["epochs"]
 
     @property
     def epochs_done(self) -> int:
@@ -156,7 +115,7 @@ class Run:
     @property
     def best_top1(self) -> float | None:
         """The best validation accuracy so far, percent."""
-        return max((record["val"]["top1"] for record in self.records), default=None)
+        return float(self.curve("val.top1").max()) if self.records else None
 
     @property
     def teacher_top1(self) -> float | None:
@@ -167,6 +126,16 @@ class Run:
     def seconds(self) -> float:
         """Spent on the recorded epochs."""
         return sum(record["seconds"] for record in self.records)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """The records as a table: a row per epoch, columns such as ``val.top1`` and ``train.loss/ce``."""
+        return pd.json_normalize(self.records)
+
+    def curve(self, name: str) -> pd.Series:
+        """A column of `history` over the epochs, NaN where it is missing."""
+        history = self.history.set_index("epoch")
+        return history[name] if name in history else pd.Series(float("nan"), history.index)
 
     @property
     def gate_labels(self) -> list[str]:
@@ -179,24 +148,13 @@ class Run:
         """What the policy does if it treats all samples alike by now."""
         return no_choice(self.selection, self.records)
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What decides the outcome, flat: ``{"training.lr": 0.05, ...}``."""
-        return deciding_settings(self.config)
-
     def gate_shares(self) -> GateShares | None:
         """Those of the last epoch so far; None if nothing is recorded."""
-        line = read_gate_line(Layout(self.path).gates)
-        return line and GateShares(line["global_epoch"], line["gates"], np.array(line["classes"], dtype=float))
+        return read_gate_shares(Layout(self.path).gates)
 
     def gate_samples(self) -> GateSamples | None:
         """Those that were recorded last; None if nothing is."""
-        counts = read_gate_samples(Layout(self.path).gate_samples)
-        if counts is None:
-            return None
-        seen = counts["seen"]
-        frequency = counts["distilled"] / np.maximum(seen, 1)[:, None]
-        return GateSamples(int(seen.max()), counts["labels"].tolist(), frequency)
+        return read_gate_samples(Layout(self.path).gate_samples)
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -205,11 +163,11 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     Raises:
         UserError: a folder does not exist, or there is no run at all.
     """
-    folders: dict[Path, None] = {}
+    paths = list(paths)
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give run folders, or a folder above them")
-        folders |= dict.fromkeys(_folders_with_config(path))
+    folders = dict.fromkeys(folder for path in paths for folder in _folders_with_config(path))
     runs = [run for run in map(read_run, folders) if run is not None]
     if not runs:
         raise UserError(f"{', '.join(map(str, paths))}: holds no run (a folder with {CONFIG})")
@@ -220,7 +178,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def _folders_with_config(root: Path) -> Iterator[Path]:
     """Each real folder once, however many links lead to it."""
     seen = set()
-    for name, folders, files in os.walk(root, followlinks=True):
+    for name, folders, files in os.walk(root, followlinks=True, onerror=_name_closed_folder):
         if identity(name) in seen:
             folders.clear()
             continue
@@ -229,21 +187,65 @@ def _folders_with_config(root: Path) -> Iterator[Path]:
             yield Path(name)
 
 
+def _name_closed_folder(error: OSError) -> None:
+    warn(f"{error.filename}: {error.strerror}; left out")
+
+
 def read_run(path: Path) -> Run | None:
     """The run in `path`; None if there is none, or its settings cannot be read.
 
     Other files that are damaged count as not there; a warning line names them.
     """
     layout = Layout(path)
-    config = read_config(layout.config) if layout.config.exists() else None
-    if config is None:
+    if not os.path.lexists(layout.config):
         return None
-    records = read_epochs(layout.metrics, "train")
-    result = read_result(layout.result)
-    # A finished run may have been resumed with more epochs; the old result then says nothing of where it is now.
-    done = result is not None and bool(records) and records[-1]["epoch"] >= config["training"]["epochs"]
+    try:
+        with doing(f"reading {layout.config}"):
+            known = _identity(read_yaml(layout.config))
+    except UserError as error:
+        warn(f"{error}; this run is left out")
+        return None
+    records, result = read_epochs(layout.metrics, "train"), read_result(layout.result)
+    # A finished run may have been resumed with more epochs; its old result does not mean that it is finished.
+    done = result is not None and bool(records) and records[-1]["epoch"] >= known["epochs"]
     status: Status = "running" if is_locked(layout) else "finished" if done else "stopped"
-    return Run(path, config, records, status, result, read_facts(layout.facts))
+    return Run(path, **known, records=records, status=status, result=result, facts=read_facts(layout.facts))
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of its run. Raises whatever it likes where these are not the settings of a run."""
+    data, training, kd = config["dataset"], config["training"], config.get("kd")
+    known = {
+        "config": config,
+        "dataset": _text(data.get("label") or data["name"]),
+        "dataset_name": _text(data["name"]),
+        "data": _text(data["root"]),
+        "seed": int(training["seed"]),
+        "epochs": int(training["epochs"]),
+        "settings": deciding_settings(config),
+    }
+    if kd is None:
+        alone = {"teacher": "", "teacher_weights": "", "distiller": ALONE, "selection": SINGLE}
+        return known | alone | {"student": _title(config["model"])}
+    if kd["selection"] not in SELECTIONS:
+        raise ValueError(f"unknown selection {kd['selection']}")
+    return known | {
+        "student": _title(kd["student"]),
+        "teacher": _title(kd["teacher"]),
+        "teacher_weights": _text(kd["teacher"].get("checkpoint") or ""),
+        "distiller": _text(config["kd_loss"]["name"]),
+        "selection": kd["selection"],
+    }
+
+
+def _title(network: dict[str, Any]) -> str:
+    return model_label(_text(network["name"]), network.get("kwargs"), network.get("label"))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"found {value!r}, expected a name")
+    return value
 
 
 def is_locked(layout: Layout) -> bool:
@@ -256,7 +258,3 @@ def is_locked(layout: Layout) -> bool:
     except OSError:
         pass
     return False
-
-
-def _title(network: dict[str, Any]) -> str:
-    return model_label(network["name"], network.get("kwargs"), network.get("label"))

@@ -1,198 +1,105 @@
-"""The small files of a run folder, read back: each is of the shape given here, or left out with one warning line."""
+"""The small files of a run folder, read back. What cannot be read counts as not there; a warning line names it."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
 
-from utils.config.yaml_text import read_yaml
-from utils.errors import UserError, reason
+from utils.errors import UserError, doing, reason
 from utils.files import check_regular
 from utils.run_folder.layout import epoch_number
 
 log = logging.getLogger("sakd")
 T = TypeVar("T")
 
+Epoch = dict[str, Any]  # a line of metrics.jsonl, see `read_epochs`
 
-class Epoch(TypedDict):
-    """A line of ``metrics.jsonl``: an epoch and the means over its images.
-
-    Attributes:
-        phase: ``pretrain``, in which a distiller trains alone, has no validation.
-    """
-
-    phase: Literal["pretrain", "train"]
-    epoch: PositiveInt
-    seconds: NonNegativeFloat
-    train: dict[str, FiniteFloat]
-    val: NotRequired[dict[str, FiniteFloat]]
+_LAST_EPOCH = 10**9  # a larger number comes from a damaged file
+_MEASURED = {
+    "pretrain": [("train", "loss/total")],
+    "train": [("train", "loss/total"), ("val", "loss/total"), ("val", "top1")],
+}
 
 
-class Result(TypedDict):
-    """``result.json``: accuracies in percent."""
-
-    best_top1: FiniteFloat
-    last_top1: FiniteFloat
-    teacher_top1: NotRequired[FiniteFloat]
-
-
-class Facts(TypedDict):
-    """``facts.json``: what is known of a run before its first step. Older runs have none.
+@dataclass(frozen=True)
+class GateShares:
+    """Share of each class's samples distilled at each spot in one epoch.
 
     Attributes:
-        train_images, val_images: their numbers.
-        image_size: height and width.
-        parameters, teacher_parameters: of the networks.
-        flops, teacher_flops: of one image's forward pass, two for a multiplication and an addition; None if not known.
-        weights: of the terms of the loss that have one, and over how many epochs it grows to that.
-        device: the machine it was started on last.
+        epoch: which one, phases counted together.
+        gates: names of the gates, the logits' last.
+        shares: ``[num_classes, K + 1]`` in [0, 1]; NaN for a class not seen.
     """
 
-    train_images: int
-    val_images: int
-    classes: int
-    image_size: tuple[int, int]
-    parameters: int
-    flops: int | None
-    teacher_parameters: NotRequired[int]
-    teacher_flops: NotRequired[int | None]
-    weights: dict[str, tuple[FiniteFloat, int]]
-    device: str
+    epoch: int
+    gates: list[str]
+    shares: np.ndarray
 
 
-class GateLine(TypedDict):
-    """A line of ``gates.jsonl``: by class, the share of its samples distilled at each gate; None if it has none."""
+@dataclass(frozen=True)
+class GateSamples:
+    """How often every training sample was distilled at each spot.
 
-    global_epoch: int
-    gates: Annotated[list[str], Field(min_length=1)]
-    classes: Annotated[list[list[FiniteFloat | None]], Field(min_length=1)]
+    Attributes:
+        epochs: how many epochs were counted.
+        gates: names of the gates.
+        frequency: ``[N, K + 1]`` in [0, 1], over those epochs.
+    """
 
-
-class _Named(TypedDict):
-    name: str
-
-
-class _Network(_Named):
-    checkpoint: NotRequired[str | None]
-    label: NotRequired[str | None]
-    kwargs: NotRequired[dict[str, Any] | None]
-
-
-class _Dataset(_Named):
-    root: str
-    label: NotRequired[str | None]
-
-
-class _Training(TypedDict):
-    seed: int
-    epochs: PositiveInt
-
-
-class _Distillation(TypedDict):
-    teacher: _Network
-    student: _Network
-    selection: Literal["adaptive", "anti", "fixed", "random"]
-
-
-class _Config(TypedDict):
-    """The keys of ``config.yml`` that every version has and that the tools look at."""
-
-    dataset: _Dataset
-    training: _Training
-    model: NotRequired[_Network | None]
-    kd: NotRequired[_Distillation | None]
-    kd_loss: NotRequired[_Named | None]
-
-
-def _check_epoch(epoch: Epoch) -> Epoch:
-    needed = {"train": ("loss/total",), "val": ("loss/total", "top1") if epoch["phase"] == "train" else ()}
-    for group, names in needed.items():
-        for name in names:
-            if name not in epoch.get(group, {}):
-                raise ValueError(f"{group} has no {name}")
-    return epoch
-
-
-def _check_gate_line(line: GateLine) -> GateLine:
-    if any(len(shares) != len(line["gates"]) for shares in line["classes"]):
-        raise ValueError("classes and gates do not fit together")
-    return line
-
-
-def _check_config(config: _Config) -> _Config:
-    given = {name for name in ("model", "kd", "kd_loss") if config.get(name)}
-    if given not in ({"model"}, {"kd", "kd_loss"}):
-        raise ValueError("expected model, or kd and kd_loss")
-    return config
-
-
-_EPOCH = TypeAdapter(Annotated[Epoch, AfterValidator(_check_epoch)])
-_RESULT = TypeAdapter(Result)
-_FACTS = TypeAdapter(Facts)
-_GATE_LINE = TypeAdapter(Annotated[GateLine, AfterValidator(_check_gate_line)])
-_CONFIG = TypeAdapter(Annotated[_Config, AfterValidator(_check_config)])
-
-
-def read_config(file: Path) -> dict[str, Any] | None:
-    """The settings of a run as they were written; None if these are no settings of a run."""
-    try:
-        config = read_yaml(file)
-        _CONFIG.validate_python(config)
-    except UserError as error:
-        warn(f"{error}; this run is left out")
-    except ValidationError as error:
-        warn(f"{file}: not the settings of a run ({first_problem(error)}); this run is left out")
-    else:
-        return config
-    return None
+    epochs: int
+    gates: list[str]
+    frequency: np.ndarray
 
 
 def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
-    """The lines of a ``metrics.jsonl``, or those of one phase."""
-    return [epoch for epoch in _read_lines(file, _EPOCH) if phase in (None, epoch["phase"])]
+    """The lines of a ``metrics.jsonl``, or those of one phase.
 
-
-def read_result(file: Path) -> Result | None:
-    """What ``result.json`` says; None if there is none."""
-    return _read_json(file, _RESULT, "result")
-
-
-def read_facts(file: Path) -> Facts | None:
-    """What ``facts.json`` says; None if there is none."""
-    return _read_json(file, _FACTS, "facts")
-
-
-def read_gate_line(file: Path) -> GateLine | None:
-    """The newest line of a ``gates.jsonl``, or None."""
-    lines = _read_lines(file, _GATE_LINE)
-    return lines[-1] if lines else None
-
-
-def read_gate_samples(folder: Path) -> dict[str, np.ndarray] | None:
-    """The newest ``epoch-N.npz`` of the folder, each of which counts from the beginning; None if there is none.
-
-    See `utils.training.gate_counts.GateRecorder.write_samples` for what it holds.
+    Each is an epoch: ``phase`` (``pretrain``, in which a distiller trains alone and nothing is validated, or
+    ``train``), ``epoch``, ``seconds``, and the means over its images, ``train`` and ``val``, by name. A value that is
+    not finite is NaN.
     """
+    return [epoch for epoch in _read_lines(file, _epoch) if phase in (None, epoch["phase"])]
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """``result.json``: ``best_top1``, ``last_top1`` and, of a distilled student, ``teacher_top1``, in percent."""
+    return _read_file(file, _result)
+
+
+def read_facts(file: Path) -> dict[str, Any] | None:
+    """``facts.json``, what is known of a run before its first step; older runs have none.
+
+    ``train_images``, ``val_images`` and ``classes`` are numbers, ``image_size`` is height and width, ``parameters`` and
+    ``flops`` are the student's, those of its teacher begin with ``teacher_``. FLOPs are of one image's forward pass,
+    two for a multiplication and an addition; None if not known. ``weights`` has, for each weighted term of the loss,
+    its weight and over how many epochs it grows to that. ``device`` is the machine of the last start.
+    """
+    return _read_file(file, _facts)
+
+
+def read_gate_shares(file: Path) -> GateShares | None:
+    """The newest line of a ``gates.jsonl``; None if there is none."""
+    return next(reversed(_read_lines(file, _gate_shares)), None)
+
+
+def read_gate_samples(folder: Path) -> GateSamples | None:
+    """The newest ``epoch-N.npz`` of the folder, each of which counts from the beginning; None if there is none."""
     files = {epoch_number(file): file for file in folder.glob("*.npz")}
     if None in files:
         warn(f"{files.pop(None)}: expected epoch-<number>.npz; left out")
-    for _, file in sorted(files.items(), reverse=True):
-        try:
-            check_regular(file)
-            with np.load(file) as content:
-                counts = {name: content[name] for name in ("distilled", "seen", "labels")}
-            if counts["distilled"].shape != (len(counts["seen"]), len(counts["labels"])):
-                raise ValueError("its arrays do not fit together")
-            return counts
-        except Exception as error:  # on bytes that are no .npz NumPy may raise anything
-            warn(f"{file}: no counts of gates ({reason(error)}); left out")
-    return None
+    newest_first = (
+        _tolerantly(files[number], lambda file: _gate_samples(file)) for number in sorted(files, reverse=True)
+    )
+    return next(filter(None, newest_first), None)
 
 
 @cache
@@ -201,47 +108,85 @@ def warn(text: str) -> None:
     log.warning(text)
 
 
-def _read_lines(file: Path, shape: TypeAdapter[T]) -> list[T]:
-    """The whole lines of the file; the last one may still be being written."""
-    lines: list[T] = []
+def _epoch(line: bytes) -> Epoch:
+    record = json.loads(line)
+    for part, name in _MEASURED[record["phase"]]:
+        record[part][name]  # a KeyError says what is missing
+    if not 0 < record["epoch"] < _LAST_EPOCH:
+        raise ValueError(f"epoch {record['epoch']}")
+    means = {part: _numbers(record.get(part, {})) for part in ("train", "val")}
+    return record | {"epoch": int(record["epoch"]), "seconds": float(record["seconds"])} | means
+
+
+def _result(content: bytes) -> dict[str, Any]:
+    result = json.loads(content)
+    accuracies = {name: value for name, value in result.items() if name.endswith("_top1")}
+    result["best_top1"], result["last_top1"]
+    return result | _numbers(accuracies)
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    facts = json.loads(content)
+    height, width = map(int, facts["image_size"])
+    known = {name: int(facts[name]) for name in ("train_images", "val_images", "classes", "parameters")}
+    for name in ("flops", "teacher_parameters", "teacher_flops"):
+        value = facts.get(name)
+        known[name] = None if value is None else int(value)
+    weights = {str(name): (float(weight), int(ramp)) for name, (weight, ramp) in facts["weights"].items()}
+    return known | {"image_size": (height, width), "weights": weights, "device": str(facts["device"])}
+
+
+def _gate_shares(line: bytes) -> GateShares:
+    record = json.loads(line)
+    shares = np.array(record["classes"], dtype=float)
+    if shares.ndim != 2 or shares.shape[1] != len(record["gates"]) or not shares.size:
+        raise ValueError("classes and gates do not fit together")
+    return GateShares(int(record["global_epoch"]), [str(gate) for gate in record["gates"]], shares)
+
+
+def _gate_samples(file: Path) -> GateSamples:
+    """See `utils.training.gate_counts.GateRecorder.write_samples` for what the file holds."""
+    with np.load(file) as content:
+        distilled, seen, labels = (content[name] for name in ("distilled", "seen", "labels"))
+    if distilled.shape != (len(seen), len(labels)):
+        raise ValueError("its arrays do not fit together")
+    return GateSamples(int(seen.max()), labels.tolist(), distilled / np.maximum(seen, 1)[:, None])
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> float:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else math.nan
+
+
+def _read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """Every line that `parse` takes. The first that it does not take is named."""
+    content = _read_file(file, bytes) or b""
+    found: list[T] = []
     broken = ""
-    for number, line in enumerate((_read(file) or b"").split(b"\n")[:-1], 1):
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
         try:
-            lines.append(shape.validate_json(line))
-        except ValidationError as error:
-            broken = broken or f"{file}: line {number} is no record ({first_problem(error)})"
+            found.append(parse(line))
+        except Exception as error:  # a damaged line may raise anything
+            broken = broken or f"{file}: line {number} cannot be read ({reason(error)})"
     if broken:
         warn(f"{broken}; left out, with any other such line")
-    return lines
+    return found
 
 
-def _read_json(file: Path, shape: TypeAdapter[T], what: str) -> T | None:
-    content = _read(file)
+def _read_file(file: Path, parse: Callable[[bytes], T]) -> T | None:
+    return _tolerantly(file, lambda file: parse(file.read_bytes())) if os.path.lexists(file) else None
+
+
+def _tolerantly(file: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of the file; None, and a warning, if anything goes wrong."""
     try:
-        return None if content is None else shape.validate_json(content)
-    except ValidationError as error:
-        warn(f"{file}: no {what} of a run ({first_problem(error)}); left out")
-        return None
-
-
-def _read(file: Path) -> bytes | None:
-    """What is in the file; None if there is none."""
-    try:
-        check_regular(file)
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
+        with doing(f"reading {file}"):
+            check_regular(file)
+            return read(file)
     except UserError as error:
         warn(f"{error}; left out")
-    except OSError as error:
-        warn(f"{file}: cannot be read ({reason(error)}); left out")
-    return None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong, e.g. ``"training.seed is missing"``."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    return ": ".join(filter(None, (where, first["msg"].removeprefix("Value error, "))))
+        return None

@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 
 from utils.config.changes import deciding_settings, differences
 from utils.errors import UserError
-from utils.run_folder.records import first_problem
 
 FORMAT = 1
 Section = dict[str, Any]
@@ -145,3 +144,12 @@ def _check_changes(checkpoint: Checkpoint, config: Section, *, finished: bool) -
             f"it is of a finished run with {key}={old}, and {new} would have no effect; a larger training.epochs goes "
             "on, --overwrite starts anew, another training.seed or run.root writes elsewhere"
         )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, e.g. ``"training.seed is missing"``."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    return ": ".join(filter(None, (where, first["msg"].removeprefix("Value error, "))))

@@ -1,0 +1,187 @@
+"""Which runs are comparable: those that share everything except their seed and selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from os.path import normpath
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.registry import fold
+from utils.report.statistics import Difference, paired_difference
+from utils.run_folder.read import SINGLE, Run
+
+TEACHER = "teacher"  # a column beside those of the selections
+OWN_COLUMN = ["training.seed", "kd.selection"]  # settings in which the runs of one group differ
+RECIPE = ("dataset.", "training.", "pretrain.")  # what runs of different networks and distillers may have in common
+_SAME_EVERYWHERE = set(map(fold, ("digits", "cifar-10", "cifar-100", "tiny-imagenet", "imagenet")))  # wherever it lies
+_PUBLISHED = Path(__file__).with_name("published.csv")  # validation top-1 of the SAKD paper
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing except their seed and selection: a row of a table, or a panel of a figure.
+
+    Attributes:
+        runs: in the order in which they were found.
+        settings: those in which they differ from the other runs of the data set, ``"training.epochs=12"``.
+        alone: the student's own trainings, of the same length, on the same data.
+    """
+
+    runs: list[Run]
+    settings: str
+    alone: list[Run]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(filter(None, (self.first.pair, self.first.distiller, self.settings)))
+
+    def of(self, selection: str) -> list[Run]:
+        """The runs with a selection; `SINGLE` for the student alone."""
+        return self.alone if selection == SINGLE else [run for run in self.runs if run.selection == selection]
+
+    @cached_property
+    def finished(self) -> dict[str, pd.DataFrame]:
+        """``last`` and ``best`` of the finished runs and of `TEACHER`, by selection and seed; the last of each."""
+        runs = [run for run in (*self.alone, *self.runs) if run.is_finished]
+        rows = [(run.selection, run.seed, run.last_top1, run.best_top1) for run in runs]
+        rows += [
+            (TEACHER, run.seed, run.teacher_top1, run.teacher_top1) for run in runs if run.teacher_top1 is not None
+        ]
+        table = pd.DataFrame(rows, columns=["selection", "seed", "last", "best"])
+        table = table.drop_duplicates(["selection", "seed"], keep="last").set_index("seed")
+        return dict(iter(table.groupby("selection")))
+
+    def top1(self, selection: str, measure: str = "last") -> pd.Series:
+        """Accuracy of the finished runs by seed, percent.
+
+        Args:
+            selection: or `SINGLE`, or `TEACHER`: what these runs measured of their teacher.
+            measure: ``last`` or ``best`` epoch.
+        """
+        known = self.finished.get(selection)
+        return pd.Series(dtype=float) if known is None else known[measure]
+
+    def difference(self, ours: str, base: str, measure: str = "last") -> Difference | None:
+        """One selection minus another one, over the seeds that have both."""
+        return paired_difference(self.top1(ours, measure), self.top1(base, measure))
+
+    def gap_closed(self, selection: str, measure: str = "last") -> float | None:
+        """Share of the gap between the student alone and the teacher, in percent, of the means over the seeds."""
+        return gap_closed(*(self.top1(name, measure).mean() for name in (selection, SINGLE, TEACHER)))
+
+    @cached_property
+    def published(self) -> dict[str, float]:
+        """The paper's figures by column, for what it ran."""
+        return published(self.first.dataset_name, self.first.teacher, self.first.student, self.first.distiller)
+
+
+def gap_closed(top1: float, single: float, teacher: float) -> float | None:
+    """Which part of the way from the student alone to its teacher was made, in percent; None if that is not known."""
+    share = 100 * (top1 - single) / (teacher - single) if teacher > single else float("nan")
+    return None if pd.isna(share) else share
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """Runs by data set, pair, distiller and settings, in the order of `runs`. Networks alone are groups as well."""
+    runs = list(runs)
+    groups = []
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        of_dataset = [run for run in runs if run.dataset == dataset]
+        for is_single in (False, True):
+            groups += _grouped([run for run in of_dataset if run.is_single is is_single], of_dataset)
+    return groups
+
+
+def _grouped(runs: Sequence[Run], of_dataset: Sequence[Run]) -> list[Group]:
+    if not runs:
+        return []
+    recipe = [key for key in differing(runs) if key.startswith(RECIPE)]
+    named: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        named.setdefault((run.pair, run.distiller), []).append(run)
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for name, members in named.items():
+        keys = sorted({*recipe, *differing(members)})
+        for run in members:
+            known = comparable(run)
+            settings = " ".join(f"{key}={known[key]}" for key in keys if key in known)
+            groups.setdefault((*name, settings), []).append(run)
+    return [Group(members, key[-1], _alone(members[0], of_dataset)) for key, members in groups.items()]
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Keys that have several values. A key that some config lacks does not count: it is older than the key."""
+    table = pd.DataFrame([{key: repr(value) for key, value in comparable(run).items()} for run in runs])
+    table = table.dropna(axis="columns").drop(columns=OWN_COLUMN, errors="ignore")
+    return list(table.columns[table.nunique() > 1])
+
+
+def comparable(run: Run) -> dict[str, Any]:
+    """What decides the result of a run, its data and its teacher's weights included."""
+    settings = dict(run.settings)
+    if fold(run.dataset_name) not in _SAME_EVERYWHERE:
+        settings["dataset.root"] = normpath(run.data)
+    if not run.is_single:
+        settings["teacher"] = _weights_of(run)
+    return settings
+
+
+def _weights_of(run: Run) -> str:
+    """The teacher's checkpoint, e.g. ``"run/teacher-all/epoch-24"``; empty for that of its own training.
+
+    What every such path has is left out: data set, network, and seed, because each seed may have a teacher of its own.
+    """
+    path = Path(run.teacher_weights)
+    usual = {run.dataset, run.teacher, "ckpt"}
+    return "/".join(part for part in (*path.parts[:-1], path.stem) if part not in usual and not part.isdigit())
+
+
+def _alone(run: Run, runs: Iterable[Run]) -> list[Run]:
+    if run.is_single:
+        return []
+    wanted = (run.student, run.epochs)
+    return [one for one in runs if one.is_single and (one.student, one.epochs) == wanted and _same_data(one, run)]
+
+
+def _same_data(one: Run, other: Run) -> bool:
+    """Whether the two know the same images."""
+    first, second = ({k: v for k, v in comparable(run).items() if k.startswith("dataset.")} for run in (one, other))
+    return all(second[key] == first[key] for key in first.keys() & second.keys())
+
+
+def replaced(groups: Iterable[Group]) -> list[Run]:
+    """Finished runs that are in no table of results, because a later one has their seed and their settings, too."""
+    found = []
+    for group in groups:
+        last: dict[tuple[str, int], Run] = {}
+        for run in (run for run in group.runs if run.is_finished):
+            key = run.selection, run.seed
+            found += [last[key]] if key in last else []
+            last[key] = run
+    return found
+
+
+def published(dataset: str, teacher: str, student: str, distiller: str) -> dict[str, float]:
+    """The paper's figures for `TEACHER`, `SINGLE`, ``fixed`` and ``adaptive``, percent; those that it has."""
+    table = _published()
+    rows = table[(table["dataset"] == fold(dataset)) & (table["teacher"] == teacher) & (table["student"] == student)]
+    rows = rows.set_index("method")  # models differ by case alone, resnet110 and ResNet101; methods do not
+    places = {TEACHER: ("t", "standard"), SINGLE: ("s", "standard")}
+    places |= {"fixed": (fold(distiller), "standard"), "adaptive": (fold(distiller), "adaptive")}
+    figures = {name: rows[column].get(method) for name, (method, column) in places.items()}
+    return {name: float(figure) for name, figure in figures.items() if pd.notna(figure)}
+
+
+@cache
+def _published() -> pd.DataFrame:
+    table = pd.read_csv(_PUBLISHED)
+    return table.assign(dataset=table["dataset"].map(fold), method=table["method"].map(fold))
