@@ -46,7 +46,7 @@ DAMAGES = {
     "foreign config": ("config.yml", b"site_name: x\n", "dataset", None, ALL),
     "one section less": ("config.yml", (b"kd_loss:", b"kd_l:"), "kd_loss", None, ALL),
     "unknown selection": ("config.yml", (b"adaptive", b"clever"), "unknown selection clever", None, ALL),
-    "number as path": ("config.yml", (b"checkpoint: null", b"checkpoint: 5"), "found 5", None, ALL),
+    "number as path": ("config.yml", (b"teacher:\n    checkpoint: null", b"teacher:\n    checkpoint: 5"), "found 5", None, ALL),
     "list as seed": ("config.yml", (b"seed: ", b"seed: [1]\n  s: "), "list", None, ALL),
     "mapping as name": ("config.yml", (b"name: digits", b"name: {a: 1}"), "{'a': 1}", None, ALL),
     "list as rate": ("config.yml", (b"  lr: 0.05", b"  lr: [1, {b: 2}]"), "", "finished 4/4", ALL),

@@ -16,7 +16,7 @@ from utils.processes.group import world_size
 
 
 def facts_of(task: Task, data: Data, device: torch.device) -> dict[str, Any]:
-    """What goes into ``facts.json``, see `utils.run_folder.records.Facts`. Nothing is computed on the device."""
+    """What goes into ``facts.json``, see `utils.run_folder.records.read_facts`. Nothing is computed on the device."""
     sizes = {
         "train_images": data.train.num_samples,
         "val_images": data.val.num_samples,
