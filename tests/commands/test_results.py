@@ -127,7 +127,7 @@ def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
     write_run("run", selection="adaptive", epochs=3, seed=2, accuracies=[1, 2, 70.125])
     for table, known in zip(build.collect([Path("run")]), (build.RUNS, build.SHARES)):
         table.to_csv(known.name, index=False)
-        assert list(table)[:10] == list(build.read_csv(known))[:10]
+        assert list(table)[:8] == list(build.read_csv(known))[:8]
     runs, shares = build.read_csv(Path("runs.csv")), build.read_csv(Path("shares.csv"))
     (line,) = runs.to_dict("records")
     assert (line["seed"], line["epochs"], line["distiller"], line["last_top1"]) == (2, 3, "at", 70.12)
