@@ -1,4 +1,4 @@
-"""What all commands share: the parser of their words, and one line with exit code 2 for whatever goes wrong."""
+"""What all commands share: the parser of their words, and one line for every error."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from utils.errors import (
     reason,
     save_traceback,
 )
-from utils.processes.place import (
-    end_with_launcher,
+from utils.processes.rank import (
+    check_variables,
     fail,
-    keep_quiet_unless_first,
+    introduce,
     rank_info,
     report_success,
     wait_for_the_cause,
@@ -63,8 +63,8 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn:
     """Run `main` and exit. Any error, or a signal, is one line on standard error.
 
-    The exit code is 2 for what the user can put right, and 1 for what nobody foresaw. The line about the latter names a
-    file that holds the traceback.
+    The exit code is 2 for an error that the user can put right, and 1 for an unforeseen one. The line about the latter
+    names a file with the traceback.
 
     Of several processes only the first one, or the first to fail, prints.
 
@@ -76,11 +76,13 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
     try:
         try:
             interrupt_on_stop_signals()
-            end_with_launcher()
-            _check_standard_streams()
-            keep_quiet_unless_first()
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks must not end a run
+            check_variables()
+            introduce()
             status = main() or 0
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         finally:
             ignore_stop_signals()  # nothing is left to stop
     except UserError as error:
@@ -109,25 +111,6 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
 def _traceback_of(error: BaseException) -> str:
     file = save_traceback(error)
     return f"; traceback: {file}" if file else ""
-
-
-def _check_standard_streams() -> None:
-    """Give the number of every closed standard stream to the null device, so that no file opened later gets it.
-
-    Raises:
-        UserError: standard output is closed.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
-    if sys.stdout is None:
-        raise UserError("standard output is closed; redirect it to a file or to /dev/null")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks must not end a run
 
 
 def _leave(line: str, status: int) -> NoReturn:

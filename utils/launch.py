@@ -1,10 +1,10 @@
-"""Starting an entry point as several processes, and ending them as one.
+"""Start an entry point as several processes, and end them as one.
 
     python -m utils.launch 4 train.py --dataset digits ...      # four processes
-    python -m utils.launch 2x4 train.py --dataset digits ...    # on each of two machines, four on either
+    python -m utils.launch 2x4 train.py --dataset digits ...    # two machines with four processes each
 
-The processes are started and watched by torchrun's own launcher; what it would print around an error, a page per
-process, is replaced by the error. Plain ``torchrun`` works too.
+torchrun's own launcher starts and watches the processes. It would print a page for each process around an error; this
+prints the error alone. Plain ``torchrun`` works too.
 """
 
 from __future__ import annotations
@@ -18,44 +18,43 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from utils.command import guarded
 from utils.errors import CONNECTION_LOST, UserError
-from utils.processes.meeting import Meeting, meeting_of
-from utils.processes.place import LAST_WORDS, LAUNCHER, SUCCESS
+from utils.processes.rank import SCRATCH, VARIABLES
+from utils.processes.rendezvous import Rendezvous, rendezvous_of
 from utils.processes.stopping import (
     EXIT_INTERRUPTED,
     EXIT_KILLED,
     NOTHING_TO_SAVE,
     STOP_SIGNALS,
     STOPPED_AT_ONCE,
-    Interrupted,
     ignore_stop_signals,
-    interrupt_on_stop_signals,
 )
 
-EXIT_USAGE = 2
 EXIT_SIGNALLED = 128  # plus the signal's number, as in a shell
 STOP_SECONDS = "600"  # that a job may take to save itself when it is told to stop
 
 
-def main(arguments: Sequence[str]) -> int:
-    """``[number of processes, script, its arguments ...]``; runs the script in this process if one will do."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``[number of processes, script, its arguments ...]``; a single process is this one."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments[1:]:
-        return _usage_error("usage: python -m utils.launch [<machines>x]<processes> <script> [argument ...]")
+        raise UserError("usage: python -m utils.launch [<machines>x]<processes> <script> [argument ...]")
     counts, *command = arguments
     nodes, sign, count = counts.rpartition("x")
     nodes = nodes if sign else "1"
     for name, found, what in (("nnodes", nodes, "machines"), ("nproc", count, "processes")):
         if not re.fullmatch("[1-9][0-9]{0,3}", found, re.ASCII):
-            return _usage_error(f"error: {name}: {found[:40]!r}, expected the number of {what}, 1 or more")
+            raise UserError(f"{name}: {found[:40]!r}, expected the number of {what}, 1 or more")
+    for name in VARIABLES:  # another program may have left them
+        os.environ.pop(name, None)
     if int(nodes) > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of warnings when a machine is lost
-        try:
-            return launch(int(count), command, int(nodes), meeting_of(int(nodes), os.environ))
-        except UserError as error:
-            return _usage_error(f"error: {error}")
+        return launch(int(count), command, int(nodes), rendezvous_of(int(nodes), os.environ))
     if int(count) > 1:
         return launch(int(count), command)
     sys.argv = command
@@ -63,33 +62,38 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def launch(count: int, command: Sequence[str], nodes: int = 1, meeting: Meeting | None = None) -> int:
+def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: Rendezvous | None = None) -> int:
     """Run `command`, a script and its arguments, as `count` processes, and return the exit code of the job.
 
-    With `nodes`, the same is done on other machines, which meet at `meeting`.
+    A process that fails ends the others. SIGTERM, SIGUSR1 and SIGINT are handed on to all; a second SIGINT ends all at
+    once.
 
-    One that fails ends the others. SIGTERM, SIGUSR1 and SIGINT are handed on to all; a second SIGINT ends all at once.
+    Args:
+        count: processes on this machine.
+        command: for Python.
+        nodes: machines; the same is done on each.
+        rendezvous: of the machines.
     """
-    logging.disable()  # of this process alone: what torchrun says about failures
+    logging.disable()  # of this process alone: torchrun logs failures
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)
     with tempfile.TemporaryDirectory(prefix="sakd-") as scratch:
-        last_words, success = Path(scratch, "last-words"), Path(scratch, "success")
-        os.environ |= {LAUNCHER: str(os.getpid()), LAST_WORDS: str(last_words), SUCCESS: str(success)}
+        os.environ[SCRATCH] = scratch
         # A machine's own name need not resolve.
-        meeting = meeting or Meeting("localhost:0", Path(scratch).name, "localhost", None)
-        problem, code = _run(count, command, scratch, nodes, meeting)
-        if last_words.exists():
-            return int(last_words.read_text())
-        if code == EXIT_INTERRUPTED and success.exists():  # the signal came too late
+        rendezvous = rendezvous or Rendezvous("localhost:0", Path(scratch).name, "localhost", None)
+        problem, code = _run(count, command, scratch, nodes, rendezvous)
+        last_words = Path(scratch, "last-words")
+        if last_words.exists():  # a process has printed them
+            return int(last_words.read_text() or code)
+        if code == EXIT_INTERRUPTED and Path(scratch, "success").exists():  # the signal came too late
             return 0
     if problem:
         print(problem, file=sys.stderr)
     return code
 
 
-def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: Meeting) -> tuple[str, int]:
-    """What is to be said of a job in which no process could say it, and the exit code."""
+def _run(count: int, command: Sequence[str], scratch: str, nodes: int, rendezvous: Rendezvous) -> tuple[str, int]:
+    """The line for a job in which no process could print one, and the exit code."""
     from torch.distributed import DistNetworkError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -100,11 +104,11 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: 
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=count,
-        run_id=meeting.run_id,
+        run_id=rendezvous.run_id,
         rdzv_backend="c10d",
-        rdzv_endpoint=meeting.endpoint,
-        rdzv_configs={} if meeting.is_host is None else {"is_host": meeting.is_host},
-        local_addr=meeting.address,
+        rdzv_endpoint=rendezvous.endpoint,
+        rdzv_configs={} if rendezvous.is_host is None else {"is_host": rendezvous.is_host},
+        local_addr=rendezvous.address,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
         signals_to_handle="",  # see `_hand_on_signals`
@@ -123,16 +127,19 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, meeting: 
     except SignalException:
         return NOTHING_TO_SAVE, EXIT_INTERRUPTED
     except (RendezvousError, DistNetworkError):
-        return f"error: no answer from {meeting.endpoint}, where the machines meet: {CONNECTION_LOST}", EXIT_INTERRUPTED
+        return (
+            f"error: no answer from {rendezvous.endpoint}, the rendezvous of the machines: {CONNECTION_LOST}",
+            EXIT_INTERRUPTED,
+        )
     finally:
         ignore_stop_signals()
     return "", 0
 
 
 def _hand_on_signals(scratch: str) -> None:
-    """Let the first signal stop the job as torchrun would, and a second SIGINT end this process.
+    """Let the first signal stop the job as torchrun would, and a second SIGINT end all processes of this machine.
 
-    Its death stops the others at once, see `StopRequest`; torchrun would go on waiting for them.
+    torchrun would go on waiting for the others.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -141,6 +148,9 @@ def _hand_on_signals(scratch: str) -> None:
     def hand_on(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
+            for file in Path(scratch).glob("pid-*"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(file.name.removeprefix("pid-")), signal.SIGKILL)
             print(STOPPED_AT_ONCE, file=sys.stderr, flush=True)
             shutil.rmtree(scratch, ignore_errors=True)
             os._exit(EXIT_KILLED)
@@ -153,15 +163,5 @@ def _hand_on_signals(scratch: str) -> None:
         signal.signal(number, hand_on)
 
 
-def _usage_error(message: str) -> int:
-    print(message, file=sys.stderr)
-    return EXIT_USAGE
-
-
 if __name__ == "__main__":
-    interrupt_on_stop_signals()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    guarded(main, trains=True)

@@ -15,6 +15,7 @@ from documents import REPOSITORY
 from utils.cli import VARIABLES, main_distill, main_single
 from utils.command import guarded, whole_number
 from utils.errors import UserError, doing, reason
+from utils.processes.rank import check_variables, rank_info
 
 
 @pytest.fixture
@@ -152,25 +153,34 @@ def test_a_reason_is_a_phrase_and_no_bare_number(error, text):
     assert reason(error) == text
 
 
+def test_output_that_nobody_takes_is_one_line():
+    # The code is that of the command: a pipe's own would be that of its reader.
+    script = f"{{ {sys.executable} -m utils.config; echo $? >&2; }} | (exec <&-; sleep 1)"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert found.stderr == "error: standard output: Broken pipe\n2\n"
+
+
 @pytest.mark.parametrize(
-    ("redirection", "line"),
+    ("variables", "refused"),
     [
-        (">&-", "error: standard output is closed; redirect it to a file or to /dev/null\n"),
-        ("| (exec <&-; sleep 1)", "error: standard output: Broken pipe\n"),
+        ({"WORLD_SIZE": "4"}, True),
+        ({"WORLD_SIZE": "4", "RANK": "1"}, True),
+        ({"WORLD_SIZE": "four", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, True),
+        ({"RANK": "1"}, False),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, False),
     ],
 )
-def test_output_that_nobody_takes_is_one_line(redirection, line):
-    # The code is that of the command: a pipe's own would be that of its reader.
-    script = f"{{ {sys.executable} -m utils.config; echo $? >&2; }} {redirection}"
-    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
-    assert found.stderr == f"{line}2\n"
-
-
-def test_no_file_gets_the_number_of_a_closed_stream():
-    code = "import os, utils.command; utils.command.guarded(lambda: print(os.open(os.devnull, os.O_WRONLY)))"
-    script = f"{sys.executable} -c '{code}' <&- 2>&-"
-    found = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True, timeout=60)
-    assert int(found.stdout) > 2
+def test_variables_that_another_program_left_are_refused_or_ignored(monkeypatch, variables, refused):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if not refused:
+        check_variables()
+        assert rank_info() == (0, 0, 1)
+        return
+    with pytest.raises(UserError, match=f"^WORLD_SIZE={variables['WORLD_SIZE']} is set, but not RANK, MASTER_ADDR"):
+        check_variables()
 
 
 @pytest.mark.parametrize("word", ["model=resnet8", "net1=vgg13", "dataset=digits", "seed=3", "nproc=2"])

@@ -1,21 +1,21 @@
 """The grid: which runs it plans, in which order it runs them, and what it does about those that fail or stop."""
 
+import fcntl
 import json
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from made_up_runs import write_run
 
 from utils.errors import UserError
 from utils.grid.__main__ import conclude, main, slots, split_overrides
-from utils.grid.plan import Job, plan, split_pair, state
-from utils.grid.pool import Pool
-from utils.grid.progress import Progress, seconds_left
+from utils.grid.plan import Job, plan, split_pair, split_sweep, state
+from utils.grid.pool import Outcome, Pool
+from utils.grid.progress import progress_line, seconds_left
 from utils.processes.stopping import EXIT_INTERRUPTED
 
 NAMES = {"dataset": "digits", "pairs": ["resnet20-resnet8"], "seeds": [1029]}
@@ -108,7 +108,7 @@ def test_a_wrong_name_ends_the_grid_before_it_starts(tmp_path):
 )
 def test_a_key_that_the_grid_sets_itself_is_refused(tmp_path, word, option):
     for where in ("overrides", "teacher_overrides"):
-        with pytest.raises(UserError, match=f"^{word}: that is said by {option}; leave it out$"):
+        with pytest.raises(UserError, match=f"^{word}: the option {option} sets this key; leave it out$"):
             jobs_of(tmp_path, **{where: [word]})
 
 
@@ -237,29 +237,109 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch):
 
 def test_the_time_left_counts_the_epochs_to_go_at_their_own_pace(tmp_path):
     jobs = jobs_of(tmp_path, ("fixed", "adaptive"), ("at",))[1:]
-    assert seconds_left(jobs, [], 1) is None, "nothing is known yet"
+    assert seconds_left(jobs, {}, 1) is None, "nothing is known yet"
     write_run(tmp_path, selection="fixed", epochs=4, done=1)  # 2 s an epoch
-    assert seconds_left(jobs[:1], jobs[1:], 1) == pytest.approx(3 * 2 + 4 * 2)
-    assert seconds_left(jobs[:1], jobs[1:], 2) == pytest.approx(7)
+    assert seconds_left(jobs, {}, 1) == pytest.approx(3 * 2 + 4 * 2)
+    assert seconds_left(jobs, {}, 2) == pytest.approx(7)
 
 
-def test_a_run_that_is_through_tells_the_time_of_those_to_come(tmp_path):
+def test_a_run_that_has_ended_tells_the_time_of_those_to_come(tmp_path):
     teacher, *jobs = jobs_of(tmp_path, ("fixed", "adaptive"), ("at",))
     write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)  # 2 s an epoch
-    assert seconds_left(jobs[:1], jobs[1:], 1, [teacher]) == pytest.approx(8 * 2)
+    ended = {teacher.folder: Outcome(teacher, "finished")}
+    assert seconds_left([teacher, *jobs], ended, 1) == pytest.approx(8 * 2)
 
 
 def test_the_line_of_progress_names_the_epoch_of_each_running_job(tmp_path):
     _, *jobs = jobs_of(tmp_path, ("fixed", "adaptive", "anti", "random"), ("at",))
     write_run(tmp_path, selection="fixed", epochs=4, done=1)
     pool = Pool(jobs, [{}], tmp_path, print, print)
-    pool.running = [SimpleNamespace(job=job) for job in jobs]
-    pool.waiting = []
-    place = "resnet20-resnet8, seed 1029"
-    assert Progress(5).text(pool) == (
-        f"[0/5] left 00:30 | at fixed, {place}: epoch 2/4 | at adaptive, {place}: epoch 1/4 | "
-        f"at anti, {place}: epoch 1/4 | 1 more"
+    pool._processes = {job.folder: None for job in jobs}
+    pair = "resnet20-resnet8, seed 1029"
+    assert progress_line(pool) == (
+        f"[0/4] left 00:30 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 1/4 | "
+        f"at anti, {pair}: epoch 1/4 | 1 more"
     )
+
+
+class TestTwoGridsOnOneRoot:
+    def test_share_the_work(self, tmp_path, monkeypatch):
+        """The other grid trains the teacher meanwhile, and has finished it when its lock is gone."""
+        monkeypatch.setattr("utils.grid.pool.BUSY_SECONDS", 0.05)
+        teacher, student = jobs_of(tmp_path)
+        log = tmp_path / "grid/digits-1029-resnet20.txt"
+        log.parent.mkdir()
+        other = log.open("w")
+        other.write("the other one's")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        ticks = iter(range(10**6))
+
+        def finish_after_a_while(pool):
+            if next(ticks) == 5:
+                folder = write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)
+                (folder / "ckpt").mkdir()
+                (folder / "ckpt/last.pth").touch()
+                other.close()
+
+        outcomes, said = run_pool(monkeypatch, [teacher, student], {}, tmp_path, tick=finish_after_a_while)
+        assert [outcome.status for outcome in outcomes.values()] == ["skipped", "finished"]
+        assert said.count("waiting: resnet20 alone, seed 1029: another process trains it") == 1
+        assert log.read_text() == "the other one's"
+
+    def test_a_run_keeps_its_log_locked_when_its_grid_is_killed(self, tmp_path, monkeypatch):
+        """What the process inherits is the lock, so it ends with the process."""
+        monkeypatch.setattr("utils.grid.pool.BUSY_SECONDS", 0.05)
+        script = (
+            f"import fcntl; other = open({str(tmp_path / 'grid/digits-1029-resnet20.txt')!r})\n"
+            "try: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+            "except BlockingIOError: pass\n"
+            "else: raise SystemExit(1)"
+        )
+        outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path)[:1], {"resnet20": script}, tmp_path)
+        assert outcomes["resnet20 alone"].status == "finished"
+
+
+class TestSweep:
+    def test_has_a_folder_for_each_combination_and_shares_the_teacher(self, tmp_path):
+        jobs = jobs_of(tmp_path, ("single", "fixed"), sweep=["kd_loss.homo=true,false", "training.lr=0.05,0.1"])
+        teacher, *others = jobs
+        alone, distilled = others[:2], others[2:]
+        assert [str(job.folder.relative_to(tmp_path)) for job in alone] == [
+            f"training.lr={lr}/digits/1029/resnet8" for lr in (0.05, 0.1)
+        ]
+        assert teacher.folder == tmp_path / "digits/1029/resnet20"
+        combinations = [(homo, lr) for homo in ("true", "false") for lr in (0.05, 0.1)]
+        assert [job.name for job in distilled] == [
+            f"at fixed, resnet20-resnet8, seed 1029, kd_loss.homo={homo}, training.lr={lr}" for homo, lr in combinations
+        ]
+        for job, (homo, lr) in zip(distilled, combinations):
+            assert (str(job.config.kd_loss.homo).lower(), job.config.training.lr) == (homo, lr)
+            root = f"kd_loss.homo={homo},training.lr={lr}"
+            assert str(job.folder.relative_to(tmp_path)) == f"{root}/digits/1029/fixed-at/resnet20-resnet8"
+            assert job.teacher == teacher.folder
+            assert job.config.teacher_checkpoint == teacher.folder / "ckpt/best.pth"
+
+    def test_of_the_data_has_teachers_of_its_own(self, tmp_path):
+        first, second, *students = jobs_of(tmp_path, sweep=["dataset.val_split=0.2,0.3"])
+        assert [job.config.dataset.val_split for job in (first, second)] == [0.2, 0.3]
+        assert [job.teacher for job in students] == [first.folder, second.folder]
+
+    @pytest.mark.parametrize(
+        ("word", "words"),
+        [
+            ("training.lr=0.05,0.1", ["training.lr=0.05", "training.lr=0.1"]),
+            ("a.b=[1,2],[3]", ["a.b=[1,2]", "a.b=[3]"]),
+            ("a.b={c: 1, d: 2}", ["a.b={c: 1, d: 2}"]),
+        ],
+    )
+    def test_is_split_at_commas_outside_of_brackets(self, word, words):
+        assert split_sweep(word) == words
+
+    @pytest.mark.parametrize("word", ["training.lr", "training.lr=", "training.lr=1,,2", "run.root=a,b"])
+    def test_that_is_none_is_refused(self, tmp_path, word):
+        with pytest.raises(UserError, match="--sweep: found"):
+            jobs_of(tmp_path, sweep=[word])
 
 
 def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """A Slurm cluster of one's own: munged, slurmctld and the slurmd of every node on 127.0.0.1, in a folder.
 
-It is Debian's ``slurm-wlm`` and ``munge``, has no accounting, and shares nothing with a Slurm that this machine may
-belong to: ports, keys, sockets and state are its own. Its daemons run as the user who starts them.
+It is Debian's ``slurm-wlm`` and ``munge`` without accounting; a script stands in for ``sacct``. It shares nothing with
+a Slurm that this machine may belong to: ports, keys, sockets and state are its own. Its daemons run as the user who
+starts them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,13 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=2 MaxTime=INFINITE State=UP
 """
 
+# The accounting needs a database. Of the last minutes, squeue knows the same.
+_SACCT = """\
+#!/bin/sh
+echo "JobID|State|NodeList"
+exec squeue --noheader --array --states=all --format="%i|%T|%N"
+"""
+
 
 class Cluster:
     """A running cluster; ``with Cluster(folder) as cluster``.
@@ -71,6 +79,7 @@ class Cluster:
         self.folder, self.names = folder, [f"node{k + 1}" for k in range(nodes)]
         self._ports = _free_ports(nodes + 1)
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         for name in [name for name in self.environment if name.startswith(("SLURM_JOB", "SBATCH_"))]:
             del self.environment[name]
         self._daemons: dict[str, subprocess.Popen] = {}
@@ -137,6 +146,9 @@ class Cluster:
     def _prepare(self) -> None:
         self.folder.chmod(0o755)  # munge refuses a folder that others may write to
         (self.folder / "state").mkdir()
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin/sacct").write_text(_SACCT)
+        (self.folder / "bin/sacct").chmod(0o755)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import nullcontext
 
 import pytest
 from jobs import Job, is_alive
@@ -81,33 +80,13 @@ class TestBeforeTraining:
             assert stop.requested
 
 
-class TestTheDeathOfTheLauncher:
-    """It is told by SIGHUP, once or several times, as its threads end one after the other."""
-
-    @pytest.mark.parametrize(
-        ("numbers", "at_once"),
-        [
-            ([signal.SIGHUP], False),
-            ([signal.SIGHUP, signal.SIGHUP], False),
-            ([signal.SIGHUP, signal.SIGTERM, signal.SIGHUP], False),
-            ([signal.SIGTERM, signal.SIGTERM], False),
-            ([signal.SIGINT, signal.SIGHUP], True),
-            ([signal.SIGTERM, signal.SIGHUP], True),
-        ],
-    )
-    def test_saves_and_stops_unless_that_has_been_asked_for_before(self, monkeypatch, numbers, at_once):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        usual = signal.getsignal(signal.SIGHUP)
-        with pytest.raises(KeyboardInterrupt) if at_once else nullcontext(), StopRequest() as stop:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
-        assert signal.getsignal(signal.SIGHUP) is usual
-
-    def test_is_no_matter_of_a_process_alone(self):
-        usual = signal.getsignal(signal.SIGHUP)
-        with StopRequest():
-            assert signal.getsignal(signal.SIGHUP) is usual
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class TestAfterTheEnd:

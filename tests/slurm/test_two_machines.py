@@ -52,8 +52,8 @@ def launch(data: Path, root: Path, *words: str, **variables: str) -> subprocess.
 
 def launch_two(data: Path, root: Path, *words: str) -> list[subprocess.Popen]:
     """``train.sh`` on two machines of one process each."""
-    meeting = {"nnodes": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [launch(data, root, *words, **meeting) for _ in range(2)]
+    variables = {"nnodes": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [launch(data, root, *words, **variables) for _ in range(2)]
 
 
 def ending(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -108,7 +108,7 @@ def test_a_machine_that_is_lost_ends_the_other_with_one_line_and_resuming_is_exa
     assert fingerprint(RunDir(tmp_path / RUN)) == whole
 
 
-def test_the_machine_where_all_meet_may_be_lost_as_well_and_fewer_processes_go_on(data, tmp_path):
+def test_the_host_of_the_rendezvous_may_be_lost_as_well_and_fewer_processes_go_on(data, tmp_path):
     first, second = launch_two(data, tmp_path)
     in_the_middle(tmp_path / RUN)
     host, other = (first, second) if hosts_the_store(first) else (second, first)
@@ -123,7 +123,7 @@ def test_the_machine_where_all_meet_may_be_lost_as_well_and_fewer_processes_go_o
 
 
 def hosts_the_store(launcher: subprocess.Popen) -> bool:
-    """Whether it listens, as the machine does that the others ask."""
+    """Whether it listens, as the host of the rendezvous does."""
     sockets = {os.readlink(file) for file in Path(f"/proc/{launcher.pid}/fd").iterdir()}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{launcher.pid}/net/{table}").read_text().splitlines()[1:]:

@@ -1,6 +1,7 @@
 """Run several selections x distillers x pairs x seeds of one data set, teachers first, and report on them.
 
-What is finished is skipped, what is not is resumed, and what fails is listed at the end.
+Finished runs are skipped, unfinished ones are resumed, and those that fail are listed at the end. Grids on one run.root
+share the work.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from utils.errors import UserError
 from utils.grid.plan import Job, plan, state
 from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
-from utils.grid.slurm import SlurmQueue, describe
-from utils.grid.slurm_commands import read_request
+from utils.grid.slurm import SlurmQueue, describe, read_request
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 from utils.report.write import write_report
 from utils.run_folder.read import read_run
 
 EXIT_FAILED = 1
 TEACHER_ARG = "--teacher-arg"
+SWEEP = "--sweep"
 SLURM = "--slurm"
 SELECTIONS = ("fixed", "adaptive", "anti", "random", "single")
 
@@ -40,14 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.seeds,
         overrides,
         options.teacher_arg,
+        options.sweep,
     )
     on_slurm = options.slurm is not None
     request = read_request(options.slurm) if on_slurm else None
+    root = jobs[0].root
     if options.dry_run:
-        print("\n".join(describe(jobs) if on_slurm else [f"{state(j).status:<10}  {j.name}  {j.folder}" for j in jobs]))
+        lines = (
+            describe(jobs, root / "grid")
+            if on_slurm
+            else [f"{state(j).status:<10}  {j.name}  {j.folder}" for j in jobs]
+        )
+        print("\n".join(lines))
         return 0
-    root = Path(jobs[0].config.run.root)
-    progress = Progress(len(jobs))
+    progress = Progress()
     try:
         if on_slurm:
             queue = SlurmQueue(jobs, request, root / "grid", progress.say, progress)
@@ -80,7 +87,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for_slurm = False
     for word in arguments:
         for_slurm = word == SLURM or (for_slurm and "." not in word.partition("=")[0] and not word.startswith("-"))
-        takes_it = for_slurm or (bool(words) and words[-1] in (TEACHER_ARG, "--out"))
+        takes_it = for_slurm or (bool(words) and words[-1] in (TEACHER_ARG, SWEEP, "--out"))
         (overrides if "=" in word and not word.startswith("-") and not takes_it else words).append(word)
     return words, overrides
 
@@ -91,7 +98,7 @@ def conclude(outcomes: Sequence[Outcome]) -> int:
     print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
     for outcome in outcomes:
         if outcome.status not in DONE or outcome.reason:
-            print(f"{outcome.status}: {outcome.job.name}" + (f": {outcome.reason}" if outcome.reason else ""))
+            print(outcome)
     if counts["failed"]:
         return EXIT_FAILED
     return 0 if all(outcome.status in DONE for outcome in outcomes) else EXIT_INTERRUPTED
@@ -155,9 +162,9 @@ def _parser() -> Parser:
         "--selections",
         nargs="+",
         choices=SELECTIONS,
-        default=["fixed", "adaptive"],
+        default=["single", "fixed", "adaptive"],
         metavar="NAME",
-        help=f"of {' '.join(SELECTIONS)}; single is the student alone (default: fixed adaptive)",
+        help=f"of {' '.join(SELECTIONS)}; single is the student alone (default: single fixed adaptive)",
     )
     parser.add_argument("--seeds", nargs="+", type=whole_number(0), default=[1029], metavar="N", help="default: 1029")
     parser.add_argument(
@@ -177,6 +184,14 @@ def _parser() -> Parser:
         default=[],
         metavar="key=value",
         help="a config key of the teachers that have to be trained; may be given several times",
+    )
+    parser.add_argument(
+        SWEEP,
+        action="append",
+        default=[],
+        metavar="key=value,value",
+        help="a config key and its values, e.g. training.lr=0.05,0.1; several are combined, and each combination has a "
+        "folder of its own in run.root",
     )
     parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: report/ in run.root)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and how far they are, and end")

@@ -1,7 +1,8 @@
-"""From lists of names to the runs that a grid consists of."""
+"""From lists of names to the runs of a grid."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from utils.run_folder.read import SINGLE, is_locked, read_run
 ROOT = Path(__file__).parents[2]
 
 _DISTILLING_ONLY = ("kd.", "kd_loss.", "pretrain.")
+_OF_THE_TEACHER = ("dataset.", "kd.teacher.")  # keys whose change is a change of the teacher
 _OWN_OPTIONS = {
     "dataset.name": "--dataset",
     "training.seed": "--seeds",
@@ -36,7 +38,8 @@ class Job:
     Attributes:
         name: for people.
         arguments: of the entry point `script`.
-        config: what these amount to.
+        config: that they compose.
+        root: ``run.root`` of the grid; that of a run in a sweep is a folder in it.
         teacher: folder of the run that has to be finished first, if that is part of the grid.
     """
 
@@ -44,6 +47,7 @@ class Job:
     script: str
     arguments: tuple[str, ...]
     config: Config
+    root: Path
     teacher: Path | None = None
 
     @property
@@ -79,6 +83,7 @@ def plan(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     teacher_overrides: Sequence[str] = (),
+    sweep: Sequence[str] = (),
 ) -> list[Job]:
     """All jobs, each folder once: per seed the teachers, then the students alone, then everything distilled.
 
@@ -87,29 +92,38 @@ def plan(
         pairs: ``teacher-student``, or ``teacher:student`` where a name has a dash.
         overrides: ``key=value`` words for the runs; what a teacher shares with its student goes to it as well.
         teacher_overrides: ``key=value`` words for the teachers.
+        sweep: ``key=value,value`` words; everything is done for each combination of their values.
 
     Raises:
         UserError: a name or a key is wrong, or two runs of different settings have one folder; nothing has been started
             then.
     """
-    for word in (*overrides, *teacher_overrides):
+    for word in (*overrides, *teacher_overrides, *sweep):
         if option := _OWN_OPTIONS.get(word.partition("=")[0]):
-            raise UserError(f"{word}: that is said by {option}; leave it out")
+            raise UserError(f"{word}: the option {option} sets this key; leave it out")
     networks = [split_pair(pair) for pair in pairs]
     to_distil = [selection for selection in selections if selection != SINGLE]
-    alone = [word for word in overrides if not word.startswith(_DISTILLING_ONLY)]
+    combinations = list(product(*map(split_sweep, sweep)))  # one without words if there is no sweep
     jobs: list[Job] = []
     for seed in seeds:
-        distilled = [
-            _distilled(dataset, seed, teacher, student, distiller, [*overrides, f"kd.selection={selection}"])
-            for (teacher, student), distiller, selection in product(networks, distillers, to_distil)
-        ]
-        teachers = [teacher_run(job.config, teacher_overrides) for job in distilled if job.teacher]
-        jobs += sorted(map(_single, teachers), key=lambda job: job.name)
-        if SINGLE in selections:
-            jobs += [_single(single_run(dataset, seed, student, alone)) for _, student in networks]
-        jobs += distilled
+        alone, distilled = [], []
+        for swept in combinations:
+            for _, student in networks if SINGLE in selections else ():
+                words, more = (
+                    [word for word in part if not word.startswith(_DISTILLING_ONLY)] for part in (overrides, swept)
+                )
+                alone.append(_alone(dataset, seed, student, words, more))
+            for (teacher, student), distiller, selection in product(networks, distillers, to_distil):
+                names = (dataset, seed, teacher, student, distiller)
+                distilled.append(_distilled(names, [*overrides, f"kd.selection={selection}"], swept))
+        teachers = [_teacher(job, teacher_overrides) for job in distilled if job.teacher]
+        jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]
     _check_networks(jobs)
+    return _each_folder_once(jobs)
+
+
+def _each_folder_once(jobs: Iterable[Job]) -> list[Job]:
+    """Raise a UserError if two jobs of different settings have one folder."""
     found: dict[Path, Job] = {}
     for job in jobs:
         first = found.setdefault(job.folder, job)
@@ -125,6 +139,19 @@ def plan(
             f"--teacher-arg {key}={now} makes them one run, or run single in a grid of its own, in another run.root"
         )
     return list(found.values())
+
+
+def split_sweep(word: str) -> list[str]:
+    """``"training.lr=0.05,0.1"`` → ``["training.lr=0.05", "training.lr=0.1"]``; a comma within brackets splits nothing.
+
+    Raises:
+        UserError: it is not of this form, or about the folder of a run.
+    """
+    key, sign, values = word.partition("=")
+    split = re.split(r",(?![^\[{]*[\]}])", values)
+    if not (key and sign and all(split)) or key.startswith("run."):
+        raise UserError(f"--sweep: found {word!r}, must be a config key and its values, e.g. training.lr=0.05,0.1")
+    return [f"{key}={value}" for value in split]
 
 
 def split_pair(pair: str) -> tuple[str, str]:
@@ -163,16 +190,51 @@ def _check_networks(jobs: Iterable[Job]) -> None:
         find_builder(name)
 
 
-def _single(run: SingleRun) -> Job:
-    config = run.config
-    name = f"{config.title} alone, seed {config.training.seed}"
-    return Job(name, "train_single.py", run.arguments, config)
+def _alone(dataset: str, seed: int, student: str, overrides: Sequence[str], swept: Sequence[str]) -> Job:
+    run = single_run(dataset, seed, student, [*overrides, *swept])
+    root = Path(run.config.run.root)
+    if swept:
+        run = single_run(dataset, seed, student, [*overrides, *swept, _own_root(root, swept)])
+    return _single(run, root, swept)
 
 
-def _distilled(dataset: str, seed: int, teacher: str, student: str, distiller: str, overrides: Sequence[str]) -> Job:
-    config = find_config(dataset, seed, teacher=teacher, student=student, distiller=distiller).load(overrides)
+def _single(run: SingleRun, root: Path, swept: Sequence[str] = ()) -> Job:
+    name = ", ".join([f"{run.config.title} alone, seed {run.config.training.seed}", *swept])
+    return Job(name, "train_single.py", run.arguments, run.config, root)
+
+
+def _teacher(job: Job, overrides: Sequence[str]) -> Job:
+    """The run that trains the teacher of a distilled `job`."""
+    config = job.config
+    if config.kd.teacher.checkpoint:  # of a sweep, whose runs share the teacher in the root of the grid
+        run = config.run.model_copy(update={"root": str(job.root)})
+        teacher = config.kd.teacher.model_copy(update={"checkpoint": None})
+        config = config.model_copy(update={"run": run, "kd": config.kd.model_copy(update={"teacher": teacher})})
+    return _single(teacher_run(config, overrides), job.root)
+
+
+def _distilled(names: tuple[str, int, str, str, str], overrides: Sequence[str], swept: Sequence[str]) -> Job:
+    """A distilled run; `names` are data set, seed, teacher, student and distiller."""
+    dataset, seed, teacher, student, distiller = names
+    composed = find_config(dataset, seed, teacher=teacher, student=student, distiller=distiller)
+    words = [*overrides, *swept]
+    config = composed.load(words)
+    root = Path(config.run.root)
+    own = None if config.kd.teacher.checkpoint else config.teacher_checkpoint
+    if swept:
+        words.append(_own_root(root, swept))
+        if own and not any(word.startswith(_OF_THE_TEACHER) for word in swept):
+            words.append(f"kd.teacher.checkpoint={own}")
+            config = composed.load(words)
+        else:
+            config = composed.load(words)
+            own = own and config.teacher_checkpoint
     arguments = ("--dataset", dataset, "--seed", str(seed), "--net1", teacher, "--net2", student)
-    arguments = (*arguments, "--distiller", distiller, *overrides)
-    name = f"{distiller} {config.kd.selection}, {teacher}-{student}, seed {seed}"
-    own = None if config.kd.teacher.checkpoint else config.teacher_checkpoint.parents[1]
-    return Job(name, "train.py", arguments, config, own)
+    arguments = (*arguments, "--distiller", distiller, *words)
+    name = ", ".join([f"{distiller} {config.kd.selection}, {teacher}-{student}, seed {seed}", *swept])
+    return Job(name, "train.py", arguments, config, root, own and own.parents[1])
+
+
+def _own_root(root: Path, swept: Sequence[str]) -> str:
+    """The word that gives a combination of a sweep a folder of its own."""
+    return f"run.root={root / ','.join(swept).replace('/', '_')}"

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from distillers import DISTILLERS
 from utils.grid.plan import Job
-from utils.grid.pool import Outcome
 from utils.run_folder.layout import Layout
 from utils.run_folder.records import read_epochs
 
@@ -30,93 +29,78 @@ class Queue(Protocol):
 
     Attributes:
         jobs: all of them.
-        waiting: those that have not begun.
-        running: things with an attribute `job`.
+        running: those whose processes run.
+        outcomes: of those that have ended, by their folders.
         slots: as many as run at a time.
-        outcomes: of the jobs that are through, by their folders.
     """
 
     jobs: list[Job]
-    waiting: list[Job]
-    running: list[Any]
+    running: list[Job]
+    outcomes: dict[Path, Any]
     slots: list[Any]
-    outcomes: dict[Path, Outcome]
-
-    def work(self) -> list[Outcome]:
-        """Go through all jobs; how they went."""
 
 
 class Progress:
     """A line at the bottom of a terminal, and a line per event above it; in a file, such a line every few minutes."""
 
-    def __init__(self, total: int):
-        self.total = total
+    def __init__(self) -> None:
         self._bar = tqdm(bar_format="{desc}", disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
-        self._looked = -EVERY
-        self._written = time.monotonic()
+        self._looked = time.monotonic()
 
     def say(self, text: str) -> None:
         tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stdout)
         sys.stdout.flush()
-        self._looked = -EVERY
 
-    def __call__(self, pool: Queue) -> None:
-        now = time.monotonic()
+    def __call__(self, queue: Queue) -> None:
+        if time.monotonic() - self._looked < (EVERY_IN_FILE if self._bar.disable else EVERY):
+            return
+        self._looked = time.monotonic()
         if self._bar.disable:
-            if now - self._written >= EVERY_IN_FILE:
-                self._written = now
-                self.say(self.text(pool))
-        elif now - self._looked >= EVERY:
-            self._looked = now
+            self.say(progress_line(queue))
+        else:
             # A line that is wider than the terminal would not be overwritten but pile up.
-            self._bar.set_description_str(self.text(pool)[: shutil.get_terminal_size().columns - 1])
+            self._bar.set_description_str(progress_line(queue)[: shutil.get_terminal_size().columns - 1])
 
     def close(self) -> None:
         """Take the line off the terminal."""
         self._bar.close()
 
-    def text(self, pool: Queue) -> str:
-        """``[7/40] left 1:02:03 | at fixed, resnet20-resnet8, seed 1029: epoch 3/12``."""
-        running = [item.job for item in pool.running]
-        through = [job for job in pool.jobs if job.folder in pool.outcomes]
-        seconds = seconds_left(running, pool.waiting, len(pool.slots), through)
-        left = "not known before the first epoch" if seconds is None else tqdm.format_interval(seconds)
-        return " | ".join([f"[{len(pool.outcomes)}/{self.total}] left {left}", *current_epochs(running)])
+
+def progress_line(queue: Queue) -> str:
+    """``[7/40] left 1:02:03 | at fixed, resnet20-resnet8, seed 1029: epoch 3/12``, of the first few running jobs."""
+    running = queue.running
+    seconds = seconds_left(queue.jobs, queue.outcomes, len(queue.slots))
+    left = "not known before the first epoch" if seconds is None else tqdm.format_interval(seconds)
+    named = [
+        f"{job.name}: epoch {min(len(_seconds(job.folder)) + 1, epochs_of(job))}/{epochs_of(job)}"
+        for job in running[:NAMED]
+    ]
+    more = [f"{len(running) - NAMED} more"] * (len(running) > NAMED)
+    return " | ".join([f"[{len(queue.outcomes)}/{len(queue.jobs)}] left {left}", *named, *more])
 
 
-def current_epochs(running: Sequence[Job]) -> list[str]:
-    """``"at fixed, resnet20-resnet8, seed 1029: epoch 3/12"`` of the first few, and how many more there are."""
-    named = []
-    for job in running[:NAMED]:
-        epochs = epochs_of(job)
-        named.append(f"{job.name}: epoch {min(len(_seconds(job.folder)) + 1, epochs)}/{epochs}")
-    return named + [f"{len(running) - NAMED} more"] * (len(running) > NAMED)
-
-
-def seconds_left(
-    running: Sequence[Job], waiting: Sequence[Job], slots: int, through: Sequence[Job] = ()
-) -> float | None:
-    """Epochs to go at the pace of a job's own epochs, else of those of its kind, else of all; None without any.
+def seconds_left(jobs: Sequence[Job], ended: dict[Path, Any], slots: int) -> float | None:
+    """Time for the epochs to go, at the pace of a job's own epochs, else of those of its kind, else of all.
 
     Args:
-        through: jobs that are done, whose pace counts as well.
+        jobs: all of them.
+        ended: has the folders of those that have ended, whose pace counts as well.
+        slots: how many run at a time.
+
+    Returns:
+        None if no epoch of any of them is known.
     """
     paces: dict[object, list[float]] = defaultdict(list)
-    todo: list[tuple[Job, int]] = []
-    for job in through:
-        for key in _keys(job) if _final_seconds(job.folder) else ():
-            paces[key].append(fmean(_final_seconds(job.folder)))
-    for job in [*running, *waiting]:
-        seconds = _seconds(job.folder)
-        todo.append((job, max(epochs_of(job) - len(seconds), 0)))
-        for key in _keys(job) if seconds else ():
-            paces[key].append(fmean(seconds))
+    for job in jobs:
+        if seconds := _seconds(job.folder):
+            for key in _keys(job):
+                paces[key].append(fmean(seconds))
     total = 0.0
-    for job, epochs in todo:
-        pace = next((fmean(paces[key]) for key in _keys(job) if key in paces), None)
-        if pace is None and epochs:
+    for job in jobs:
+        epochs = 0 if job.folder in ended else max(epochs_of(job) - len(_seconds(job.folder)), 0)
+        if epochs and not paces:
             return None
-        total += epochs * (pace or 0.0)
+        total += epochs and epochs * next(fmean(paces[key]) for key in _keys(job) if key in paces)
     return total / slots
 
 
@@ -127,15 +111,23 @@ def epochs_of(job: Job) -> int:
     return config.training.epochs + (config.pretrain.epochs if pretrains else 0)
 
 
-def _seconds(folder: Path) -> list[float]:
-    """What each finished epoch of a run took."""
-    return [epoch["seconds"] for epoch in read_epochs(Layout(folder).metrics)]
-
-
-_final_seconds = cache(_seconds)  # of a run that is through, whose file is not read again and again
-
-
 def _keys(job: Job) -> tuple:
+    """The job itself, its kind, and all."""
     config = job.config
     kind = (config.kd.teacher.title, config.kd.student.title, config.kd_loss.name) if config.kd else config.model.title
     return job.folder, kind, "any"
+
+
+def _seconds(folder: Path) -> tuple[float, ...]:
+    """The time of each finished epoch of a run."""
+    metrics = Layout(folder).metrics
+    try:
+        return _read_seconds(metrics, metrics.stat().st_mtime_ns)
+    except OSError:  # it has not begun, or its folder cannot be entered
+        return ()
+
+
+@cache
+def _read_seconds(metrics: Path, changed: int) -> tuple[float, ...]:
+    """The same as long as the file does not change: a grid looks at hundreds of them again and again."""
+    return tuple(epoch["seconds"] for epoch in read_epochs(metrics))

@@ -1,49 +1,84 @@
-"""Hands jobs to Slurm and watches them, with the face of `utils.grid.pool.Pool`.
+"""Hands jobs to Slurm through submitit and watches them, with the interface of `utils.grid.pool.Pool`.
 
-A file in every run's folder says under which name it was submitted, written before that is done: a grid that is killed
-and started again asks Slurm for these names, and watches what is there instead of submitting it twice.
+``slurm.json`` in the folder of a run has the number of its job. A grid that is started again watches that job instead
+of submitting the run twice; a run that is submitted twice all the same is trained once.
+
+submitit pickles the tasks into ``grid/`` in `run.root`. Only the jobs unpickle them; the grid reads the states of jobs.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shlex
+import sys
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.files import write_text
 from utils.grid.plan import Job, State, state
-from utils.grid.pool import DONE, Outcome, last_line
-from utils.grid.slurm_commands import Entry, Request, batch_log, look_up, require_submitit, submit
-from utils.grid.slurm_task import SlurmTask
+from utils.grid.pool import DONE, POLL, Outcome, last_line
+from utils.grid.slurm_task import Task
 from utils.processes.stopping import StopRequest
 from utils.run_folder.layout import Layout
 
-POLL = 0.2  # seconds between two looks at signals
+if TYPE_CHECKING:
+    from submitit import SlurmJob
+
 LOOK = 5.0  # seconds between two questions to Slurm, which answers many people
 IN_SLURM = "in Slurm's queue"
+SIGNAL = "USR2"  # submitit's
+WARNING = 120  # seconds before the time limit
+HOURS = 4  # of a job without time=...; at the limit it goes back into the queue
+NO_LIMIT = 10**6  # times that a job may reach its time limit
+OF_THE_GRID = ("dependency", "error", "job-name", "open-mode", "output")
 
 
-class Record(TypedDict):
-    """``slurm.json`` of a run: under which name it was submitted, and its place in the array."""
+@dataclass(frozen=True)
+class Request:
+    """What every job asks Slurm for.
 
-    name: str
-    place: NonNegativeInt
-    job: str | None
+    Attributes:
+        keys: options of ``sbatch``.
+        at_a_time: jobs of one array that may run at a time; None: as many as Slurm likes.
+        processes: that share each batch, one per GPU.
+    """
+
+    keys: dict[str, str | bool]
+    at_a_time: int | None = None
+    processes: int = 1
 
 
-@dataclass
-class _Submitted:
-    job: Job
-    record: Record
-    entry: Entry
+def read_request(words: Iterable[str]) -> Request:
+    """The ``key=value`` words behind ``--slurm``.
+
+    Raises:
+        UserError: a word is none of these, or the grid needs the key itself.
+    """
+    keys: dict[str, str | bool] = {"requeue": True, "kill-on-invalid-dep": "yes", "time": f"{HOURS}:00:00"}
+    for word in words:
+        name, sign, value = word.partition("=")
+        key = name.replace("_", "-").lstrip("-")
+        if not (sign and value and re.fullmatch("[a-z][a-z-]+", key)) or not value.isprintable():
+            raise UserError(f"--slurm: found {word!r}, must be a long option of sbatch and its value, e.g. gpus=1")
+        if key in OF_THE_GRID:
+            raise UserError(f"--slurm: found {word!r}, but the grid sets {key} itself")
+        keys[key] = True if value == "true" else value
+    # B: the batch shell, which is replaced by the process that handles the signal.
+    keys["signal"] = f"B:{SIGNAL}@{str(keys.get('signal', '')).rpartition('@')[2] or WARNING}"
+    at_a_time = keys.pop("array", None)
+    if at_a_time is not None and not re.fullmatch("[1-9][0-9]{0,4}", str(at_a_time), re.ASCII):
+        raise UserError(f"--slurm: found array={at_a_time}, must be the number of jobs that may run at a time")
+    gpus = str(keys.get("gpus", "1")).rpartition(":")[2]  # that may be a type before
+    processes = int(gpus) if re.fullmatch("[1-9][0-9]{0,3}", gpus, re.ASCII) else 1
+    return Request(keys, int(at_a_time) if at_a_time else None, processes)
 
 
 class SlurmQueue:
@@ -55,6 +90,9 @@ class SlurmQueue:
         logs: folder for submitit's files.
         say: called with a line whenever something changes.
         tick: called several times a second.
+
+    Attributes:
+        outcomes: of the jobs that have ended, by their folders.
     """
 
     def __init__(
@@ -67,24 +105,20 @@ class SlurmQueue:
     ):
         self.jobs, self.request, self.logs, self.say, self.tick = list(jobs), request, logs.absolute(), say, tick
         self.outcomes: dict[Path, Outcome] = {}
-        self._submitted: dict[Path, _Submitted] = {}
-        self._answers = True
+        self._submitted: dict[Path, SlurmJob] = {}
+        self._states: dict[Path, str] = {}
 
     @property
-    def running(self) -> list[_Submitted]:
-        return [item for item in self._submitted.values() if item.entry.state == "RUNNING"]
-
-    @property
-    def waiting(self) -> list[Job]:
-        return [item.job for item in self._submitted.values() if item.entry.state != "RUNNING"]
+    def running(self) -> list[Job]:
+        return [job for job in self.jobs if job.folder in self._submitted and self._states[job.folder] == "RUNNING"]
 
     @property
     def slots(self) -> list[object]:
-        """As many as run at a time, as far as that is known."""
+        """As many as run now: how many will is for Slurm to say."""
         return list(self.running) or [None]
 
     def work(self) -> list[Outcome]:
-        """Submit what is not there and watch until all is through. SIGINT and SIGTERM end the watching alone."""
+        """Submit what is not there and watch until all has ended. SIGINT and SIGTERM end the watching alone."""
         with StopRequest() as stop:
             self.submit(stop)
             looked = time.monotonic()
@@ -94,8 +128,9 @@ class SlurmQueue:
                     looked = time.monotonic()
                 self.tick(self)
                 time.sleep(POLL)
-        for item in list(self._submitted.values()):
-            self.outcomes[item.job.folder] = Outcome(item.job, IN_SLURM, _words(item.entry))
+        for job in self.jobs:
+            if job.folder in self._submitted:
+                self.outcomes[job.folder] = Outcome(job, IN_SLURM, self._words(job))
         return [self.outcomes.get(job.folder, Outcome(job, "not started", "the grid was stopped")) for job in self.jobs]
 
     def submit(self, stop: StopRequest) -> None:
@@ -104,137 +139,151 @@ class SlurmQueue:
         Raises:
             UserError: submitit or Slurm is missing, or Slurm refuses the jobs.
         """
-        require_submitit()
         groups: dict[Path | None, list[Job]] = {None: []}
-        for job, entry, found in look(self.jobs):
-            teacher = next((other for other in self.jobs if other.folder == job.teacher), None)
-            ending = self.outcomes.get(teacher.folder) if teacher else None
-            if entry is not None:
-                record = read_record(job)
-                self._submitted[job.folder] = _Submitted(job, record, entry)
-                self.say(f"{_words(entry)}: {job.name}")
-            elif found.status == "finished":
+        for job, found, there in look(self.jobs, self.logs):
+            ending = self.outcomes.get(job.teacher)
+            if found.status == "finished":
                 self._note(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
-            elif found.status == "busy":
-                self._note(job, "not started", "another process is at it")
+            elif there is not None:
+                self._submitted[job.folder], self._states[job.folder] = there, there.state
+                self.say(f"{self._words(job)}: {job.name}")
             elif ending and ending.status not in DONE:
                 self._note(job, "not started", f"its teacher {ending.status}")
             else:
-                groups.setdefault(teacher.folder if teacher and not ending else None, []).append(job)
+                waits = not ending and any(job.teacher == other.folder for other in self.jobs)
+                groups.setdefault(job.teacher if waits else None, []).append(job)
         for teacher, jobs in groups.items():
             if jobs and not stop.requested:
                 self._hand_over(jobs, teacher)
 
     def _hand_over(self, jobs: Sequence[Job], teacher: Path | None) -> None:
-        name = f"sakd-{uuid.uuid4().hex[:12]}"
-        records = [Record(name=name, place=place, job=None) for place in range(len(jobs))]
-        try:
-            for job, record in zip(jobs, records):
-                job.folder.mkdir(parents=True, exist_ok=True)
-                _write(job, record)
-            tasks = [SlurmTask(self._command(job), str(job.folder.absolute()), self.request.processes) for job in jobs]
-            first = self._submitted[teacher].entry.job if teacher else None
-            numbers = submit(tasks, name, self.request, first, self.logs)
-        except (UserError, OSError):
-            for job in jobs:
-                _forget(job)
-            raise
-        for job, record, number in zip(jobs, records, numbers):
-            _write(job, record | {"job": number})
-            self._submitted[job.folder] = _Submitted(job, record, Entry(number, "PENDING", ""))
-            self.say(f"submitted: {job.name} (job {number})")
-
-    def _command(self, job: Job) -> tuple[str, ...]:
-        python, *words = job.command(resume=False)
-        if self.request.processes > 1:
-            words = ["-m", "utils.launch", str(self.request.processes), *words]
-        return python, *words
+        executor = make_executor(self.logs, self.request, len(jobs), teacher and self._submitted[teacher].job_id)
+        submitted = submit_tasks(executor, [Task(job, self.request.processes) for job in jobs])
+        for job, there in zip(jobs, submitted):
+            layout = Layout(job.folder)
+            layout.path.mkdir(parents=True, exist_ok=True)
+            write_text(layout.slurm_job, json.dumps({"job": there.job_id}) + "\n")
+            self._submitted[job.folder], self._states[job.folder] = there, "PENDING"
+            self.say(f"submitted: {job.name} (job {there.job_id})")
 
     def _look(self) -> None:
         """Ask Slurm, and say what has changed."""
-        try:
-            entries = look_up(item.record["name"] for item in self._submitted.values())
-        except UserError as error:  # Slurm is restarted now and then; its jobs go on
-            if self._answers:
-                self.say(f"{error}; asking again until it answers")
-            self._answers = False
-            return
-        self._answers = True
-        for item in list(self._submitted.values()):
-            entry = entries.get((item.record["name"], item.record["place"]))
-            if entry is None or entry.ended:
-                del self._submitted[item.job.folder]
-                self._conclude(item.job, item.entry.job, entry)
-            else:
-                if entry.state != item.entry.state and entry.state in ("RUNNING", "PENDING"):
-                    self.say(f"{_words(entry)}: {item.job.name}")
-                item.entry = entry
+        next(iter(self._submitted.values())).get_info(mode="force")  # of all jobs
+        for job in self.jobs:
+            there = self._submitted.get(job.folder)
+            if there is None:
+                continue
+            if there.done():
+                del self._submitted[job.folder]
+                self._conclude(job, there)
+            elif there.state != self._states[job.folder] and there.state in ("RUNNING", "PENDING"):
+                self._states[job.folder] = there.state
+                self.say(f"{self._words(job)}: {job.name}")
 
-    def _conclude(self, job: Job, number: str, entry: Entry | None) -> None:
-        ending = entry.state if entry else ""
-        teacher = self.outcomes.get(job.teacher) if job.teacher else None
-        if ending == "COMPLETED" or state(job).status == "finished":
+    def _conclude(self, job: Job, there: SlurmJob) -> None:
+        ending = there.state.partition(" ")[0]  # CANCELLED by 0
+        teacher = self.outcomes.get(job.teacher)
+        if state(job).status == "finished":
             self._note(job, "finished")
         elif teacher and teacher.status not in DONE:  # Slurm has cancelled it
             self._note(job, "not started", f"its teacher {teacher.status}")
-        elif ending in ("CANCELLED", "PREEMPTED"):
-            self._note(job, "stopped", f"job {number} was {ending.lower()}")
+        elif ending == "CANCELLED":
+            self._note(job, "stopped", f"job {there.job_id} was cancelled")
         else:
-            how = {"": "no longer in Slurm's queue", "FAILED": ""}.get(ending, ending.lower().replace("_", " "))
-            self._note(job, "failed", ": ".join(filter(None, [how, self._last_words(job, number)])))
+            how = "" if ending in ("FAILED", "RUNNING", "COMPLETING") else ending.lower().replace("_", " ")
+            self._note(job, "failed", ": ".join(filter(None, [how, _last_words(job, there)])))
 
-    def _last_words(self, job: Job, number: str) -> str:
-        for log in (Layout(job.folder).slurm_log, batch_log(self.logs, number)):
-            if log.exists() and (line := last_line(log)):
-                return f"{line} [{log}]"
-        return ""
+    def _words(self, job: Job) -> str:
+        """``"job 12_3 pending"``."""
+        return f"job {self._submitted[job.folder].job_id} {self._states[job.folder].lower()}"
 
     def _note(self, job: Job, status: str, reason: str = "") -> None:
         self.outcomes[job.folder] = Outcome(job, status, reason)
-        self.say(f"{status}: {job.name}" + (f": {reason}" if reason else ""))
+        self.say(str(self.outcomes[job.folder]))
 
 
-def look(jobs: Sequence[Job]) -> list[tuple[Job, Entry | None, State]]:
-    """Every job with its entry in Slurm's queue, None if it is not there or has ended, and what its folder says."""
-    records = {job.folder: read_record(job) for job in jobs}
-    entries = look_up(record["name"] for record in records.values() if record)
-    found = []
+def look(jobs: Sequence[Job], logs: Path) -> list[tuple[Job, State, SlurmJob | None]]:
+    """Every job, how far its run is, and its Slurm job; None if there is none, or it has ended.
+
+    Raises:
+        UserError: submitit or Slurm is missing.
+    """
+    submitit = import_submitit()
+    there = {}
     for job in jobs:
-        record = records[job.folder]
-        entry = entries.get((record["name"], record["place"])) if record else None
-        found.append((job, None if entry is None or entry.ended else entry, state(job)))
-    return found
+        with suppress(OSError, ValueError, TypeError, KeyError):  # it was never submitted, or the file is damaged
+            number = json.loads(Layout(job.folder).slurm_job.read_bytes())["job"]
+            if re.fullmatch(r"\d+(_\d+)?", number):
+                there[job.folder] = submitit.SlurmJob(logs.absolute(), number)
+    for item in list(there.values())[:1]:
+        item.get_info(mode="force")  # of all jobs
+    waiting = {folder for folder, item in there.items() if item.state != "UNKNOWN" and not item.done()}
+    return [(job, state(job), there[job.folder] if job.folder in waiting else None) for job in jobs]
 
 
-def describe(jobs: Sequence[Job]) -> list[str]:
+def describe(jobs: Sequence[Job], logs: Path) -> list[str]:
     """A line about every job, with how far it is."""
     return [
-        f"{entry.state.lower() if entry else found.status:<10}  {job.name}  {job.folder}"
-        + (f"  ({_words(entry)})" if entry else "")
-        for job, entry, found in look(jobs)
+        f"{there.state.lower() if there else found.status:<10}  {job.name}  {job.folder}"
+        + (f"  (job {there.job_id})" if there else "")
+        for job, found, there in look(jobs, logs)
     ]
 
 
-def read_record(job: Job) -> Record | None:
-    """Under which name a run was submitted last; None if it never was, or that cannot be read."""
-    with suppress(OSError, ValidationError):
-        return TypeAdapter(Record).validate_json(Layout(job.folder).slurm_job.read_bytes())
-    return None
+def import_submitit():
+    """The module.
+
+    Raises:
+        UserError: it is missing, or Slurm is.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--slurm needs submitit: pip install submitit") from None
+    if submitit.SlurmExecutor.affinity() < 0:
+        raise UserError("--slurm: no Slurm on the path; start the grid where jobs are submitted")
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns while Slurm does not answer
+    return submitit
 
 
-def _write(job: Job, record: Record) -> None:
-    write_text(Layout(job.folder).slurm_job, json.dumps(record) + "\n")
+def make_executor(logs: Path, request: Request, jobs: int, teacher: str | None):
+    """submitit's executor for jobs that ask for the same.
+
+    Args:
+        teacher: id of the job without whose success they must not start.
+    """
+    python = f"exec {shlex.quote(sys.executable)}"  # no shell between Slurm's signals and the process
+    executor = import_submitit().SlurmExecutor(logs, max_num_timeout=NO_LIMIT, python=python)
+    executor.update_parameters(
+        job_name="sakd",
+        time=HOURS * 60,  # which the keys override
+        use_srun=False,
+        stderr_to_stdout=True,
+        dependency=teacher and f"afterok:{teacher}",
+        array_parallelism=request.at_a_time or jobs,
+        additional_parameters=request.keys,
+    )
+    return executor
 
 
-def _forget(job: Job) -> None:
-    """Undo what `_hand_over` has begun."""
-    with suppress(OSError):
-        Layout(job.folder).slurm_job.unlink()
-        for folder in (job.folder, *job.folder.parents):
-            folder.rmdir()  # ends at the first one that holds something
+def submit_tasks(executor, tasks: Sequence[Task]) -> list[SlurmJob]:
+    """Submit tasks, several as one array.
+
+    Raises:
+        UserError: Slurm refuses them.
+    """
+    import submitit
+
+    try:
+        with redirect_stderr(StringIO()):  # submitit repeats there what sbatch says
+            return executor.submit_array(tasks)
+    except submitit.core.utils.FailedJobError as error:
+        said = (str(error).strip().splitlines() or ["sbatch failed"])[0]
+        raise UserError(f"--slurm: {said}") from None
 
 
-def _words(entry: Entry) -> str:
-    """``"job 12_3 pending (Dependency)"``."""
-    reason = f" ({entry.reason})" if entry.state == "PENDING" and entry.reason not in ("", "None") else ""
-    return f"job {entry.job} {entry.state.lower()}{reason}"
+def _last_words(job: Job, there: SlurmJob) -> str:
+    for log in (Layout(job.folder).slurm_log, there.paths.stdout):
+        if log.exists() and (line := last_line(log)):
+            return f"{line} [{log}]"
+    return ""

@@ -1,122 +1,99 @@
-"""What a Slurm job of the grid does: train one run, and go back into the queue if it is stopped early.
-
-    python -m utils.grid.slurm_task tasks.json
-
-The file lists the tasks of an array of jobs; the job's place in it says which one is meant.
-"""
+"""The training of one run, as a Slurm job of the grid calls it."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Sequence
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from utils.processes.stopping import EXIT_INTERRUPTED, STOP_SIGNALS
+from utils.grid.plan import Job, state
+from utils.grid.pool import BUSY_SECONDS, last_line
+from utils.processes.stopping import EXIT_INTERRUPTED
 from utils.run_folder.layout import Layout
 
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
 NOT_ENOUGH_TIME = "error: the time limit came before anything could be saved; --slurm time=... asks for more"
-NOT_REQUEUED = "error: stopped and saved, but Slurm does not put the job back into its queue: "
 
 
-@dataclass(frozen=True)
-class SlurmTask:
-    """One run.
+class Task:
+    """Trains one run in a Slurm job; submitit pickles it. A second job for the same run waits and finds it finished.
 
-    Attributes:
-        command: starts the training, but for ``--resume``.
-        folder: of the run, absolute.
-        processes: how many share the CPUs of the job.
+    Args:
+        job: the run.
+        processes: that share each batch.
     """
 
-    command: Sequence[str]
-    folder: str
-    processes: int = 1
+    def __init__(self, job: Job, processes: int = 1):
+        self.job, self.processes = job, processes
+        self._child: subprocess.Popen | None = None
+        self._saved: int | None = None  # when the last checkpoint was written, before this job
 
-    def work(self) -> int:
-        """Train it, or go on with it; the exit code of the training."""
-        layout = Layout(Path(self.folder))
-        saved = _last_saved(layout)
-        code, asked = self._train(layout)
-        # A job that is being cancelled, or put back by Slurm itself, is no longer called running.
-        if code == EXIT_INTERRUPTED and _state() == "RUNNING":
-            if signal.SIGUSR1 in asked and _last_saved(layout) == saved:
-                _append(layout.slurm_log, NOT_ENOUGH_TIME)
-            else:
-                _requeue(layout)
-        return code
+    def __call__(self) -> None:
+        """Train the run, or go on with it. Slurm's SIGTERM saves it and ends this process.
 
-    def _train(self, layout: Layout) -> tuple[int, set[int]]:
-        """The exit code, and the signals that asked the training to stop."""
-        asked: set[int] = set()
-        child: subprocess.Popen | None = None
-
-        def hand_on(number: int, frame: FrameType | None) -> None:
-            asked.add(number)
-            if child is not None:
-                child.send_signal(number)
-
-        for number in STOP_SIGNALS:
-            signal.signal(number, hand_on)
+        Raises:
+            RuntimeError: the training failed; its last line.
+        """
+        signal.signal(signal.SIGTERM, self._end)
+        while (found := state(self.job)).status == "busy":
+            time.sleep(BUSY_SECONDS)
+        if found.status == "finished":
+            return
+        layout = Layout(self.job.folder)
+        self._saved = _last_saved(layout)
         layout.path.mkdir(parents=True, exist_ok=True)
-        cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
-        threads = {"OMP_NUM_THREADS": str(max(1, cpus // self.processes))}
-        resume = ["--resume"] if layout.begun else []
+        python, *words = self.job.command(resume=found.status == "unfinished")
+        if self.processes > 1:
+            words = ["-m", "utils.launch", str(self.processes), *words]
+        threads = max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // self.processes)
         with layout.slurm_log.open("ab") as log:
-            child = subprocess.Popen(
-                [*self.command, *resume],
+            self._child = subprocess.Popen(
+                [python, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=threads | os.environ,
+                env={"OMP_NUM_THREADS": str(threads)} | os.environ,
             )
-            for number in list(asked):  # which came while it was started
-                child.send_signal(number)
-            code = child.wait()
-        return code if code >= 0 else 128 - code, asked
+        if code := self._child.wait():
+            raise RuntimeError(f"exit code {code}: {last_line(layout.slurm_log)}")
 
+    def checkpoint(self) -> DelayedSubmission | None:
+        """Called by submitit before the time limit: save, and go back into the queue.
 
-def text_of(tasks: Sequence[SlurmTask]) -> str:
-    """What `main` reads."""
-    return json.dumps([asdict(task) for task in tasks], indent=1) + "\n"
+        Returns:
+            what the job does next time; None, which fails the job, if it would go round without progress.
+        """
+        from submitit.helpers import DelayedSubmission
 
+        if self._child is not None:
+            self._stop_child(signal.SIGUSR1)
+            layout = Layout(self.job.folder)
+            if _last_saved(layout) == self._saved:
+                with layout.slurm_log.open("a") as log:
+                    log.write(NOT_ENOUGH_TIME + "\n")
+                return None
+        return DelayedSubmission(Task(self.job, self.processes))
 
-def main(file: Path) -> int:
-    place = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))
-    return SlurmTask(**json.loads(file.read_text(encoding="utf-8"))[place]).work()
+    def _stop_child(self, number: int) -> None:
+        self._child.send_signal(number)
+        with suppress(ChildProcessError):  # it has ended
+            # Not `Popen.wait`: the signal that led here has interrupted it.
+            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        """The job is cancelled, or Slurm puts it back into its queue: end without a result."""
+        if self._child is not None:
+            self._stop_child(number)
+        os._exit(EXIT_INTERRUPTED)
 
 
 def _last_saved(layout: Layout) -> int | None:
     with suppress(OSError):
         return layout.last.stat().st_mtime_ns
     return None
-
-
-def _state() -> str:
-    """What Slurm calls this job."""
-    return _slurm("squeue", "--noheader", "--format=%T", "--jobs", os.environ["SLURM_JOB_ID"]).stdout.strip()
-
-
-def _requeue(layout: Layout) -> None:
-    answer = _slurm("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
-    if answer.returncode:
-        _append(layout.slurm_log, NOT_REQUEUED + " ".join(answer.stderr.split()))
-
-
-def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def _append(log: Path, line: str) -> None:
-    with log.open("a") as file:
-        file.write(line + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

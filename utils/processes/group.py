@@ -1,7 +1,7 @@
-"""Training on several processes: the group that they form, and what they tell each other.
+"""Training on several processes: the group that they form, and the messages in it.
 
-Every function here may be called on a single process as well, where it does nothing and costs nothing. With more, each
-of them must be called by all processes, in the same order.
+Every function here may be called on a single process as well, where it does nothing and costs nothing. With more, all
+processes must call each of them, in the same order.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.processes.place import rank_info
+from utils.processes.rank import rank_info
 from utils.processes.stopping import Interrupted
 
-# Longer than the longest wait for a process that alone has something to do, such as unpacking a data set. A process
-# that ends is noticed at once, by the launcher.
+# Longer than the longest wait for one process, which may be unpacking a data set. The launcher notices at once that a
+# process has ended.
 TIMEOUT = timedelta(minutes=30)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did: NCCL for what is on GPUs, gloo for what is not.
+    """Join the processes that torchrun started, if it did: NCCL for tensors on GPUs, gloo for others.
 
     After an error the group is left as it is: taking it down would wait for the other processes.
     """
@@ -78,7 +78,7 @@ def main_first() -> Iterator[None]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every process has, in the order of their numbers."""
+    """The values of all processes, in the order of their numbers."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -87,7 +87,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def from_main(value: Any) -> Any:
-    """What the first process has."""
+    """The value of the first process."""
     if world_size() == 1:
         return value
     values = [value]
@@ -168,8 +168,8 @@ class Replica:
     """Keeps a module equal to its copies on the other processes of the group; on a single process it does nothing.
 
     Gradients are averaged over the processes. BatchNorm normalises by the statistics of each process's own part of the
-    batch; the running statistics are those of the first process, handed out at the end of every step, so that between
-    two steps all processes are equal, whatever is done there: evaluate, save, or stop.
+    batch; the running statistics are those of the first process, sent to the others at the end of every step, so that
+    all processes are equal between two steps, where they evaluate, save or stop.
 
     It is not DistributedDataParallel, which exchanges gradients at the end of a backward pass and waits for them there:
     a step here has two backward passes, and the first one's gradients travel while the second loss is computed.
@@ -199,7 +199,7 @@ class Replica:
             self._travelling.append((new, flat, dist.all_reduce(flat, async_op=True)))
 
     def receive_gradients(self) -> None:
-        """Put the averages in the place of the gradients that were sent."""
+        """Replace the gradients that were sent by their averages."""
         for parameters, flat, work in self._travelling:
             work.wait()
             gradients = [parameter.grad for parameter in parameters]

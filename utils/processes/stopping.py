@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from utils.processes.place import LAUNCHER_DIED, rank_info
+from utils.processes.rank import launcher_is_gone, rank_info
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped early, everything saved, try again
-EXIT_KILLED = 128 + signal.SIGINT  # what a shell makes of a process that SIGINT ends
+EXIT_KILLED = 128 + signal.SIGINT  # the code that a shell gives to a process that SIGINT ends
 NOTHING_TO_SAVE = (
     "stopped outside of training, nothing to save; the same command goes on, with --resume if there is a checkpoint"
 )
@@ -34,8 +34,10 @@ class Interrupted(BaseException):
 
 
 def interrupt_on_stop_signals() -> None:
-    """From now on let these signals raise `Interrupted`; one of several processes just ends, its launcher speaks."""
-    # That process may be signalled just as well because another one failed: it has nothing to report.
+    """From now on let these signals raise `Interrupted`; one of several processes just ends.
+
+    Its launcher prints the message. The launcher may also have signalled it because another process failed.
+    """
     _handle(signal.SIG_DFL if rank_info().world > 1 else _interrupt)
 
 
@@ -47,24 +49,25 @@ def ignore_stop_signals() -> None:
 class StopRequest:
     """Remembers that a stop signal arrived, so that the step under way can be finished first.
 
-    A second SIGINT stops at once, and so does the death of the launcher of several processes if a signal came before
-    it; otherwise the death is such a signal. Use as a context manager; it restores the handlers that it found.
-
-    Attributes:
-        requested: a signal arrived.
+    A second SIGINT stops at once. Use as a context manager; it restores the handlers that it found.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._by_death = False
+        self._signalled = False
         self._found: dict[int, Handler] = {}
+
+    @property
+    def requested(self) -> bool:
+        """A signal arrived, or the launcher of several processes has died."""
+        return self._signalled or launcher_is_gone()
 
     def __enter__(self) -> StopRequest:
         self._found = _handle(self._remember)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _restore(self._found)
+        for number, handler in self._found.items():
+            signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -82,11 +85,9 @@ class StopRequest:
             _handle(self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        died = number == LAUNCHER_DIED
-        if self.requested and (number == signal.SIGINT or (died and not self._by_death)):
+        if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._by_death |= died
-        self.requested = True
+        self._signalled = True
 
 
 def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
@@ -95,10 +96,4 @@ def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
 
 def _handle(handler: Handler) -> dict[int, Handler]:
     """Set the handler of all stop signals; those that were there."""
-    signals = STOP_SIGNALS if rank_info().world == 1 else (*STOP_SIGNALS, LAUNCHER_DIED)
-    return {number: signal.signal(number, handler) for number in signals}
-
-
-def _restore(handlers: dict[int, Handler]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}

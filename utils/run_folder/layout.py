@@ -25,7 +25,7 @@ class Layout:
         result: the accuracies; written when the run is finished.
         lock: held by the process that writes to the folder.
         evaluation: what ``python -m utils.evaluate`` found.
-        slurm_job: under which name the grid handed the run to Slurm.
+        slurm_job: the number of the run's job in Slurm.
         slurm_log: what it printed there.
     """
 

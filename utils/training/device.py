@@ -18,7 +18,7 @@ import torch
 from distillers.task import Task
 from utils.config import Config
 from utils.errors import UserError, exhausted_memory, reason
-from utils.processes.place import rank_info
+from utils.processes.rank import rank_info
 
 log = logging.getLogger("sakd")
 

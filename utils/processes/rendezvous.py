@@ -1,4 +1,4 @@
-"""Where the processes of several machines meet, by the environment that Slurm or the user sets."""
+"""The rendezvous of the processes of several machines, by the environment that Slurm or the user sets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PORT = 29400  # torchrun's
 _PORTS = 10000  # to choose from by the number of a Slurm job, since two jobs may share a machine
 
 
-class Meeting(NamedTuple):
-    """What torchrun calls a rendezvous.
+class Rendezvous(NamedTuple):
+    """torchrun's arguments for a rendezvous.
 
     Attributes:
-        endpoint: ``host:port`` of the machine that all others ask.
+        endpoint: ``host:port`` of the machine that hosts it.
         run_id: the same on all machines of a job.
         address: of this machine, for the others; None: its own name.
-        is_host: this machine is the one that is asked; None if that has to be found out.
+        is_host: this machine hosts it; None: torchrun finds out.
     """
 
     endpoint: str
@@ -29,12 +29,12 @@ class Meeting(NamedTuple):
     is_host: bool | None
 
 
-def meeting_of(nodes: int, environ: Mapping[str, str]) -> Meeting:
-    """The meeting of the machines of a job.
+def rendezvous_of(nodes: int, environ: Mapping[str, str]) -> Rendezvous:
+    """The rendezvous of the machines of a job.
 
     Args:
-        nodes: how many there have to be.
-        environ: with ``MASTER_ADDR`` (and ``MASTER_PORT``), or what ``srun`` sets.
+        nodes: number of machines.
+        environ: with ``MASTER_ADDR`` (and ``MASTER_PORT``), or with the variables of ``srun``.
 
     Raises:
         UserError: neither is there, or Slurm has started another number of machines.
@@ -47,19 +47,19 @@ def meeting_of(nodes: int, environ: Mapping[str, str]) -> Meeting:
         raise UserError(f"nnodes: found {nodes}, but Slurm has started this on {started}; srun --nodes={nodes} helps")
     run_id = f"sakd-{job}"
     if host:
-        return Meeting(f"{host}:{port}", run_id, host if _is_here(host) else environ.get("SLURMD_NODENAME"), None)
+        return Rendezvous(f"{host}:{port}", run_id, host if _is_here(host) else environ.get("SLURMD_NODENAME"), None)
     listed = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     if not (started and listed):
         raise UserError(
-            f"nnodes: found {nodes}, but nothing says where the machines meet; start this on each of them by srun, or "
-            "with MASTER_ADDR=<name of one of them>"
+            f"nnodes: found {nodes}, but MASTER_ADDR is not set and this is no job of Slurm; start this on each "
+            "machine by srun, or with MASTER_ADDR=<name of one of them>"
         )
     is_host = environ.get("SLURM_NODEID") == "0"
-    return Meeting(f"{first_host(listed)}:{port}", run_id, environ.get("SLURMD_NODENAME"), is_host)
+    return Rendezvous(f"{first_host(listed)}:{port}", run_id, environ.get("SLURMD_NODENAME"), is_host)
 
 
 def first_host(listed: str) -> str:
-    """Of Slurm's list, e.g. ``"gpu003"`` of ``"gpu[003-005,9],login1"``."""
+    """The first host in Slurm's list, e.g. ``"gpu003"`` of ``"gpu[003-005,9],login1"``."""
     first = re.split(r",(?![^\[]*\])", listed)[0]
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
