@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# PyTorch raises RuntimeErrors: about a GPU, about a CPU, and about a size whose bytes no 64-bit number counts.
+# PyTorch raises RuntimeErrors: about a GPU, about a CPU, and about a size whose bytes exceed a 64-bit number.
 _MEMORY_EXHAUSTED = (
     "out of memory",
     "not enough memory",
     "DefaultCPUAllocator",
     "Storage size calculation overflowed",
     "integer multiplication overflow",
+    "failed to map segment",  # of a library that is imported
 )
 
 CONNECTION_LOST = (

@@ -63,12 +63,13 @@ def test_a_count_out_of_range_is_refused_whatever_its_length(text):
     ("main", "found"),
     [
         (raising(MemoryError()), ""),
+        (raising(ImportError("libtorch_cpu.so: failed to map segment from shared object")), ""),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")), "2.00 GiB"),
         (lambda: torch.empty(2**55), "144115188075855872 bytes"),
         (lambda: torch.empty(2**33, 2**33), ""),
         (lambda: np.empty(2**55), "256. PiB"),
     ],
-    ids=["Python", "GPU", "PyTorch", "more bytes than numbers", "NumPy"],
+    ids=["Python", "import", "GPU", "PyTorch", "more bytes than numbers", "NumPy"],
 )
 @pytest.mark.parametrize("trains", [True, False])
 def test_exhausted_memory_is_one_line(ending, main, found, trains):

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_up_runs import write_run
@@ -15,7 +16,7 @@ from utils.errors import UserError
 from utils.grid.__main__ import conclude, main, slots, split_overrides
 from utils.grid.plan import Job, plan, split_pair, split_sweep, state
 from utils.grid.pool import Outcome, Pool
-from utils.grid.progress import progress_line, seconds_left
+from utils.grid.progress import Progress
 from utils.processes.stopping import EXIT_INTERRUPTED
 
 NAMES = {"dataset": "digits", "pairs": ["resnet20-resnet8"], "seeds": [1029]}
@@ -235,29 +236,20 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch):
     assert slots(None) == [{}]
 
 
-def test_the_time_left_counts_the_epochs_to_go_at_their_own_pace(tmp_path):
-    jobs = jobs_of(tmp_path, ("fixed", "adaptive"), ("at",))[1:]
-    assert seconds_left(jobs, {}, 1) is None, "nothing is known yet"
-    write_run(tmp_path, selection="fixed", epochs=4, done=1)  # 2 s an epoch
-    assert seconds_left(jobs, {}, 1) == pytest.approx(3 * 2 + 4 * 2)
-    assert seconds_left(jobs, {}, 2) == pytest.approx(7)
-
-
-def test_a_run_that_has_ended_tells_the_time_of_those_to_come(tmp_path):
-    teacher, *jobs = jobs_of(tmp_path, ("fixed", "adaptive"), ("at",))
-    write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)  # 2 s an epoch
-    ended = {teacher.folder: Outcome(teacher, "finished")}
-    assert seconds_left([teacher, *jobs], ended, 1) == pytest.approx(8 * 2)
-
-
-def test_the_line_of_progress_names_the_epoch_of_each_running_job(tmp_path):
-    _, *jobs = jobs_of(tmp_path, ("fixed", "adaptive", "anti", "random"), ("at",))
+def test_progress_names_running_jobs_and_the_time_of_the_epochs_to_go(tmp_path, monkeypatch):
+    now = iter([0.0, 0.0, 30.0, 30.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    teacher, *jobs = jobs_of(tmp_path, ("fixed", "adaptive", "anti", "random"), ("at",))
     write_run(tmp_path, selection="fixed", epochs=4, done=1)
-    pool = Pool(jobs, [{}], tmp_path, print, print)
-    pool._processes = {job.folder: None for job in jobs}
+    progress = Progress([teacher, *jobs])
+    queue = SimpleNamespace(running=[], outcomes={})
+    assert progress.line(queue) == "[0/5] left not known before the first epoch"
+    write_run(tmp_path, selection="adaptive", epochs=4, done=2)
+    queue = SimpleNamespace(running=jobs, outcomes={teacher.folder: Outcome(teacher, "finished")})
     pair = "resnet20-resnet8, seed 1029"
-    assert progress_line(pool) == (
-        f"[0/4] left 00:30 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 1/4 | "
+    # 20 epochs of the teacher and 2 of the students in 30 s, 13 to go
+    assert progress.line(queue) == (
+        f"[1/5] left 00:17 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 3/4 | "
         f"at anti, {pair}: epoch 1/4 | 1 more"
     )
 

@@ -18,7 +18,7 @@ from utils.grid import slurm
 from utils.grid.__main__ import main, split_overrides
 from utils.grid.plan import plan
 from utils.grid.pool import last_line
-from utils.grid.progress import progress_line
+from utils.grid.progress import Progress
 from utils.grid.slurm import SlurmQueue, describe, import_submitit, read_request
 from utils.grid.slurm_task import NOT_ENOUGH_TIME, Task
 from utils.processes.rendezvous import first_host, rendezvous_of
@@ -162,7 +162,7 @@ def test_students_are_an_array_that_waits_for_its_teacher(fake, tmp_path):
     assert fake.submitted == [(["1/resnet20", "2/resnet20"], None), (students, "1_0"), (students, "1_1")]
     assert [number_of(job) for job in jobs] == ["1_0", "2_0", "2_1", "1_1", "3_0", "3_1"]
     assert queue.running == []
-    assert progress_line(queue).startswith("[0/6] left ")
+    assert Progress(jobs).line(queue).startswith("[0/6] left ")
 
 
 def test_a_grid_that_is_started_again_submits_only_what_is_not_there(fake, tmp_path):

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print("\n".join(lines))
         return 0
-    progress = Progress()
+    progress = Progress(jobs)
     try:
         if on_slurm:
             queue = SlurmQueue(jobs, request, root / "grid", progress.say, progress)

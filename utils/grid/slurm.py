@@ -112,11 +112,6 @@ class SlurmQueue:
     def running(self) -> list[Job]:
         return [job for job in self.jobs if job.folder in self._submitted and self._states[job.folder] == "RUNNING"]
 
-    @property
-    def slots(self) -> list[object]:
-        """As many as run now: how many will is for Slurm to say."""
-        return list(self.running) or [None]
-
     def work(self) -> list[Outcome]:
         """Submit what is not there and watch until all has ended. SIGINT and SIGTERM end the watching alone."""
         with StopRequest() as stop:
