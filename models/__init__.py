@@ -5,13 +5,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from models.cut.build import wrap_module
+from models.cut.given import Stages
+from models.cut.view import original
+from models.factory import call_factory, locate
+from models.libraries import timm_builder
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
-from models.wrapping.build import locate, wrap_model, wrap_module
-from models.wrapping.factory import call_factory
-from models.wrapping.libraries import timm_builder
 from utils.errors import UserError
-from utils.libraries import is_timm
+from utils.libraries import is_timm, without_weights
 
 __all__ = [
     "MODELS",
@@ -19,6 +21,7 @@ __all__ = [
     "find_builder",
     "get_model",
     "is_registered",
+    "original",
     "register_model",
     "wrap_model",
     "wrap_module",
@@ -48,7 +51,7 @@ def get_model(
     name: str,
     num_classes: int,
     *,
-    stages: list[list[str]] | None = None,
+    stages: Stages | None = None,
     kwargs: dict | None = None,
     image_size: tuple[int, int] = (32, 32),
 ) -> StagedModel:
@@ -56,11 +59,12 @@ def get_model(
 
     Args:
         name: a registered name (``list(models.MODELS)``), ``timm/<name>``, or the import path of a callable that
-            returns any module, e.g. ``torchvision.models.resnet34``; see `models.wrapping.build.wrap_model`.
+            returns any module, e.g. ``torchvision.models.resnet34`` or ``mypackage.nets.MyNet``.
         num_classes: width of the logits.
-        stages: how to cut a module of the second kind, where that is not evident; registered models are cut already.
-        kwargs: further keyword arguments of the model.
-        image_size: height and width of the images, on which such a cut is checked; registered models take any.
+        stages: how to cut a module of the second kind, see `models.cut.given.given_pieces`; None: it is cut by itself.
+        kwargs: further keyword arguments of the model. One that asks for weights is left out, see
+            `models.libraries.offered_weights`.
+        image_size: height and width of the images, on which such a cut is tried out; registered models take any.
 
     Raises:
         utils.errors.UserError: there is no such model, or it cannot be built or cut as asked.
@@ -78,5 +82,18 @@ def get_model(
         raise UserError(f"model {name!r}: {error}; its arguments are {', '.join(arguments.parameters)}") from error
     try:
         return call_factory(build, num_classes, kwargs)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from error
+
+
+def wrap_model(
+    name: str, num_classes: int, stages: Stages | None, kwargs: dict, image_size: tuple[int, int]
+) -> StagedModel:
+    """Build a module that is not registered and cut it into stages; see `get_model`."""
+    build = find_builder(name)
+    try:
+        return wrap_module(
+            call_factory(build, num_classes, without_weights(name, kwargs)), num_classes, image_size, stages
+        )
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error

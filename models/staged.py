@@ -52,11 +52,16 @@ class StagedModel(nn.Module):
             features.append(x)
         return features[:-1], features[-1]
 
+    def stage_tensors(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
+        """Parameters and buffers of the stages ``start .. stop - 1``, as far as they are in the `state_dict`."""
+        # Steps without parameters may be plain functions.
+        steps = (step for stage in self.stages()[start:stop] for step in stage if isinstance(step, nn.Module))
+        return list(nn.ModuleList(steps).state_dict(keep_vars=True).values())
+
     def parameters_until(self, stop: int) -> list[nn.Parameter]:
-        """Those of the stages ``0 .. stop - 1``."""
-        # Steps without parameters may be plain functions; a list of modules names shared parameters once.
-        steps = (step for stage in self.stages()[:stop] for step in stage if isinstance(step, nn.Module))
-        return list(nn.ModuleList(steps).parameters())
+        """Those of the stages ``0 .. stop - 1``, each once."""
+        tensors = self.stage_tensors(stop=stop)
+        return list(dict.fromkeys(tensor for tensor in tensors if isinstance(tensor, nn.Parameter)))
 
     @torch.no_grad()
     def shapes(self, height: int, width: int) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:

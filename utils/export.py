@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models import original
 from utils.command import Parser, guarded
 from utils.errors import UserError, reason
 from utils.files import refuse_to_replace, replacing, write_text
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         _check_target(Path(options.out))
     restored = restore_from(options, [*options.overrides, "training.device=cpu", f"validation.batch_size={IMAGES}"])
-    model = restored.student()
+    model = original(restored.student())  # under its own names
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")
     images = next(iter(restored.val.epoch(0))).image[:IMAGES]

@@ -77,8 +77,8 @@ class TestTorchvision:
     @pytest.mark.parametrize("word", ["DEFAULT", "ResNet18_Weights.IMAGENET1K_V1"])
     def test_weights_by_name_with_a_new_classifier(self, imagenet, word):
         student = task(RESNET, weights=word).student
-        assert student.fc.weight.shape == (3, 512)
-        assert torch.equal(student.layer4[1].conv2.weight, imagenet["layer4.1.conv2.weight"])
+        assert student.network.fc.weight.shape == (3, 512)
+        assert torch.equal(student.network.layer4[1].conv2.weight, imagenet["layer4.1.conv2.weight"])
 
     def test_every_mistake_is_one_line(self, imagenet, monkeypatch):
         with pytest.raises(UserError, match=r"its weights do not fit \(new_head=true .*fc\.weight has shape"):
@@ -90,7 +90,9 @@ class TestTorchvision:
             raise OSError("no network")
 
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-        with pytest.raises(UserError, match=r"neither in the local cache .*\(OSError: no network\); checkpoint=FILE"):
+        with pytest.raises(
+            UserError, match=r"neither in the local cache .*\(OSError: no network .*\); checkpoint=FILE"
+        ):
             task(RESNET, weights="DEFAULT")
 
 
@@ -134,8 +136,8 @@ class TestTimm:
         own = timm.create_model("resnet10t").state_dict()
         torch.save(own, tmp_path / "w.pth")
         student = task("timm/resnet10t.c3_in1k", pretrained=str(tmp_path / "w.pth")).student
-        assert torch.equal(student.layer4[0].conv2.weight, own["layer4.0.conv2.weight"])
-        assert student.fc.weight.shape == (3, 512)
+        assert torch.equal(student.network.layer4[0].conv2.weight, own["layer4.0.conv2.weight"])
+        assert student.network.fc.weight.shape == (3, 512)
         with pytest.raises(UserError, match="know 1000 classes, here 3; new_head=true"):
             task("timm/resnet10t.c3_in1k", new_head=False, pretrained=str(tmp_path / "w.pth"))
         with pytest.raises(UserError, match=r"pretrained is 'nowhere\.pth', must be true or a file"):

@@ -129,12 +129,7 @@ def assign_weights(model: StagedModel, weights: dict[str, Any], complaint: str, 
 
 def head_keys(model: StagedModel) -> set[str]:
     """state_dict keys of the classifier, the last stage."""
-    owned = {
-        id(t)
-        for step in model.stages()[-1]
-        if isinstance(step, torch.nn.Module)
-        for t in step.state_dict(keep_vars=True).values()
-    }
+    owned = {id(tensor) for tensor in model.stage_tensors(-1)}
     return {key for key, value in model.state_dict(keep_vars=True).items() if id(value) in owned}
 
 

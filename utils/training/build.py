@@ -16,10 +16,9 @@ from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Task
 from models import StagedModel, get_model, is_registered
-from models.wrapping.libraries import offered_weights
-from models.wrapping.wrapped import explain
+from models.libraries import offered_weights
 from utils.config import Config, ModelConfig
-from utils.errors import UserError, exhausted_memory
+from utils.errors import UserError, doing
 from utils.processes.group import rank, world_size
 from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import assign_weights, load_weights
@@ -186,13 +185,9 @@ def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:
 
 
 def _check_logits(model: StagedModel, name: str, info: DataInfo) -> None:
-    try:
+    size = "x".join(map(str, info.image_size))
+    with doing(f"model {name!r}: running it on images of {size}"):
         _, logits = model.shapes(*info.image_size)
-    except Exception as error:
-        if exhausted_memory(error):
-            raise
-        size = "x".join(map(str, info.image_size))
-        raise UserError(f"model {name!r}: fails on images of {size}: {explain(error)}") from error
     if logits != (info.num_classes,):
         raise UserError(
             f"model {name!r}: gives logits of shape {logits} for an image, and the data has {info.num_classes} "

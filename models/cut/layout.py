@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST_PREFIX_TOKENS = 8  # beyond, tokens are no image
 
@@ -26,6 +26,10 @@ MOST_PREFIX_TOKENS = 8  # beyond, tokens are no image
 @dataclass(frozen=True)
 class ChannelsLast:
     """Maps ``[B, H, W, C]``."""
+
+    def size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width of a feature of `shape`, which has no batch dimension."""
+        return shape[0], shape[1]
 
     def to_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)
@@ -41,6 +45,9 @@ class Tokens:
     prefix: int
     height: int
     width: int
+
+    def size(self, shape: Sequence[int]) -> tuple[int, int]:
+        return self.height, self.width
 
     def to_map(self, x: Tensor) -> Tensor:
         size = (self.height, self.width)
@@ -84,6 +91,12 @@ def find_layout(shape: Sequence[int], image_size: tuple[int, int], prefix: int |
             if spare >= 0 and prefix is None:
                 break
     raise ValueError(f"of shape {tuple(shape)}, neither a vector nor a map nor tokens on a grid")
+
+
+def prefix_tokens(network: nn.Module) -> int | None:
+    """How many tokens of a transformer of timm are about the whole image; None of other networks."""
+    number = getattr(network, "num_prefix_tokens", None)
+    return number if isinstance(number, int) else None
 
 
 def _alike(sides: Sequence[int], image_size: tuple[int, int]) -> bool:

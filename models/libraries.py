@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.wrapping.wrapped import explain
-from utils.errors import UserError
+from utils.errors import UserError, explain
 from utils.libraries import TIMM, is_timm, weights_key, without_weights
 
 

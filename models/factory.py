@@ -1,8 +1,12 @@
-"""Calling a function or class that makes a network."""
+"""Calling what makes a network: a function or class at an import path."""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -10,11 +14,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.wrapping.wrapped import explain
-from utils.errors import UserError, exhausted_memory
+from utils.errors import UserError, doing
 
 _UNKNOWN = "a_keyword_that_no_network_has"
 _COMPARED_AS_TENSORS = ("_modules", "_parameters", "_buffers")
+
+
+def locate(path: str) -> Callable[..., nn.Module]:
+    """The callable at an import path. The current directory is searched as well.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not {"", os.getcwd()}.intersection(sys.path):
+        sys.path.append(os.getcwd())
+    module_name, _, attribute = path.rpartition(".")
+    with doing(f"importing {module_name!r}, installed or in this directory,"):
+        module = importlib.import_module(module_name)
+    if not callable(getattr(module, attribute, None)):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        close = difflib.get_close_matches(attribute, known) or known[:12]
+        raise UserError(f"{module_name!r} has no class or function {attribute!r}; it has {', '.join(close) or 'none'}")
+    return getattr(module, attribute)
 
 
 def call_factory(factory: Callable[..., nn.Module], num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
@@ -26,13 +47,8 @@ def call_factory(factory: Callable[..., nn.Module], num_classes: int, kwargs: di
             too, and the network without it is the same to the last weight and attribute.
     """
     random_state = torch.get_rng_state()
-    try:
+    with doing(f"calling it with {', '.join(['num_classes', *kwargs])}"):
         module = factory(num_classes=num_classes, **kwargs)
-    except Exception as error:
-        if exhausted_memory(error):
-            raise
-        arguments = ", ".join(["num_classes", *kwargs])
-        raise UserError(f"calling it with {arguments} fails: {explain(error)}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"calling it gives a {type(module).__name__}, not a torch.nn.Module")
 

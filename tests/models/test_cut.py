@@ -1,8 +1,9 @@
-"""Networks of one's own: cut by themselves or as told, with weights in the original's format, or one clear line."""
+"""Any other network: it stays as it is, and the view beside it is cut where it can be, or as told."""
 
 from __future__ import annotations
 
 import copy
+import random
 import sys
 
 import pytest
@@ -12,10 +13,8 @@ import torchvision
 from torch import nn
 
 from models import StagedModel, get_model, wrap_model
+from models.cut.layout import ChannelsLast, Tokens, find_layout
 from models.staged import global_pool
-from models.wrapping.layout import ChannelsLast, Tokens, find_layout
-from utils.config import ModelConfig
-from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError
 
 SIZE = (32, 32)
@@ -273,6 +272,73 @@ class Overwriting(nn.Module):
         return self.fc(self.twice(self.conv(x)).mean(dim=(2, 3)))
 
 
+class Deciding(Chain):
+    """Its own forward decides by the image, which torch.fx cannot follow."""
+
+    def forward(self, x):
+        return super().forward(x if x.mean() < 100 else x / 100)
+
+
+class DecidingWithin(Chain):
+    """A submodule does."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.stem = nn.Sequential(
+            Deciding(3), nn.Linear(3, 3 * 4 * 4), nn.ReLU(), nn.Unflatten(1, (3, 4, 4)), self.stem
+        )
+
+
+class LayerDrop(nn.Module):
+    """Leaves a layer out at random, drawn by Python."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x) if not self.training or random.random() < 0.5 else x
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class FrozenStem(Chain):
+    """Its `train` keeps the first BatchNorm as it is."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.stem[1].eval()
+        return self
+
+
+class OddNames(nn.Module):
+    """Submodules called as what a view has."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.features, self.stages = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 2, 2)
+        self.run, self.step = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 2, 2)
+        self.shapes, self.forward_features = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.network, self.pieces = nn.Flatten(), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.step(self.run(self.stages(self.features(x))))
+        return self.pieces(self.network(self.forward_features(self.shapes(x))))
+
+
+class Preactivated(nn.Module):
+    """Functions in place at the beginning of a stage."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.down, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, 2), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.down(F.max_pool2d(F.relu_(self.conv(x)), 2)).sub_(1)
+        x = x.mean(dim=(2, 3))
+        x.mul_(2)
+        return self.fc(x.relu_())
+
+
 class WithRootTensors(Chain):
     """Parameters and buffers of the root itself, and one part under two names."""
 
@@ -335,151 +401,6 @@ def not_a_module(num_classes: int) -> int:
     return num_classes
 
 
-TORCHVISION = ["resnet18", "resnet34", "resnet50", "mobilenet_v2"]
-
-
-class TestTorchvision:
-    @pytest.fixture(params=TORCHVISION)
-    def pair(self, request):
-        """A torchvision network and its wrapped version with the same weights."""
-        original = getattr(torchvision.models, request.param)(num_classes=10)
-        wrapped = wrap(f"torchvision.models.{request.param}")
-        wrapped.load_state_dict(original.state_dict(), strict=True)
-        return original.eval(), wrapped.eval()
-
-    def test_keys_and_logits_are_the_originals_and_weights_go_back(self, pair):
-        original, wrapped = pair
-        assert list(wrapped.state_dict()) == list(original.state_dict())
-        assert [name for name, _ in wrapped.named_parameters()] == [name for name, _ in original.named_parameters()]
-        original.load_state_dict(wrapped.state_dict(), strict=True)
-        with torch.no_grad():
-            x = images(size=(64, 64))
-            torch.testing.assert_close(wrapped(x), original(x), rtol=1e-5, atol=1e-6)
-
-    def test_resnets_are_cut_at_their_layers(self):
-        assert wrap("torchvision.models.resnet18").feature_shapes(64, 64) == [
-            (64, 16, 16), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512,),
-        ]  # fmt: skip
-
-    def test_mobilenet_is_cut_where_the_resolution_changes(self):
-        assert wrap("torchvision.models.mobilenet_v2", image_size=(64, 64)).feature_shapes(64, 64) == [
-            (16, 32, 32), (24, 16, 16), (32, 8, 8), (96, 4, 4), (1280, 2, 2), (1280,),
-        ]  # fmt: skip
-
-    def test_explicit_stages_say_the_same_as_the_automatic_cut(self):
-        torch.manual_seed(3)
-        automatic = wrap("torchvision.models.resnet18").eval()
-        torch.manual_seed(3)
-        explicit = wrap("torchvision.models.resnet18", RESNET_STAGES).eval()
-        x = images()
-        with torch.no_grad():
-            assert torch.equal(explicit(x), automatic(x))
-
-    def test_slices_and_operations_cut_a_mobilenet(self):
-        stages = [["features.0:4"], ["features.4", "features.5:7"], ["features.7:"], ["pool"], ["classifier"]]
-        model = wrap("torchvision.models.mobilenet_v2", stages, image_size=(64, 64))
-        assert model.feature_shapes(64, 64) == [(24, 16, 16), (32, 8, 8), (1280, 2, 2), (1280,)]
-
-    def test_get_model_takes_the_import_path_stages_and_arguments(self):
-        model = get_model(
-            "torchvision.models.resnet18",
-            7,
-            stages=RESNET_STAGES,
-            kwargs={"zero_init_residual": True},
-            image_size=(48, 32),
-        )
-        assert model(images(size=(48, 32))).shape == (2, 7)
-        assert not model.layer1[0].bn2.weight.any()
-
-
-class TestAutomaticCut:
-    @pytest.mark.parametrize(
-        ("network", "shapes"),
-        [
-            (Chain, [(4, 32, 32), (8, 16, 16), (8,)]),
-            (plain_sequential, [(4, 32, 32), (8, 16, 16), (8,)]),
-            (perceptron, [(16,)]),
-            (Unchained, [(4, 30, 30), (8, 14, 14), (8,)]),
-            (Listed, [(4, 32, 32), (4, 16, 16), (4,)]),
-            (Reused, [(4, 32, 32), (8, 16, 16), (8,)]),
-            (Whole, [(4, 32, 32), (8, 16, 16), (8,)]),
-            (FlattenedFirst, [(16,)]),
-            (WithRootTensors, [(4, 32, 32), (8, 16, 16), (8,)]),
-            (PoolingClassifier, [(4, 32, 32), (4,)]),
-        ],
-    )
-    def test_a_chain_of_parts_is_cut_where_the_resolution_changes(self, network, shapes):
-        assert wrap(network).feature_shapes(*SIZE) == shapes
-
-    def test_a_staged_model_of_the_user_is_taken_as_it_is(self):
-        assert wrap(Own).feature_shapes(*SIZE) == [(4, 30, 30), (4,)]
-        assert "leave `stages` out" in complaint(Own, [["conv"], ["pool"], ["fc"]])
-
-    @pytest.mark.parametrize(
-        ("network", "shapes", "place"),
-        [
-            (Skip, [(3, 32, 32), (4, 30, 30), (4,)], "between 'same' and 'conv'"),
-            (SkipOverAll, [(10,)], "after 'fc'"),
-            (PreNormalised, [(4, 30, 30), (8, 14, 14), (8,)], "before 'conv1'"),
-            (FunctionalMaxPool, [(1024,)], "between 'conv' and 'fc'"),
-            (TwoInputs, [(10,)], "between 'conv1' and 'bilinear'"),
-            (NestedSkip, [(3, 32, 32), (4, 30, 30), (4,)], "between 'net.same' and 'net.conv'"),
-        ],
-    )
-    def test_what_stages_cannot_express_is_within_the_first_of_them_and_what_would_do_is_told(
-        self, network, shapes, place
-    ):
-        model = wrap(network)
-        assert model.feature_shapes(*SIZE) == shapes
-        assert model.uncut == (
-            f"{place} its forward does what stages cannot express, such as a skip connection or a function other than "
-            "relu, flatten, pool, token; put it, with all that a connection skips, into a submodule of its own"
-        )
-
-    @pytest.mark.parametrize("network", [Skip, SkipOverAll, TwoInputs, FunctionalDropout, ConvolutionalClassifier])
-    def test_a_network_that_cannot_be_cut_runs_as_body_and_classifier_or_as_one_piece(self, network):
-        model = wrap(network).eval()
-        original, x = network(10).eval(), images()
-        original.load_state_dict(model.state_dict())
-        with torch.no_grad():
-            torch.testing.assert_close(model(x), original(x))
-            features, logits = model.features(x)
-            torch.testing.assert_close(logits, model(x))
-            assert torch.equal(model.run(features[-1], start=len(features)), logits)
-        assert model.one_piece == (len(model.stages()[-1]) == 0) == (features[-1] is logits)
-        twin = copy.deepcopy(model).train()  # stands on its own, and follows its own mode and parts
-        for module in model.modules():
-            module.register_parameter("unused", None)
-        for parameter in model.parameters():
-            parameter.data.zero_()
-        assert twin(x).any()
-        assert all(part.training for part in (twin, twin._whole[0]))
-        twin(x).square().sum().backward()
-        assert all(parameter.grad is not None for parameter in twin.parameters())
-
-    def test_a_skip_connection_within_a_submodule_is_no_obstacle(self):
-        assert wrap(SkipWithin).feature_shapes(*SIZE) == [(8, 32, 32), (4, 16, 16), (4,)]
-
-    def test_a_dropout_called_as_a_function_is_not_lost_silently(self):
-        model = wrap(FunctionalDropout)
-        assert model.feature_shapes(*SIZE) == [(8,)]
-        assert "in training mode" in model.uncut
-        assert model.uncut.endswith("; is a dropout called as a function? Make it a part of the network (nn.Dropout)")
-        assert len({model.run(torch.ones(1, 3, *SIZE), stop=1).count_nonzero().item() for _ in range(9)}) > 1
-
-    def test_a_network_whose_classifier_takes_a_map_is_one_piece(self):
-        model = wrap(ConvolutionalClassifier)
-        assert model.one_piece
-        assert "the last feature, before [fc, pool], must be a vector" in model.uncut
-
-    def test_what_comes_before_a_part_may_be_named_as_the_first_step(self):
-        model = wrap(Skip, [["before conv"], ["conv", "pool"], ["fc"]])
-        assert model.feature_shapes(*SIZE) == [(3, 32, 32), (4,)]
-        assert model.parameters_until(1) == list(model.same.parameters())
-        assert "forward does not call 'unused' with one tensor" in complaint(Listed, [["before unused"], ["fc"]])
-        assert "there is no 'nowhere'" in complaint(Skip, [["before nowhere"], ["fc"]])
-
-
 class Transformer(nn.Module):
     """A class token and positions, as a ViT has them; blocks that see the whole sequence."""
 
@@ -509,6 +430,155 @@ class ChannelsAtTheEnd(nn.Module):
         return self.fc(self.back(self.norm(self.move(self.stem(x)))).mean(dim=(2, 3)))
 
 
+class TestTorchvision:
+    @pytest.mark.parametrize(
+        ("name", "shapes"),
+        [
+            ("resnet18", [(64, 16, 16), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512,)]),
+            ("mobilenet_v2", [(16, 32, 32), (24, 16, 16), (32, 8, 8), (96, 4, 4), (1280, 2, 2), (1280,)]),
+            ("mobilenet_v3_small", [(16, 32, 32), (16, 16, 16), (24, 8, 8), (48, 4, 4), (576, 2, 2), (576,)]),
+            ("densenet121", [(64, 32, 32), (256, 16, 16), (512, 8, 8), (1024, 4, 4), (1024, 2, 2), (1024,)]),
+            ("vgg11_bn", [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8), (512, 4, 4), (25088,)]),
+        ],
+    )
+    def test_stays_as_it_is_and_is_cut_at_the_ends_of_its_blocks(self, name, shapes):
+        original = getattr(torchvision.models, name)(num_classes=10).eval()
+        wrapped = wrap(f"torchvision.models.{name}", image_size=(64, 64)).eval()
+        assert wrapped.feature_shapes(64, 64) == shapes
+        assert not wrapped.uncut
+        assert list(wrapped.state_dict()) == list(original.state_dict())
+        wrapped.load_state_dict(original.state_dict())
+        check_cuts(wrapped, original, images(size=(64, 64)))
+
+    def test_stages_of_a_config_say_the_same_as_the_automatic_cut(self):
+        torch.manual_seed(3)
+        automatic = wrap("torchvision.models.resnet18").eval()
+        torch.manual_seed(3)
+        explicit = wrap("torchvision.models.resnet18", RESNET_STAGES).eval()
+        x = images()
+        with torch.no_grad():
+            assert all(
+                torch.equal(a, b) for a, b in zip(explicit.features(x)[0], automatic.features(x)[0], strict=True)
+            )
+
+    def test_slices_and_operations_cut_a_mobilenet(self):
+        stages = [["features.0:4"], ["features.4", "features.5:7"], ["features.7:"], ["pool"], ["classifier"]]
+        model = wrap("torchvision.models.mobilenet_v2", stages, image_size=(64, 64))
+        assert model.feature_shapes(64, 64) == [(24, 16, 16), (32, 8, 8), (1280, 2, 2), (1280,)]
+
+    def test_get_model_takes_the_import_path_stages_and_arguments(self):
+        model = get_model(
+            "torchvision.models.resnet18",
+            7,
+            stages=RESNET_STAGES,
+            kwargs={"zero_init_residual": True},
+            image_size=(48, 32),
+        )
+        assert model(images(size=(48, 32))).shape == (2, 7)
+        assert not model.network.layer1[0].bn2.weight.any()
+
+
+def check_cuts(view, network, x):
+    """The features lead to the logits of the network from everywhere, and nothing overwrites one."""
+    with torch.no_grad():
+        expected = network(x)
+        features, logits = view.features(x)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+        for index, feature in enumerate(features):
+            kept = feature.clone()
+            assert torch.equal(view.run(x, stop=index + 1), feature)
+            torch.testing.assert_close(view.run(feature, start=index + 1), expected, rtol=1e-5, atol=1e-6)
+            assert torch.equal(feature, kept)
+
+
+AUTOMATIC = [
+    (Chain, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (plain_sequential, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (perceptron, [(16,)]),
+    (Unchained, [(4, 30, 30), (8, 14, 14), (8,)]),
+    (Listed, [(4, 32, 32), (4, 16, 16), (4,)]),
+    (Reused, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (Whole, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (FlattenedFirst, [(16,)]),
+    (WithRootTensors, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (PoolingClassifier, [(4, 32, 32), (4,)]),
+    (Skip, [(3, 32, 32), (4, 30, 30), (4,)]),
+    (NestedSkip, [(3, 32, 32), (4, 30, 30), (4,)]),
+    (SkipOverAll, [(10, 30, 30), (10,)]),
+    (SkipWithin, [(8, 32, 32), (4, 16, 16), (4,)]),
+    (PreNormalised, [(4, 30, 30), (8, 14, 14), (8,)]),
+    (FunctionalMaxPool, [(4, 32, 32), (1024,)]),
+    (TwoInputs, [(10,)]),
+    (ConvolutionalClassifier, [(10, 30, 30), (10,)]),
+    (KeptBody, [(4, 30, 30), (4, 14, 14), (4,)]),
+    (NeverTrained, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (FunctionalDropout, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (Overwriting, [(4, 30, 30), (4,)]),
+    (Preactivated, [(4, 30, 30), (8, 7, 7), (8,)]),
+    (Transformer, [(6, 4, 4), (12, 4, 4), (6,)]),
+    (ChannelsAtTheEnd, [(6, 8, 8), (6, 8, 8), (6,)]),
+    (DecidingWithin, [(4, 4, 4), (8, 2, 2), (8,)]),
+    (OddNames, [(4, 32, 32), (4, 16, 16), (8, 8, 8), (8,)]),
+    (Deciding, [(8,)]),
+    (LayerDrop, [(3,)]),
+]
+
+
+class TestAutomaticCut:
+    @pytest.mark.parametrize(("network", "shapes"), AUTOMATIC, ids=lambda value: getattr(value, "__name__", ""))
+    def test_gives_the_last_map_of_each_resolution_and_the_vector_and_is_exact(self, network, shapes):
+        view = wrap(network)
+        assert view.feature_shapes(*SIZE) == shapes
+        original = network(10)
+        original.load_state_dict(view.state_dict())
+        check_cuts(view.eval(), original.eval(), images())
+        twin = copy.deepcopy(view).train()  # stands on its own
+        for parameter in view.parameters():
+            parameter.data.zero_()
+        torch.manual_seed(0)
+        random.seed(0)
+        expected = original.train()(x := images(4))
+        torch.manual_seed(0)
+        random.seed(0)
+        images(4)
+        torch.testing.assert_close(twin.features(x)[1], expected, rtol=1e-3, atol=1e-5)
+
+    def test_a_staged_model_of_the_user_is_taken_as_it_is(self):
+        assert wrap(Own).feature_shapes(*SIZE) == [(4, 30, 30), (4,)]
+        assert "leave `stages` out" in complaint(Own, [["conv"], ["pool"], ["fc"]])
+
+    def test_what_torch_fx_cannot_follow_is_body_and_classifier_or_one_piece_and_says_why(self):
+        assert "torch.fx cannot follow its forward (TraceError: symbolically traced" in wrap(Deciding).uncut
+        assert "draws random numbers" in wrap(LayerDrop).uncut
+        assert (
+            len(wrap(Deciding).parameters_until(1)) == len(list(Chain(10).parameters())) - 2
+        )  # all but the classifier
+        assert "one map" in wrap(TwoInputs).uncut
+        assert wrap(TwoInputs).one_piece
+        assert not wrap(Deciding).one_piece
+
+    def test_a_dropout_called_as_a_function_drops_in_training_mode_alone(self):
+        model = wrap(FunctionalDropout)
+        x = torch.ones(1, 3, *SIZE)
+        assert len({model.features(x)[1].sum().item() for _ in range(9)}) > 1
+        assert len({model.eval().features(x)[1].sum().item() for _ in range(9)}) == 1
+
+    @pytest.mark.parametrize("kept_in", [(False, True), (True,), (False,)])
+    def test_what_forward_computes_without_gradients_is_not_trained(self, kept_in):
+        model = wrap(KeptBody, kept_in=kept_in)
+        model.features(images())[1].sum().backward()
+        trained = {name.removeprefix("network.") for name, p in model.named_parameters() if p.grad is not None}
+        body = {"conv.weight", "conv.bias", "down.weight", "down.bias"}
+        assert trained == {"fc.weight", "fc.bias"} | (set() if True in kept_in else body)
+
+    def test_what_comes_before_a_part_may_be_named_as_the_first_step(self):
+        model = wrap(Skip, [["before conv"], ["conv", "pool"], ["fc"]])
+        assert model.feature_shapes(*SIZE) == [(3, 32, 32), (4,)]
+        assert model.parameters_until(1) == list(model.network.same.parameters())
+        assert "forward does not call 'unused' with one tensor" in complaint(Listed, [["before unused"], ["fc"]])
+        assert "there is no 'nowhere'" in complaint(Skip, [["before nowhere"], ["fc"]])
+
+
 class TestLayouts:
     def test_tokens_become_a_map_whose_first_tokens_are_repeated_everywhere(self):
         stages = [["before first"], ["first"], ["second", "token"], ["head"]]
@@ -516,7 +586,7 @@ class TestLayouts:
         assert model.feature_shapes(*SIZE) == [(12, 4, 4), (12, 4, 4), (6,)]
         with torch.no_grad():
             features, logits = model.features(x)
-            tokens = model.stages()[0][0](x)
+            tokens = model.run_stage(0, x)
             assert torch.equal(features[0][:, :6].flatten(2), tokens[:, 1:].transpose(1, 2))
             assert torch.equal(features[0][:, 6:], tokens[:, 0, :, None, None].expand(-1, -1, 4, 4))
             for k, feature in enumerate(features):
@@ -528,8 +598,8 @@ class TestLayouts:
         assert model.feature_shapes(*SIZE) == [(6, 8, 8), (6,)]
         with torch.no_grad():
             feature = model.run(x, stop=1)
-            assert torch.equal(feature, model.stem(x))
-            assert torch.equal(model.run(feature, start=1), model(x))
+            assert torch.equal(feature, model.network.stem(x))
+            torch.testing.assert_close(model.run(feature, start=1), model(x))
 
     @pytest.mark.parametrize(
         ("shape", "size", "prefix", "expected"),
@@ -556,59 +626,71 @@ class TestLayouts:
         assert "there is no 'nothing'" in complaint(Transformer, stages)
 
 
-class TestWrapped:
-    def test_every_cut_gives_the_logits_of_forward(self):
-        model, x = wrap(Unchained, UNCHAINED_STAGES).eval(), images()
-        with torch.no_grad():
-            features, logits = model.features(x)
-            assert torch.equal(logits, model(x))
-            for index, feature in enumerate(features):
-                assert torch.equal(model.run(feature, start=index + 1), logits)
-
-    def test_no_part_overwrites_its_input_any_more(self):
-        model = wrap(Chain)
-        assert not any(getattr(module, "inplace", False) for module in model.modules())
+class TestView:
+    def test_a_network_keeps_its_own_modes_and_names(self):
+        frozen = wrap(FrozenStem).train()
+        assert frozen.network.training
+        assert not frozen.network.stem[1].training
+        assert not nn.ModuleList([frozen]).train()[0].network.stem[1].training
+        before = frozen.network.stem[1].running_mean.clone()
+        frozen.features(images())
+        assert torch.equal(frozen.network.stem[1].running_mean, before)
+        assert isinstance(wrap(OddNames).network.stages, nn.Conv2d)
+        assert any(module.inplace for module in wrap(Chain).modules() if isinstance(module, nn.ReLU))
 
     def test_root_tensors_and_parts_with_two_names_keep_their_keys(self):
         original = WithRootTensors(10)
-        model = wrap(WithRootTensors, [["stem"], ["down"], ["pool", "flatten"], ["head"]])
+        model = wrap(WithRootTensors)
         assert list(model.state_dict()) == list(original.state_dict())
-        assert [name for name, _ in model.named_buffers()] == [name for name, _ in original.named_buffers()]
+        assert len(list(model.buffers())) == len(list(original.buffers()))
         assert len(list(model.parameters())) == len(list(original.parameters()))
 
-    @pytest.mark.parametrize("path", [f"{__name__}.Chain", "torchvision.models.mobilenet_v2"])
-    def test_a_copy_stands_on_its_own(self, path):
-        model, x = wrap(path).eval(), images()
-        twin = copy.deepcopy(model)
-        with torch.no_grad():
-            logits = model(x)
-            for parameter in model.parameters():
-                parameter.zero_()
-            assert torch.equal(twin(x), logits)
+    def test_weights_go_in_and_out_under_the_networks_names_within_a_larger_module_too(self):
+        model, other = (nn.ModuleDict({"student": wrap(Chain)}) for _ in range(2))
+        assert list(model.state_dict()) == [f"student.{key}" for key in Chain(10).state_dict()]
+        other.load_state_dict(model.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+        with pytest.raises(RuntimeError, match="Missing key"):
+            other.load_state_dict({})
 
-    def test_a_replaced_part_takes_effect(self):
+    def test_versions_that_a_network_asks_for_are_those_of_today(self):
+        model = wrap("torchvision.models.mnasnet0_5")
+        model.load_state_dict(dict(model.state_dict()))
+
+    def test_what_is_replaced_or_moved_later_takes_effect_in_the_stages(self):
         model = wrap(Chain).eval()
-        model.classifier = nn.Linear(8, 3)
-        assert model(images()).shape == (2, 3)
+        model.network.classifier = nn.Linear(8, 3)
+        assert model.features(images())[1].shape == (2, 3)
+        assert model.features(images())[0][0].dtype == torch.float32
+        assert model.double().features(images().double())[0][0].dtype == torch.float64
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        assert isinstance(converted.network.stem[1], nn.SyncBatchNorm)
+
+    def test_the_tensors_of_a_stage_are_those_that_it_uses(self):
+        model = wrap(Unchained)
+        assert [*map(id, model.parameters_until(1))] == [*map(id, model.network.conv1.parameters())]
+        assert {*map(id, model.stage_tensors(-1))} == {*map(id, model.network.fc.parameters())}
 
     def test_an_operation_gives_way_to_a_part_of_its_name(self):
         model = wrap(Chain, [["stem"], ["down"], ["pool", "flatten"], ["classifier"]])
-        assert model.stages()[2][0] is model.pool
+        assert model.pieces[False][2].names == {"pool"}
 
     def test_trains(self):
         model = wrap(Unchained, UNCHAINED_STAGES)
-        model(images()).square().sum().backward()
+        model.features(images())[1].square().sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-class TestVerification:
+class TestTrial:
     def test_draws_nothing_and_leaves_weights_statistics_and_modes_as_built(self):
         torch.manual_seed(5)
         original = torchvision.models.resnet18(num_classes=10)
-        random_state = torch.get_rng_state()
+        random_states = torch.get_rng_state(), random.getstate()
         torch.manual_seed(5)
         wrapped = wrap("torchvision.models.resnet18")
-        assert torch.equal(torch.get_rng_state(), random_state)
+        assert torch.equal(torch.get_rng_state(), random_states[0])
+        wrap(LayerDrop)
+        assert random.getstate() == random_states[1]
         assert all(torch.equal(a, b) for a, b in zip(wrapped.state_dict().values(), original.state_dict().values()))
         assert all(module.training for module in wrapped.modules())
 
@@ -623,43 +705,24 @@ class TestVerification:
 
     def test_a_missing_step_is_noticed_behind_a_classifier_of_zeros(self):
         assert "do not do what" in complaint(ZeroHead, [["conv1"], ["conv2"], ["pool"], ["fc"]])
-        assert not wrap(ZeroHead, UNCHAINED_STAGES).fc.weight.any()
+        assert not wrap(ZeroHead, UNCHAINED_STAGES).network.fc.weight.any()
 
-    def test_an_in_place_operation_on_a_feature_is_noticed(self):
-        assert "[twice, pool] overwrites the feature" in complaint(Overwriting, [["conv"], ["twice", "pool"], ["fc"]])
-        assert wrap(Overwriting, [["conv", "twice"], ["pool"], ["fc"]])
+    def test_a_feature_that_the_next_stage_overwrites_is_kept(self):
+        model = wrap(Overwriting, [["conv"], ["twice", "pool"], ["fc"]]).eval()
+        check_cuts(model, model.network, images())
 
     @pytest.mark.parametrize("kept_in", [(False, True), (True,)])
     def test_stages_that_train_what_the_network_keeps_as_it_is_are_noticed(self, kept_in):
         text = complaint(KeptBody, [["conv"], ["down"], ["pool"], ["fc"]], kept_in=kept_in)
         assert "they train conv.bias, conv.weight, down.bias, to which the network's own forward gives no grad" in text
-        model = wrap(KeptBody, kept_in=kept_in)
-        model(images()).sum().backward()
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == [
-            "fc.weight",
-            "fc.bias",
-        ]
 
     def test_a_network_that_is_kept_as_it_is_in_evaluation_mode_or_never_trained_may_be_cut(self):
         assert wrap(KeptBody, [["conv"], ["down"], ["pool"], ["fc"]], kept_in=(False,))
-        assert wrap(NeverTrained).feature_shapes(*SIZE) == wrap(Chain).feature_shapes(*SIZE)
+        assert wrap(NeverTrained, [["stem"], ["down"], ["pool", "flatten"], ["classifier"]])
 
     def test_the_last_feature_must_be_a_vector(self):
         text = complaint(Unchained, [["conv1", "relu"], ["conv2", "relu"], ["pool", "fc"]])
-        assert "last feature, before [pool, fc], must be a vector and is a map of shape (8, 14, 14)" in text
-
-
-@pytest.mark.parametrize("network", [Unchained, plain_sequential, Listed, Whole, "torchvision.models.mobilenet_v2"])
-def test_stages_that_do_not_do_are_answered_with_some_that_do_when_they_are_typed(network):
-    text = complaint(network, [["pool"], ["flatten"]])
-    suggested = text.partition("; stages that do: ")[2]
-    config = ModelConfig(name="x", stages=parse_yaml(suggested))
-    assert wrap(network, config.stages).feature_shapes(*SIZE) == wrap(network).feature_shapes(*SIZE)
-
-
-def test_nothing_is_suggested_where_no_stages_do():
-    text = complaint(Skip, [["same"], ["conv", "pool"], ["fc"]])
-    assert text.endswith("is a step missing or out of order?")
+        assert "the last feature, before the classifier, must be a vector and has shape (8, 14, 14)" in text
 
 
 class TestComplaints:
@@ -668,12 +731,18 @@ class TestComplaints:
     @pytest.mark.parametrize(
         ("path", "expected"),
         [
-            ("nowhere.nets.Net", "cannot import 'nowhere.nets', installed or in this directory: ModuleNotFoundError"),
+            (
+                "nowhere.nets.Net",
+                "importing 'nowhere.nets', installed or in this directory, failed: Module",
+            ),
             ("torchvision.models.resnet43", "'torchvision.models' has no class or function 'resnet43'; it has resnet"),
-            ("torchvision.models.resnet18.", "cannot import 'torchvision.models.resnet18'"),
-            (".resnet18", "cannot import ''"),
+            ("torchvision.models.resnet18.", "importing 'torchvision.models.resnet18'"),
+            (".resnet18", "importing ''"),
             (f"{__name__}.SIZE", "has no class or function 'SIZE'"),
-            ("program_with_net.Net", "cannot import 'program_with_net', installed or in this directory: SystemExit: 0"),
+            (
+                "program_with_net.Net",
+                "importing 'program_with_net', installed or in this directory, failed: SystemExit",
+            ),
         ],
     )
     def test_about_the_import_path(self, path, expected, tmp_path, monkeypatch):
@@ -686,19 +755,21 @@ class TestComplaints:
     @pytest.mark.parametrize(
         ("network", "kwargs", "expected"),
         [
-            (Failing, {}, "calling it with num_classes fails: RuntimeError: no weights here"),
-            (Chain, {"depth": 3}, "calling it with num_classes, depth fails: TypeError:"),
+            (Failing, {}, "calling it with num_classes failed: RuntimeError: no weights here"),
+            (Chain, {"depth": 3}, "calling it with num_classes, depth failed: TypeError:"),
             (not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
-            (SevenClasses, {}, "gives shape (4, 7) for 4 images in evaluation mode, not logits of shape (4, 10)"),
-            (TwoOutputs, {}, "gives a tuple for 4 images"),
-            (Uncopyable, {}, "cannot be copied, as distilling it needs: TypeError: holds a lock"),
+            (SevenClasses, {}, "gives shape (2, 7) for 2 images in evaluation mode, not logits of shape (2, 10)"),
+            (TwoOutputs, {}, "gives a tuple for 2 images"),
+            (Uncopyable, {}, "copying it, which distilling needs, failed: TypeError: holds a lock"),
         ],
     )
     def test_about_the_callable(self, network, kwargs, expected):
         assert expected in complaint(network, **kwargs)
 
     def test_about_images_that_the_network_does_not_take(self):
-        assert "fails on images of 2x2 in evaluation mode" in complaint(Unchained, UNCHAINED_STAGES, image_size=(2, 2))
+        assert "running it on images of 2x2 in evaluation mode failed: RuntimeError" in complaint(
+            Unchained, UNCHAINED_STAGES, image_size=(2, 2)
+        )
 
     @pytest.mark.parametrize(
         ("stages", "expected"),
@@ -712,8 +783,8 @@ class TestComplaints:
             ([["0:2"], ["fc"]], "'0:2' slices a Chain"),
             ([], "two or more are needed, each of one or more steps; found with steps: none"),
             ([["stem"], []], "two or more are needed, each of one or more steps; found with steps: 1, 0"),
-            ([["down"], ["classifier"]], "'down' fails on a tensor of shape (4, 3, 32, 32): RuntimeError"),
-            ([["stem", "down", "pool", "flatten"], ["relu"]], "the last one gives a tensor of shape (4, 8)"),
+            ([["down"], ["classifier"]], "stage 0 on a tensor of shape (2, 3, 32, 32) failed: RuntimeError"),
+            ([["stem", "down", "pool", "flatten"], ["relu"]], "they give logits of shape (2, 8)"),
         ],
     )
     def test_about_the_stages(self, stages, expected):
@@ -723,7 +794,7 @@ class TestComplaints:
 
     def test_about_a_step_that_gives_no_tensor(self):
         text = complaint(Recurrent, [["flatten", "rnn"], ["fc"]], image_size=(2, 2))
-        assert "'rnn' gives a tuple, and a step must give a tensor" in text
+        assert "stage 0 gives a tuple, not a tensor" in text
 
 
 class TestCurrentDirectory:

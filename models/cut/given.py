@@ -1,0 +1,178 @@
+"""Stages that a config spells out, for a network whose forward torch.fx cannot follow, or to choose others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from models.cut.layout import prefix_tokens
+from models.cut.view import Piece, compiled, is_used
+from models.staged import global_pool
+from utils.errors import UserError
+
+# For every stage the names of its steps: paths of submodules, operations, or as the very first `BEFORE` and a path.
+Stages = Sequence[Sequence[str]]
+
+BEFORE = "before "  # all that the network's forward does until it calls the submodule of the path that follows
+
+
+def pool(x: Tensor, prefix: int = 0) -> Tensor:
+    """Average over all positions of a map, or over the tokens ``[B, N, D]`` after the first `prefix`."""
+    return x[:, prefix:].mean(dim=1) if x.dim() == 3 else global_pool(x)
+
+
+def token(x: Tensor) -> Tensor:
+    """The first of the tokens ``[B, N, D]``."""
+    if x.dim() != 3:
+        raise ValueError(f"token takes [B, N, D], not a tensor of shape {tuple(x.shape)}")
+    return x[:, 0]
+
+
+def flatten(x: Tensor) -> Tensor:
+    return torch.flatten(x, start_dim=1)
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "flatten": flatten, "pool": pool, "token": token}
+
+
+def given_pieces(network: nn.Module, stages: Stages) -> list[Piece]:
+    """The stages of a config.
+
+    Args:
+        stages: for every stage its steps. A step is a submodule (``layer1``, ``features.3``), a slice of a Sequential
+            (``features.0:4``) or one of the `OPERATIONS`; of a submodule and an operation of one name, the submodule.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    if len(stages) < 2 or not all(stages):
+        lengths = ", ".join(str(len(stage)) for stage in stages) or "none"
+        raise UserError(f"stages: two or more are needed, each of one or more steps; found with steps: {lengths}")
+    first = stages[0][0]
+    if first.startswith(BEFORE):
+        (_, *rest), *others = stages
+        path = first.removeprefix(BEFORE)
+        find_part(network, path)
+        pieces = [_chain(network, stage) for stage in (rest, *others)]
+        return [body_until(network, path, pieces), *pieces[1:]]
+    return [_chain(network, stage) for stage in stages]
+
+
+def body_until(network: nn.Module, path: str, pieces: Sequence[Piece]) -> Piece:
+    """All that the forward does until it calls the submodule at `path`, and the first of `pieces` after that.
+
+    It has the parameters that the other pieces do not have.
+    """
+    later = {name for piece in pieces[1:] for name in piece.names}
+    names = frozenset(key for key in network.state_dict() if not is_used(key, later))
+
+    def run(network: nn.Module, x: Tensor) -> Tensor:
+        return pieces[0].run(network, _argument_of(path, network, x))
+
+    return Piece(run, names)
+
+
+def _chain(network: nn.Module, steps: Sequence[str]) -> Piece:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for step in chain.from_iterable(_expanded(network, step) for step in steps):
+        if step in part_names(network) or step not in OPERATIONS:
+            x = graph.call_module(step, (x,))
+        else:
+            options = {"prefix": prefix_tokens(network) or 0} if step == "pool" else {}
+            x = graph.call_function(OPERATIONS[step], (x,), options)
+    graph.output(x)
+    return compiled(network, graph)
+
+
+class _Reached(BaseException):
+    """Ends a forward at the call of a submodule. No `Exception`, which the forward may catch."""
+
+    def __init__(self, argument: Any):
+        super().__init__()
+        self.argument = argument
+
+
+def _argument_of(path: str, network: nn.Module, x: Tensor) -> Tensor:
+    """What the forward calls the submodule at `path` with.
+
+    Raises:
+        ValueError: it does not call it, or not with one tensor.
+    """
+
+    def end(_: nn.Module, arguments: tuple, options: dict) -> None:
+        raise _Reached(only_tensor(*arguments, *options.values()))
+
+    handle = network.get_submodule(path).register_forward_pre_hook(end, with_kwargs=True)
+    try:
+        network(x)
+    except _Reached as reached:
+        if reached.argument is not None:
+            return reached.argument
+    finally:
+        handle.remove()
+    raise ValueError(f"forward does not call {path!r} with one tensor")
+
+
+def only_tensor(*values: object) -> Tensor | None:
+    """The value that is not None, if it is the only one and a tensor."""
+    given = [value for value in values if value is not None]
+    return given[0] if len(given) == 1 and isinstance(given[0], Tensor) else None
+
+
+def _expanded(network: nn.Module, step: str) -> list[str]:
+    """The step, or the parts that a slice stands for."""
+    owner, _, last = step.rpartition(".")
+    if ":" in last:
+        prefix = f"{owner}." if owner else ""
+        return [prefix + key for key in _slice_keys(find_part(network, owner), step, last)]
+    if step not in OPERATIONS:
+        find_part(network, step)
+    return [step]
+
+
+def _slice_keys(sequence: nn.Module, step: str, bounds: str) -> list[str]:
+    """Keys of the parts of `sequence` within `bounds`, which look like ``"0:4"``."""
+    if not isinstance(sequence, nn.Sequential | nn.ModuleList):
+        raise UserError(f"stages: {step!r} slices a {type(sequence).__name__}, and only a Sequential has slices")
+    try:
+        start, stop = (int(bound) if bound else None for bound in bounds.split(":"))
+    except ValueError:
+        raise UserError(f"stages: {step!r} is not a slice; one looks like 'features.0:4'") from None
+    keys = part_names(sequence)[start:stop]
+    if not keys:
+        raise UserError(f"stages: the slice {step!r} is empty; the parts are {listed(part_names(sequence))}")
+    return keys
+
+
+def find_part(network: nn.Module, path: str) -> nn.Module:
+    """The submodule at a dotted `path`; `network` itself for the empty one.
+
+    Raises:
+        UserError: there is none; the line names those that are there.
+    """
+    part = network
+    for depth, key in enumerate(path.split(".") if path else []):
+        if key not in part_names(part):
+            owner = repr(".".join(path.split(".")[:depth])) if depth else "the network"
+            known = f"{owner} has {listed(part_names(part))}; operations are {listed(OPERATIONS)}"
+            raise UserError(f"stages: there is no {path!r}: {known}")
+        part = part._modules[key]
+    return part
+
+
+def part_names(module: nn.Module) -> list[str]:
+    """Names of the direct parts of `module`; unlike `named_children`, also of one that has two names."""
+    return [name for name, part in module._modules.items() if part is not None]
+
+
+def listed(names: Iterable[str], shown: int = 12) -> str:
+    """`names` as a phrase, the first few of many."""
+    names = list(names)
+    rest = f", ... ({len(names)} in all)" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "nothing") + rest

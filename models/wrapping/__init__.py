@@ -1,1 +1,0 @@
-"""Any other module, cut into stages."""
