@@ -1,8 +1,8 @@
 """Where images come from and how they reach the training device.
 
-A *source* (one file each: `digits`, `cifar`, `tiny_imagenet`, `imagenet`, `imagefolder`) knows what a data set
-holds; a *loader* (`memory`, `streaming`) turns it into batches. To add a data set, put a file here that registers
-a function ``(root: Path) -> Source``.
+A *source* (one file each: `digits`, `cifar`, `tiny_imagenet`, `imagenet`, `folder`, `table`) knows what a data set
+holds; a *loader* (`loading.memory`, `loading.stream`) turns it into batches. To add a data
+set, put a file here that registers a function ``(root: Path) -> Source``.
 """
 
 from datasets.batch import Batch

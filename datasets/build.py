@@ -7,44 +7,31 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from datasets.check import check_files, check_labels, without_unreadable
+from datasets.check import check_files, check_labels, warn_of_dark_images, without_unreadable
 from datasets.loading.augment import AUGMENTATIONS, Augment
 from datasets.loading.decode import decode_all
 from datasets.loading.loader import Loader
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order
-from datasets.loading.streaming import StreamLoader
+from datasets.loading.stream import StreamLoader
 from datasets.registry import DATASETS
-from datasets.source import Arrays, Source, Split, Triple
+from datasets.source import Arrays, Files, Source, Split, Triple
 from utils.errors import UserError
 from utils.processes.group import main_first
+
+if TYPE_CHECKING:
+    from utils.config.schema import DatasetConfig
 
 log = logging.getLogger("sakd")
 
 DEFAULT_SIZE = (32, 32)  # of images that have no native size
 LARGEST_CROPPED = 64  # beyond, objects in photographs vary in scale, and so should the crops
 MEMORY_LIMIT = 4 * 2**30  # bytes that a data set may take by itself; dataset.loader=memory takes more
-
-
-class DataConfig(Protocol):
-    """The keys ``dataset.*``; None stands for the data set's own value."""
-
-    name: str
-    root: str
-    img_h: int | None
-    img_w: int | None
-    num_classes: int | None
-    loader: str
-    augment: str
-    on_corrupt: str
-    val_split: float | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +94,7 @@ class OpenedData(DataInfo):
         augment: name of the training augmentation.
     """
 
-    config: DataConfig
+    config: DatasetConfig
     source: Source
     augment: str
 
@@ -119,7 +106,7 @@ class OpenedData(DataInfo):
         """
         if self.config.on_corrupt != "skip":
             return self
-        source = without_unreadable(self.source, workers)
+        source = without_unreadable(self.source, workers, Path(self.config.root))
         return replace(self, source=source, labels=source.train.labels)
 
     def check_batches(self, batch_size: int, val_batch_size: int, world: int) -> None:
@@ -130,7 +117,9 @@ class OpenedData(DataInfo):
         """
         # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
         _check_batches("training", batch_size, len(self.source.train), world, least=2)
-        _check_batches("validation", val_batch_size, len(self.source.val), world, least=1)
+        for split in (self.source.val, self.source.test):
+            if split is not None:
+                _check_batches("validation", val_batch_size, len(split), world, least=1)
 
     def load(
         self,
@@ -158,39 +147,32 @@ class OpenedData(DataInfo):
             UserError: an image cannot be read, or there are too few.
         """
         self.check_batches(batch_size, val_batch_size, shard[1])
-        common = {"seed": seed, "device": device, "shard": shard}
+        how = {"seed": seed, "device": device, "shard": shard}
         return Data(
             class_names=self.class_names,
             image_size=self.image_size,
             mean=self.mean,
             std=self.std,
             labels=self.labels,
-            train=self._loader(self.source.train, batch_size, self.augment, num_workers, shuffle=True, **common),
-            val=self.load_val(val_batch_size, val_num_workers, **common),
+            train=self.load_split("train", batch_size, num_workers, **how),
+            val=self.load_split("val", val_batch_size, val_num_workers, **how),
         )
 
-    def load_val(
-        self, batch_size: int, workers: int, *, seed: int, device: torch.device | str, shard: tuple[int, int] = (0, 1)
-    ) -> Loader:
-        """The loader of the validation images alone, see `load`."""
-        how = {"seed": seed, "device": device, "shard": shard}
-        return self._loader(self.source.val, batch_size, "none", workers, shuffle=False, **how)
-
-    def _loader(
+    def load_split(
         self,
-        split: Split,
+        name: Literal["train", "val", "test"],
         batch_size: int,
-        augment: str,
         workers: int,
         *,
-        shuffle: bool,
         seed: int,
         device: torch.device | str,
-        shard: tuple[int, int],
+        shard: tuple[int, int] = (0, 1),
     ) -> Loader:
-        device = torch.device(device)
-        order = Order(len(split), batch_size, shuffle=shuffle, shard=shard)
-        transform = Augment(augment, self.image_size, self.mean, self.std, device)
+        """The loader of one split that the source has, see `load`. Only ``train`` is shuffled and augmented."""
+        split, is_train, device = getattr(self.source, name), name == "train", torch.device(device)
+        balanced = split.labels if is_train and self.config.sampler == "balanced" else None
+        order = Order(len(split), batch_size, shuffle=is_train, shard=shard, balanced=balanced)
+        transform = Augment(self.augment if is_train else "none", self.image_size, self.mean, self.std, device)
         # Evaluation has to show objects at the scale that training showed them, see `fit`.
         margin = AUGMENTATIONS[self.augment].resized_crop
         if self._in_memory(len(split), transform, device):
@@ -211,18 +193,20 @@ class OpenedData(DataInfo):
         return decode_all(split, self.image_size, margin=margin, workers=workers)
 
 
-def open_data(config: DataConfig) -> OpenedData:
+def open_data(config: DatasetConfig) -> OpenedData:
     """Find the data set, download it if it has to and can be, and settle what the config leaves open.
 
     Raises:
         UserError: the data is missing, damaged or not what the config says.
     """
     with main_first():  # it may have to download and unpack
-        source = find_source(config.name, config.root, config.val_split)
+        columns = {"image_column": config.image_column, "label_column": config.label_column}
+        source = find_source(config.name, config.root, config.val_split, image_range=config.image_range, **columns)
     _check_classes(config, source)
     check_labels(source)
     if config.on_corrupt == "error":
         check_files(source)
+    warn_of_dark_images(source)
     size = _image_size(config, source)
     return OpenedData(
         class_names=source.class_names,
@@ -236,26 +220,41 @@ def open_data(config: DataConfig) -> OpenedData:
     )
 
 
-def find_source(name: str, root: str | Path, val_split: float | None = None) -> Source:
-    """The data set called `name`, divided if `val_split` asks for it.
+def find_source(
+    name: str,
+    root: str | Path,
+    val_split: float | None = None,
+    *,
+    image_range: Sequence[float] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """The data set called `name`; the other arguments are the keys ``dataset.*`` of these names.
 
     Raises:
-        UserError: it is not there, or is divided already.
+        UserError: it is not there, or has no use for one of the keys.
     """
-    find, root = DATASETS.get(name), Path(root)
-    if val_split is None:
-        return find(root)
-    if "val_split" not in inspect.signature(find).parameters:
-        raise UserError(f"dataset.val_split: {name} is split into training and validation already; leave it out")
-    return find(root, val_split=val_split)
+    find = DATASETS.get(name)
+    known = inspect.signature(find).parameters
+    keys = {"val_split": val_split, "image_column": image_column, "label_column": label_column}
+    keys = {key: value for key, value in keys.items() if value is not None}
+    for key in keys:
+        if key not in known:
+            why = "is split into training and validation already" if key == "val_split" else "has no columns"
+            raise UserError(f"dataset.{key}: {name} {why}; leave it out")
+    source = find(Path(root), **keys)
+    for split in source.splits().values():
+        if isinstance(split, Files):
+            split.value_range = image_range
+    return source
 
 
-def build_data(config: DataConfig, **how: Any) -> Data:
+def build_data(config: DatasetConfig, **how: Any) -> Data:
     """Open a data set and make its loaders, see `open_data` and `OpenedData.load` for arguments and errors."""
     return open_data(config).without_unreadable(how["num_workers"]).load(**how)
 
 
-def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
+def _image_size(config: DatasetConfig, source: Source) -> tuple[int, int]:
     # A height alone, or a width alone, means a square.
     height, width = config.img_h or config.img_w, config.img_w or config.img_h
     if height and width:
@@ -265,7 +264,7 @@ def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
     return source.image_size or DEFAULT_SIZE
 
 
-def _augmentation(config: DataConfig, source: Source, size: tuple[int, int]) -> str:
+def _augmentation(config: DatasetConfig, source: Source, size: tuple[int, int]) -> str:
     """Name of the training augmentation."""
     is_small = max(size) <= LARGEST_CROPPED
     if config.augment == "trivialaugment":
@@ -291,7 +290,7 @@ def _memory_limit(device: torch.device) -> int:
     return min(MEMORY_LIMIT, free // 4)
 
 
-def _check_classes(config: DataConfig, source: Source) -> None:
+def _check_classes(config: DatasetConfig, source: Source) -> None:
     found = len(source.class_names)
     if config.num_classes not in (None, found):
         raise UserError(

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from datasets.folders import enumerate_some
+from datasets.download import may_write
+from datasets.images import DEEP_RANGE, is_deep, open_image
 from datasets.loading.decode import find_unreadable
+from datasets.rows import enumerate_some
 from datasets.source import Arrays, Files, Source, Split
 from utils.errors import UserError
+from utils.files import write_text
+from utils.processes.group import from_main, is_main
 
 log = logging.getLogger("sakd")
+
+SAMPLED = 64  # images whose values are looked at
+DARK = 0x4000  # largest value of an image of 16 bits that looks nearly black: a quarter of the range
+_REMEMBERED = "# Images that dataset.on_corrupt=skip leaves out. Without this file they are searched for again. "
 
 
 def check_labels(source: Source) -> None:
@@ -25,7 +37,7 @@ def check_labels(source: Source) -> None:
         UserError: the line names the split, the image and the label.
     """
     classes = len(source.class_names)
-    for what, split in _splits(source):
+    for what, split in source.splits().items():
         if len(split) == 0:
             raise UserError(f"the data set holds no {what} images")
         if isinstance(split, Arrays):
@@ -66,7 +78,7 @@ def check_files(source: Source) -> None:
     Raises:
         UserError: the line names the first.
     """
-    for what, split in _splits(source):
+    for what, split in source.splits().items():
         if isinstance(split, Files) and not split.seen:
             missing = [path for path in map(split.path, range(len(split))) if not os.path.exists(path)]
             if missing:
@@ -76,29 +88,60 @@ def check_files(source: Source) -> None:
                 )
 
 
-def without_unreadable(source: Source, workers: int) -> Source:
+def warn_of_dark_images(source: Source) -> None:
+    """Say so if images of 16 or 32 bits use a small part of the range, or other values than 16 bits hold."""
+    split = source.train
+    if not isinstance(split, Files) or split.value_range is not None:
+        return
+    extremes = []
+    for index in range(0, len(split), -(-len(split) // SAMPLED)):
+        with suppress(Exception), open_image(split.path(index), split.content(index)) as image:  # others refuse it
+            if is_deep(image) and image.mode != "F":
+                values = np.asarray(image)
+                extremes += [int(values.min()), int(values.max())]
+    if extremes and (min(extremes) < 0 or not DARK <= max(extremes) < DEEP_RANGE[1]):
+        low, high = min(*extremes, 0), max(extremes)
+        log.warning(
+            "images of more than 8 bits: %d is the largest value of %d of them, and 0 to 65535 become black to white; "
+            "dataset.image_range=[%d, %d] says what is black and white here",
+            high,
+            len(extremes) // 2,
+            low,
+            high,
+        )
+
+
+def without_unreadable(source: Source, workers: int, root: Path) -> Source:
     """`source` without the files that cannot be decoded.
 
     Every file is decoded once to find them, which takes about as long as an epoch without training. The alternative,
-    to pass over a file when its turn comes, would give batches of changing size, and shift what follows.
+    to pass over a file when its turn comes, would give batches of changing size, and shift what follows. What was found
+    is written to a file in `root`, or beside it, so that the next command need not search again.
 
     Args:
         source: the data set.
         workers: processes that decode.
+        root: where the data set lies.
 
     Raises:
         UserError: a training class, or the whole of validation, has no readable file.
     """
-    train, val = (_readable_part(what, split, source, workers) for what, split in _splits(source))
-    return replace(source, train=train, val=val)
+    memory = root / "unreadable-images.txt" if root.is_dir() else root.with_name(f"{root.name}.unreadable.txt")
+    splits = {what: split for what, split in source.splits().items() if not isinstance(split, Arrays)}
+    if not splits:
+        return source
+    digest = _digest(splits) if is_main() else None
+    found = from_main(_recall(memory, digest) if is_main() else None)
+    is_known = found is not None
+    if not is_known:
+        found = {what: find_unreadable(split, workers) for what, split in splits.items()}
+        is_known = digest is not None and may_write() and _remember(memory, digest, found)
+    more = f"; {memory} names all" if is_known else ""
+    parts = [_readable_part(what, split, found.get(what, {}), source, more) for what, split in source.splits().items()]
+    return replace(source, **dict(zip(("train", "val", "test"), parts)))
 
 
-def _splits(source: Source) -> list[tuple[str, Split]]:
-    return [("training", source.train), ("validation", source.val)]
-
-
-def _readable_part(what: str, split: Split, source: Source, workers: int) -> Split:
-    broken = {} if isinstance(split, Arrays) else find_unreadable(split, workers)
+def _readable_part(what: str, split: Split, broken: dict[int, str], source: Source, more: str) -> Split:
     if not broken:
         return split
     first = next(iter(broken.values()))
@@ -107,5 +150,52 @@ def _readable_part(what: str, split: Split, source: Source, workers: int) -> Spl
     if len(rest) == 0 or (lost and what == "training"):
         names = enumerate_some([source.class_names[label] for label in lost])
         raise UserError(f"no {what} image of class {names} can be read; the first: {first}")
-    log.warning("dataset.on_corrupt: %d of %d %s images skipped, the first: %s", len(broken), len(split), what, first)
+    log.warning(
+        "dataset.on_corrupt: %d of %d %s images skipped, the first: %s%s", len(broken), len(split), what, first, more
+    )
     return rest
+
+
+def _digest(splits: dict[str, Split]) -> str | None:
+    """Changes with the images; None where that cannot be said of a split."""
+    if not all(isinstance(split, Files) for split in splits.values()):
+        return None
+    digest = hashlib.sha256()
+    for split in splits.values():
+        for index in range(len(split)):
+            digest.update(os.fsencode(split.path(index)))
+            if (content := split.content(index)) is not None:
+                digest.update(content)
+                continue
+            with suppress(OSError):
+                status = os.stat(split.path(index))
+                digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(b"end of a split")
+    return digest.hexdigest()[:32]
+
+
+def _recall(memory: Path, digest: str | None) -> dict[str, dict[int, str]] | None:
+    """What is remembered of these very images; None: nothing."""
+    try:
+        first, *lines = memory.read_text(encoding="utf-8").splitlines()
+        if digest is None or first != f"{_REMEMBERED}{digest}":
+            return None
+        found: dict[str, dict[int, str]] = {}
+        for what, index, line in (line.split("\t", 2) for line in lines):
+            found.setdefault(what, {})[int(index)] = line
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(memory: Path, digest: str, found: dict[str, dict[int, str]]) -> bool:
+    """Write the file, unless there is another one; whether that was possible."""
+    lines = [f"{what}\t{index}\t{line}\n" for what, broken in found.items() for index, line in broken.items()]
+    try:
+        if memory.exists() and not memory.read_text(encoding="utf-8").startswith(_REMEMBERED):
+            raise FileExistsError(f"{memory} is another file")
+        write_text(memory, f"{_REMEMBERED}{digest}\n{''.join(lines)}")
+    except (OSError, ValueError) as error:
+        log.warning("the unreadable images are searched for again next time: %s", error)
+        return False
+    return True

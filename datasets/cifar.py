@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from datasets.download import Archive
+from datasets.download import provide
 from datasets.registry import register_dataset
 from datasets.source import CIFAR10_NORM, CIFAR100_NORM, Arrays, Source, Triple
 from utils.errors import UserError
@@ -32,7 +32,7 @@ def _load(name: str, root: Path, norm: tuple[Triple, Triple]) -> Source:
     from torchvision import datasets  # takes a second to import, which other data sets need not wait for
 
     reader: type[CIFAR10] = getattr(datasets, name)
-    folder = Archive(reader.url, reader.base_folder, reader.tgz_md5).provide(root)
+    folder = provide(root, reader.base_folder, reader.url, reader.tgz_md5)
     try:
         train, val = reader(root, train=True), reader(root, train=False)
     except RuntimeError as error:  # torchvision compares the checksum of every file

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import os
 import shutil
-import tarfile
+import socket
 import tempfile
-import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 log = logging.getLogger("sakd")
 
@@ -36,96 +31,70 @@ def without_downloads() -> Iterator[None]:
         _may_write.reset(token)
 
 
-@dataclass(frozen=True)
-class Archive:
-    """An archive and the folder that it unpacks to.
+def may_write() -> bool:
+    """The person at the keyboard has chosen the folder of the data."""
+    return _may_write.get()
 
-    Attributes:
-        url: where it is published.
-        folder: name of the folder inside.
-        md5: its checksum; None: unknown.
+
+def provide(root: Path, folder: str, url: str, md5: str) -> Path:
+    """``<root>/<folder>``, which is unpacked, and before that downloaded, if it is not there.
+
+    Archive and folder get their names only when they are complete: an interrupted run leaves nothing that the next
+    one would take for the data.
+
+    Args:
+        root: the folder for data sets.
+        folder: what the archive holds.
+        url: where the archive is published.
+        md5: its checksum.
+
+    Raises:
+        UserError: it is neither there nor to be had.
     """
-
-    url: str
-    folder: str
-    md5: str | None = None
-
-    @property
-    def filename(self) -> str:
-        """Its name on disk."""
-        return self.url.rpartition("/")[2]
-
-    def provide(self, root: Path) -> Path:
-        """The unpacked folder in `root`, which is unpacked, and before that downloaded, if it is not there.
-
-        A file or folder gets its final name only when it is complete: an interrupted run leaves nothing that the
-        next one would take for the data.
-
-        Raises:
-            UserError: it is neither there nor to be had.
-        """
-        if not (root / self.folder).is_dir():
-            if not _may_write.get():
-                raise UserError(
-                    f"dataset.root: {root}, which a file names, holds no {self.folder}; dataset.root={root} on the "
-                    "command line has it downloaded there, or names another folder"
-                )
-            if not (root / self.filename).is_file():
-                self._download(root)
-            self._unpack(root)
-        return root / self.folder
-
-    def _download(self, root: Path) -> None:
-        target = root / self.filename
-        part = root / f".{self.filename}.{os.getpid()}.part"
-        try:
-            with urllib.request.urlopen(self.url, timeout=TIMEOUT) as response:
-                log.info("downloading %s to %s", self.url, target)
-                root.mkdir(parents=True, exist_ok=True)
-                with part.open("wb") as file:
-                    shutil.copyfileobj(response, file)
-            self._verify(part, response.headers.get("Content-Length"))
-            part.replace(target)
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UserError(
-                f"dataset.root: {root} holds no {self.folder}, and {self.url} cannot be downloaded ({reason}); "
-                f"put {self.filename} or the folder {self.folder} in {root}, "
-                "or use dataset=digits, which needs no files"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):  # it may not even have been made
-                part.unlink()
-
-    def _verify(self, file: Path, length: str | None) -> None:
-        if length is not None and file.stat().st_size != int(length):
-            raise OSError("the connection broke off")
-        from torchvision.datasets.utils import check_integrity  # takes a second to import
-
-        if not check_integrity(file, self.md5):
-            raise OSError("the checksum is wrong")
-
-    def _unpack(self, root: Path) -> None:
-        archive = root / self.filename
-        log.info("unpacking %s", archive)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
-                _extract(archive, Path(scratch))
-                os.rename(Path(scratch, self.folder), root / self.folder)
-        except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
-            if (root / self.folder).is_dir():  # another process was faster
-                return
-            raise UserError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from error
+    if (root / folder).is_dir():
+        return root / folder
+    if not may_write():
+        raise UserError(
+            f"dataset.root: {root}, which a file names, holds no {folder}; dataset.root={root} on the "
+            "command line has it downloaded there, or names another folder"
+        )
+    archive, is_new = root / url.rpartition("/")[2], not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
+            if not archive.is_file():
+                _download(url, md5, Path(scratch, archive.name), folder)
+                Path(scratch, archive.name).replace(archive)
+            _unpack(archive, Path(scratch), folder)
+    finally:
+        if is_new and not any(root.iterdir()):
+            root.rmdir()
+    return root / folder
 
 
-def _extract(archive: Path, target: Path) -> None:
-    """Unpack a zip or tar.gz file; nothing in it may land outside `target`."""
-    if archive.suffix != ".zip":
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(target, filter="data")
-        return
-    with zipfile.ZipFile(archive) as content:
-        for name in content.namelist():
-            if not (target / name).resolve().is_relative_to(target.resolve()):
-                raise ValueError(f"{name} would land outside the folder")
-        content.extractall(target)
+def _download(url: str, md5: str, target: Path, folder: str) -> None:
+    from torchvision.datasets.utils import download_url  # takes a second to import
+
+    before, root = socket.getdefaulttimeout(), target.parents[1]
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        log.info("downloading %s to %s", url, root)
+        download_url(url, target.parent, target.name, md5)
+    except Exception as error:  # of the network, or a wrong checksum
+        raise UserError(
+            f"dataset.root: {root} holds no {folder}, and {url} cannot be downloaded ({reason(error)}); "
+            f"put {target.name} or the folder {folder} in {root}, or use dataset=digits, which needs no files"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _unpack(archive: Path, scratch: Path, folder: str) -> None:
+    log.info("unpacking %s", archive)
+    try:
+        # Names in the archive that lead out of the folder are passed over in a zip file and refused in a tar file.
+        shutil.unpack_archive(archive, scratch, **({} if archive.suffix == ".zip" else {"filter": "data"}))
+        os.rename(scratch / folder, archive.parent / folder)
+    except Exception as error:  # each kind of archive raises errors of its own
+        if not (archive.parent / folder).is_dir():  # else another process was faster
+            raise UserError(f"{archive}: cannot be unpacked ({reason(error)}); delete it and run again") from error

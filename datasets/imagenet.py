@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from datasets.folders import class_names, find_folder, scan
+from datasets.folder import find_folder, source_of_folders
 from datasets.registry import register_dataset
-from datasets.source import IMAGENET_NORM, Source
+from datasets.source import Source
 
 
 @register_dataset("imagenet")
@@ -18,14 +19,5 @@ def imagenet(root: Path) -> Source:
     Raises:
         utils.errors.UserError: a folder is missing, empty or unknown; the line names it.
     """
-    train = find_folder(root, ["train", "train_set"])
-    val = find_folder(root, ["val", "test_set"])
-    classes = class_names(train)
-    return Source(
-        scan(train, classes),
-        scan(val, classes),
-        classes,
-        *IMAGENET_NORM,
-        augment="resized_crop",
-        image_size=(224, 224),
-    )
+    parts = {"train": find_folder(root, ["train", "train_set"]), "val": find_folder(root, ["val", "test_set"])}
+    return replace(source_of_folders(parts, None, str(root)), augment="resized_crop", image_size=(224, 224))

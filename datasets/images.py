@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,48 +14,74 @@ from torch import Tensor
 from utils.errors import UserError, reason
 from utils.files import check_regular
 
+# Pillow goes by the content of a file, and hands PostScript, for example, to another program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 THINNEST = 1000  # times as long as wide; scaled to a width of 224, such an image takes 150 MB
+DEEP_RANGE = (0, 0x10000)  # from black to white, in images of more than 8 bits
 
 
-def open_rgb(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
+def open_rgb(
+    path: str | os.PathLike, content: bytes | None = None, value_range: Sequence[float] | None = None
+) -> Image.Image:
     """Decode the file at `path` to 8-bit RGB, whatever its own mode is.
 
     Args:
         path: the file; with `content`, what messages call it.
         content: what is in the file, if that is known already.
+        value_range: see `to_rgb`.
 
     Raises:
-        UserError: it is missing, damaged or no image.
+        UserError: it is missing, damaged or no image of the `FORMATS`.
     """
     try:
-        if content is None:
-            check_regular(path)
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with open_image(path, content) as image:
             if max(image.size) > THINNEST * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels, too thin to be scaled")
-            return to_rgb(image)
+            return to_rgb(image, value_range)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # on damaged files PIL's decoders raise nearly anything
         raise UserError(f"{os.fspath(path)}: cannot be read as an image ({_reason(error)})") from error
 
 
+def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
+    """The image as Pillow opens it: its header is read, its pixels are not decoded yet.
+
+    Raises:
+        UserError: `path` is no ordinary file.
+        Exception: nearly any, if the file is damaged.
+    """
+    if content is None:
+        check_regular(path)
+    return Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
+
+
 def _reason(error: Exception) -> str:
     return "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def is_deep(image: Image.Image) -> bool:
+    """Its one channel has more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
+def to_rgb(image: Image.Image, value_range: Sequence[float] | None = None) -> Image.Image:
     """`image` in 8-bit RGB: grey is repeated, 16 bits keep their upper eight, transparency shows white.
 
+    Args:
+        image: of any mode.
+        value_range: the values that become black and white in an image of more than 8 bits; None: 0 and 65,536.
+
     Raises:
-        ValueError: its values are floating-point numbers.
+        ValueError: its values are floating-point numbers, and no range is given.
     """
-    if image.mode.startswith("I"):
+    if is_deep(image):
+        if image.mode == "F" and value_range is None:
+            raise ValueError("floating-point values, of which no range is known; dataset.image_range=[low, high] says")
+        low, high = value_range or DEEP_RANGE
         # PIL's own conversion clips 16-bit values at 255, which turns most pictures white.
-        upper = np.asarray(image).clip(0, 0xFFFF) >> 8
-        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point values, of which no range is known; 8 or 16 bits would do")
+        levels = (np.asarray(image, np.float64) - low) * (256 / (high - low))
+        return Image.fromarray(np.nan_to_num(levels).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         # The colour stored under a transparent pixel is arbitrary and must not be seen.
         image = image.convert("RGBA")

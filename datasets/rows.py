@@ -1,18 +1,95 @@
-"""From rows (an image, its label, perhaps its split) to training and validation images."""
+"""From rows (an image, its label, perhaps its split) to training, validation and test images."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from datasets.folders import VALIDATION, enumerate_some
 from datasets.source import IMAGENET_NORM, Source, Split
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_WHOLE_NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
+
+
+def split_called(name: str) -> str | None:
+    """``"train"``, ``"val"``, ``"test"``, or None: the split that people call `name`, in upper or lower case."""
+    name = name.strip().casefold()
+    return next((split for split, names in SPLITS.items() if name in names), None)
+
+
+def enumerate_some(names: Sequence[str], limit: int = 5) -> str:
+    """``a, b, c``, or the first few and how many more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def plain_text(text: str) -> str:
+    """`text` without blanks at its ends, with composed accents, and without bytes that are no UTF-8."""
+    text = unicodedata.normalize("NFC", text.strip())
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def source_of_rows(
+    take: Callable[[list[int], list[int]], Split],
+    labels: Sequence[Any],
+    splits: Sequence[str | None],
+    val_split: float | None,
+    where: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    numbers: bool = True,
+) -> Source:
+    """A data set out of rows. Rows without a label are left out.
+
+    Args:
+        take: makes a split of row numbers and their labels.
+        labels: name or number of each row's class.
+        splits: ``train``, ``val`` or ``test`` for each row; all None: the rows are not divided yet.
+        val_split: share of the training rows that validates, where none do.
+        where: what to call the data in messages.
+        class_names: names of the classes that `labels` number; None: the labels are the names.
+        numbers: labels that are whole numbers are classes in the order of these numbers.
+
+    Raises:
+        UserError: no row validates or trains, or a class is not trained on.
+    """
+    keys = _clean(labels, where, numbers)
+    if class_names and all(isinstance(key, int) for key in keys if key is not None):
+        names = tuple(map(plain_text, class_names))
+        number = {key: key for key in keys}
+    else:
+        # Numbers first, by their value.
+        order = sorted({key for key in keys if key is not None}, key=lambda key: (isinstance(key, str), key))
+        names = tuple(map(str, order))
+        number = {key: k for k, key in enumerate(order)}
+    rows: dict[str | None, list[int]] = defaultdict(list)
+    for row, (key, split) in enumerate(zip(keys, splits)):
+        if key is not None:
+            rows[split].append(row)
+    if not rows:
+        raise UserError(f"{where}: holds no images")
+    numbered = [number.get(key, -1) for key in keys]
+    _divide(rows, numbered, val_split, where)
+    trained = {keys[row] for row in rows["train"]}
+    for split in ("val", "test"):
+        if missing := sorted({str(keys[row]) for row in rows[split]} - set(map(str, trained))):
+            raise UserError(f"{where}: no training images of class {enumerate_some(missing)}, which {split} has")
+    train, val, test = (take(rows[split], [numbered[row] for row in rows[split]]) for split in SPLITS)
+    return Source(train, val, names, *IMAGENET_NORM, augment=None, image_size=None, test=test if len(test) else None)
 
 
 def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[int], list[int]]:
@@ -39,7 +116,7 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     except ValueError:  # there are fewer images than classes on a side
         divided = False
     if not divided:
-        counts = np.bincount(labels)
+        counts = np.unique(labels, return_counts=True)[1]
         raise UserError(
             f"dataset.val_split: {share} of {where} does not leave every class images on both sides: of {len(labels)} "
             f"images, {len(counts)} classes, the smallest class has {counts.min()}; 0.1 to 0.5 and more images would do"
@@ -47,54 +124,51 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     return sorted(train.tolist()), sorted(val.tolist())
 
 
-def source_of_rows(
-    labels: Sequence[str | int],
-    splits: Sequence[str] | None,
-    take: Callable[[list[int], list[int]], Split],
-    val_split: float | None,
-    where: str,
-) -> Source:
-    """A data set out of rows.
-
-    Args:
-        labels: name or number of each row's class.
-        splits: ``train`` or one of `VALIDATION` for each row; None: there is no such column.
-        take: makes a split of row numbers and their labels.
-        val_split: share of the rows that validates, where `splits` is None.
-        where: what to call the data in messages.
-
-    Raises:
-        UserError: there is no row, no split, or both a column and ``dataset.val_split``.
-    """
-    if not labels:
-        raise UserError(f"{where}: holds no images")
-    if len({type(label) for label in labels}) > 1:  # tables of one folder may have them as other types
-        labels = list(map(str, labels))
-    classes = sorted(set(labels), key=lambda name: (0, int(name), str(name)) if _is_number(name) else (1, 0, name))
-    number = {name: k for k, name in enumerate(classes)}
-    numbers = [number[label] for label in labels]
-    if splits is None and val_split is None:
+def _divide(rows: dict[str | None, list[int]], labels: Sequence[int], val_split: float | None, where: str) -> None:
+    """Settle which rows train, validate and test. Without validation rows, test rows validate."""
+    if val_split is not None:
+        if rows["val"]:
+            raise UserError(f"dataset.val_split: {where} is divided into train and val already; leave it out")
+        undivided = rows[None] or rows["train"]
+        train, val = split_rows([labels[row] for row in undivided], val_split, where)
+        rows["train"], rows["val"] = [undivided[k] for k in train], [undivided[k] for k in val]
+    elif rows[None]:
         raise UserError(
             f"{where}: says of no image whether it validates; add a column split, or set dataset.val_split=0.1"
         )
-    if splits is not None and val_split is not None:
-        raise UserError(f"dataset.val_split: {where} has a column split already; leave one of the two out")
-    if splits is None:
-        train, val = split_rows(numbers, val_split, where)
-    else:
-        unknown = sorted({str(split) for split in splits} - {"train", *VALIDATION})
-        if unknown:
-            raise UserError(f"{where}: split {enumerate_some(unknown)}, must be train or {' or '.join(VALIDATION)}")
-        train = [row for row, split in enumerate(splits) if split == "train"]
-        val = [row for row, split in enumerate(splits) if split != "train"]
-        for name, rows in (("train", train), ("val", val)):
-            if not rows:
-                raise UserError(f"{where}: split of no image is {name}")
-        if missing := sorted({str(labels[row]) for row in val} - {str(labels[row]) for row in train}):
-            raise UserError(f"{where}: no image to train on of {enumerate_some(missing)}, which is to be validated")
-    parts = [take(rows, [numbers[row] for row in rows]) for rows in (train, val)]
-    return Source(*parts, tuple(map(str, classes)), *IMAGENET_NORM, augment=None, image_size=None)
+    if not rows["val"]:
+        rows["val"], rows["test"] = rows["test"], []
+    for split in ("train", "val"):
+        if not rows[split]:
+            raise UserError(f"{where}: the split of no image is {split}; dataset.val_split=0.1 divides training images")
 
 
-def _is_number(name: str | int) -> bool:
-    return isinstance(name, int) or (name.isascii() and name.isdigit() and len(name) < 20)
+def _clean(labels: Sequence[Any], where: str, numbers: bool) -> list[str | int | None]:
+    """The class of each row: one word or whole number for all its spellings, None for no label."""
+    known = {label: _class_of(label, where, numbers) for label in set(labels)}
+    spellings = defaultdict(set)
+    for label, key in known.items():
+        is_odd = isinstance(label, str) and not unicodedata.is_normalized("NFC", label)
+        spellings[key].add(ascii(label) if is_odd else repr(label))
+    without = spellings.pop(None, set())
+    if joined := [" = ".join(sorted(names)) for names in spellings.values() if len(names) > 1]:
+        log.warning("%s: one class each: %s", where, enumerate_some(sorted(joined)))
+    keys = [known[label] for label in labels]
+    if without:
+        count = sum(key is None for key in keys)
+        log.warning("%s: %d of %d images have no label (empty or -1) and are left out", where, count, len(keys))
+    return keys
+
+
+def _class_of(label: Any, where: str, numbers: bool) -> str | int | None:
+    if label is None or label != label:  # NaN
+        return None
+    if isinstance(label, float):
+        if not label.is_integer():
+            raise UserError(f"{where}: found the label {label}, must be words or whole numbers")
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, int):
+        label = plain_text(str(label))
+        if numbers and (number := _WHOLE_NUMBER.fullmatch(label)):
+            label = int(number[1])
+    return None if label in ("", -1) else label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -47,17 +48,20 @@ class Files:
     Args:
         paths: one file per image.
         labels: the class of each.
-        seen: whoever made the list has seen the files.
+        seen: the files were found on disk, not in a list.
 
     Attributes:
         labels: int64 ``[N]``.
         seen: as above.
+        value_range: see `datasets.images.to_rgb`; the data set's config sets it.
     """
+
+    value_range: tuple[float, float] | None = None
 
     def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int], *, seen: bool = True):
         # One array of bytes instead of a list: reading a list's strings writes to their reference counts, which
         # makes every worker process copy the pages of a million paths.
-        self._paths = np.array([os.fsencode(path) for path in paths])
+        self._items = np.array([os.fsencode(path) for path in paths])
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.seen = seen
 
@@ -66,11 +70,17 @@ class Files:
 
     def path(self, index: int) -> str:
         """Where image `index` lies."""
-        return os.fsdecode(bytes(self._paths[index]))
+        return os.fsdecode(bytes(self._items[index]))
+
+    def content(self, index: int) -> bytes | None:
+        """The encoded image, if it is not in the file of that path."""
+        return None
 
     def subset(self, index: Sequence[int]) -> Files:
         """These of the images, in this order."""
-        return Files([self.path(i) for i in index], self.labels[list(index)].tolist(), seen=self.seen)
+        part = copy(self)
+        part._items, part.labels = self._items[list(index)], self.labels[list(index)]
+        return part
 
     def picture(self, index: int) -> Image.Image:
         """Image `index`, in RGB.
@@ -78,7 +88,7 @@ class Files:
         Raises:
             utils.errors.UserError: the file cannot be read.
         """
-        return open_rgb(self.path(index))
+        return open_rgb(self.path(index), self.content(index), self.value_range)
 
 
 class Split(Protocol):
@@ -103,12 +113,13 @@ class Source:
 
     Attributes:
         train: images to learn from.
-        val: images to be judged by.
+        val: images by which the best epoch is chosen.
         class_names: one name per class, in the order of the labels.
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].
         augment: customary augmentation, a name in `loading.augment.AUGMENTATIONS`; None: it depends on the size.
         image_size: native (height, width); None: the images are of any size.
+        test: images that nothing is chosen by, labelled as the others; None: there are none.
     """
 
     train: Split
@@ -118,3 +129,9 @@ class Source:
     std: Triple
     augment: str | None
     image_size: tuple[int, int] | None
+    test: Split | None = None
+
+    def splits(self) -> dict[str, Split]:
+        """The splits by what messages call them, in a fixed order."""
+        named = {"training": self.train, "validation": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from datasets.download import Archive
-from datasets.folders import class_names, enumerate_some, find_folder, scan
+from datasets.download import provide
+from datasets.folder import find_folder, scan
 from datasets.registry import register_dataset
+from datasets.rows import source_of_rows
 from datasets.source import CIFAR10_NORM, Files, Source
 from utils.errors import UserError
 
-ARCHIVE = Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "tiny-imagenet-200")
+URL, MD5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 @register_dataset("tiny-imagenet")
@@ -24,28 +26,27 @@ def tiny_imagenet(root: Path) -> Source:
     Raises:
         UserError: something is missing; the line names it.
     """
-    home = root if (root / "train").is_dir() else ARCHIVE.provide(root)
-    train, val = find_folder(home, ["train"]), find_folder(home, ["val"])
-    classes = class_names(train)
-    return Source(
-        scan(train, classes),
-        _annotated(val, classes) if (val / "images").is_dir() else scan(val, classes),
-        classes,
-        *CIFAR10_NORM,
-        augment="flip",
-        image_size=(64, 64),
+    home = root if (root / "train").is_dir() else provide(root, "tiny-imagenet-200", URL, MD5)
+    train, val = scan(find_folder(home, ["train"])), home / "val"
+    val = _annotated(val) if (val / "images").is_dir() else scan(find_folder(home, ["val"]))
+    paths, labels = zip(*train, *val)
+    source = source_of_rows(
+        lambda rows, numbers: Files([paths[row] for row in rows], numbers),
+        labels,
+        ["train"] * len(train) + ["val"] * len(val),
+        None,
+        str(home),
+        numbers=False,
     )
+    return replace(source, mean=CIFAR10_NORM[0], std=CIFAR10_NORM[1], augment="flip", image_size=(64, 64))
 
 
-def _annotated(val: Path, classes: tuple[str, ...]) -> Files:
-    """The images in ``val/images``, which ``val/val_annotations.txt`` assigns to classes."""
+def _annotated(val: Path) -> list[tuple[str, str]]:
+    """Path and class of the images in ``val/images``, as ``val/val_annotations.txt`` says."""
     table = val / "val_annotations.txt"
     if not table.is_file():
         raise UserError(f"{table}: missing; it says which class each file in {val / 'images'} belongs to")
-    rows = [line.split("\t")[:2] for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
     if short := [row for row in rows if len(row) < 2]:
         raise UserError(f"{table}: found {short[0][0]!r}, expected the name of a file, a tab and its class")
-    if unknown := sorted({wnid for _, wnid in rows} - set(classes)):
-        raise UserError(f"{table}: no training images of class {enumerate_some(unknown)}")
-    label_of = {name: label for label, name in enumerate(classes)}
-    return Files([val / "images" / name for name, _ in rows], [label_of[wnid] for _, wnid in rows])
+    return [(str(val / "images" / row[0]), row[1]) for row in rows]

@@ -50,11 +50,19 @@ class LabelLoss(nn.Module):
     Args:
         smoothing: part of the target that is spread evenly over all classes.
         mixup, cutmix: the α of each; 0: never.
+        class_weights: of the images of each class in the mean over a batch, float32 ``[num_classes]``; None: all alike.
     """
 
-    def __init__(self, smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0):
+    def __init__(
+        self,
+        smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        class_weights: Tensor | None = None,
+    ):
         super().__init__()
         self.smoothing = smoothing
+        self.register_buffer("_class_weights", class_weights, persistent=False)
         # On the device, because a step that is captured as a CUDA graph cannot bring a number there.
         for name, alpha in (("_mixup", mixup), ("_cutmix", cutmix)):
             self.register_buffer(name, torch.full((2,), alpha) if alpha else None, persistent=False)
@@ -72,11 +80,12 @@ class LabelLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Targets) -> Tensor:
         """Mean over the batch, a scalar, of `logits` ``[B, num_classes]``."""
-        loss = _cross_entropy(logits, targets.label, self.smoothing)
+        how = self.smoothing, self._class_weights
+        loss = _cross_entropy(logits, targets.label, *how)
         if targets.other is None:
             return loss
         # The same as with probabilities as targets, which need not be made.
-        return torch.lerp(_cross_entropy(logits, targets.other, self.smoothing), loss, targets.share)
+        return torch.lerp(_cross_entropy(logits, targets.other, *how), loss, targets.share)
 
     def _own_share(self, image: Tensor) -> Tensor:
         """What part of each pixel is the image's own, in a shape that broadcasts to ``[B, C, H, W]``."""
@@ -89,8 +98,8 @@ class LabelLoss(nn.Module):
 
 
 @at_least(torch.float32)
-def _cross_entropy(logits: Tensor, label: Tensor, smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, label, label_smoothing=smoothing)
+def _cross_entropy(logits: Tensor, label: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
+    return F.cross_entropy(logits, label, class_weights, label_smoothing=smoothing)
 
 
 def _beta(alphas: Tensor) -> Tensor:

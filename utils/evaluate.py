@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,19 @@ class Scores:
 
     Attributes:
         top1, top5: percent; no top-5 below six classes.
+        test: ``top1`` and ``class_mean`` on the test images; None where there are none.
         confusion: ``[num_classes, num_classes]`` counts; true class by row, predicted by column.
     """
 
     top1: float
     top5: float | None
     confusion: Tensor
+    test: dict[str, float] | None = None
+
+    @property
+    def class_mean(self) -> float:
+        """Mean of the classes' top-1 accuracies, in percent."""
+        return fmean(accuracy for accuracy in self.per_class() if accuracy is not None)
 
     def per_class(self) -> list[float | None]:
         """Accuracy of every class in percent; None for one without images."""
@@ -102,7 +109,11 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
         confusion.add_(torch.bincount(cells, minlength=classes * classes).view(classes, classes))
 
     means = evaluate(model, restored.val, restored.device, _precision(restored), after_batch=count)
-    return Scores(means["top1"], means.get("top5"), confusion.cpu())
+    test = None
+    if restored.data.source.test is not None:
+        found = evaluate(model, restored.load_test(), restored.device, _precision(restored))
+        test = {name: found[name] for name in ("top1", "class_mean")}
+    return Scores(means["top1"], means.get("top5"), confusion.cpu(), test)
 
 
 def cost(model: nn.Module, restored: Restored) -> Cost:
@@ -143,6 +154,10 @@ def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
     rows.append(["top-1 (%)", *(f"{item.top1:.2f}" for item in scored)])
     if scored[0].top5 is not None:
         rows.append(["top-5 (%)", *(f"{item.top5:.2f}" for item in scored)])
+    rows.append(["mean of the classes' top-1 (%)", *(f"{item.class_mean:.2f}" for item in scored)])
+    if scored[0].test is not None:
+        rows.append(["test top-1 (%)", *(f"{item.test['top1']:.2f}" for item in scored)])
+        rows.append(["test, mean of the classes' (%)", *(f"{item.test['class_mean']:.2f}" for item in scored)])
     rows.append(["parameters", *(f"{item.parameters:,}" for item in costs)])
     rows.append(["weights (MB)", *(f"{item.megabytes:.2f}" for item in costs)])
     rows.append(["GFLOPs per image (2 x multiply-adds)", *(f"{item.gflops:.4f}" for item in costs)])
@@ -154,7 +169,8 @@ def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
 def class_extremes(accuracies: Sequence[float | None], names: Sequence[str]) -> str:
     """The worst and the best classes, in two lines."""
     known = sorted((accuracy, name) for accuracy, name in zip(accuracies, names) if accuracy is not None)
-    worst, best = known[:EXTREMES], known[::-1][:EXTREMES]
+    shown = min(EXTREMES, len(known) // 2)  # no class is both
+    worst, best = known[:shown], known[::-1][:shown]
     lines = [("lowest", worst), ("highest", best)]
     return "\n".join(
         f"{label} class accuracy: " + ", ".join(f"{name} {accuracy:.1f} %" for accuracy, name in group)
@@ -172,7 +188,14 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
     names = restored.data.class_names
     first = next(iter(results.values()))[0]
     values = {
-        name: {"top1": scored.top1, "top5": scored.top5, **asdict(spent)} for name, (scored, spent) in results.items()
+        name: {
+            "top1": scored.top1,
+            "top5": scored.top5,
+            "class_mean": scored.class_mean,
+            **({f"test_{key}": value for key, value in scored.test.items()} if scored.test else {}),
+            **asdict(spent),
+        }
+        for name, (scored, spent) in results.items()
     }
     accuracies = zip(names, *(scored.per_class() for scored, _ in results.values()))
     try:

@@ -1,20 +1,25 @@
-"""Data that is not as it should be: unreadable files, wrong labels, too few images, workers without shared memory."""
+"""Data that is not as it should be: unreadable files, wrong labels, too few images; workers that do not start."""
 
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import signal
+import time
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pictures import image_folder, open_data, refusal, save, smooth_picture
+from pictures import image_folder, open_data, refusal, save, smooth_picture, whole
 from PIL import Image
 
-from datasets import DATASETS, Arrays, Source
+from datasets import DATASETS, Arrays, Source, check
 from datasets.check import check_labels
 from datasets.loading import decode as decoding
+from datasets.loading import workers as workers_module
+from datasets.loading.workers import Workers
+from utils.errors import Unforeseen, UserError
 
 LOADERS = ["memory", "stream"]
 
@@ -61,9 +66,29 @@ class TestUnreadableImages:
         assert "train/ant/001.png: cannot be read as an image" in caplog.text
         assert "1 of 6 validation images skipped" in caplog.text
 
-    def test_are_found_by_workers_as_well(self, broken, loader):
-        data = open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader, workers=2)
-        assert data.train.num_samples == 10
+    def test_are_remembered_until_the_images_change(self, broken, loader, monkeypatch, caplog):
+        keys = {"on_corrupt": "skip", "img_h": 32, "loader": loader, "workers": 2}
+        first = open_data("imagefolder", broken[0], **keys)
+        lines = (broken[0] / "unreadable-images.txt").read_text().splitlines()
+        assert [line.split("\t")[:2] for line in lines[1:]] == [
+            ["training", "1"],
+            ["training", "6"],
+            ["validation", "0"],
+        ]
+        assert all("cannot be read as an image" in line for line in lines[1:])
+        assert "unreadable-images.txt names all" in caplog.text
+        with monkeypatch.context() as patch:
+            patch.setattr(check, "find_unreadable", lambda *_: pytest.fail("images are searched again"))
+            assert same(batches(open_data("imagefolder", broken[0], **keys).train), batches(first.train))
+        save(smooth_picture(40, 40), broken[0] / "train" / "bee" / "000.png")
+        assert open_data("imagefolder", broken[0], **keys).train.num_samples == 11
+
+    def test_are_not_remembered_where_that_is_not_possible(self, broken, loader, monkeypatch, caplog):
+        keys = {"on_corrupt": "skip", "img_h": 32, "loader": loader}
+        (broken[0] / "unreadable-images.txt").write_text("my own notes")
+        assert open_data("imagefolder", broken[0], **keys).train.num_samples == 10
+        assert (broken[0] / "unreadable-images.txt").read_text() == "my own notes"
+        assert "searched for again next time" in caplog.text
 
     def test_are_shared_out_among_processes_that_all_get_the_same_answer(self, broken, loader, monkeypatch):
         split = open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader).train
@@ -90,6 +115,32 @@ class TestUnreadableImages:
             path.write_bytes(b"no picture")
         line = refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader)
         assert line.startswith("no validation image of class ant, bee can be read")
+
+
+class TestDarkImages:
+    def folder(self, tmp_path, values):
+        for k, value in enumerate(values):
+            picture = Image.fromarray(np.full((8, 8), value, dtype=np.int32 if value < 0 else np.uint16))
+            for name in ("train/a", "val/a"):
+                save(picture, tmp_path / name / f"{k}.tif")
+        save(smooth_picture(8, 8), tmp_path / "train" / "b" / "0.png")
+        return tmp_path
+
+    def test_are_one_warning_with_the_largest_value(self, tmp_path, caplog):
+        root = self.folder(tmp_path, [100, 4000, 700])
+        open_data("imagefolder", root, img_h=8)
+        (line,) = caplog.messages
+        assert "4000 is the largest value of 3 of them" in line
+        assert "dataset.image_range=[0, 4000]" in line
+        caplog.clear()
+        data = open_data("imagefolder", root, img_h=8, image_range=(0, 4000), mean=[0.0] * 3, std=[1 / 255] * 3)
+        assert [round(image.mean().item()) for image in whole(data.val)[0]] == [6, 255, 44]
+        assert not caplog.messages
+
+    @pytest.mark.parametrize(("values", "warned"), [([-1000, 2000], True), ([100, 40000], False)])
+    def test_or_where_16_bits_do_not_hold_the_values(self, tmp_path, caplog, values, warned):
+        open_data("imagefolder", self.folder(tmp_path, values), img_h=8)
+        assert bool(caplog.messages) is warned
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -230,23 +281,71 @@ class TestWorkers:
         return batches(open_data("imagefolder", root, img_h=32, loader=loader, workers=workers).train)
 
     @pytest.mark.parametrize("loader", LOADERS)
-    def test_send_images_through_pipes_where_shared_memory_is_small(self, root, loader, tmp_path, monkeypatch, caplog):
+    @pytest.mark.parametrize("possible", [0, 1, 3])
+    def test_are_fewer_where_not_all_can_start(self, root, loader, possible, monkeypatch, caplog):
         expected = self.open(root, loader, workers=0)
-        monkeypatch.setattr(decoding, "SHARED_MEMORY", str(tmp_path))
-        monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-        assert same(self.open(root, loader, workers=2), expected)
-        assert "images go through pipes" in caplog.text
+        start_one, started = Workers._start_one, []
+
+        def start(workers):
+            if len(workers._pipes) == possible:
+                raise OSError(24, "Too many open files")
+            start_one(workers)
+            started.append(workers._processes[-1])
+
+        monkeypatch.setattr(workers_module, "_cores", lambda: 8)
+        monkeypatch.setattr(decoding, "CHUNK", 1)
+        monkeypatch.setattr(Workers, "_start_one", start)
+        assert same(self.open(root, loader, workers=8), expected)
+        left = {0: "the training process decodes", 1: "the training process decodes", 3: "1 of 8 decode"}[possible]
+        assert f"no more processes can be started (Too many open files): {left} the images" in caplog.text
+        assert [process.is_alive() for process in started[1:]] == [False] * len(started[1:])
+
+    def test_do_not_outnumber_the_cores(self, monkeypatch):
+        monkeypatch.setattr(workers_module, "_cores", lambda: 3)
+        assert [Workers(str, count).count for count in (0, 2, 3, 64)] == [0, 2, 3, 3]
 
     @pytest.mark.parametrize("loader", LOADERS)
-    def test_are_done_without_where_there_is_no_shared_memory(self, root, loader, monkeypatch, caplog):
+    def test_need_no_space_in_dev_shm(self, root, loader, monkeypatch):
         expected = self.open(root, loader, workers=0)
 
-        def no_semaphores():
+        def refuse(*_, **__):
             raise OSError(38, "Function not implemented")
 
-        monkeypatch.setattr(multiprocessing, "Lock", no_semaphores)
+        monkeypatch.setattr(multiprocessing, "Lock", refuse)
+        monkeypatch.setattr(multiprocessing.synchronize, "SemLock", refuse)
+        monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
         assert same(self.open(root, loader, workers=2), expected)
-        assert "no shared memory for workers (Function not implemented)" in caplog.text
+
+    @pytest.mark.parametrize("loader", LOADERS)
+    def test_that_die_are_one_line(self, root, loader, monkeypatch):
+        monkeypatch.setattr(decoding.Decoder, "_decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(UserError, match=r"^a process that decodes images died \(killed by SIGKILL\); [^\n]+$"):
+            self.open(root, loader, workers=2)
+        assert not multiprocessing.active_children()
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_name_the_image_at_which_code_of_ones_own_fails(self, workers):
+        class Odd(Arrays):
+            def picture(self, index):
+                return {}[index]
+
+        split = Odd(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        with pytest.raises(
+            Unforeseen, match=r"^decoding image 0 failed: KeyError: 0 \(.*test_broken_data\.py, line \d+"
+        ):
+            decoding.decode_all(split, (8, 8), workers=workers)
+
+    def test_end_with_the_process_that_started_them(self, root):
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=start_and_die, args=(root, writer))
+        process.start()
+        pids = reader.recv()
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+        deadline = time.monotonic() + 30
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def test_survive_the_signals_that_stop_a_run(self, root):
         data = open_data("imagefolder", root, img_h=32, loader="stream", workers=1, batch_size=2)
@@ -256,3 +355,20 @@ class TestWorkers:
             for number in (signal.SIGINT, signal.SIGTERM):
                 os.kill(process.pid, number)
         assert len([first, *epoch]) == 6
+
+
+def start_and_die(root, writer):
+    loaders = [open_data("imagefolder", root, img_h=32, loader="stream", workers=2, batch_size=2) for _ in range(2)]
+    epochs = [data.train.epoch(0) for data in loaders]
+    for epoch in epochs:
+        next(epoch)
+    writer.send([process.pid for process in multiprocessing.active_children()])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_running(pid):
+    """It is there and no zombie, for which a container may have nobody to wait."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -10,6 +11,7 @@ import zipfile
 import pytest
 import torch
 import torchvision.datasets.cifar
+import torchvision.datasets.utils
 from pictures import image_folder, noise, open_data, refusal, save, smooth_picture, whole
 
 from datasets import DATASETS
@@ -210,7 +212,7 @@ class TestTinyImageNet:
     def test_an_annotation_of_an_unknown_class_is_refused(self, tmp_path):
         table = write_tiny_imagenet(tmp_path) / "val" / "val_annotations.txt"
         table.write_text(table.read_text().replace("n03", "n99"))
-        assert "val_annotations.txt: no training images of class n99" in refusal(open_data, "tiny-imagenet", tmp_path)
+        assert "no training images of class n99" in refusal(open_data, "tiny-imagenet", tmp_path)
 
     def test_an_annotation_without_a_class_is_refused(self, tmp_path):
         write_tiny_imagenet(tmp_path)
@@ -244,18 +246,87 @@ class TestImageFolder:
         assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (9, 8, 2)
         assert next(data.val.epoch(0)).image.shape == (8, 3, 32, 32)
 
-    def test_images_of_other_formats_are_left_out_and_counted(self, tmp_path, caplog):
+    def test_images_in_unsupported_formats_are_counted(self, tmp_path, caplog):
         root = image_folder(tmp_path)
         for name in ("a.heic", "b.svg", "notes.txt", ".hidden.svg"):
             (root / "train" / "ant" / name).write_bytes(b"")
         source("imagefolder", root)
-        assert f"2 images of other formats are left out, the first: {root}/train/ant/a.heic" in caplog.text
+        first = f"{root}/train/ant/a.heic"
+        assert f"images in an unsupported format skipped: 2, the first: {first}" in caplog.text
 
-    @pytest.mark.parametrize("name", ["valid", "validation", "test"])
-    def test_validation_images_may_be_in_a_folder_of_another_name(self, tmp_path, name):
+    @pytest.mark.parametrize(
+        ("train", "val"), [("train", "valid"), ("Train", "Test"), ("TRAINING", "Validation"), ("training", "dev")]
+    )
+    def test_splits_have_other_names_in_upper_and_lower_case(self, tmp_path, train, val):
         root = image_folder(tmp_path)
-        (root / "val").rename(root / name)
+        (root / "val").rename(root / val)
+        (root / "train").rename(root / train)
         assert len(source("imagefolder", root).val) == 6
+        line = refusal(DATASETS.get("imagefolder"), root, val_split=0.2) if val != "Test" else ""
+        assert "is divided into train and val already" in line or val == "Test"
+
+    def test_test_stays_apart_where_val_is_there(self, tmp_path):
+        image_folder(image_folder(tmp_path) / "more", train=2, val=1)
+        (tmp_path / "more" / "train").rename(tmp_path / "Test")
+        shutil.rmtree(tmp_path / "more")
+        parts = source("imagefolder", tmp_path)
+        assert [len(part) for part in (parts.train, parts.val, parts.test)] == [12, 6, 4]
+        assert "/Test/ant/" in parts.test.path(0)
+
+    def test_a_test_folder_without_classes_is_none(self, tmp_path, caplog):
+        save(smooth_picture(8, 8), image_folder(tmp_path) / "test" / "images" / "0.png")
+        assert source("imagefolder", tmp_path).test is None
+        assert "test: not sorted into the classes of train" in caplog.text
+
+    def test_two_folders_for_one_split_are_named(self, tmp_path):
+        (image_folder(tmp_path) / "valid").mkdir()
+        assert "both val and valid could be the val split" in refusal(open_data, "imagefolder", tmp_path)
+
+    def test_undivided_it_needs_a_share(self, tmp_path):
+        root = image_folder(tmp_path) / "train"
+        assert f"in {root}/<class>/ with dataset.val_split=0.1" in refusal(open_data, "imagefolder", root)
+        divided = DATASETS.get("imagefolder")(root, val_split=0.2)
+        assert (divided.class_names, len(divided.train), divided.val.labels.tolist()) == (("ant", "bee"), 9, [0, 0, 1])
+        paths = {part.path(k) for part in (divided.train, divided.val) for k in range(len(part))}
+        assert len(paths) == 12
+
+    def test_a_share_of_train_alone_validates(self, tmp_path):
+        root = image_folder(tmp_path, val=0)
+        assert len(DATASETS.get("imagefolder")(root, val_split=0.2).val) == 3
+
+    def test_folders_of_systems_and_hidden_ones_are_passed_over(self, tmp_path):
+        root = image_folder(tmp_path)
+        for place in (".", "train", "val", "train/ant", "train/ant/deep"):
+            for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".AppleDouble"):
+                save(smooth_picture(8, 8), root / place / name / "x.png")
+        save(smooth_picture(8, 8), root / "train/ant/deep/y.png")
+        parts = source("imagefolder", root)
+        assert parts.class_names == ("ant", "bee")
+        assert (len(parts.train), len(parts.val)) == (13, 6)
+        assert len(DATASETS.get("imagefolder")(root / "train", val_split=0.2).train) == 10
+
+    def test_names_that_differ_in_spaces_or_composition_are_one_class(self, tmp_path, caplog):
+        composed, decomposed = "caf\u00e9", "cafe\u0301"
+        image_folder(tmp_path, classes=(composed, "dog"))
+        (tmp_path / "val" / composed).rename(tmp_path / "val" / decomposed)
+        save(smooth_picture(8, 8), tmp_path / "train" / "dog " / "0.png")
+        parts = source("imagefolder", tmp_path)
+        assert parts.class_names == (composed, "dog")
+        assert parts.val.labels.tolist() == [0] * 3 + [1] * 3
+        assert "one class each: " in caplog.text
+        assert "'cafe\\u0301' = 'caf\u00e9', 'dog ' = 'dog'" in caplog.text
+
+    def test_names_that_are_not_utf8_are_read(self, tmp_path, caplog):
+        root = image_folder(tmp_path)
+        os.rename(root / "train/bee/000.png", os.fsencode(root) + b"/train/bee/\xff.png")
+        for folder in ("train", "val"):
+            os.rename(root / folder / "ant", os.fsencode(root / folder) + b"/a\xe9")
+            with open(os.fsencode(root / folder / "bee") + b"/\xff.heic", "wb"):
+                pass
+        data = open_data("imagefolder", root, img_h=32)
+        assert data.class_names == ("a\\udce9", "bee")
+        assert whole(data.train)[1].tolist() == [0] * 6 + [1] * 6
+        caplog.text.encode("utf-8")
 
     def test_names_need_not_be_ascii(self, tmp_path):
         root = image_folder(tmp_path / "bilder für später", classes=("čáp", "日本"))
@@ -285,7 +356,7 @@ class TestImageFolder:
 
     def test_a_missing_validation_folder_is_refused(self, tmp_path):
         image_folder(tmp_path, val=0)
-        assert "holds no folder val, valid, validation or test" in refusal(open_data, "imagefolder", tmp_path)
+        assert "the split of no image is val; dataset.val_split=0.1" in refusal(open_data, "imagefolder", tmp_path)
 
     def test_empty_classes_are_refused_by_name(self, tmp_path):
         image_folder(tmp_path)

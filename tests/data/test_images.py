@@ -1,8 +1,10 @@
 """Whatever the mode of an image file, what comes out is 8-bit RGB."""
 
 import os
+import subprocess
 
 import numpy as np
+import pytest
 from pictures import noise, refusal, smooth_picture
 from PIL import Image
 
@@ -26,6 +28,38 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path):
     deep = GREY.astype(np.uint16) << 8 | 0x55
     for name in ("deep.png", "deep.tif"):
         assert np.array_equal(written(tmp_path, Image.fromarray(deep), name)[..., 0], GREY)
+
+
+def test_a_range_of_values_becomes_black_to_white(tmp_path):
+    twelve_bits = GREY.astype(np.uint16) << 4
+    signed = twelve_bits.astype(np.int32) - 1024
+    shares = GREY.astype(np.float32) / 256
+    for name, picture, value_range in (
+        ("twelve.png", twelve_bits, (0, 4096)),
+        ("signed.tif", signed, (-1024, 3072)),
+        ("shares.tif", shares, (0, 1)),
+    ):
+        Image.fromarray(picture).save(tmp_path / name)
+        pixels = np.asarray(open_rgb(tmp_path / name, value_range=value_range))
+        assert np.array_equal(pixels, np.stack([GREY] * 3, -1)), name
+    outside = np.asarray(open_rgb(tmp_path / "signed.tif", value_range=(-1000, 1000)))[..., 0]
+    assert (outside[signed <= -1000] == 0).all()
+    assert (outside[signed >= 1000] == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "SGI"])
+def test_only_the_documented_formats_are_opened(tmp_path, kind, monkeypatch):
+    """Pillow hands PostScript to Ghostscript."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("another program is called"))
+    smooth_picture(8, 8).save(tmp_path / "000.png", kind)
+    line = refusal(open_rgb, tmp_path / "000.png")
+    assert line.endswith("000.png: cannot be read as an image (damaged, or of an unknown format)")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "MPO"])
+def test_every_documented_format_is_opened_whatever_its_ending(tmp_path, kind):
+    smooth_picture(8, 8).save(tmp_path / "000.jpg", kind)
+    assert open_rgb(tmp_path / "000.jpg").size == (8, 8)
 
 
 def test_transparent_pixels_show_white_instead_of_what_lies_under_them(tmp_path):

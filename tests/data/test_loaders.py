@@ -16,7 +16,7 @@ from datasets import build_data
 from datasets.loading.augment import Augment, Recipe
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order, derive_seed
-from datasets.loading.streaming import StreamLoader
+from datasets.loading.stream import StreamLoader
 from datasets.source import Arrays
 from utils.errors import UserError
 
@@ -135,6 +135,46 @@ class TestBothLoaders:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+class TestBalancedOrder:
+    LABELS = torch.tensor([0] * 30 + [1] * 6 + [2] * 2)
+
+    def order(self, **how):
+        return Order(COUNT, BATCH, shuffle=True, balanced=self.LABELS, **how)
+
+    def draw(self, epoch=0):
+        return self.order().draw(torch.Generator().manual_seed(epoch))
+
+    def test_shows_all_classes_equally_often(self):
+        drawn = self.draw()
+        assert len(drawn) == COUNT
+        assert sorted(self.LABELS[drawn].bincount().tolist()) == [12, 13, 13]
+
+    def test_repeats_an_image_only_when_all_of_its_class_were_shown(self):
+        counts = self.draw().bincount(minlength=COUNT)
+        for label in range(3):
+            own = counts[label == self.LABELS]
+            assert own.max() - own.min() <= 1
+
+    def test_is_another_in_every_epoch_and_the_same_from_the_same_seed(self):
+        assert torch.equal(self.draw(1), self.draw(1))
+        assert not torch.equal(self.draw(1), self.draw(2))
+        assert (self.LABELS[self.draw()][:12].bincount(minlength=3) > 0).all()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_resumes_in_the_middle_of_an_epoch_and_shares_it_out(self, tmp_path, kind):
+        root = image_folder(tmp_path, train=10)
+        for k in range(2, 10):
+            (root / "train" / "bee" / f"{k:03d}.png").unlink()
+        keys = {"sampler": "balanced", "img_h": 32, "loader": kind, "batch_size": 4}
+        full = list(open_data("imagefolder", root, **keys).train.epoch(1))
+        assert torch.cat([batch.label for batch in full]).bincount().tolist() == [6, 6]
+        assert same(open_data("imagefolder", root, **keys).train.epoch(1, 2), full[2:])
+        parts = [list(open_data("imagefolder", root, shard=(rank, 2), **keys).train.epoch(1)) for rank in (0, 1)]
+        for whole_batch, *own in zip(full, *parts):
+            assert same(own, [[column[rank::2] for column in whole_batch] for rank in (0, 1)])
+        assert torch.equal(open_data("imagefolder", root, **keys).val.labels, torch.tensor([0] * 3 + [1] * 3))
+
+
 def test_neighbouring_seeds_and_epochs_have_nothing_in_common():
     seeds = {derive_seed(seed, epoch) for seed in range(30) for epoch in range(30)}
     assert len(seeds) == 900
@@ -196,6 +236,13 @@ class TestStreaming:
         data = open_data("imagefolder", root, img_h=32, loader="stream", workers=workers)
         with pytest.raises(UserError, match=r"train/bee/002\.png: cannot be read as an image \([^\n]*\); [^\n]*=skip"):
             list(data.train.epoch(0))
+
+    def test_an_epoch_ends_when_another_begins(self):
+        helped = loader("stream", workers=2)
+        left = helped.epoch(0)
+        next(left)
+        assert same(helped.epoch(1), loader("stream").epoch(1))
+        assert list(left) == []
 
     def test_a_process_ends_although_an_epoch_was_left_and_nobody_closed_the_loader(self):
         """A test that fails, say, whose traceback keeps the epoch."""

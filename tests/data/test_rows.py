@@ -1,16 +1,20 @@
-"""Images listed in CSV files, in Parquet and Arrow tables, and in folders without a split."""
+"""Images listed in text tables or held by Parquet and Arrow files: columns, labels, splits."""
 
-import csv
 import io
+import json
 import os
+import unicodedata
 
 import numpy as np
+import pandas
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 from pictures import open_data, refusal, save, smooth_picture
 
-from datasets.csv_table import csv_table
-from datasets.imagefolder import imagefolder
 from datasets.rows import source_of_rows, split_rows
+from datasets.table import table
 from utils.errors import UserError
 
 
@@ -18,78 +22,151 @@ def labels_of(split, source):
     return [source.class_names[label] for label in split.labels.tolist()]
 
 
-def write_csv(folder, header, rows):
-    path = folder / "images.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
+def png(seed):
+    buffer = io.BytesIO()
+    smooth_picture(8, 8, seed=seed).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-class TestSplit:
-    def test_takes_the_same_share_of_every_class_and_every_row_once(self):
+def rows_source(labels, splits=None, val_split=None, **options):
+    """The source of rows whose splits are lists of their numbers."""
+    splits = splits or ["train"] * (len(labels) - 1) + ["val"]
+    return source_of_rows(lambda rows, _: rows, labels, splits, val_split, "it", **options)
+
+
+class TestSharesOfRows:
+    def test_take_the_same_share_of_every_class_and_every_row_once(self):
         labels = [0] * 40 + [1] * 20 + [2] * 10
         train, val = split_rows(labels, 0.1, "it")
         assert sorted(train + val) == list(range(70))
         assert np.bincount([labels[row] for row in val]).tolist() == [4, 2, 1]
 
-    def test_is_the_same_in_every_run_and_in_the_order_of_the_rows(self):
-        first, second = (split_rows([0, 1] * 10, 0.2, "it") for _ in range(2))
-        assert first == second
-        assert first[0] == sorted(first[0])
+    def test_are_the_same_in_every_run_and_in_the_order_of_the_rows(self):
+        assert split_rows([0, 1] * 10, 0.2, "it") == split_rows([0, 1] * 10, 0.2, "it")
+        assert split_rows([0, 1] * 10, 0.2, "it")[1] == [0, 9, 10, 15]
 
-    def test_gives_each_class_an_image_to_validate_on(self, caplog):
+    def test_give_each_class_an_image_to_validate_on(self, caplog):
         train, val = split_rows([0, 1, 2] * 6, 0.1, "it")
         assert caplog.messages == ["dataset.val_split: 0.1 of it is 2 images; one for each class is taken"]
         assert (sorted(row % 3 for row in val), len(train)) == ([0, 1, 2], 15)
 
     @pytest.mark.parametrize(
-        ("labels", "share"),
-        [([0, 0, 1], 0.1), ([0] * 1000 + [1] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.9)],
+        ("labels", "share"), [([0, 0, 1], 0.1), ([0] * 1000 + [1] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.9)]
     )
-    def test_of_too_few_images_is_one_line(self, labels, share):
-        line = rf"^dataset\.val_split: {share} of it does not leave every class images on both sides: [^\n]+$"
-        with pytest.raises(UserError, match=line):
-            split_rows(labels, share, "it")
+    def test_of_too_few_images_are_one_line(self, labels, share):
+        line = refusal(split_rows, labels, share, "it")
+        assert line.startswith(f"dataset.val_split: {share} of it does not leave every class images on both sides: ")
 
 
-class TestFolder:
-    @pytest.fixture
-    def root(self, tmp_path):
-        for k in range(20):
-            save(smooth_picture(8, 8, seed=k), tmp_path / ("ant" if k % 2 else "bee") / f"{k}.png")
-        return tmp_path
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("labels", "names"),
+        [
+            (["dog", "cat", "dog", "cat"], ("cat", "dog")),
+            (["11", "7", "9", "7"], ("7", "9", "11")),
+            ([0.0, 10.0, 2.0, 10.0], ("0", "2", "10")),
+            (["b", "10", "9", "b"], ("9", "10", "b")),
+            (["7", "7" * 5000, "7", "7"], ("7", "7" * 5000)),
+            (["a", "0.5", "a", "a"], ("0.5", "a")),
+        ],
+    )
+    def test_are_sorted_numbers_by_their_value(self, labels, names, caplog):
+        assert rows_source(labels).class_names == names
+        assert not caplog.messages
 
-    def test_without_a_split_is_divided(self, root):
-        source = imagefolder(root, val_split=0.2)
-        assert source.class_names == ("ant", "bee")
-        assert labels_of(source.val, source) == ["ant"] * 2 + ["bee"] * 2
-        assert len(source.train) == 16
-        paths = [split.path(k) for split in (source.train, source.val) for k in range(len(split))]
-        assert len(set(paths)) == 20
+    @pytest.mark.parametrize(
+        ("labels", "names"),
+        [
+            (["cat", "cat ", "dog", "cat"], ("cat", "dog")),
+            (["é", unicodedata.normalize("NFD", "é"), "dog", "dog"], ("dog", "é")),
+            (["0", "0.0", "00", "1", "1"], ("0", "1")),
+            ([1, "1", 0, 1], ("0", "1")),
+        ],
+    )
+    def test_that_differ_in_spelling_are_joined_in_one_line(self, labels, names, caplog):
+        assert rows_source(labels).class_names == names
+        (line,) = caplog.messages
+        assert line.startswith("it: one class each: ")
+        assert repr(labels[1]) in line or ascii(labels[1]) in line
 
-    @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
-    def test_that_is_split_already_is_refused(self, root, name):
-        (root / "train").mkdir()
-        (root / name).mkdir()
-        with pytest.raises(UserError, match=f"is split into train and {name} already"):
-            imagefolder(root, val_split=0.2)
+    @pytest.mark.parametrize("nothing", ["", " ", -1, "-1", "-1.0", None, float("nan")])
+    def test_that_are_none_are_left_out_and_counted(self, nothing, caplog):
+        source = rows_source(["a", nothing, "b", "a"])
+        assert (source.class_names, source.train, source.val) == (("a", "b"), [0, 2], [3])
+        assert caplog.messages == ["it: 1 of 4 images have no label (empty or -1) and are left out"]
 
+    def test_of_folders_stay_words(self):
+        assert rows_source(["10", "2", "02", "2"], numbers=False).class_names == ("02", "10", "2")
 
-def test_numbers_and_words_for_one_class_are_one():
-    source = source_of_rows([1, 0, "0", "1"], ["train"] * 2 + ["val"] * 2, lambda rows, labels: labels, None, "it")
-    assert (source.class_names, source.train, source.val) == (("0", "1"), [1, 0], [0, 1])
-
-
-def test_classes_that_are_one_number_in_two_spellings_keep_their_order():
-    """Not that of a set of words, which another process has otherwise."""
-    for labels in (["07", "7", "007", "7"], ["007", "7", "07", "7"]):
-        source = source_of_rows(
-            labels, ["train", "train", "train", "val"], lambda rows, labels: (rows, labels), None, "it"
+    def test_may_number_given_names(self):
+        taken = []
+        source_of_rows(
+            lambda rows, labels: taken.append(labels) or rows,
+            [2, 0, 2],
+            ["train", "train", "val"],
+            None,
+            "it",
+            class_names=("x", "y", "z"),
         )
-        assert source.class_names == ("007", "07", "7")
+        assert taken == [[2, 0], [2], []]
+
+    @pytest.mark.parametrize("label", [0.5, float("inf")])
+    def test_may_be_no_fractions(self, label):
+        assert "must be words or whole numbers" in refusal(rows_source, [0.0, label, 1.0])
 
 
-class TestCsv:
+class TestSplits:
+    LABELS = ["a", "b"] * 10
+
+    def source(self, splits, val_split=None):
+        return rows_source(self.LABELS, splits, val_split)
+
+    def test_val_chooses_and_test_stays_apart(self):
+        source = self.source(["train"] * 10 + ["val"] * 6 + ["test"] * 4)
+        assert [len(part) for part in (source.train, source.val, source.test)] == [10, 6, 4]
+        assert source.test == [16, 17, 18, 19]
+
+    def test_without_val_test_validates(self):
+        source = self.source(["train"] * 10 + ["test"] * 10)
+        assert (source.val, source.test) == (list(range(10, 20)), None)
+
+    def test_beside_test_a_share_of_train_validates(self):
+        source = self.source(["train"] * 10 + ["test"] * 10, 0.2)
+        assert (len(source.train), source.test) == (8, list(range(10, 20)))
+        assert set(source.val) < set(range(10))
+
+    def test_beside_val_a_share_is_refused(self):
+        line = refusal(self.source, ["train"] * 10 + ["val"] * 10, 0.2)
+        assert line == "dataset.val_split: it is divided into train and val already; leave it out"
+
+    @pytest.mark.parametrize(
+        ("splits", "message"),
+        [
+            ([None] * 20, "set dataset.val_split=0.1"),
+            (["train"] * 20, "the split of no image is val"),
+            (["val"] * 20, "the split of no image is train"),
+            (["train"] * 18 + ["val", "test"], ""),
+        ],
+    )
+    def test_have_to_be_there(self, splits, message):
+        if message:
+            assert message in refusal(self.source, splits)
+        else:
+            assert self.source(splits).test == [19]
+
+    @pytest.mark.parametrize("split", ["val", "test"])
+    def test_hold_only_classes_that_are_trained(self, split):
+        line = refusal(rows_source, ["a", "b", "owl", "a"], ["train", "train", split, "val"])
+        assert line == f"it: no training images of class owl, which {split} has"
+
+
+def write(folder, header, rows, name="images.csv", separator=","):
+    path = folder / name
+    path.write_text("\n".join(separator.join(row) for row in [header, *rows]) + "\n")
+    return path
+
+
+class TestText:
     @pytest.fixture
     def rows(self, tmp_path):
         return [
@@ -102,97 +179,79 @@ class TestCsv:
         ]
 
     def test_with_a_split_column(self, tmp_path, rows):
-        source = csv_table(write_csv(tmp_path, ["path", "label", "split"], rows))
+        source = table(write(tmp_path, ["path", "label", "split"], rows))
         assert source.class_names == ("cat", "dog")
         assert labels_of(source.train, source) == ["cat", "dog"] * 3
         assert source.val.path(0).endswith("6.png")
-        assert source.val.picture(0).size == (8, 8)
+        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=7))
 
     def test_without_one_is_divided(self, tmp_path, rows):
-        source = csv_table(write_csv(tmp_path, ["path", "label"], [row[:2] for row in rows]), val_split=0.2)
+        source = table(write(tmp_path, ["path", "label"], [row[:2] for row in rows]), val_split=0.2)
         assert (len(source.train), len(source.val)) == (8, 2)
 
-    def test_numbers_are_sorted_as_numbers(self, tmp_path, rows):
-        table = [(path, str(11 - k % 5), split) for k, (path, _, split) in enumerate(rows)]
-        assert csv_table(write_csv(tmp_path, ["path", "label", "split"], table)).class_names[:3] == ("7", "8", "9")
+    @pytest.mark.parametrize("separator", [";", "\t"])
+    def test_separated_by(self, tmp_path, rows, separator):
+        source = table(write(tmp_path, ["path", "label", "split"], rows, "images.tsv", separator))
+        assert labels_of(source.val, source) == ["cat", "dog"] * 2
+
+    def test_as_pandas_and_excel_write_it(self, tmp_path, rows):
+        frame = pandas.DataFrame(rows, columns=["Image", " Label", "Split"])
+        frame[" Label"] = [0.0, 1.0, None, 10.0, 2.0, 0.0, 1.0, 10.0, 2.0, 1.0]
+        frame.to_csv(tmp_path / "images.csv", encoding="utf-8-sig")
+        source = table(tmp_path / "images.csv")
+        assert source.class_names == ("0", "1", "2", "10")
+        assert labels_of(source.train, source) == ["0", "1", "10", "2", "0"]
+
+    def test_columns_may_be_named(self, tmp_path, rows):
+        path = write(tmp_path, ["where", "what", "label", "split"], [(a, b, "x", c) for a, b, c in rows])
+        assert "no column is called image or img or path; dataset.image_column names one of where" in refusal(
+            table, path
+        )
+        assert "has no column who, only where, what" in refusal(table, path, image_column="who")
+        assert table(path, image_column="where", label_column="what").class_names == ("cat", "dog")
+
+    def test_a_folder_of_them_is_split_by_their_names(self, tmp_path, rows):
+        for name, part in {"train": rows[:6], "dev": rows[6:8], "test": rows[8:]}.items():
+            write(tmp_path, ["path", "label"], [row[:2] for row in part], f"{name}.csv")
+        source = table(tmp_path)
+        assert [len(part) for part in (source.train, source.val, source.test)] == [6, 2, 2]
 
     @pytest.mark.parametrize(
-        ("header", "rows", "message"),
+        ("rows", "message"),
         [
-            (["file", "label"], [("a.png", "cat")], "has no column path; the first line .*, and is 'file,label'"),
-            (["path;label"], [("a.png;cat",)], "has no column path; .*, and is 'path;label'"),
-            (["path", "label"], [("a.png", "cat")], "add a column split, or set dataset.val_split=0.1"),
-            (["path", "label", "split"], [("a.png", "cat", "dev")], "split dev, must be train or val"),
-            (["path", "label", "split"], [("a.png", "cat")], "line 2 has another number of fields"),
-            (["path", "label", "split"], [("a.png", "", "train")], "line 2 has no label"),
-            (["path", "label", "split"], [], "holds no images"),
-            (
-                ["path", "label", "split"],
-                [("a.png", "cat", "train"), ("b.png", "owl", "val")],
-                "no image to train on of owl, which is to be validated",
-            ),
-            (["path", "label", "split"], [("a.png", "cat", "train")] * 2, "images.csv: split of no image is val"),
-            (["path", "label", "split"], [("a.png", "cat", "test")] * 2, "images.csv: split of no image is train"),
+            ([("a.png", "cat", "night")], "split night, must be one of train, training, val, "),
+            ([("a.png", "cat", "train"), ("", "cat", "val")], "2. row names no image in the column path"),
+            ([], "holds no images"),
+            ([("a.png", "cat", "train", "more")], "is no table of UTF-8 text"),
         ],
     )
-    def test_what_is_wrong_is_one_line(self, tmp_path, header, rows, message):
-        with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
-            csv_table(write_csv(tmp_path, header, rows))
+    def test_what_is_wrong_is_one_line(self, tmp_path, rows, message):
+        assert message in refusal(table, write(tmp_path, ["path", "label", "split"], rows))
 
-    @pytest.mark.parametrize(
-        ("content", "complaint"),
-        [
-            (b"", "has no column path; .*, and is ''$"),
-            (b"path,label\n\xf6.png,1\n", "is not UTF-8 text .*; save it as"),
-        ],
-    )
-    def test_an_empty_file_and_another_encoding_are_one_line(self, tmp_path, content, complaint):
+    @pytest.mark.parametrize("content", [b"", b"path,label\n\xf6.png,1\n", bytes(range(256))])
+    def test_no_table_is_one_line(self, tmp_path, content):
         (tmp_path / "images.csv").write_bytes(content)
-        with pytest.raises(UserError, match=rf"images\.csv: {complaint}"):
-            csv_table(tmp_path / "images.csv")
-
-    def test_lines_are_counted_as_an_editor_counts_them(self, tmp_path):
-        (tmp_path / "images.csv").write_text("path,label\n\na.png,cat\n\n\nb.png,\n")
-        with pytest.raises(UserError, match="line 6 has no label"):
-            csv_table(tmp_path / "images.csv")
+        assert "images.csv: is no table of UTF-8 text (" in refusal(table, tmp_path / "images.csv")
 
     @pytest.mark.parametrize("loader", ["memory", "stream"])
     def test_a_file_that_is_not_there_is_refused_before_the_run_begins(self, tmp_path, rows, loader):
-        table = write_csv(tmp_path, ["path", "label", "split"], [*rows, ("nowhere.png", "cat", "val")])
+        path = write(tmp_path, ["path", "label", "split"], [*rows, ("nowhere.png", "cat", "val")])
         keys = {"loader": loader, "augment": "none", "img_h": 8}
-        assert refusal(open_data, "csv", table, **keys) == (
+        assert refusal(open_data, "csv", path, **keys) == (
             f"{tmp_path / 'nowhere.png'}: not there (1 of 5 validation images are missing); "
             "dataset.on_corrupt=skip leaves such images out"
         )
-        assert open_data("csv", table, on_corrupt="skip", **keys).val.num_samples == 4
+        assert open_data("csv", path, on_corrupt="skip", **keys).val.num_samples == 4
 
-    def test_a_column_and_a_share_are_refused(self, tmp_path, rows):
-        with pytest.raises(UserError, match="has a column split already"):
-            csv_table(write_csv(tmp_path, ["path", "label", "split"], rows), val_split=0.1)
-
-    def test_a_label_of_thousands_of_digits_is_a_word(self, tmp_path, rows):
-        table = [(path, "7" * (5000 if k % 2 else 1), split) for k, (path, _, split) in enumerate(rows)]
-        names = csv_table(write_csv(tmp_path, ["path", "label", "split"], table)).class_names
-        assert names == ("7", "7" * 5000)
-
-    def test_a_pipe_is_refused_instead_of_waited_for(self, tmp_path):
+    def test_a_pipe_and_no_file_are_refused(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.csv")
-        with pytest.raises(UserError, match=r"pipe\.csv: is a pipe, expected a file$"):
-            csv_table(tmp_path / "pipe.csv")
-
-    def test_no_file_and_no_csv_are_one_line(self, tmp_path):
-        (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
-        for name in ("missing.csv", "binary.csv"):
-            with pytest.raises(
-                UserError, match=r"^dataset\.root: [^\n]*(cannot be read as a CSV file|is not UTF-8 text)[^\n]*$"
-            ):
-                csv_table(tmp_path / name)
+        assert refusal(table, tmp_path / "pipe.csv").endswith("pipe.csv: is a pipe, expected a file")
+        assert "missing.csv failed: No such file or directory" in refusal(table, tmp_path / "missing.csv")
 
 
-class TestParquet:
+class TestArrow:
     @pytest.fixture
-    def table(self):
-        pyarrow = pytest.importorskip("pyarrow")
+    def content(self):
         return pyarrow.table(
             {
                 "image": [{"bytes": png(k), "path": f"{k}.png"} for k in range(10)],
@@ -201,102 +260,113 @@ class TestParquet:
             }
         )
 
-    def test_with_a_split_column(self, tmp_path, table):
-        source = read(tmp_path / "images.parquet", table)
+    def store(self, path, content):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if path.suffix == ".arrow":
+            pyarrow.feather.write_feather(content, path, compression="uncompressed")
+        else:
+            pyarrow.parquet.write_table(content, path)
+        return path
+
+    def test_with_a_split_column(self, tmp_path, content):
+        source = table(self.store(tmp_path / "images.parquet", content))
         assert source.class_names == ("0", "1")
         assert (len(source.train), len(source.val)) == (6, 4)
         assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=7))
 
-    def test_of_words_and_bare_bytes_as_arrow(self, tmp_path, table):
-        image = [row["bytes"] for row in table["image"].to_pylist()]
-        words = [["cat", "dog"][label] for label in table["label"].to_pylist()]
-        columns = (
-            table.drop_columns(["image", "label", "split"])
-            .append_column("image", [image])
-            .append_column("label", [words])
+    def test_of_words_and_bare_bytes_under_other_names(self, tmp_path, content):
+        image = [row["bytes"] for row in content["image"].to_pylist()]
+        words = [["cat", "dog"][label] for label in content["label"].to_pylist()]
+        source = table(
+            self.store(tmp_path / "images.arrow", pyarrow.table({"img": image, "fine_label": words})), val_split=0.2
         )
-        source = read(tmp_path / "images.arrow", columns, val_split=0.2)
         assert source.class_names == ("cat", "dog")
-        assert len(source.val) == 2
+        assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=int(source.val.path(0).split()[-1])))
 
-    def test_a_folder_is_split_by_the_names_of_its_files(self, tmp_path, table):
-        table = table.drop_columns(["split"])
-        read(tmp_path / "train-00000.parquet", table.slice(0, 7), check=False)
-        source = read(tmp_path / "validation-00000.parquet", table.slice(7), root=tmp_path)
-        assert (len(source.train), len(source.val)) == (7, 3)
-        assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=7))
+    def test_of_names_of_files(self, tmp_path):
+        paths = [save(smooth_picture(8, 8, seed=k), tmp_path / f"{k}.png").name for k in range(4)]
+        columns = {"path": paths, "label": [0, 1, 0, 1], "split": ["train"] * 2 + ["val"] * 2}
+        source = table(self.store(tmp_path / "t.parquet", pyarrow.table(columns)))
+        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=3))
 
-    def test_files_of_a_folder_may_hold_images_and_labels_as_other_types(self, tmp_path, table):
-        import pyarrow
+    def test_class_names_are_those_that_hugging_face_writes(self, tmp_path, content):
+        features = {"label": {"names": ["no", "yes", "perhaps"], "_type": "ClassLabel"}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        source = table(self.store(tmp_path / "t.parquet", content.replace_schema_metadata(metadata)))
+        assert source.class_names == ("no", "yes", "perhaps")
+        assert source.train.labels.tolist() == [0, 1] * 3
 
-        images = [row["bytes"] for row in table["image"].to_pylist()]
-        words = [["cat", "dog"][label] for label in table["label"].to_pylist()]
+    def test_a_folder_is_split_by_the_names_of_its_files(self, tmp_path, content):
+        content = content.drop_columns(["split"])
+        self.store(tmp_path / "data/train-00000.parquet", content.slice(0, 5))
+        self.store(tmp_path / "data/validation-00000.parquet", content.slice(5, 3))
+        self.store(tmp_path / "data/test-00000.parquet", content.slice(8))
+        for hidden in ("data/._train-00000.parquet", ".cache/train-1.parquet", "__MACOSX/train-2.parquet"):
+            (tmp_path / hidden).parent.mkdir(exist_ok=True)
+            (tmp_path / hidden).write_bytes(b"what systems leave")
+        source = table(tmp_path)
+        assert [len(part) for part in (source.train, source.val, source.test)] == [5, 3, 2]
+        assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=5))
+
+    def test_or_of_its_folders(self, tmp_path, content):
+        content = content.drop_columns(["split"])
+        self.store(tmp_path / "Train/0000.parquet", content.slice(0, 6))
+        self.store(tmp_path / "TEST/0000.parquet", content.slice(6))
+        assert len(table(tmp_path).val) == 4
+
+    def test_two_data_sets_in_one_folder_are_named(self, tmp_path, content):
+        self.store(tmp_path / "small/train-0.parquet", content)
+        self.store(tmp_path / "large/train-0.parquet", content)
+        assert "holds several data sets, large, small; name the folder of one" in refusal(table, tmp_path)
+
+    def test_a_file_of_no_known_split_among_others_is_refused(self, tmp_path, content):
+        self.store(tmp_path / "train-0.parquet", content.drop_columns(["split"]))
+        self.store(tmp_path / "more-0.parquet", content.drop_columns(["split"]))
+        assert "says of some images only to which split they belong" in refusal(table, tmp_path, val_split=0.2)
+
+    def test_files_of_a_folder_may_hold_images_and_labels_as_other_types(self, tmp_path, content):
+        images = [row["bytes"] for row in content["image"].to_pylist()]
+        words = [["cat", "dog"][label] for label in content["label"].to_pylist()]
         for name, image, label in (
             ("train", pyarrow.binary(), pyarrow.string()),
             ("val", pyarrow.large_binary(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
         ):
             columns = {"image": pyarrow.array(images, image), "label": pyarrow.array(words, label)}
-            source = read(tmp_path / f"{name}.parquet", pyarrow.table(columns), root=tmp_path, check=name == "val")
+            self.store(tmp_path / f"{name}.parquet", pyarrow.table(columns))
+        source = table(tmp_path)
         assert source.class_names == ("cat", "dog")
         assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=1))
 
-    def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, table):
+    def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, content):
         images = [{"bytes": b"no image" if k == 3 else png(k), "path": ""} for k in range(10)]
-        source = read(tmp_path / "images.parquet", table.set_column(0, "image", [images]))
+        source = table(self.store(tmp_path / "images.parquet", content.set_column(0, "image", [images])))
         with pytest.raises(UserError, match=r"images\.parquet row 3: cannot be read as an image"):
             source.train.picture(3)
         rest = source.train.subset([0, 1, 2, 4, 5])
         assert np.array_equal(rest.picture(3), smooth_picture(8, 8, seed=4))
+        assert rest.labels.tolist() == [0, 1, 0, 0, 1]
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda t: t.drop_columns(["label"]), "has no column label, only image, split"),
-            (lambda t: t.set_column(0, "image", [["a"] * 10]), "column image is string, expected the bytes"),
-            (
-                lambda t: t.set_column(1, "label", [[0.5] * 10]),
-                "column label is double, expected words or whole numbers",
-            ),
-            (lambda t: t.set_column(1, "label", [[None, *[1] * 9]]), "column label is empty in 1 rows"),
-            (lambda t: t.set_column(2, "split", [[None, *["train"] * 9]]), "column split is empty in 1 rows"),
+            (lambda t: t.drop_columns(["label"]), "no column is called label or labels or class"),
+            (lambda t: t.set_column(0, "image", [[1] * 10]), "column image is int64, expected image files"),
+            (lambda t: t.set_column(1, "label", [[0.5] * 10]), "found the label 0.5, must be words or whole numbers"),
+            (lambda t: t.set_column(1, "label", [[[1]] * 10]), ": int64>, expected words or whole numbers"),
+            (lambda t: t.set_column(2, "split", [[None, *["train"] * 9]]), "split None, must be one of"),
             (
                 lambda t: t.set_column(0, "image", [[{"bytes": None}, *[{"bytes": png(1)}] * 9]]),
                 "column image is empty in 1 rows",
             ),
-            (lambda t: t.drop_columns(["split"]), "add a column split"),
         ],
     )
-    def test_what_is_wrong_is_one_line(self, tmp_path, table, change, message):
-        with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
-            read(tmp_path / "images.parquet", change(table))
+    def test_what_is_wrong_is_one_line(self, tmp_path, content, change, message):
+        assert message in refusal(table, self.store(tmp_path / "images.parquet", change(content)))
 
     def test_no_table_is_one_line(self, tmp_path):
-        pytest.importorskip("pyarrow")
-        from datasets.parquet import parquet
-
         os.mkfifo(tmp_path / "pipe.parquet")
-        with pytest.raises(UserError, match="is a pipe, expected a file"):
-            parquet(tmp_path / "pipe.parquet")
+        assert "is a pipe, expected a file" in refusal(table, tmp_path / "pipe.parquet")
         (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
-        with pytest.raises(UserError, match=r"^[^\n]*cannot be read as a table[^\n]*$"):
-            parquet(tmp_path / "images.parquet")
-
-
-def png(seed):
-    buffer = io.BytesIO()
-    smooth_picture(8, 8, seed=seed).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def read(path, table, root=None, check=True, **options):
-    """Write a table and read it as a data set."""
-    import pyarrow.feather
-    import pyarrow.parquet
-
-    from datasets.parquet import parquet
-
-    if path.suffix == ".arrow":
-        pyarrow.feather.write_feather(table, path, compression="uncompressed")
-    else:
-        pyarrow.parquet.write_table(table, path)
-    return parquet(root or path, **options) if check else None
+        assert "images.parquet failed: " in refusal(table, tmp_path / "images.parquet")
+        (tmp_path / "empty").mkdir()
+        assert "holds no .parquet, .arrow" in refusal(table, tmp_path / "empty")

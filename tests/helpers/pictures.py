@@ -56,6 +56,10 @@ def data_config(name: str, root: Path | str = "data", **keys) -> SimpleNamespace
         "augment": "auto",
         "on_corrupt": "error",
         "val_split": None,
+        "sampler": "shuffled",
+        "image_range": None,
+        "image_column": None,
+        "label_column": None,
         "mean": None,
         "std": None,
     }

@@ -11,7 +11,7 @@ from datasets.batch import Batch
 from datasets.loading.augment import Augment
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order
-from datasets.loading.streaming import StreamLoader
+from datasets.loading.stream import StreamLoader
 from datasets.source import Arrays
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting

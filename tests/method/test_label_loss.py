@@ -29,6 +29,15 @@ def test_all_is_off_by_default_and_draws_no_random_numbers():
     assert loss.state_dict() == {}
 
 
+def test_classes_may_weigh_differently():
+    weights = torch.arange(1.0, NUM_CLASSES + 1)
+    logits = torch.randn(6, NUM_CLASSES, dtype=torch.float64)
+    own = -logits.log_softmax(1)[torch.arange(6), BATCH.label]
+    share = weights[BATCH.label].double()
+    found = LabelLoss(class_weights=weights.double())(logits, Targets(BATCH.label))
+    torch.testing.assert_close(found, (own * share).sum() / share.sum())
+
+
 @pytest.mark.parametrize("options", [{}, {"mixup": 0.4}, {"cutmix": 1.0}])
 def test_the_loss_is_cross_entropy_with_probabilities(options):
     torch.manual_seed(3)

@@ -190,7 +190,7 @@ class TestRecords:
             "train"
         ].keys()
         assert {"gate/f1", "gate/f2", "gate/logits"} <= lines[0]["train"].keys()
-        assert {"loss/total", "top1"} == lines[0]["val"].keys()
+        assert {"loss/total", "top1", "class_mean"} == lines[0]["val"].keys()
 
     def test_tensorboard_shows_the_same_figures(self, finished_run):
         board = EventAccumulator(str(finished_run.tensorboard)).Reload()

@@ -27,6 +27,7 @@ from utils.config.types import (
     PositiveTriple,
     Text,
     Triple,
+    ValueRange,
 )
 from utils.registry import names_in_source
 from utils.run_folder.layout import Layout
@@ -51,8 +52,16 @@ class DatasetConfig(Section):
         "error", description="refuse images that cannot be read, or decode all once and leave those out"
     )
     val_split: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
-        None, description="share of every class that validates, where the data is not split (imagefolder, csv, parquet)"
+        None, description="share of every class that validates, where no images do (imagefolder, csv, parquet)"
     )
+    sampler: Literal["shuffled", "balanced"] = Field(
+        "shuffled", description="every training image once per epoch, or all classes equally often"
+    )
+    image_range: ValueRange | None = Field(
+        None, description="values that become black and white in images of 16 or 32 bits (default: 0 and 65536)"
+    )
+    image_column: Text | None = Field(None, description="of a table (default: image, img, path, ...)")
+    label_column: Text | None = Field(None, description="of a table (default: label, labels, class, ...)")
     mean: Triple | None = Field(None, description="normalisation, three channels (default: the data set's)")
     std: PositiveTriple | None = Field(None, description="normalisation, three channels (default: the data set's)")
 

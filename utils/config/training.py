@@ -10,6 +10,7 @@ from utils.config.names import spelt_as
 from utils.config.section import Section
 from utils.config.types import (
     AutoFlag,
+    ClassWeights,
     Count,
     Device,
     Epochs,
@@ -77,6 +78,10 @@ class TrainingConfig(Section):
     )
     mixup: NotNegative = Field(0.0, description="mix images and labels in pairs; its alpha, customary 0.2 (0: off)")
     cutmix: NotNegative = Field(0.0, description="the same by rectangles, customary 1; with mixup: one or the other")
+    class_weights: ClassWeights | None = Field(
+        None,
+        description="of the classes in the cross-entropy: balanced (in inverse proportion to their images), or a list",
+    )
     ema_decay: MomentumFactor = Field(
         0.0,
         description="what a step leaves of the moving average of the student's weights (0: there is none)",
@@ -133,6 +138,9 @@ class TrainingConfig(Section):
 
 
 class ValidationConfig(Section):
+    best_by: Literal["top1", "class_mean"] = Field(
+        "top1", description="accuracy that chooses the best epoch: of all images, or the mean over the classes"
+    )
     batch_size: Incidental[Count] = Field(64, description="images per evaluation step")
     num_workers: Incidental[Workers] = Field(4, description="processes that decode images")
 

@@ -72,6 +72,18 @@ def _within_float32(value: float) -> float:
     return value
 
 
+def _balanced_or_list(value: Any) -> Any:
+    if value != "balanced" and not isinstance(value, list | tuple):
+        raise ValueError("must be balanced or a list with a number for each class")
+    return value
+
+
+def _low_and_high(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] >= values[1]:
+        raise ValueError("must be a lower and a higher number")
+    return values
+
+
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
@@ -96,6 +108,8 @@ Device = Annotated[Text, AfterValidator(_known_device)]
 Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]
 Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]
 PositiveTriple = Annotated[tuple[Positive, Positive, Positive], _of_length(3)]
+ClassWeights = Annotated[Literal["balanced"] | tuple[Positive, ...], BeforeValidator(_balanced_or_list)]
+ValueRange = Annotated[tuple[Number, Number], _of_length(2), AfterValidator(_low_and_high)]
 Pair = Annotated[tuple[Integer, Integer], _of_length(2)]
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from datasets.folders import enumerate_some
+from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from datasets import Data, DataInfo, OpenedData
 from distillers.label_loss import LabelLoss
@@ -63,7 +65,7 @@ def build_task(config: Config, info: DataInfo) -> Task:
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(f"model {network.name!r}: has nothing to train, all its parameters have requires_grad=False")
     if kd is None:
-        return Classification(student, make_label_loss(config))
+        return Classification(student, make_label_loss(config, class_weights(config.training.class_weights, info)))
     return assemble(config, student, build_network(kd.teacher, info), info)
 
 
@@ -162,13 +164,31 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
         processes=world_size(),
-        label_loss=make_label_loss(config),
+        label_loss=make_label_loss(config, class_weights(config.training.class_weights, info)),
     )
 
 
-def make_label_loss(config: Config) -> LabelLoss:
+def make_label_loss(config: Config, weights: Tensor | None = None) -> LabelLoss:
     training = config.training
-    return LabelLoss(training.label_smoothing, training.mixup, training.cutmix)
+    return LabelLoss(training.label_smoothing, training.mixup, training.cutmix, weights)
+
+
+def class_weights(wanted: Literal["balanced"] | Sequence[float] | None, info: DataInfo) -> Tensor | None:
+    """The weight of each class in the cross-entropy, float32 ``[num_classes]``; None: all have the same.
+
+    Raises:
+        UserError: a list is of another length.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        counts = info.labels.bincount(minlength=info.num_classes)
+        return len(info.labels) / (info.num_classes * counts.clamp(min=1)).float()
+    if len(wanted) != info.num_classes:
+        raise UserError(
+            f"training.class_weights: found {len(wanted)} weights, and there are {info.num_classes} classes"
+        )
+    return torch.tensor(wanted)
 
 
 def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:

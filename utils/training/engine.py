@@ -114,9 +114,10 @@ class Engine:
             self._agreed.end()
         finally:
             self.report.close()
-        names = {"top1": "last_top1", "top5": "last_top5", "ema/top1": "ema_last_top1", "ema/top5": "ema_last_top5"}
-        last = {ours: self.val[name] for name, ours in names.items() if name in self.val}
-        best = {"best_top1": self.best["top1"], "best_epoch": self.best["epoch"]}
+        names = ("top1", "top5", "class_mean")
+        last = {f"last_{name}": self.val[name] for name in names if name in self.val}
+        last |= {f"ema_last_{name}": self.val[f"ema/{name}"] for name in names if f"ema/{name}" in self.val}
+        best = {f"best_{name}": value for name, value in self.best.items()}
         return best | last | {"checkpoint": str(self.run.best)}
 
     def _fit_epoch(self, phase: Phase, stop: StopRequest) -> None:
@@ -135,9 +136,11 @@ class Engine:
         is_best = False
         if phase.name == "train":
             record["val"] = self.val = self._evaluate(phase, stop)
-            is_best = self.val["top1"] > self.best["top1"]
+            by = self.config.validation.best_by
+            is_best = self.val[by] > self.best.get(by, -1.0)  # a checkpoint from before there was a choice has but top1
             if is_best:
-                self.best = {"top1": self.val["top1"], "epoch": self.progress.epoch + 1}
+                accuracies = {name: self.val[name] for name in ("top1", "class_mean")}
+                self.best = {**accuracies, "epoch": self.progress.epoch + 1}
             epoch, every = record["global_epoch"], self.config.training.gate_samples_freq
             is_last = self.progress.epoch + 1 == phase.epochs
             self.gates.end_epoch(self.run, epoch, samples=is_last or bool(every and epoch % every == 0))

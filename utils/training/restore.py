@@ -52,6 +52,13 @@ class Restored:
     device: torch.device
     average: bool = False
 
+    def load_test(self) -> Loader:
+        """The test images, where the data has some, as `val` has those for validation."""
+        validation, seed = self.config.validation, self.config.training.seed
+        return self.data.load_split(
+            "test", validation.batch_size, validation.num_workers, seed=seed, device=self.device
+        )
+
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode.
 
@@ -155,5 +162,5 @@ def restore(
     with nullcontext() if agreed else without_downloads():
         opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
     validation, seed = settings.validation, settings.training.seed
-    val = opened.load_val(validation.batch_size, validation.num_workers, seed=seed, device=device)
+    val = opened.load_split("val", validation.batch_size, validation.num_workers, seed=seed, device=device)
     return Restored(path, settings, content, opened, val, device, average)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
 
 from datasets import Data, OpenedData, open_data
-from datasets.loading.decode import dead_worker_as_one_line
 from utils.config import Config
 from utils.config.changes import differences
 from utils.config.related import SingleRun, next_command, teacher_run
 from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
 from utils.files import write_text
-from utils.processes.group import from_main, gather_objects, is_main, process_group, world_size
+from utils.processes.group import from_main, gather_objects, is_main, process_group, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
 from utils.run_folder.records import read_epochs
 from utils.run_folder.resume import check_checkpoint
+from utils.training.accuracy import evaluate
 from utils.training.build import (
     build_task,
     load_data,
@@ -38,14 +41,13 @@ from utils.training.build import (
     teacher_accuracy,
 )
 from utils.training.cuda_graph import refuse_impossible
-from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_up, tf32_advice
+from utils.training.device import autocast, choose_device, explaining_limits, keep_freed_memory, set_up, tf32_advice
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
 from utils.training.step import Phase
 
 
-@dead_worker_as_one_line()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, teacher_args: Sequence[str] = ()) -> dict:
     """Run what `config` describes, a single network or a distillation, and say where the result is.
 
@@ -186,11 +188,27 @@ def fit(
 
         engine = Engine(phases, data, run, config, device).start(checkpoint, before_writing=write_settings)
         result |= engine.fit(stop)
+        if opened.source.test is not None:
+            result |= test_best(engine, opened)
         if is_main():
             run.write_result(result)
             with log_to_file(run.log):
                 log.info(farewell(config, result, run))
     return result
+
+
+def test_best(engine: Engine, opened: OpenedData) -> dict[str, float]:
+    """Accuracies of the best epoch's student on the test images, which nothing was chosen by, in percent."""
+    validation, device = engine.config.validation, engine.device
+    shard = rank(), world_size()
+    how = {"seed": engine.config.training.seed, "device": device, "shard": shard}
+    weights = from_main(read_checkpoint(engine.run.best)["model"] if is_main() else None)
+    student = copy.deepcopy(engine.task.student)
+    student.load_state_dict(weights)
+    with closing(opened.load_split("test", validation.batch_size, validation.num_workers, **how)) as images:
+        precision = partial(autocast, device, engine.config.training.precision)
+        found = evaluate(student, images, device, precision)
+    return {f"test_{name}": found[name] for name in ("top1", "top5", "class_mean") if name in found}
 
 
 @contextmanager
@@ -234,7 +252,8 @@ def farewell(config: Config, result: dict, run: Layout) -> str:
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
         + (f", EMA {result['ema_last_top1']:.2f}%" if "ema_last_top1" in result else "")
-        + (f", teacher {result['teacher_top1']:.2f}%" if "teacher_top1" in result else ""),
+        + (f", teacher {result['teacher_top1']:.2f}%" if "teacher_top1" in result else "")
+        + (f", test {result['test_top1']:.2f}% (best epoch)" if "test_top1" in result else ""),
     ]
     if config.kd and (constant := no_choice(config.kd.selection, read_epochs(run.metrics, "train"))):
         lines.append(str(constant))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import weakref
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from datasets.loading.augment import Augment
-from datasets.loading.decode import Decoder, Job, decode_loader, readable
+from datasets.loading.decode import Decoder
 from datasets.loading.loader import Loader, Plan
 from datasets.loading.order import Order, derive_seed
+from datasets.loading.workers import AHEAD, Workers, shared_images
 from datasets.source import Split
 
 
 class StreamLoader(Loader):
     """Decodes each batch anew; only the images of a few batches are in memory at a time.
 
-    Workers send uint8 images, a quarter of the bytes of float32; flip, crop and normalisation are done on the
+    Workers leave uint8 images, a quarter of the bytes of float32; flip, crop and normalisation are done on the
     training device by the code that serves the memory loader. One epoch at a time: starting another ends the one
     before.
 
@@ -46,54 +44,38 @@ class StreamLoader(Loader):
         device: torch.device,
     ):
         super().__init__(split.labels, order, augment, seed, device)
-        decoder = Decoder(split, augment.size, margin=margin, recipe=augment.recipe)
-        self._jobs: list[Job] = []
-        self._decoded = decode_loader(
-            decoder,
-            self._jobs,
-            batch_size=-(-order.batch_size // order.world),
-            workers=workers,
-            pinned=device.type == "cuda",
-            persistent=True,
-        )
-        self._closes_at_exit = False
+        decode = Decoder(split, augment.size, margin=margin, recipe=augment.recipe)
+
+        def work(job: tuple[int, list[int], int]) -> None:
+            slot, index, seed = job
+            for place, number in enumerate(index):
+                slots[slot, place] = decode(number, seed)
+
+        self._workers = Workers(work, workers)
+        count, largest = AHEAD * max(self._workers.count, 1), order.largest_part()
+        self._slots = slots = shared_images(count * largest, augment.size).view(count, largest, 3, *augment.size)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self._seed, plan.epoch)
-        self._jobs[:] = [Job(part.tolist(), seed) for part in plan.order.split(plan.sizes)]
-        batches = iter(self._decoded)  # from now on there are workers
-        if not self._closes_at_exit:
-            atexit.register(_close, weakref.ref(self))
-            self._closes_at_exit = True
-        for decoded in batches:
-            images = self._send(readable(decoded))
+        parts = plan.order.split(plan.sizes)
+        # A slot is free again when its turn comes: so many jobs are under way at most.
+        jobs = [(step % len(self._slots), part.tolist(), seed) for step, part in enumerate(parts)]
+        for job, _ in zip(jobs, self._workers.map(jobs)):
+            slot, index, _ = job
+            images = self._send(self._slots[slot, : len(index)])
             yield self.augment.pad(images), torch.arange(len(images), device=self._device)
 
     def close(self) -> None:
-        """End the workers, which hold on to the images."""
-        # Left to themselves at the end of the process, PyTorch and Python would wait for them for ever: they ignore the
-        # signal by which they are then asked to go. An iteration that broke off keeps them, as long as there is a
-        # traceback of it.
-        workers = getattr(self.__dict__.pop("_decoded", None), "_iterator", None)
-        if workers is not None:
-            workers._shutdown_workers()
+        self._workers.close()
 
     def _send(self, images: Tensor) -> Tensor:
         """Copy to the device. On CUDA the host runs ahead of the device, so the copy hides behind the last step."""
         if self._copies is None:
             return images.to(self._device)
         with torch.cuda.stream(self._copies):
-            sent = images.to(self._device, non_blocking=True)
+            sent = images.pin_memory().to(self._device, non_blocking=True)
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._copies)
         sent.record_stream(current)  # else the allocator may reuse its memory while `current` still reads it
         return sent
-
-
-def _close(loader: weakref.ref[StreamLoader]) -> None:
-    if (there := loader()) is not None:
-        there.close()
-    for process in multiprocessing.active_children():
-        if process.daemon:  # a worker of a loader that was garbage in a cycle, and lost the queue that ends its workers
-            process.kill()

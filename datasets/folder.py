@@ -1,0 +1,159 @@
+"""Image files in one folder per class: images of your own."""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from datasets.registry import register_dataset
+from datasets.rows import SPLITS, enumerate_some, source_of_rows, split_called
+from datasets.source import Files, Source
+from utils.errors import UserError, printable
+from utils.files import identity
+
+log = logging.getLogger("sakd")
+
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+EXTENSIONS = (*JPEG, ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SYSTEM = ("@eaDir", "__MACOSX")  # what a NAS and archives made on a Mac leave
+
+
+@register_dataset("imagefolder")
+def imagefolder(root: Path, val_split: float | None = None) -> Source:
+    """``<root>/train/<class>/**`` and ``<root>/val/<class>/**``, perhaps ``<root>/test/<class>/**``.
+
+    Sizes and formats may be mixed; see `datasets.rows.SPLITS` for other names of the three. The classes are the
+    folders in ``train``, sorted. Without a folder for validation, ``test`` validates, or with `val_split` that share of
+    every class in ``train``. ``<root>/<class>/**``, not divided at all, needs `val_split`.
+
+    Raises:
+        utils.errors.UserError: a folder is missing, empty or unknown; the line names it.
+    """
+    if not root.is_dir():
+        raise UserError(f"dataset.root: {root} is no folder; {_ADVICE.format(root=root)}")
+    parts = _divided(root)
+    if not parts and val_split is None:
+        raise UserError(f"dataset.root: {root} holds no folders train and val; {_ADVICE.format(root=root)}")
+    return source_of_folders(parts or {None: root}, val_split, str(root))
+
+
+_ADVICE = (
+    "images belong in {root}/train/<class>/ and {root}/val/<class>/, or in {root}/<class>/ with dataset.val_split=0.1; "
+    "dataset=digits needs no files"
+)
+
+
+def source_of_folders(parts: dict[str | None, Path], val_split: float | None, where: str) -> Source:
+    """A data set of one folder with class folders for each split, see `source_of_rows`."""
+    paths, labels, splits = [], [], []
+    for split, folder in parts.items():
+        found = scan(folder)
+        if split == "test" and "val" in parts and not {name for _, name in found} & set(labels):
+            log.warning("%s: not sorted into the classes of train, so it is no test split", folder)
+            continue
+        paths += [path for path, _ in found]
+        labels += [name for _, name in found]
+        splits += [split] * len(found)
+    return source_of_rows(
+        lambda rows, numbers: Files([paths[row] for row in rows], numbers),
+        labels,
+        splits,
+        val_split,
+        where,
+        numbers=False,
+    )
+
+
+def find_folder(root: Path, names: Sequence[str]) -> Path:
+    """The first of `names` that is a folder in `root`.
+
+    Raises:
+        UserError: `root` or all of them are missing.
+    """
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(
+        f"dataset.root: {root} holds no folder {' or '.join(names)}; images belong in {root / names[0]}/<class>/, "
+        "or use dataset=digits, which needs no files"
+    )
+
+
+def is_hidden(name: str) -> bool:
+    """Systems and editors put files and folders of such names beside one's own."""
+    return name.startswith(".") or name in SYSTEM
+
+
+def scan(folder: Path) -> list[tuple[str, str]]:
+    """Path and class of the images in the class folders of `folder`, at any depth, sorted by class folder and path.
+
+    Images of other endings are left out, which the log says.
+
+    Raises:
+        UserError: `folder` has no class folders, or one without images.
+    """
+    classes = _visible_folders(folder)
+    visited = {identity(place) for place in (folder, *folder.resolve().parents)}
+    for name in classes:
+        if identity(folder / name) in visited:
+            raise UserError(f"{folder / name}: leads to another class folder, or to a folder above it")
+        visited.add(identity(folder / name))
+    found, others, empty = [], [], []
+    for name in classes:
+        files = sorted(_files(folder / name, visited))
+        images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+        others += [file for file in files if not file.lower().endswith(EXTENSIONS) and _is_image(file)]
+        found += [(file, name) for file in images]
+        empty += [] if images else [name]
+    if not classes:
+        raise UserError(f"{folder}: holds no class folders; images belong in {folder}/<class>/")
+    if empty:
+        raise UserError(
+            f"{folder}: no images in class folder {enumerate_some(empty)} (looked for {', '.join(EXTENSIONS)})"
+        )
+    if others:
+        count, first = len(others), printable(others[0])
+        log.warning("%s: images in an unsupported format skipped: %d, the first: %s", folder, count, first)
+    return found
+
+
+def _divided(root: Path) -> dict[str | None, Path]:
+    """The folders of the splits in `root`, ``train`` first; none if the folders there are classes."""
+    found: dict[str | None, Path] = {}
+    names = _visible_folders(root)
+    for name in names:
+        split = split_called(name)
+        if split and split in found:
+            raise UserError(f"{root}: both {found[split].name} and {name} could be the {split} split; remove one")
+        found[split] = root / name
+    parts = {split: found[split] for split in SPLITS if split in found}
+    return parts if "train" in parts and (len(parts) > 1 or len(names) == 1) else {}
+
+
+def _visible_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+
+
+def _files(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
+    """The files below `folder` that are not hidden.
+
+    Folders in `visited` are left out, and those that are entered are added to it.
+    """
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        there = {identity(os.path.join(parent, name)): name for name in sorted(folders) if not is_hidden(name)}
+        folders[:] = [name for identity, name in there.items() if identity not in visited]
+        visited.update(there)
+        yield from (os.path.join(parent, name) for name in names if not is_hidden(name))
+
+
+def _is_image(file: str) -> bool:
+    """Its ending is that of an image, in a format that Python or the system knows."""
+    return (mimetypes.guess_type(file, strict=False)[0] or "").startswith("image/")
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

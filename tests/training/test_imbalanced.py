@@ -1,0 +1,162 @@
+"""Imbalanced data and a test split: what weighs, what chooses the best epoch, and what is only tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from pictures import image_folder, open_data
+from process_runs import config_file, fingerprint
+
+from datasets import DataInfo
+from models import get_model
+from utils import evaluate as evaluation
+from utils.config import load_config
+from utils.errors import UserError
+from utils.processes.stopping import Interrupted
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
+from utils.run_folder.records import read_epochs, read_result
+from utils.training import run as running
+from utils.training.accuracy import evaluate
+from utils.training.build import class_weights
+from utils.training.engine import Engine
+from utils.training.restore import restore
+from utils.training.run import train
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes, one with four times as many images, in three splits."""
+    root = image_folder(tmp_path_factory.mktemp("images"), train=16, val=6, size=(16, 16))
+    image_folder(root / "more", train=5, val=0, size=(20, 20))
+    (root / "more" / "train").rename(root / "test")
+    shutil.rmtree(root / "more", ignore_errors=True)
+    for k in range(4, 16):
+        (root / "train" / "bee" / f"{k:03d}.png").unlink()
+    for k in range(2, 6):
+        (root / "val" / "bee" / f"{k:03d}.png").unlink()
+    return root
+
+
+def config(folder, images, distiller=None, **keys):
+    keys = {"dataset": {}, "training": {}, **keys}
+    keys["dataset"] = {"root": str(images), **keys["dataset"]}
+    keys["training"] = {"epochs": 3, **keys["training"]}
+    if distiller:
+        torch.manual_seed(5)
+        torch.save(get_model("resnet8", 2).state_dict(), folder / "teacher.pth")
+    return load_config(str(config_file(folder, distiller, **keys)))
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    settings = config(tmp_path_factory.mktemp("run"), images)
+    return train(settings), RunDir(settings.run_dir)
+
+
+class TestTestSplit:
+    def test_is_what_the_best_epoch_achieves_on_images_nothing_was_chosen_by(self, finished):
+        result, run = finished
+        restored = restore(run.path)
+        assert [len(part) for part in restored.data.source.splits().values()] == [20, 8, 10]
+        found = evaluate(
+            restored.student(), restored.data.load_split("test", 4, 0, seed=0, device="cpu"), restored.device
+        )
+        assert result["test_top1"] == found["top1"]
+        assert result["test_class_mean"] == found["class_mean"]
+        assert read_result(run.result)["test_top1"] == found["top1"]
+        assert f"test {found['top1']:.2f}% (best epoch)" in run.log.read_text()
+
+    def test_is_none_where_there_are_no_such_images(self, images, tmp_path):
+        (tmp_path / "two").mkdir()
+        for split in ("train", "val"):
+            (tmp_path / "two" / split).symlink_to(images / split)
+        assert not any(name.startswith("test") for name in train(config(tmp_path, tmp_path / "two")))
+
+    def test_is_shown_by_evaluate(self, finished, capsys):
+        evaluation.main([str(finished[1].path)])
+        assert re.search(rf"test top-1 \(%\) *\| *{finished[0]['test_top1']:.2f}", capsys.readouterr().out)
+        written = json.loads((finished[1].evaluation / "evaluation.json").read_text())["resnet8"]
+        assert written["test_class_mean"] == finished[0]["test_class_mean"]
+
+
+class TestAccuracyByClass:
+    def test_is_the_mean_over_the_classes_that_are_there(self, images):
+        class Always(torch.nn.Module):
+            def forward(self, batch):
+                return torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(batch), 1)
+
+        found = evaluate(Always(), open_data("imagefolder", images, img_h=16).val, torch.device("cpu"))
+        assert (found["top1"], found["class_mean"]) == (75.0, 50.0)
+
+    def test_is_in_the_records_and_the_result(self, finished):
+        result, run = finished
+        epochs = read_epochs(run.metrics)
+        assert result["last_class_mean"] == epochs[-1]["val"]["class_mean"]
+        best = epochs[result["best_epoch"] - 1]["val"]
+        assert (result["best_top1"], result["best_class_mean"]) == (best["top1"], best["class_mean"])
+
+    def test_may_choose_the_best_epoch(self, images, tmp_path, monkeypatch):
+        found = iter([(70.0, 50.0), (60.0, 65.0), (65.0, 55.0)])
+
+        def evaluate(*_, **__):
+            top1, class_mean = next(found)
+            return {"loss/total": 1.0, "top1": top1, "class_mean": class_mean}
+
+        monkeypatch.setattr("utils.training.engine.evaluate", evaluate)
+        monkeypatch.setattr(running, "test_best", lambda *_: {})
+        result = train(config(tmp_path, images, validation={"best_by": "class_mean"}))
+        assert (result["best_epoch"], result["best_top1"], result["best_class_mean"]) == (2, 60.0, 65.0)
+        best = read_checkpoint(RunDir(config(tmp_path, images).run_dir).best)
+        assert best["progress"]["epoch"] == 2
+
+
+class TestClassWeights:
+    INFO = DataInfo(("a", "b", "c"), (8, 8), (0.5,) * 3, (0.5,) * 3, torch.tensor([0, 0, 0, 1]))
+
+    def test_balanced_are_in_inverse_proportion_to_the_images(self):
+        info = replace(self.INFO, class_names=("a", "b"))
+        torch.testing.assert_close(class_weights("balanced", info), torch.tensor([4 / 6, 2.0]))
+
+    def test_may_be_given(self):
+        assert class_weights((1.0, 2.0, 3.0), self.INFO).tolist() == [1, 2, 3]
+        assert class_weights(None, self.INFO) is None
+        with pytest.raises(UserError, match=r"training\.class_weights: found 2 weights, and there are 3 classes"):
+            class_weights((1.0, 2.0), self.INFO)
+
+    @pytest.mark.parametrize("distiller", [None, "at"])
+    def test_change_what_is_trained(self, images, tmp_path, distiller):
+        losses = []
+        for k, weights in enumerate([None, "balanced", [20 / 32, 20 / 8], [1.0, 1.0]]):
+            training = {"class_weights": weights, "epochs": 1, "lr_decay_epochs": []}
+            settings = config(tmp_path, images, distiller, training=training, run={"root": str(tmp_path / str(k))})
+            train(settings)
+            losses.append(read_epochs(RunDir(settings.run_dir).metrics)[0]["train"]["loss/total"])
+        plain, balanced, the_same, ones = losses
+        assert (balanced, ones) == pytest.approx((the_same, plain), rel=1e-5)
+        assert balanced != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("distiller", [None, "crd"])
+def test_a_balanced_run_that_was_stopped_ends_like_one_that_was_not(images, tmp_path, monkeypatch, distiller):
+    keys = {"dataset": {"sampler": "balanced"}, "training": {"class_weights": "balanced", "save_every_steps": None}}
+    folders = tmp_path / "whole", tmp_path / "stopped"
+    for folder in folders:
+        folder.mkdir()
+    whole, stopped = (config(folder, images, distiller, **keys) for folder in folders)
+    train(whole)
+    with monkeypatch.context() as patch:
+        step = Engine._step
+        patch.setattr(Engine, "_step", lambda *all_of_it: [step(*all_of_it), os.kill(os.getpid(), signal.SIGTERM)])
+        for resume in (False, True):
+            with pytest.raises(Interrupted):
+                train(stopped, resume=resume)
+    train(stopped, resume=True)
+    assert fingerprint(RunDir(stopped.run_dir)) == fingerprint(RunDir(whole.run_dir))
