@@ -26,21 +26,6 @@ Pieces = Mapping[bool, Sequence[Piece]]  # of evaluation and of training mode
 MODES = {False: "evaluation mode", True: "training mode"}
 # How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
 TOLERANCES = {False: 1e-5, True: 1e-3}
-HINTS = {
-    False: "is a step missing or out of order?",
-    True: "is a dropout called as a function? Make it a part of the network (nn.Dropout)",
-}
-
-# Runs that were begun before torch.fx cut networks go on from these features.
-RESNET: Stages = [
-    ["conv1", "bn1", "relu", "maxpool"],
-    ["layer1"],
-    ["layer2"],
-    ["layer3"],
-    ["layer4"],
-    ["avgpool", "flatten"],
-    ["fc"],
-]
 
 
 def wrap_module(
@@ -79,11 +64,6 @@ def wrap_module(
 
 
 def _cut(module: nn.Module, trial: Trial) -> StagedView:
-    if [name for name, _ in module.named_children()] == [
-        name for stage in RESNET for name in stage if name != "flatten"
-    ]:
-        with suppress(UserError):
-            return trial.view(module, dict.fromkeys(MODES, given_pieces(module, RESNET)))
     try:
         with _same_draws():
             pieces = followed(trial.fresh(), trial.images)
@@ -193,25 +173,23 @@ class Trial:
             )
 
     def classifiers(self) -> list[str]:
-        """Submodules with weights that turn a vector into the very logits, in the order of their calls."""
-        found = []
+        """Submodules that have weights and are called with a vector, in the order of their calls."""
+        found, network = [], self.fresh()
 
-        def after(path: str, module: nn.Module, arguments: tuple, output: object) -> None:
+        def before(path: str, part: nn.Module, arguments: tuple) -> None:
             given = only_tensor(*arguments)
-            fits = given is not None and given.dim() == 2 and isinstance(output, Tensor)
-            if fits and list(module.parameters()) and torch.equal(output, self.logits[False]):
+            if given is not None and given.dim() == 2 and next(part.parameters(), None) is not None:
                 found.append(path)
 
-        network = self.fresh()
         for path, part in network.named_modules():
             if path and not part._modules:
-                part.register_forward_hook(partial(after, path))
+                part.register_forward_pre_hook(partial(before, path))
         self._own_logits(False, None, network)
         return found
 
     def fresh(self, mode: bool = False) -> nn.Module:
-        """A copy of the network in a mode, since a run may change what the network remembers."""
-        return copy.deepcopy(self.network).train(mode)
+        """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
+        return copy.deepcopy(self.network, {id(tensor): tensor for tensor in self.network.parameters()}).train(mode)
 
     def _run(self, network: nn.Module, pieces: Sequence[Piece], overwriting: set[int]) -> tuple[list[Tensor], Tensor]:
         """Features and logits; adds to `overwriting` the numbers of the stages that overwrite what they are handed."""
@@ -242,7 +220,7 @@ class Trial:
         if not gap <= TOLERANCES[mode] * scale:  # nor if either is NaN
             raise UserError(
                 f"they do not do what the network's own forward does: in {MODES[mode]} logits differ by up to "
-                f"{gap:.2g}, where the largest is {scale:.2g}; {HINTS[mode]}"
+                f"{gap:.2g}, where the largest is {scale:.2g}; is a step missing or out of order?"
             )
 
     def _layout(self, number: int, shape: tuple[int, ...]) -> Layout:

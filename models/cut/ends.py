@@ -16,6 +16,7 @@ from models.cut.layout import Tokens, find_layout, prefix_tokens
 from models.cut.trace import Place, cut_points, shared
 
 LONGEST_ROW = 4  # features at one resolution
+RESNET = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Ends:
         """
         vector = self._vector()
         maps = [cut for cut in self.cuts if cut.index < vector.index and cut.resolution not in (None, "vector")]
-        return [*(self._named_by_timm(maps) or self._by_resolution(maps)), vector]
+        return [*(self._named(maps) or self._by_resolution(maps)), vector]
 
     def _cut(self, node: fx.Node) -> Cut:
         index, place = self.nodes.index(node), node.meta["place"]
@@ -101,9 +102,11 @@ class Ends:
             return isinstance(self.network.get_submodule(node.target), _DropoutNd)
         return node.target is F.dropout
 
-    def _named_by_timm(self, maps: Sequence[Cut]) -> list[Cut]:
-        """The cuts at which timm says that there are features."""
+    def _named(self, maps: Sequence[Cut]) -> list[Cut]:
+        """The cuts at which timm says that there are features; of a torchvision ResNet, its layers."""
         info = getattr(self.network, "feature_info", None)
+        if [name for name, _ in self.network.named_children()] == RESNET:
+            info = [{"module": name, "reduction": name} for name in RESNET[3:8]]
         if not isinstance(info, list) or not all(isinstance(entry, dict) for entry in info):
             return []
         rows: dict[Any, list[Cut]] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from models.cut.layout import prefix_tokens
 from models.cut.view import Piece, compiled, is_used
 from models.staged import global_pool
-from utils.errors import UserError
+from utils.errors import UserError, doing
 
 # For every stage the names of its steps: paths of submodules, operations, or as the very first `BEFORE` and a path.
 Stages = Sequence[Sequence[str]]
@@ -53,28 +53,15 @@ def given_pieces(network: nn.Module, stages: Stages) -> list[Piece]:
     if len(stages) < 2 or not all(stages):
         lengths = ", ".join(str(len(stage)) for stage in stages) or "none"
         raise UserError(f"stages: two or more are needed, each of one or more steps; found with steps: {lengths}")
-    first = stages[0][0]
-    if first.startswith(BEFORE):
-        (_, *rest), *others = stages
-        path = first.removeprefix(BEFORE)
-        find_part(network, path)
-        pieces = [_chain(network, stage) for stage in (rest, *others)]
-        return [body_until(network, path, pieces), *pieces[1:]]
-    return [_chain(network, stage) for stage in stages]
-
-
-def body_until(network: nn.Module, path: str, pieces: Sequence[Piece]) -> Piece:
-    """All that the forward does until it calls the submodule at `path`, and the first of `pieces` after that.
-
-    It has the parameters that the other pieces do not have.
-    """
-    later = {name for piece in pieces[1:] for name in piece.names}
-    names = frozenset(key for key in network.state_dict() if not is_used(key, later))
-
-    def run(network: nn.Module, x: Tensor) -> Tensor:
-        return pieces[0].run(network, _argument_of(path, network, x))
-
-    return Piece(run, names)
+    if not stages[0][0].startswith(BEFORE):
+        return [_chain(network, stage) for stage in stages]
+    (before, *rest), *others = stages
+    path = before.removeprefix(BEFORE)
+    find_part(network, path)
+    first, *later = (_chain(network, stage) for stage in (rest, *others))
+    elsewhere = {name for piece in later for name in piece.names}
+    names = frozenset(key for key in network.state_dict() if not is_used(key, elsewhere))
+    return [Piece(lambda network, x: first.run(network, _argument_of(path, network, x)), names), *later]
 
 
 def _chain(network: nn.Module, steps: Sequence[str]) -> Piece:
@@ -126,28 +113,18 @@ def only_tensor(*values: object) -> Tensor | None:
 
 
 def _expanded(network: nn.Module, step: str) -> list[str]:
-    """The step, or the parts that a slice stands for."""
-    owner, _, last = step.rpartition(".")
-    if ":" in last:
-        prefix = f"{owner}." if owner else ""
-        return [prefix + key for key in _slice_keys(find_part(network, owner), step, last)]
-    if step not in OPERATIONS:
-        find_part(network, step)
-    return [step]
-
-
-def _slice_keys(sequence: nn.Module, step: str, bounds: str) -> list[str]:
-    """Keys of the parts of `sequence` within `bounds`, which look like ``"0:4"``."""
-    if not isinstance(sequence, nn.Sequential | nn.ModuleList):
-        raise UserError(f"stages: {step!r} slices a {type(sequence).__name__}, and only a Sequential has slices")
-    try:
-        start, stop = (int(bound) if bound else None for bound in bounds.split(":"))
-    except ValueError:
-        raise UserError(f"stages: {step!r} is not a slice; one looks like 'features.0:4'") from None
-    keys = part_names(sequence)[start:stop]
-    if not keys:
-        raise UserError(f"stages: the slice {step!r} is empty; the parts are {listed(part_names(sequence))}")
-    return keys
+    """The step, or the parts that a slice like ``features.0:4`` stands for."""
+    owner, _, bounds = step.rpartition(".")
+    if ":" not in bounds:
+        if step not in OPERATIONS:
+            find_part(network, step)
+        return [step]
+    parts = part_names(find_part(network, owner))
+    with doing(f"stages: taking the slice {step!r} of {listed(parts)}"):
+        chosen = parts[slice(*(int(bound) if bound else None for bound in bounds.split(":", 1)))]
+    if not chosen:
+        raise UserError(f"stages: the slice {step!r} is empty; the parts are {listed(parts)}")
+    return [f"{owner}.{name}".removeprefix(".") for name in chosen]
 
 
 def find_part(network: nn.Module, path: str) -> nn.Module:
@@ -156,14 +133,15 @@ def find_part(network: nn.Module, path: str) -> nn.Module:
     Raises:
         UserError: there is none; the line names those that are there.
     """
-    part = network
-    for depth, key in enumerate(path.split(".") if path else []):
-        if key not in part_names(part):
-            owner = repr(".".join(path.split(".")[:depth])) if depth else "the network"
-            known = f"{owner} has {listed(part_names(part))}; operations are {listed(OPERATIONS)}"
-            raise UserError(f"stages: there is no {path!r}: {known}")
-        part = part._modules[key]
-    return part
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        owner = path.rpartition(".")[0]
+        there = listed(part_names(find_part(network, owner)))
+        place = repr(owner) if owner else "the network"
+        raise UserError(
+            f"stages: there is no {path!r}: {place} has {there}; operations are {listed(OPERATIONS)}"
+        ) from None
 
 
 def part_names(module: nn.Module) -> list[str]:

@@ -137,6 +137,44 @@ def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path
         main_distill(arguments=[*pair, "--distiller", "pkt", *names])
 
 
+ODD_NAMES = """
+from torch import nn
+
+
+class Odd(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features, self.stages = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 2, 2)
+        self.run, self.step = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 2, 2)
+        self.shapes, self.forward_features = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.network, self.state_dicts = nn.Flatten(), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.step(self.run(self.stages(self.features(x))))
+        return self.state_dicts(self.network(self.forward_features(self.shapes(x))))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.run.eval()
+        return self
+"""
+
+
+def test_a_network_whose_parts_have_any_name_is_trained_distilled_resumed_and_exported(tmp_path, capsys):
+    Path("odd.py").write_text(ODD_NAMES)
+    main_single(["--dataset", "pets", "--model", "odd.Odd"])
+    pair = ["--dataset", "pets", "--teacher", "odd.Odd", "--student", "odd.Odd", "--distiller", "at"]
+    main_distill(arguments=[*pair, "kd.student.label=student"])
+    run = Path("run/pets/1029/adaptive-at/odd.Odd-student")
+    content = read_checkpoint(run / "ckpt/last.pth")
+    assert list(content["model"])[:2] == ["features.weight", "features.bias"]
+    assert not content["model"]["run.running_mean"].any()  # its own `train` keeps that BatchNorm as it is
+    main_distill(arguments=[*pair, "kd.student.label=student", "training.epochs=2", "--resume"])
+    export.main([str(run), "--trust", f"--out={tmp_path / 'odd.pt2'}"])
+    assert "same logits" in capsys.readouterr().out
+    assert "features.weight" in torch.export.load(tmp_path / "odd.pt2").state_dict
+
+
 class Stubborn(StagedModel):
     """Gives logits of ten classes, whatever it is asked for."""
 
