@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from distillers.label_loss import LabelLoss
+from models.cut.view import StagedView
 from models.staged import StagedModel
 
 _STORED_ELSEWHERE = ("student.", "teacher.")
@@ -67,10 +68,13 @@ class Task(nn.Module):
         return {key: value for key, value in self.state_dict().items() if not key.startswith(_STORED_ELSEWHERE)}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `extra_state` gave; refuses anything missing or unknown with a ValueError."""
-        expected = self.extra_state().keys()
-        if state.keys() != expected:
-            raise ValueError(f"expected {len(expected)} entries, found {len(state)}, not the same ones")
+        """Restore what `extra_state` gave; refuses anything missing, unknown or of another shape with a ValueError."""
+        if _shapes(state) != _shapes(self.extra_state()):
+            views = any(isinstance(network, StagedView) for network in self.networks())
+            why = (
+                ": networks not of this project are cut elsewhere since 2026-11, kd.student.stages names the former cut"
+            )
+            raise ValueError(f"its policy and adapters are of other features{why if views else ''}")
         self.load_state_dict(state, strict=False)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -83,6 +87,10 @@ class Task(nn.Module):
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         raise NotImplementedError
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 class Classification(Task):

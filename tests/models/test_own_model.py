@@ -170,9 +170,15 @@ def test_a_network_whose_parts_have_any_name_is_trained_distilled_resumed_and_ex
     assert list(content["model"])[:2] == ["features.weight", "features.bias"]
     assert not content["model"]["run.running_mean"].any()  # its own `train` keeps that BatchNorm as it is
     main_distill(arguments=[*pair, "kd.student.label=student", "training.epochs=2", "--resume"])
+    content = read_checkpoint(run / "ckpt/last.pth")
     export.main([str(run), "--trust", f"--out={tmp_path / 'odd.pt2'}"])
     assert "same logits" in capsys.readouterr().out
     assert "features.weight" in torch.export.load(tmp_path / "odd.pt2").state_dict
+
+    content["extra"]["policy.linear.weight"] = torch.zeros(2, 2)  # a run from before, with other features
+    torch.save(content, run / "ckpt/last.pth")
+    with pytest.raises(UserError, match=r"are cut elsewhere since 2026-11, kd\.student\.stages names the former cut"):
+        main_distill(arguments=[*pair, "kd.student.label=student", "training.epochs=2", "--resume"])
 
 
 class Stubborn(StagedModel):
