@@ -23,7 +23,7 @@ from utils.processes.stopping import STOP_SIGNALS
 
 log = logging.getLogger("sakd")
 
-AHEAD = 2  # jobs that wait at each process: one under way, one to go on with at once
+AHEAD = 3  # jobs at each process: one under way, two to go on with while a batch is being used
 
 
 class Workers:

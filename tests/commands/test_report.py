@@ -200,6 +200,19 @@ def test_columns_without_an_entry_and_a_second_table_of_the_same_are_left_out(tm
     assert list(result_tables(groups_of(tmp_path))) == ["last epoch", "best epoch"]
 
 
+def test_accuracies_on_a_test_split_have_a_table_and_a_column(tmp_path):
+    for seed, test_top1 in ((1, 60.0), (2, 62.0)):
+        write_run(tmp_path, selection="fixed", seed=seed, test_top1=test_top1)
+        write_run(tmp_path, selection="adaptive", seed=seed, test_top1=test_top1 + 1)
+    groups = groups_of(tmp_path)
+    table = result_tables(groups)["test split, best epoch"].iloc[0]
+    assert (table["fixed"], "teacher" in table) == ("61.00±1.41 (2)", False)
+    assert table["adaptive - fixed"].startswith("+1.00")
+    assert result_records(groups)["measure"].tolist() == ["last", "best", "test"]
+    column = run_table(groups, run_records(groups))[0]["test % (best epoch)"]
+    assert sorted(column) == ["60.00", "61.00", "62.00", "63.00"]
+
+
 def test_a_run_without_a_choice_is_named_in_the_tables_and_in_a_sentence(tmp_path):
     for selection in ("adaptive", "anti"):
         write_run(tmp_path, selection=selection, distiller="kd")  # its only gate is always open

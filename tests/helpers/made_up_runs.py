@@ -36,6 +36,7 @@ def write_run(
     done: int | None = None,
     accuracies: Sequence[float] | None = None,
     teacher_top1: float | None = 75.0,
+    test_top1: float | None = None,
     num_classes: int = 10,
     settings: dict | None = None,
     facts: bool = True,
@@ -76,6 +77,7 @@ def write_run(
     if done == epochs:
         result = {"best_top1": max(accuracies), "last_top1": accuracies[-1]}
         result |= {"teacher_top1": teacher_top1} if gates and teacher_top1 is not None else {}
+        result |= {} if test_top1 is None else {"test_top1": test_top1}
         (folder / "result.json").write_text(json.dumps(result))
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -20,7 +21,7 @@ from utils.report.groups import Group, replaced
 from utils.report.losses import loss_figure
 from utils.report.page import Section, ShownFigure, address, slug
 from utils.report.style import png
-from utils.report.tables import result_tables, run_table
+from utils.report.tables import TEST, result_tables, run_table
 from utils.run_folder.read import Run
 from utils.run_folder.records import warn
 
@@ -90,7 +91,10 @@ def result_section(dataset: str, groups: Sequence[Group]) -> Section:
     section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)])
     if not rows:
         return section
-    section.tables = {f"Validation top-1 (%), {name}": table for name, table in result_tables(rows).items()}
+    section.tables = {
+        f"{'Top-1' if name == TEST else 'Validation top-1'} (%), {name}": table
+        for name, table in result_tables(rows).items()
+    }
     headings = [name for table in section.tables.values() for name in table]
     notes = {NOTE: True, DIFFERENCE: "adaptive - fixed" in headings}
     notes[GAP] = any(name.startswith("gap closed") for name in headings)
@@ -219,16 +223,18 @@ def data_of(runs: Sequence[Run]) -> str:
 
 def load_source(run: Run) -> Source | None:
     """The run's data set, or None where it is not at hand."""
-    return _load_source(run.dataset_name, run.data, run.config["dataset"].get("val_split"))
+    keys = ("val_split", "image_range", "image_column", "label_column")
+    given = {key: run.config["dataset"].get(key) for key in keys}
+    return _load_source(run.dataset_name, run.data, json.dumps(given))
 
 
 @lru_cache(maxsize=1)  # runs come data set by data set, and one may fill the memory
-def _load_source(name: str, root: str, val_split: float | None) -> Source | None:
+def _load_source(name: str, root: str, keys: str) -> Source | None:
     from datasets.build import find_source  # brings PyTorch, which a report without images does not need
     from datasets.download import without_downloads
 
     try:
         with doing(f"reading {root}"), without_downloads():
-            return find_source(name, root, val_split)
+            return find_source(name, root, **json.loads(keys))
     except UserError:
         return None

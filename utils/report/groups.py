@@ -50,13 +50,18 @@ class Group:
 
     @cached_property
     def finished(self) -> dict[str, pd.DataFrame]:
-        """``last`` and ``best`` of the finished runs and of `TEACHER`, by selection and seed; the last of each."""
+        """``last``, ``best`` and ``test`` of the finished runs and of `TEACHER`, by selection and seed.
+
+        Of several runs of a seed the last one counts. The teacher is not measured on the test split.
+        """
         runs = [run for run in (*self.alone, *self.runs) if run.is_finished]
-        rows = [(run.selection, run.seed, run.last_top1, run.best_top1) for run in runs]
+        rows = [(run.selection, run.seed, run.last_top1, run.best_top1, run.test_top1) for run in runs]
         rows += [
-            (TEACHER, run.seed, run.teacher_top1, run.teacher_top1) for run in runs if run.teacher_top1 is not None
+            (TEACHER, run.seed, run.teacher_top1, run.teacher_top1, None)
+            for run in runs
+            if run.teacher_top1 is not None
         ]
-        table = pd.DataFrame(rows, columns=["selection", "seed", "last", "best"])
+        table = pd.DataFrame(rows, columns=["selection", "seed", "last", "best", "test"]).astype({"test": float})
         table = table.drop_duplicates(["selection", "seed"], keep="last").set_index("seed")
         return dict(iter(table.groupby("selection")))
 
@@ -65,10 +70,10 @@ class Group:
 
         Args:
             selection: or `SINGLE`, or `TEACHER`: what these runs measured of their teacher.
-            measure: ``last`` or ``best`` epoch.
+            measure: ``last`` or ``best`` epoch, or ``test``: the best epoch on the test split, where there is one.
         """
         known = self.finished.get(selection)
-        return pd.Series(dtype=float) if known is None else known[measure]
+        return pd.Series(dtype=float) if known is None else known[measure].dropna()
 
     def difference(self, ours: str, base: str, measure: str = "last") -> Difference | None:
         """One selection minus another one, over the seeds that have both."""

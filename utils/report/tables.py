@@ -18,6 +18,7 @@ from utils.run_folder.layout import Layout
 from utils.run_folder.read import SELECTIONS, SINGLE, Run
 
 MEASURES = {"last": "last epoch", "best": "best epoch"}
+TEST = "test split, best epoch"
 COLUMNS = (TEACHER, SINGLE, *SELECTIONS)
 IN_PAPER = (TEACHER, SINGLE, "fixed", "adaptive")
 MAY_BE_CAPTION = ["dataset", "data", "status", "epochs", "lr", "batch"]
@@ -26,7 +27,10 @@ MAY_BE_CAPTION = ["dataset", "data", "status", "epochs", "lr", "batch"]
 def result_tables(groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
     """The tables of `groups` by what they show: one for each measure, or a single one where they would be the same."""
     last, best = (result_table(groups, measure) for measure in MEASURES)
-    return {"last epoch, which is the best": last} if last.equals(best) else dict(zip(MEASURES.values(), (last, best)))
+    tables = (
+        {"last epoch, which is the best": last} if last.equals(best) else dict(zip(MEASURES.values(), (last, best)))
+    )
+    return tables | ({TEST: result_table(groups, "test")} if _are_tested(groups) else {})
 
 
 def result_table(groups: Sequence[Group], measure: str) -> pd.DataFrame:
@@ -62,7 +66,13 @@ def _no_choice(group: Group) -> str:
 
 def result_records(groups: Sequence[Group]) -> pd.DataFrame:
     """The same as numbers, a row for each group and measure."""
-    return pd.DataFrame(_record(group, measure) for group in groups for measure in MEASURES)
+    measures = [*MEASURES, "test"] if _are_tested(groups) else list(MEASURES)
+    return pd.DataFrame(_record(group, measure) for group in groups for measure in measures)
+
+
+def _are_tested(groups: Sequence[Group]) -> bool:
+    """Some run has been evaluated on a test split."""
+    return any(run.test_top1 is not None for group in groups for run in (*group.runs, *group.alone))
 
 
 def _record(group: Group, measure: str) -> dict[str, object]:
@@ -103,6 +113,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
         "last_top1": run.last_top1,
         "best_top1": run.best_top1,
         "teacher_top1": run.teacher_top1,
+        "test_top1": run.test_top1,
         "gap_closed": _gap_closed_by(run, group),
         "no_choice": str(run.no_choice or ""),
         "lr": run.settings.get("training.lr"),
@@ -150,6 +161,7 @@ def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFr
             "epochs": [f"{run.epochs_done}/{run.epochs}" for run in runs],
             "last %": records["last_top1"].map(percent),
             "best %": records["best_top1"].map(percent),
+            "test % (best epoch)": records["test_top1"].map(percent),
             "gap closed": records["gap_closed"].map(share),
             "no choice": [run.no_choice.short if run.no_choice else "" for run in runs],
             "settings": records["settings"],

@@ -123,6 +123,11 @@ class Run:
         return self.result.get("teacher_top1") if self.result else None
 
     @property
+    def test_top1(self) -> float | None:
+        """Accuracy of the best epoch on the test split, if the data has one, known once the run is finished."""
+        return self.result.get("test_top1") if self.result else None
+
+    @property
     def seconds(self) -> float:
         """Spent on the recorded epochs."""
         return sum(record["seconds"] for record in self.records)

@@ -71,7 +71,10 @@ def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """``result.json``: ``best_top1``, ``last_top1`` and, of a distilled student, ``teacher_top1``, in percent."""
+    """``result.json``: ``best_top1``, ``last_top1``, of a distilled student ``teacher_top1``, in percent.
+
+    Where the data has a test split, ``test_top1`` is that of the best epoch.
+    """
     return _read_file(file, _result)
 
 
