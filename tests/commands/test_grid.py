@@ -174,6 +174,22 @@ def test_a_failing_run_is_listed_and_the_others_go_on(tmp_path, monkeypatch, cap
     assert "failed: at fixed, resnet20-resnet8, seed 1029: ValueError: out of luck" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_entered_stops_no_other_run(tmp_path, monkeypatch):
+    def is_locked(layout):
+        if "fixed-at" in str(layout.path):
+            raise PermissionError(13, "Permission denied")
+        return False
+
+    monkeypatch.setattr("utils.grid.plan.is_locked", is_locked)
+    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path, distillers=("at", "kd")), {}, tmp_path)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        "resnet20 alone": "finished",
+        "at fixed": "failed",
+        "kd fixed": "finished",
+    }
+    assert outcomes["at fixed"].reason.endswith("resnet20-resnet8: Permission denied")
+
+
 def test_without_its_teacher_nothing_is_started(tmp_path, monkeypatch):
     outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": "raise SystemExit(2)"}, tmp_path)
     assert outcomes["resnet20 alone"].status == "failed"

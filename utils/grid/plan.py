@@ -6,13 +6,14 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
 from utils.config import Config, find_config
 from utils.config.changes import deciding_settings, differences
 from utils.config.related import SingleRun, single_run, teacher_run
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import SINGLE, is_locked, read_run
 
@@ -50,7 +51,7 @@ class Job:
     root: Path
     teacher: Path | None = None
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         return self.config.run_dir
 
@@ -67,8 +68,9 @@ class State:
     """What is in a job's folder.
 
     Attributes:
-        status: ``new``, ``unfinished``, ``finished``, or ``busy`` while another process is at it.
-        differs: settings that decide a result and are not the job's, e.g. ``"training.lr 0.1, now 0.05"``.
+        status: ``new``, ``unfinished``, ``finished``, ``busy`` while another process trains it, or ``unreadable``.
+        differs: settings that decide a result and are not the job's, e.g. ``"training.lr 0.1, now 0.05"``; or why the
+            folder cannot be read.
     """
 
     status: str
@@ -164,7 +166,13 @@ def split_pair(pair: str) -> tuple[str, str]:
 
 def state(job: Job) -> State:
     """How far the job is already."""
-    layout = Layout(job.folder)
+    try:
+        return _state(job, Layout(job.folder))
+    except OSError as error:  # one folder that cannot be entered stops no other run
+        return State("unreadable", f"{job.folder}: {reason(error)}")
+
+
+def _state(job: Job, layout: Layout) -> State:
     if is_locked(layout):
         return State("busy")
     if layout.best.exists() and not layout.config.exists():

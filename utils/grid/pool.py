@@ -72,6 +72,7 @@ class Pool:
         self._free: SimpleQueue[dict[str, str]] = SimpleQueue()
         for slot in slots:
             self._free.put(slot)
+        self._folders = {job.folder for job in jobs}
         self._waiting = {job.folder: job for job in jobs}
         self._look_again: dict[Path, float] = {}  # when, at a run that another process trains
         self._processes: dict[Path, subprocess.Popen] = {}
@@ -114,9 +115,9 @@ class Pool:
             if teacher and teacher.status not in DONE:
                 del self._waiting[job.folder]
                 self._note(Outcome(job, "not started", f"its teacher {teacher.status}"))
-            elif (teacher or not any(job.teacher == other.folder for other in self.jobs)) and (
-                self._look_again.get(job.folder, 0) <= time.monotonic()
-            ):
+            elif job.teacher in self._folders and teacher is None:
+                continue
+            elif self._look_again.get(job.folder, 0) <= time.monotonic():
                 ready.append(job)
         return ready
 
@@ -152,6 +153,8 @@ class Pool:
                     return self._train(job, found.status == "unfinished", found.differs, output)
         if found.status == "busy":
             return None
+        if found.status == "unreadable":
+            return Outcome(job, "failed", found.differs)
         return Outcome(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
 
     def _train(self, job: Job, resume: bool, differs: str, output: IO[bytes]) -> Outcome | None:

@@ -134,18 +134,21 @@ class SlurmQueue:
         Raises:
             UserError: submitit or Slurm is missing, or Slurm refuses the jobs.
         """
+        folders = {job.folder for job in self.jobs}
         groups: dict[Path | None, list[Job]] = {None: []}
         for job, found, there in look(self.jobs, self.logs):
             ending = self.outcomes.get(job.teacher)
             if found.status == "finished":
                 self._note(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
+            elif found.status == "unreadable":
+                self._note(job, "failed", found.differs)
             elif there is not None:
                 self._submitted[job.folder], self._states[job.folder] = there, there.state
                 self.say(f"{self._words(job)}: {job.name}")
             elif ending and ending.status not in DONE:
                 self._note(job, "not started", f"its teacher {ending.status}")
             else:
-                waits = not ending and any(job.teacher == other.folder for other in self.jobs)
+                waits = job.teacher in folders and not ending
                 groups.setdefault(job.teacher if waits else None, []).append(job)
         for teacher, jobs in groups.items():
             if jobs and not stop.requested:
