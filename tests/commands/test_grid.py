@@ -59,7 +59,7 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
     [
         ("resnet20-resnet9", "unknown model 'resnet9': did you mean"),
         ("resnet21-resnet8", "unknown model 'resnet21': did you mean"),
-        ("resnet20-mynets.Net", "model 'mynets.Net': cannot import 'mynets'"),
+        ("resnet20-mynets.Net", "model 'mynets.Net': importing 'mynets'"),
         ("resnet20-torchvision.models.resnet19", "model 'torchvision.models.resnet19': 'torchvision.models' has no"),
     ],
 )
@@ -252,7 +252,9 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch):
     assert slots(None) == [{}]
 
 
-def test_progress_names_running_jobs_and_the_time_of_the_epochs_to_go(tmp_path):
+def test_progress_names_running_jobs_and_the_time_of_the_epochs_to_go(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("utils.grid.progress.time", SimpleNamespace(monotonic=lambda: now))
     teacher, *jobs = jobs_of(tmp_path, ("fixed", "adaptive", "anti", "random"), ("at",))
     write_run(tmp_path, selection="fixed", epochs=4, done=1)
     progress = Progress([teacher, *jobs])
@@ -261,10 +263,10 @@ def test_progress_names_running_jobs_and_the_time_of_the_epochs_to_go(tmp_path):
     write_run(tmp_path, selection="adaptive", epochs=4, done=2)
     queue = SimpleNamespace(running=jobs, outcomes={teacher.folder: Outcome(teacher, "finished")})
     pair = "resnet20-resnet8, seed 1029"
-    progress._started -= 30
-    # 20 epochs of the teacher and 2 of the students in 30 s, 13 to go
+    now = 30.0
+    # 8 epochs of the teacher and 2 of the students in 30 s, 13 to go
     assert progress.line(queue) == (
-        f"[1/5] left 00:17 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 3/4 | "
+        f"[1/5] left 00:39 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 3/4 | "
         f"at anti, {pair}: epoch 1/4 | 1 more"
     )
 
