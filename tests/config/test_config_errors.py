@@ -97,6 +97,15 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         ('dataset.root="\\uD800"', "dataset.root: found '\\ud800', must be a word in UTF-8"),
         ('kd.teacher.checkpoint="\\0"', "kd.teacher.checkpoint: found '\\x00', must hold no NUL"),
         ("dataset.std=[1,0,1]", "dataset.std[1]: found 0, must be more than 0"),
+        ("dataset.image_range=[5,1]", "dataset.image_range: found [5, 1], must be a lower and a higher number"),
+        (
+            "training.class_weights=[1,0]",
+            "training.class_weights: found [1, 0], must be balanced or a list with a number above 0 for each class",
+        ),
+        (
+            "training.class_weights=fast",
+            "training.class_weights: found 'fast', must be balanced or a list with a number above 0 for each class",
+        ),
         ("dataset.mean=[1,1]", "dataset.mean: found [1, 1], must be a list of 3"),
         ("kd.student.name=a/b", "kd.student.name: found 'a/b', must be letters, digits, underscores, dashes and dots"),
         (
@@ -202,7 +211,7 @@ def test_a_file_that_is_no_config_is_told_in_one_line(content, message):
         ("model: {name: vgg8}\n", "dataset is missing"),
         (
             "dataset: {}\nmodel: {name: vgg8}\n",
-            "dataset.name is missing (cifar-10, cifar-100, csv, digits, imagefolder, imagenet, parquet, tiny-imagenet, "
+            "dataset.name is missing (cifar-10, cifar-100, digits, imagefolder, imagenet, csv, parquet, tiny-imagenet, "
             "or your own)",
         ),
         ("dataset: {name: digits}\n", "found neither of model and kd, must be one: model trains alone, kd distils"),

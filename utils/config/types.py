@@ -73,8 +73,10 @@ def _within_float32(value: float) -> float:
 
 
 def _balanced_or_list(value: Any) -> Any:
-    if value != "balanced" and not isinstance(value, list | tuple):
-        raise ValueError("must be balanced or a list with a number for each class")
+    numbers = value if isinstance(value, list | tuple) else []
+    fit = all(isinstance(number, int | float) and 0 < number < 1e38 for number in numbers)
+    if value != "balanced" and not (numbers and fit):
+        raise ValueError("must be balanced or a list with a number above 0 for each class")
     return value
 
 
@@ -108,7 +110,7 @@ Device = Annotated[Text, AfterValidator(_known_device)]
 Epochs = Annotated[tuple[Count, ...], BeforeValidator(_split_epochs), AfterValidator(_increasing)]
 Triple = Annotated[tuple[Number, Number, Number], _of_length(3)]
 PositiveTriple = Annotated[tuple[Positive, Positive, Positive], _of_length(3)]
-ClassWeights = Annotated[Literal["balanced"] | tuple[Positive, ...], BeforeValidator(_balanced_or_list)]
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidator(_balanced_or_list)]
 ValueRange = Annotated[tuple[Number, Number], _of_length(2), AfterValidator(_low_and_high)]
 Pair = Annotated[tuple[Integer, Integer], _of_length(2)]
 
