@@ -1,8 +1,9 @@
 #!/bin/sh
 # Check everything: ruff, shellcheck, and the tests. Arguments go to pytest, e.g. sh test.sh tests/training/test_engine.py
 set -eu
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname -- "$0")"
 
+requirements="requirements.txt requirements-dev.txt"
 . utils/python.sh
 "$python" -m ruff check .
 "$python" -m ruff format --check .

@@ -9,17 +9,16 @@
 # the teacher as well, and nnodes the number of machines (see docs/running.md). Many runs are usually
 # faster as one per GPU (python -m utils.grid) than with nproc. Further arguments go to train.py (see --help there).
 set -euf
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname -- "$0")"
 
-: "${seed:=1029}" "${dataset:=cifar-100}"
-case $dataset in digits) : "${net1:=resnet20}" "${net2:=resnet8}" ;; esac
-: "${net1:=vgg13}" "${net2:=vgg8}" "${distiller:=at}" "${nproc:=1}"
 case $0 in *train_anti.sh) entry=train_anti.py ;; *) entry=train.py ;; esac # train_anti.sh is this file under its name
 
 for word in ${teacher_args:-}; do
     set -- "$@" --teacher-arg "$word"
 done
 
+requirements=requirements.txt
 . utils/python.sh
-exec "$python" -m utils.launch "${nnodes:+${nnodes}x}$nproc" "$entry" --dataset "$dataset" --seed "$seed" --net1 "$net1" --net2 "$net2" \
-    --distiller "$distiller" ${num_classes:+"dataset.num_classes=$num_classes"} "$@"
+exec "$python" -m utils.launch "${nnodes:+${nnodes}x}${nproc:-1}" "$entry" \
+    ${seed:+--seed "$seed"} ${dataset:+--dataset "$dataset"} ${net1:+--net1 "$net1"} ${net2:+--net2 "$net2"} \
+    ${distiller:+--distiller "$distiller"} ${num_classes:+"dataset.num_classes=$num_classes"} "$@"

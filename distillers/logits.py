@@ -44,7 +44,7 @@ class LogitLoss(nn.Module):
         capturable: see `distillers.base.Distiller`.
 
     Raises:
-        UserError: a constant is impossible.
+        UserError: the temperature or a constant is impossible.
     """
 
     function: ClassVar[Callable[..., Tensor] | None] = None
@@ -54,6 +54,7 @@ class LogitLoss(nn.Module):
 
     def __init__(self, temperature: float = 4.0, **constants: float):
         super().__init__()
+        check_option("temperature", temperature, lambda value: value > 0, "a number above 0", key="kd_loss.KD_T")
         self.temperature, self.constants = temperature, constants
         for name, value in constants.items():
             check_weight(f"{type(self).__name__.lower()}.{name}", value)

@@ -41,7 +41,7 @@ import torch
 print(sys.version.split()[0], "torch", torch.__version__, "cudnn", torch.backends.cudnn.version())
 print(torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
 missing = []
-for name in re.findall(r"^[\w-]+", open("requirements.txt").read(), re.MULTILINE):
+for name in re.findall(r"^[\w-]+", open("requirements.txt").read() + open("requirements-dev.txt").read(), re.MULTILINE):
     try:
         metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Exit with 0 if this interpreter has every package of a requirements file, in its version or a newer one, else 1.
+"""Print what this interpreter lacks of requirements files: packages, or their versions; exit with 1 if there is any.
 
 Run by the launchers before anything is installed, so it uses nothing but the standard library.
 """
@@ -27,4 +27,6 @@ def _numbers(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(lacking(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    missing = [line for file in sys.argv[1:] for line in lacking(Path(file).read_text(encoding="utf-8"))]
+    print(", ".join(missing))
+    sys.exit(bool(missing))

@@ -7,9 +7,10 @@ signal is answered in one line.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.command import Parser, whole_number
 from utils.errors import UserError
@@ -17,18 +18,21 @@ from utils.registry import names_in_source
 
 if TYPE_CHECKING:
     from utils.config import Config
+    from utils.config.related import Command
 
+DEFAULTS = {"dataset": "cifar-100", "seed": 1029, "model": "vgg13", "net1": "vgg13", "net2": "vgg8", "distiller": "at"}
+SMALL = {"model": "resnet20", "net1": "resnet20", "net2": "resnet8"}  # of digits: they take minutes on a CPU
+MACHINES = ("nproc", "nnodes")
 # Of the shell scripts train_single.sh, train.sh and train_anti.sh.
-VARIABLES = ("seed", "dataset", "num_classes", "model", "net1", "net2", "distiller", "teacher_args", "nproc", "nnodes")
+VARIABLES = (*DEFAULTS, *MACHINES, "num_classes", "teacher_args")
 
 
 def main_single(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `train_single.py`."""
     parser = _parser("Train one network with cross-entropy: a teacher, or a student on its own.")
-    parser.add_argument("--model", help="network, e.g. vgg13")
+    parser.add_argument("--model", help=f"network (default {DEFAULTS['model']}; of digits {SMALL['model']})")
     options = parser.parse_intermixed_args(arguments)
-    config = _load(options, parser, {"model": options.model})
-    return _train(config, options)
+    return _train(options, ("dataset", "seed", "model"), "train_single.sh")
 
 
 def main_distill(selection: str | None = None, arguments: Sequence[str] | None = None) -> int:
@@ -38,9 +42,17 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
         if selection == "anti"
         else "Train a student by spot-adaptive knowledge distillation (kd.selection: adaptive, anti, fixed, random)."
     )
-    parser.add_argument("--net1", "--teacher", dest="teacher", help="teacher network, e.g. vgg13")
-    parser.add_argument("--net2", "--student", dest="student", help="student network, e.g. vgg8")
-    parser.add_argument("--distiller", help=f"what to distil: {' '.join(names_in_source('distillers', 'distiller'))}")
+    networks = "(default {}; of digits {})"
+    parser.add_argument(
+        "--net1", "--teacher", help=f"teacher network {networks.format(DEFAULTS['net1'], SMALL['net1'])}"
+    )
+    parser.add_argument(
+        "--net2", "--student", help=f"student network {networks.format(DEFAULTS['net2'], SMALL['net2'])}"
+    )
+    parser.add_argument(
+        "--distiller",
+        help=f"what to distil, default {DEFAULTS['distiller']}: {' '.join(names_in_source('distillers', 'distiller'))}",
+    )
     parser.add_argument(
         "--teacher-arg",
         dest="teacher_args",
@@ -50,11 +62,8 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
         help="a config key of the teacher, which is trained first if it is missing; may be given several times",
     )
     options = parser.parse_intermixed_args(arguments)
-    if selection:
-        options.overrides.append(f"kd.selection={selection}")
-    names = {"teacher": options.teacher, "student": options.student, "distiller": options.distiller}
-    config = _load(options, parser, names)
-    return _train(config, options, teacher_args=options.teacher_args)
+    names = ("dataset", "seed", "net1", "net2", "distiller")
+    return _train(options, names, "train_anti.sh" if selection == "anti" else "train.sh")
 
 
 def _parser(description: str) -> Parser:
@@ -69,18 +78,55 @@ def _parser(description: str) -> Parser:
     )
     source = parser.add_argument_group("what to run: a file, or names from which the file is found or composed")
     source.add_argument("--config", metavar="FILE", help="a config file")
-    source.add_argument("--dataset", help="folder below configs/, e.g. cifar-100 or digits")
-    source.add_argument("--seed", type=whole_number(0), default=1029, help="default 1029")
+    source.add_argument("--dataset", help=f"folder below configs/, e.g. digits (default {DEFAULTS['dataset']})")
+    source.add_argument("--seed", type=whole_number(0), help=f"default {DEFAULTS['seed']}")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on with the run that is there")
     existing.add_argument("--overwrite", action="store_true", help="drop the run that is there")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run would do, with time and memory of a few steps; write nothing",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="config keys, e.g. training.epochs=10 dataset.root=data"
     )
     return parser
 
 
-def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | None]) -> Config:
+def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> int:
+    """Find the config that the options ask for, and train it.
+
+    Args:
+        names: the options that say which config, as long as no file does.
+    """
+    command = _command(options, names, script)
+    config = _load(options, command, names, ["kd.selection=anti"] if script == "train_anti.sh" else [])
+    # PyTorch takes seconds to import; --help and a bad config do not wait for it.
+    teacher_args = getattr(options, "teacher_args", ())
+    if options.dry_run:
+        from utils.training.dry_run import dry_run
+
+        dry_run(config, teacher_args)
+        return 0
+    from utils.training.run import train
+
+    train(config, resume=options.resume, overwrite=options.overwrite, teacher_args=teacher_args, command=command)
+    return 0
+
+
+def _command(options: argparse.Namespace, names: Sequence[str], script: str) -> Command:
+    from utils.config.related import Command
+
+    variables = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    variables |= {name: os.environ[name] for name in MACHINES if os.environ.get(name)}
+    words = ["--config", options.config] if options.config else []
+    for word in getattr(options, "teacher_args", ()):
+        words += ["--teacher-arg", word]
+    return Command(script, variables, (*words, *options.overrides))
+
+
+def _load(options: argparse.Namespace, command: Command, names: Sequence[str], last: Sequence[str]) -> Config:
     from utils.config import find_config, load_config
     from utils.training.log import log, log_to_console
 
@@ -92,20 +138,20 @@ def _load(options: argparse.Namespace, parser: Parser, names: dict[str, str | No
                 f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
                 "entry points it is an option (--help)"
             )
+    words = [*options.overrides, *last]
+    given: dict[str, Any] = {name: value for name, value in command.variables.items() if name in names}
     if options.config:
-        return load_config(options.config, options.overrides)
-    missing = [name for name, value in {"dataset": options.dataset, **names}.items() if value is None]
-    if missing:
-        parser.error(f"give --config FILE, or all of --dataset {' '.join('--' + name for name in names)}")
-    composed = find_config(options.dataset, options.seed, **names)
-    config = composed.load(options.overrides)
+        if given:
+            raise UserError(
+                f"command line: {', '.join(given)} beside --config, whose file says what to run; "
+                "keys change that, e.g. training.seed=7"
+            )
+        return load_config(options.config, words)
+    usual = DEFAULTS | (SMALL if given.get("dataset") == "digits" else {})
+    chosen = {name: given.get(name, usual[name]) for name in names}
+    renamed = {"net1": "teacher", "net2": "student"}
+    composed = find_config(**{renamed.get(name, name): value for name, value in chosen.items()})
+    config = composed.load(words)
     log_to_console()
     log.info(f"config: {composed.note}")
     return config
-
-
-def _train(config: Config, options: argparse.Namespace, **more: Sequence[str]) -> int:
-    from utils.training.run import train  # PyTorch takes seconds to import; --help and a bad config do not wait for it
-
-    train(config, resume=options.resume, overwrite=options.overwrite, **more)
-    return 0

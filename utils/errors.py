@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def doing(what: str) -> Iterator[None]:
         if exhausted_memory(error) or lost_connection(error):
             raise
         raise Unforeseen(f"{what} failed: {explain(error)}") from error
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``": did you mean 'vgg8'?"`` with the one of `known` that is closest to `word`; empty if none is.
+
+    Args:
+        cutoff: how similar it must be, from 0 to 1, see `difflib.get_close_matches`.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def explain(error: BaseException) -> str:

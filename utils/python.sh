@@ -1,25 +1,35 @@
 # shellcheck shell=sh
-# Sourced by the launchers: sets $python to an interpreter that has everything in requirements.txt.
-# Takes the one on the path if it has it all, else .venv here, which is made on the first run.
+# Sourced by the launchers: sets $python to an interpreter that has the packages of the files in $requirements.
+# Takes the one on the path if it has them all. Else it stops where an environment is active, which is the user's
+# choice, and takes .venv here otherwise, into which it installs what is missing.
 
-has_requirements() { "$1" utils/check_requirements.py requirements.txt 2>/dev/null; }
+# shellcheck disable=SC2086,SC2154  # a list of files, set by the launcher
+lacking() { "$1" utils/check_requirements.py $requirements; }
 
 python=$(command -v python3 || command -v python) || {
     echo "error: no python3 on the path; install Python 3.10 or newer" >&2
     exit 2
 }
-if ! has_requirements "$python"; then
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        echo "error: $python is older than 3.10; put a newer python3 on the path" >&2
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "error: $python is older than 3.10; put a newer python3 on the path" >&2
+    exit 2
+fi
+if ! missing=$(lacking "$python"); then
+    install="-m pip install --quiet$(printf ' --requirement %s' $requirements)"
+    environment=${VIRTUAL_ENV:-}
+    case ${CONDA_DEFAULT_ENV:-base} in base) ;; *) environment=${environment:-$CONDA_PREFIX} ;; esac
+    if [ -n "$environment" ]; then
+        echo "error: the active environment $environment lacks $missing; $python $install adds them, and without an" \
+            "active environment .venv is made here" >&2
         exit 2
     fi
-    if ! has_requirements .venv/bin/python; then
-        echo "$python lacks requirements: installing them into .venv, once (a few minutes, about 6 GB)"
-        if ! { "$python" -m venv .venv && .venv/bin/python -m pip install --quiet --requirement requirements.txt; }; then
-            echo "error: could not install requirements.txt into .venv; see above" >&2
+    found=$python python=.venv/bin/python
+    if ! { [ -x $python ] && lacking $python >/dev/null; }; then
+        echo "$found lacks $missing: installing into .venv, once (a few minutes, about 6 GB with PyTorch)"
+        if ! { { [ -x $python ] || "$found" -m venv .venv; } && $python $install; }; then
+            echo "error: could not install ${requirements} into .venv; see above" >&2
             exit 2
         fi
     fi
     echo "using .venv/bin/python"
-    python=.venv/bin/python
 fi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -14,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 
 T = TypeVar("T", bound=Callable)
 
@@ -63,9 +62,8 @@ class Registry(Generic[T]):
         matches = [known for known in self._entries if fold(known) == fold(name)]
         if len(matches) == 1:
             return matches[0]
-        close = difflib.get_close_matches(name, self._entries, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown {self.kind} {name!r}: {hint}known are {', '.join(self._entries)}")
+        close = did_you_mean(name, self._entries) or ":"
+        raise UserError(f"unknown {self.kind} {name!r}{close} known are {', '.join(self._entries)}")
 
     def __contains__(self, name: str) -> bool:
         try:
@@ -104,5 +102,5 @@ def names_in_source(package: str, kind: str = r"\w+") -> tuple[str, ...]:
 
 
 def fold(name: str) -> str:
-    """`name` without what people spell differently: case, dashes, underscores."""
+    """`name` in lower case, without dashes and underscores."""
     return name.lower().replace("-", "").replace("_", "")

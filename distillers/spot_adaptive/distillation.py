@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Shape, Spot, scalar
+from distillers.base import Distiller, Shape, Spot, check_option, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss
 from distillers.spot_adaptive.ramp import Ramp
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from distillers.spot_adaptive.policy import Policy
@@ -52,6 +53,9 @@ class SpotAdaptiveDistillation(Task):
         processes: how many share each batch, every one with a task of its own.
         label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
             see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.
+
+    Raises:
+        UserError: there is no such selection, or a temperature is not above 0.
     """
 
     def __init__(
@@ -75,6 +79,9 @@ class SpotAdaptiveDistillation(Task):
         label_loss: LabelLoss | None = None,
     ):
         super().__init__()
+        if selection not in get_args(Selection):
+            raise UserError(f"selection is {selection!r}, expected one of {', '.join(get_args(Selection))}")
+        check_option("gate_temperature", gate_temperature, lambda value: value > 0, "a number above 0", key="kd")
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.distiller = distiller

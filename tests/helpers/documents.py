@@ -242,7 +242,7 @@ def run_python(arguments: list[str]) -> list[Config]:
         return []  # it would install
     configs: list[Config] = []
 
-    def train(config: Config, *, resume: bool, overwrite: bool, teacher_args: Sequence[str] = ()) -> None:
+    def train(config: Config, *, resume: bool, overwrite: bool, teacher_args: Sequence[str], command: object) -> None:
         configs.append(config)
         if teacher_args:
             configs.append(teacher_run(config, teacher_args).config)

@@ -15,8 +15,10 @@ from distillers.logits import distillation_kl
 from distillers.ops import masked_mean
 from distillers.spot_adaptive.distillation import routing_loss
 from distillers.spot_adaptive.frozen import frozen_twin
+from distillers.spot_adaptive.join import make_logit_loss
 from distillers.spot_adaptive.policy import Policy, straight_through_gates
 from distillers.spot_adaptive.routing import Router, mix
+from utils.errors import UserError
 
 
 def gradients(module):
@@ -28,6 +30,20 @@ def route(task, batch, gates):
         features, logits = task.teacher.features(batch.image)
     start = task.router.start(features, logits)
     return task.router(batch.image, task._twin[0], task.teacher, start, gates), logits
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"selection": "fixd"}, {"gate_temperature": 0}, {"gate_temperature": float("nan")}], ids=str
+)
+def test_an_impossible_setting_is_refused(wrong):
+    with pytest.raises(UserError, match="expected"):
+        toy_task("at", **wrong)
+
+
+@pytest.mark.parametrize("temperature", [0, -4.0, float("nan"), "4"])
+def test_an_impossible_temperature_at_the_logits_is_refused(temperature):
+    with pytest.raises(UserError, match=r"kd_loss\.KD_T: temperature is .*, expected a number above 0"):
+        make_logit_loss("dkd", temperature, {})
 
 
 class TestGates:

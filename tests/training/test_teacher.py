@@ -96,7 +96,7 @@ class TestTrainedAlong:
 
     def test_the_log_says_how_long_it_takes_and_what_changes_that(self, images, tmp_path, caplog, capsys):
         caplog.set_level(logging.INFO, "sakd")
-        with pytest.raises(UserError, match=r"unknown key training\.epoch \(did you mean training\.epochs\?\)"):
+        with pytest.raises(UserError, match=r"unknown key training\.epoch: did you mean 'training\.epochs'\?"):
             train(student(tmp_path, images), teacher_args=["training.epoch=1"])
         config = student(tmp_path, images)
         capsys.readouterr()

@@ -1,4 +1,5 @@
-"""``python -m utils.config``: the table of all keys. With a file: what it amounts to, as YAML."""
+"""``python -m utils.config``: the table of all keys. With a file: all settings of its experiment, as YAML; of a base
+file, which is no experiment yet, those that it and its own bases give."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from utils.command import Parser, guarded
-from utils.config import Config, load_config
+from utils.config import Config
 from utils.config.errors import all_fields
+from utils.config.layers import Layers
 from utils.config.yaml_text import dump_yaml
 
 BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
@@ -24,8 +26,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.file is None:
         print(key_table())
     else:
-        config = load_config(options.file, options.overrides)
-        print(dump_yaml(config.to_dict()), end="")
+        print(dump_yaml(settings(options.file, options.overrides)), end="")
+
+
+def settings(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a file; a base file is completed by names, checked, and shown without them."""
+    layers = Layers(file)
+    layers.add_file(file)
+    layers.add_overrides(overrides)
+    kd = layers.data.get("kd")
+    if "model" in layers.data or (isinstance(kd, dict) and {"teacher", "student"} <= kd.keys()):
+        return Config.from_dict(layers.data, layers.source).to_dict()
+    complete = Layers(file)
+    complete.add({"dataset": {"name": "digits"}}, file)
+    if "kd" in layers.data or "kd_loss" in layers.data:
+        pair = {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}}
+        complete.add({"kd": pair, "kd_loss": {"name": "at"}}, file)
+    else:
+        complete.add({"model": {"name": "vgg8"}}, file)
+    complete.add(layers.data, file)
+    Config.from_dict(complete.data, layers.source)
+    print("# a base file: what experiments that start from it share")
+    return layers.data
 
 
 def key_table() -> str:
@@ -44,13 +66,9 @@ def _default(field: FieldInfo) -> str:
 
 def _choices(field: FieldInfo) -> str:
     """The values to choose from, where the key takes no others."""
-    words = [word for kind in (field.annotation, *get_args(field.annotation)) for word in _literals(kind)]
-    flags = ["true", "false"] if bool in get_args(field.annotation) else []
-    return f" [{', '.join([*words, *flags])}]" if words else ""
-
-
-def _literals(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) is Literal else ()
+    kinds = (field.annotation, *get_args(field.annotation))
+    words = [_flow(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return f" [{', '.join(words)}]" if words else ""
 
 
 def _flow(value: Any) -> str:

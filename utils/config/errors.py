@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.config.wording import closest, short, show
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 
 Key = tuple[str, ...]
 Model = TypeVar("Model", bound=BaseModel)
-
-_MUST_BE = {
-    "bool_type": "true or false",
-    "dict_type": "a mapping of keys",
-    "finite_number": "a finite number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "int_type": "a whole number",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "list_type": "a list",
-    "literal_error": "{expected}",
-    "model_type": "a mapping of keys",
-    "string_too_short": "a word",
-    "string_type": "a word",
-    "string_unicode": "a word in UTF-8",
-    "tuple_type": "a list",
-}
 
 
 def validate(model: type[Model], data: dict[str, Any], source: Callable[[Key], str]) -> Model:
@@ -58,7 +37,8 @@ def validate(model: type[Model], data: dict[str, Any], source: Callable[[Key], s
 def all_fields(section: type[BaseModel], prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
     """Every key of `section` that holds a value, with its default and description, in order."""
     for name, field in section.model_fields.items():
-        nested = _section_of(field)
+        kinds = (field.annotation, *get_args(field.annotation))
+        nested = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if nested:
             yield from all_fields(nested, (*prefix, name))
         else:
@@ -68,52 +48,19 @@ def all_fields(section: type[BaseModel], prefix: Key = ()) -> Iterator[tuple[Key
 def _describe(error: dict[str, Any], source: Callable[[Key], str], model: type[BaseModel]) -> str:
     key = tuple(part for part in error["loc"] if isinstance(part, str))
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        return f"{source(key)}: unknown key {short(dotted)}{_suggestion(key, model)}"
-    if kind == "missing":
-        return f"{source(key)}: {dotted} is missing{_meaning(key, model)}"
-    if kind == "invalid_key":  # 1: or true:, which YAML reads as a number and as a flag
-        return f"{source(key)}: the key {dotted} is no word; quotation marks make it one"
-    complaint = _complaint(error)
-    found = f"found {show(error['input'])}, " if complaint.startswith("must") else ""
-    return ": ".join(filter(None, (source(key), short(dotted), found + complaint)))
-
-
-def _complaint(error: dict[str, Any]) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "value_error":
-        return str(context["error"])
-    if kind in _MUST_BE:
-        limits = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
-        return "must be " + _MUST_BE[kind].format(**limits)
-    return error["msg"]
+    if error["type"] == "extra_forbidden":
+        return f"{source(key)}: unknown key {dotted[:60]}{_suggestion(key, model)}"
+    given, message = error["input"], error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing" or isinstance(given, dict | BaseModel) or message.startswith("unknown"):
+        found = ""  # the message says it, or it is long
+    else:
+        found = f"found {reprlib.repr(given)}"
+    return ": ".join(filter(None, (source(key), dotted, found, message)))
 
 
 def _suggestion(key: Key, model: type[BaseModel]) -> str:
-    """A known key that was probably meant: a sibling's spelling first, then the same word elsewhere."""
-    known = _known_keys(model)
-    sibling = closest(key[-1], [other[-1] for other in known if other[:-1] == key[:-1]])
-    if sibling:
-        return f" (did you mean {'.'.join((*key[:-1], sibling))}?)"
-    elsewhere = [".".join(other) for other in known if other[-1] == key[-1]]
-    return f" (did you mean {elsewhere[0]}?)" if elsewhere else ""
-
-
-def _meaning(key: Key, model: type[BaseModel]) -> str:
-    descriptions = {known: field.description for known, field in all_fields(model)}
-    return f" ({descriptions[key]})" if descriptions.get(key) else ""
-
-
-@cache
-def _known_keys(model: type[BaseModel]) -> list[Key]:
-    """Sections and keys alike."""
+    """The key that was probably meant: one that ends in the same word, else the closest of all."""
     keys = [key for key, _ in all_fields(model)]
-    return list(dict.fromkeys(key[:length] for key in keys for length in range(1, len(key) + 1)))
-
-
-def _section_of(field: FieldInfo) -> type[BaseModel] | None:
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+    known = dict.fromkeys(".".join(key[:length]) for key in keys for length in range(1, len(key) + 1))
+    same_word = [other for other in known if other.endswith(f".{key[-1]}")]
+    return did_you_mean(".".join(key), same_word or known, cutoff=0 if same_word else 0.6)

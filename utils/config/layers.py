@@ -8,21 +8,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from utils.config.wording import show
-from utils.config.yaml_text import no_such_file, parse_yaml, read_yaml
+from utils.config.errors import Key
+from utils.config.yaml_text import parse_yaml, read_yaml
 from utils.errors import UserError
 
-Key = tuple[str, ...]
 COMMAND_LINE = "command line"
-MOST_BASES = 50  # files, each the base of the one before
 
 
 class Layers:
-    """A nested mapping that grows layer by layer; where two layers speak, the later one wins.
+    """A nested mapping that grows layer by layer; a later layer wins.
 
     Attributes:
-        data: what all layers so far amount to.
-        name: what messages call the whole, for errors that no single layer is to blame for.
+        data: the settings of all layers so far.
+        name: the source that messages give for a key that no layer sets.
     """
 
     def __init__(self, name: str):
@@ -32,11 +30,8 @@ class Layers:
         self._files: dict[Path, Layers] = {}
 
     def add(self, data: dict[str, Any], source: str) -> None:
-        """Lay `data` on top; messages will call its keys those of `source`."""
-        try:
-            self._merge(self.data, data, lambda key: source, ())
-        except RecursionError:
-            raise UserError(f"{source}: nested too deeply to be a config") from None
+        """Lay `data` on top; messages about its keys name `source`."""
+        self._merge(self.data, data, lambda key: source, ())
 
     def add_file(self, path: str | Path) -> None:
         """Lay a file on top, its bases first.
@@ -53,15 +48,15 @@ class Layers:
             chain: the files whose ``base:`` led here, outermost first.
         """
         known = path.resolve()
+        if known in map(Path.resolve, chain):
+            raise UserError(f"base: goes in a circle ({' -> '.join(map(str, (*chain, path)))})")
         if known not in self._files:
-            data = read_yaml(path)
-            chain, layers = (*chain, path), Layers(str(path))
-            for base in _bases(data.pop("base", None), path):
-                if any(base.samefile(other) for other in chain):
-                    raise UserError(f"{path}: base: goes in a circle ({' -> '.join(map(str, (*chain, base)))})")
-                if len(chain) > MOST_BASES:
-                    raise UserError(f"{path}: base: a chain of more than {MOST_BASES} files")
-                layers._add_layers(self._read(base, chain))
+            data, layers = read_yaml(path), Layers(str(path))
+            try:
+                for base in _bases(data.pop("base", None)):
+                    layers._add_layers(self._read(Path(os.path.normpath(path.parent / base)), (*chain, path)))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
             layers.add(data, str(path))
             self._files[known] = layers
         return self._files[known]
@@ -74,11 +69,11 @@ class Layers:
         for word in overrides:
             key, equals, text = word.partition("=")
             if not equals or not key:
-                raise UserError(f"{COMMAND_LINE}: found {show(word)}, must be key=value, e.g. training.epochs=10")
+                raise UserError(f"{COMMAND_LINE}: found {word!r}, must be key=value, e.g. training.epochs=10")
             try:
                 value = parse_yaml(text)
             except UserError as error:
-                raise UserError(f"{COMMAND_LINE}: {show(word)}: {error}") from None
+                raise UserError(f"{COMMAND_LINE}: {word[:60]}: {error}") from None
             for part in reversed(key.split(".")):
                 value = {part: value}
             self.add(value, COMMAND_LINE)
@@ -100,7 +95,7 @@ class Layers:
             here = (*path, name)
             is_section = isinstance(below.get(name), dict)
             if value is None and is_section:
-                continue  # a heading with nothing under it says nothing
+                continue  # a heading with nothing under it changes nothing
             self._sources[here] = source(here)
             if isinstance(value, dict):
                 if not is_section:
@@ -110,15 +105,9 @@ class Layers:
                 below[name] = value
 
 
-def _bases(value: Any, path: Path) -> list[Path]:
-    """The files that ``base: value`` in `path` names."""
+def _bases(value: Any) -> list[str]:
+    """The files that ``base: value`` names."""
     names = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path}: base: found {show(value)}, must be a path or a list of paths")
-    bases = [Path(os.path.normpath(path.parent / name)) for name in names]
-    for base in bases:
-        if not base.exists():
-            raise UserError(f"{path}: base: {base}: {no_such_file(base)}")
-        if base.is_dir():
-            raise UserError(f"{path}: base: {base}: is a folder, expected a file")
-    return bases
+        raise UserError(f"base: found {value!r}, must be a path or a list of paths")
+    return names

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from utils.errors import UserError
@@ -38,45 +38,35 @@ def network_name(name: str) -> str:
     return name
 
 
-def dataset_name(name: str) -> str:
-    """``"CIFAR100"``, ``"cifar_100"`` → ``"cifar-100"``.
+def registered(package: str, kind: str, registry: str) -> Callable[[str], str]:
+    """A validator that gives the registered spelling of a name: ``"CIFAR100"`` → ``"cifar-100"``.
 
-    Raises:
-        ValueError: no data set is registered under it.
+    Args:
+        package: whose modules register entries.
+        kind: of an entry, which ``register_<kind>`` adds.
+        registry: the object in the package's ``registry`` module.
     """
-    return _registered("datasets", "dataset", "DATASETS", name)
 
+    def canonical(name: str) -> str:
+        for known in names_in_source(package, kind):
+            if fold(known) == fold(name):
+                return known
+        # Imported this late because it brings PyTorch.
+        entries: Registry = getattr(importlib.import_module(f"{package}.registry"), registry)
+        try:
+            return entries.canonical(name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
-def distiller_name(name: str) -> str:
-    """``"FitNet"`` → ``"fitnet"``.
-
-    Raises:
-        ValueError: no distiller is registered under it.
-    """
-    return _registered("distillers", "distiller", "DISTILLERS", name)
-
-
-def logit_loss_name(name: str | None) -> str | None:
-    """``"DKD"`` → ``"dkd"``; nothing stays nothing.
-
-    Raises:
-        ValueError: no loss at the logits is registered under it.
-    """
-    return None if name is None else _registered("distillers", "logit_loss", "LOGIT_LOSSES", name)
-
-
-def spelt_as(choices: Iterable[str], name: Any) -> Any:
-    """The one of `choices` that `name` is but for case and dashes, ``"adamw"`` → ``"AdamW"``; else `name`."""
-    return next((known for known in choices if fold(known) == fold(str(name))), name)
+    return canonical
 
 
 def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str | None = None) -> str:
     """What a network is called in folders, files and reports.
 
-    That is `label` if the user gave one. Else it is `name`, the whole of an import path, with a dash for a slash,
-    followed by the keyword arguments: ``timm-vit_tiny_patch16_224-img_size-64``. So two networks have two names, unless
-    the user wants it otherwise. A value that a folder name cannot spell, or a very long one, is cut and ends in six
-    digits of a hash.
+    That is `label` if the user gave one. Else it is `name`, with a dash for a slash, followed by the keyword arguments:
+    ``timm-vit_tiny_patch16_224-img_size-64``. So two networks have two names. What a folder name cannot spell is
+    replaced, and a long name is cut; both then end in six digits of a hash.
     """
     if label:
         return label
@@ -114,15 +104,3 @@ def needs_small_lr(model: str) -> bool:
 def _without_depth(model: str) -> str:
     # The depth is the first number; the one after a capital V is a version (MobileNetV2).
     return re.sub(r"(?<=[a-z_])\d+", "", function_name(model), count=1)
-
-
-def _registered(package: str, kind: str, registry: str, name: str) -> str:
-    for known in names_in_source(package, kind):
-        if fold(known) == fold(name):
-            return known
-    # Imported this late because it brings PyTorch.
-    entries: Registry = getattr(importlib.import_module(f"{package}.registry"), registry)
-    try:
-        return entries.canonical(name)
-    except UserError as error:
-        raise ValueError(str(error)) from None

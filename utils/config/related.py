@@ -1,20 +1,21 @@
-"""Runs that belong together: that of a student's teacher, and what one might run next."""
+"""Runs that belong together: that of a student's teacher, and what helps after a run."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.config.changes import flatten
-from utils.config.find import Composed, find_config
+from utils.config.find import find_config
+from utils.config.names import same_family
 from utils.config.schema import Config, ModelConfig
 from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError
 from utils.libraries import weights_key
+from utils.run_folder.layout import Layout
 
 # What a student and the teacher that is trained for it have in common, besides the seed and the network: the data,
 # the place where they write, and how the machine is used.
@@ -23,26 +24,56 @@ SHARED_TRAINING = ("device", "precision", "channels_last", "cuda_graph", "determ
 
 
 @dataclass(frozen=True)
+class Command:
+    """How a run was started, ``dataset=digits net1=vgg13 sh train.sh training.epochs=3``. A run remembers it.
+
+    Attributes:
+        script: the launcher.
+        variables: those that were given, by name.
+        words: the options and the ``key=value`` words.
+    """
+
+    script: str
+    variables: Mapping[str, Any]
+    words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        assignments = [f"{name}={shlex.quote(str(value))}" for name, value in self.variables.items()]
+        return " ".join([*assignments, "sh", self.script, *map(shlex.quote, self.words)])
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The same for the entry point in Python, where every variable is an option."""
+        options = [word for name, value in self.variables.items() for word in (f"--{name}", str(value))]
+        return (*options, *self.words)
+
+
+@dataclass(frozen=True)
 class SingleRun:
     """A network trained alone.
 
     Attributes:
-        arguments: of `train_single.py`.
-        config: what these amount to.
+        command: makes the run.
+        config: what it amounts to.
         note: one line that says where the config comes from.
     """
 
-    arguments: tuple[str, ...]
+    command: Command
     config: Config
     note: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Those of ``train_single.py``."""
+        return self.command.arguments
 
 
 def single_run(dataset: str, seed: int, model: str, overrides: Iterable[str]) -> SingleRun:
     """The run of `model` that ``train_single.py`` makes of these arguments; see `find_config` for the errors."""
     overrides = tuple(overrides)
     composed = find_config(dataset, seed, model=model)
-    arguments = ("--dataset", dataset, "--seed", str(seed), "--model", model, *overrides)
-    return SingleRun(arguments, composed.load(overrides), composed.note)
+    command = Command("train_single.sh", {"dataset": dataset, "seed": seed, "model": model}, overrides)
+    return SingleRun(command, composed.load(overrides), composed.note)
 
 
 def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
@@ -55,8 +86,9 @@ def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
     Raises:
         UserError: there is no such config, or its result would lie where the student does not look for it.
     """
-    words = [*_shared(config, "model", config.kd.teacher), *overrides]
-    run = single_run(_folder(config), config.training.seed, config.kd.teacher.name, words)
+    label = config.dataset.label  # which a file may have chosen; the bases of the data set itself then serve
+    folder = label if Path("configs", label, "base.yml").exists() else config.dataset.name
+    run = single_run(folder, config.training.seed, config.kd.teacher.name, [*_shared_words(config), *overrides])
     wanted = config.teacher_checkpoint.parents[1]
     if run.config.run_dir != wanted:
         raise UserError(
@@ -66,88 +98,87 @@ def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
     return run
 
 
-def own_command(config: Config) -> str | None:
-    """The launcher's command that makes the very run of `config`; None for data that the launchers do not know."""
-    variables = {"dataset": _folder(config), "seed": config.training.seed}
-    try:
-        if config.model:
-            composed = find_config(**variables, model=config.model.name)
-            words = _overrides(composed, config, ())
-            return _command(variables | {"model": config.model.name}, "train_single.sh", words)
-        kd, distiller = config.kd, config.kd_loss.name
-        composed = find_config(**variables, teacher=kd.teacher.name, student=kd.student.name, distiller=distiller)
-        variables |= {"net1": kd.teacher.name, "net2": kd.student.name, "distiller": distiller}
-        given = () if kd.selection == "adaptive" else (f"kd.selection={kd.selection}",)
-        words = _overrides(composed, config, given)
-    except UserError:
-        return None
-    if kd.selection == "anti":
-        return _command(variables, "train_anti.sh", words)
-    return _command(variables, "train.sh", [*given, *words])
+def remembered(config: Config, command: Command | None = None) -> str:
+    """The command that a run remembers and reports quote; of a run that no launcher started, its config file."""
+    script = "train_single.py" if config.model else "train.py"
+    return str(command or f"python {script} --config {shlex.quote(str(Layout(config.run_dir).config))}")
 
 
-def next_command(config: Config) -> str | None:
-    """What one might run after `config`, ready to be pasted; None for data that the launchers do not know.
+def next_command(config: Config, command: Command | None) -> str:
+    """What helps after a run, ready to be pasted.
 
-    After a network alone that is a student of it (train.sh has a default for the student), after adaptive
-    distillation the ablation, after the ablation the plain distiller.
+    After a network alone that is distilling it, as a published pair does; after a student the same with which it is
+    to be compared, the plain distiller or the policy. Where both are there, or neither is known, it is the report.
+
+    Args:
+        config: of the run.
+        command: how it was started, if it was by a launcher.
     """
-    if config.kd:
-        selection = "fixed" if config.kd.selection == "anti" else "anti"
-        kd = config.kd.model_copy(update={"selection": selection})
-        return own_command(config.model_copy(update={"kd": kd}))
-    name = config.model.name
-    variables = {"dataset": _folder(config), "seed": config.training.seed}
-    try:
-        composed = find_config(**variables, teacher=name, student=name, distiller="at")
-        target = composed.load(_shared(config, "kd.teacher", config.model))
-    except UserError:
+    following = None
+    if command and config.model:
+        following = _distilling(config, command)
+    elif command:
+        following = _for_comparison(config, command)
+    return str(following or f"python -m utils.report {shlex.quote(config.run.root)}")
+
+
+def _for_comparison(config: Config, command: Command) -> Command | None:
+    """The same with the plain distiller, or with the policy after that; None if it is there, or after the ablation."""
+    other = {"adaptive": "fixed", "random": "fixed", "fixed": "adaptive"}.get(config.kd.selection)
+    kd = config.kd.model_copy(update={"selection": other})
+    if other is None or Layout(config.model_copy(update={"kd": kd}).run_dir).result.exists():
         return None
-    return _command(variables | {"net1": name, "distiller": "at"}, "train.sh", _overrides(composed, target, ()))
+    return replace(command, words=(*command.words, f"kd.selection={other}"))
 
 
-def _shared(config: Config, section: str, network: ModelConfig) -> list[str]:
-    """Words for what `config` shares with the run of its teacher or student, where `network` stands in `section`."""
-    settings = config.to_dict()
+def _distilling(config: Config, command: Command) -> Command | None:
+    """Distilling to or from a network that was trained alone by `command`; None if no published pair has it."""
+    pair = _published_pair(config.model.name, config.dataset.name)
+    if pair is None or "--config" in command.words:
+        return None
+    role = "kd.teacher" if pair[0] == config.model.name else "kd.student"
+    keys = ("training.seed", *(f"training.{key}" for key in SHARED_TRAINING))
+    words = []
+    for word in command.words:
+        section, _, key = word.partition("=")[0].partition(".")
+        if section == "model" and key not in ("checkpoint", "new_head"):
+            words.append(f"{role}{word.removeprefix('model')}")
+        elif section in SHARED_SECTIONS or f"{section}.{key}" in keys:
+            words.append(word)
+    variables = {key: value for key, value in command.variables.items() if key != "model"}
+    return Command("train.sh", variables | {"net1": pair[0], "net2": pair[1]}, tuple(words))
+
+
+def _published_pair(name: str, dataset: str) -> list[str] | None:
+    """Teacher and student of a config that has the network: of the same data set and of one family, if possible."""
+    for folder in (dataset, "*"):
+        pairs = [path.stem.split("-") for path in sorted(Path("configs").glob(f"{folder}/seed-*/*/*-*.yml"))]
+        fitting = [pair for pair in pairs if len(pair) == 2 and name in pair and pair[0] != pair[1]]
+        if fitting:
+            return min(fitting, key=lambda pair: not same_family(*pair))
+    return None
+
+
+def _shared_words(config: Config) -> list[str]:
+    """Words for what a student's `config` shares with the run of its teacher."""
+    settings, network = config.to_dict(), config.kd.teacher
     shared = {f"{part}.{key}": value for part in SHARED_SECTIONS for key, value in settings[part].items()}
     shared |= {f"training.{key}": settings["training"][key] for key in SHARED_TRAINING}
-    # What is left says how the network is built: its name is given apart, the others are about a checkpoint.
-    others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
-    built = network.model_dump(mode="json", exclude=others, exclude_defaults=True)
-    shared |= {f"{section}.{key}": value for key, value in built.items()}
+    shared |= {f"model.{key}": value for key, value in _how_it_is_built(network).items()}
     return [_word(key, value) for key, value in shared.items() if value is not None]
 
 
-def _folder(config: Config) -> str:
-    """The folder below ``configs/`` whose bases are those of the data."""
-    # A label of one's own may stand in a file alone; the bases of the data set itself then serve.
-    data = config.dataset
-    return data.label if Path("configs", data.label, "base.yml").exists() else data.name
-
-
-def _overrides(composed: Composed, target: Config, given: tuple[str, ...]) -> list[str]:
-    """The fewest words that, besides `given`, make `target` out of `composed`; keys that follow others are left out."""
-    before = flatten(composed.load(given).to_dict())
-    words = [_word(key, value) for key, value in flatten(target.to_dict()).items() if before.get(key, ...) != value]
-    for word in list(words):
-        fewer = [other for other in words if other != word]
-        if composed.load([*given, *fewer]) == target:
-            words = fewer
-    return words
+def _how_it_is_built(network: ModelConfig) -> dict[str, Any]:
+    """The keys of a network, without its name, which is given apart, and without those about a checkpoint."""
+    others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
+    return network.model_dump(mode="json", exclude=others, exclude_defaults=True)
 
 
 def _word(key: str, value: Any) -> str:
-    return f"{key}={value}" if _is_plain(value) else f"{key}={json.dumps(value, ensure_ascii=False)}"
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is text that can stand without quotation marks."""
+    """``key=value`` that is read as `value`: text without quotation marks where that is possible."""
     try:
-        return isinstance(value, str) and parse_yaml(value) == value
-    except UserError:
-        return False
-
-
-def _command(variables: dict[str, Any], script: str, words: Iterable[str]) -> str:
-    assignments = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
-    return " ".join([*assignments, "sh", script, *(shlex.quote(word) for word in words)])
+        if isinstance(value, str) and parse_yaml(value) == value:
+            return f"{key}={value}"
+    except UserError:  # it needs them
+        pass
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from utils.config.errors import Key, validate
-from utils.config.names import dataset_name, distiller_name, logit_loss_name, model_label
-from utils.config.section import Section
+from utils.config.names import model_label, registered
 from utils.config.training import PretrainingConfig, TrainingConfig, ValidationConfig
 from utils.config.types import (
     Count,
@@ -25,6 +24,7 @@ from utils.config.types import (
     Place,
     Positive,
     PositiveTriple,
+    Section,
     Text,
     Triple,
     ValueRange,
@@ -32,9 +32,13 @@ from utils.config.types import (
 from utils.registry import names_in_source
 from utils.run_folder.layout import Layout
 
+DatasetName = Annotated[Name, AfterValidator(registered("datasets", "dataset", "DATASETS"))]
+DistillerName = Annotated[Name, AfterValidator(registered("distillers", "distiller", "DISTILLERS"))]
+LogitLossName = Annotated[Name, AfterValidator(registered("distillers", "logit_loss", "LOGIT_LOSSES"))]
+
 
 class DatasetConfig(Section):
-    name: Name = Field(description=f"{', '.join(names_in_source('datasets'))}, or your own")
+    name: DatasetName = Field(description=f"{', '.join(names_in_source('datasets'))}, or your own")
     root: Incidental[Place] = Field("data", description="folder that holds the data")
     label: Incidental[Name | None] = Field(
         None, validate_default=True, description="folder name in run/ and configs/ (default: dataset.name)"
@@ -64,8 +68,6 @@ class DatasetConfig(Section):
     label_column: Text | None = Field(None, description="of a table (default: label, labels, class, ...)")
     mean: Triple | None = Field(None, description="normalisation, three channels (default: the data set's)")
     std: PositiveTriple | None = Field(None, description="normalisation, three channels (default: the data set's)")
-
-    _canonical = field_validator("name")(dataset_name)
 
     @field_validator("label", mode="before")
     @classmethod
@@ -133,7 +135,7 @@ class DistillationConfig(Section):
 
 
 class DistillationLossConfig(Section):
-    name: Name = Field(description=f"{', '.join(names_in_source('distillers', 'distiller'))}, or your own")
+    name: DistillerName = Field(description=f"{', '.join(names_in_source('distillers', 'distiller'))}, or your own")
     T: Incidental[Positive | None] = Field(
         None, description="stands in published files; used as KD_T where that is absent"
     )
@@ -146,15 +148,12 @@ class DistillationLossConfig(Section):
         None, description="pairs [student feature, teacher feature] (default: the distiller's own)"
     )
     options: dict[Text, Any] = Field({}, description="keyword arguments of the distiller's constructor")
-    logits: Name | None = Field(
+    logits: LogitLossName | None = Field(
         None,
         description=f"what is matched at the logits: {', '.join(names_in_source('distillers', 'logit_loss'))}, or your "
         "own (default: kl; dkd and dist where that is the distiller)",
     )
     logits_options: dict[Text, Any] = Field({}, description="keyword arguments of the constructor of that loss")
-
-    _canonical = field_validator("name")(distiller_name)
-    _canonical_logits = field_validator("logits")(logit_loss_name)
 
     @field_validator("KD_T", mode="before")
     @classmethod

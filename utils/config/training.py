@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from utils.config.names import spelt_as
-from utils.config.section import Section
 from utils.config.types import (
     AutoFlag,
     ClassWeights,
@@ -15,14 +13,15 @@ from utils.config.types import (
     Device,
     Epochs,
     Flag,
-    FlagOrShare,
     Incidental,
     Index,
     NotNegative,
     Number,
     Positive,
+    Section,
     Text,
     Workers,
+    spelt_like,
 )
 
 # All of torch.optim but LBFGS, which calls the network itself, and SparseAdam and Muon, which cannot train every layer.
@@ -33,7 +32,9 @@ MomentumFactor = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    name: Optimizer = Field("SGD", description="of torch.optim, for the student and the policy alike")
+    name: Annotated[Optimizer, spelt_like(get_args(Optimizer))] = Field(
+        "SGD", description="of torch.optim, for the student and the policy alike"
+    )
     lr: Incidental[Positive | None] = Field(None, description="used where training.lr is absent")
     weight_decay: NotNegative = Field(5e-4, description="of a model trained alone")
     weight_decay_stage2: NotNegative = Field(5e-4, description="of the student and what its distiller trains")
@@ -41,11 +42,6 @@ class OptimizerConfig(Section):
     nesterov: Flag = Field(False, description="of SGD: Nesterov's momentum")
     weight_decay_agent: NotNegative = Field(1e-3, description="of the policy and the adapters")
     options: dict[Text, Any] = Field({}, description="further arguments of the optimiser, e.g. {betas: [0.9, 0.95]}")
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _spelling(cls, name: Any) -> Any:
-        return spelt_as(get_args(Optimizer), name)
 
     @field_validator("nesterov")
     @classmethod
@@ -103,9 +99,7 @@ class TrainingConfig(Section):
         None, description="write each sample's gate counts every so many epochs, besides after the last one"
     )
     print_iter_freq: Incidental[Count] = Field(100, description="steps between two log lines")
-    gpu_preserve: Incidental[FlagOrShare] = Field(
-        False, description="accepted because published files carry it; no effect"
-    )
+    gpu_preserve: Incidental[Any] = Field(False, description="accepted because published files carry it; no effect")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="of the networks; losses keep float32")
     device: Incidental[Device] = Field("auto", description="auto, cpu, cuda or cuda:N")
     channels_last: Incidental[AutoFlag] = Field(
@@ -146,15 +140,10 @@ class ValidationConfig(Section):
 
 
 class PretrainingOptimizerConfig(Section):
-    name: Literal["SGD"] = Field("SGD", description="only SGD is implemented")
+    name: Annotated[Literal["SGD"], spelt_like(["SGD"])] = Field("SGD", description="only SGD is implemented")
     lr: Positive = Field(0.01, description="learning rate")
     momentum: MomentumFactor = Field(0.9, description="momentum")
     weight_decay: NotNegative = Field(5e-4, description="weight decay")
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _spelling(cls, name: Any) -> Any:
-        return spelt_as(["SGD"], name)
 
 
 class PretrainingConfig(Section):

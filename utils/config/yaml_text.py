@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from utils.config.wording import closest, show
-from utils.errors import UserError, reason
+from utils.errors import UserError, did_you_mean, doing, reason
 from utils.files import check_regular
 
 # Of each kind of scalar: how it is written, which letters it begins with, and what it becomes.
@@ -42,7 +41,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                problem = f"the key {show(key)} stands here a second time"
+                problem = f"the key {key!r} stands here a second time"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return mapping
@@ -78,9 +77,7 @@ def parse_yaml(text: str | bytes) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(place + (error.problem or error.context)) from None
-    except RecursionError:
-        raise UserError("nested too deeply to be a config") from None
-    except (yaml.YAMLError, ValueError) as error:  # Python reads no integers of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # integers of thousands of digits, deep nesting
         raise UserError(f"not YAML: {reason(error)}") from None
 
 
@@ -95,31 +92,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, unreadable, not YAML, empty, or not a mapping.
     """
-    try:
+    with doing(f"reading {path}"):
+        if not path.exists():
+            raise UserError(f"{path}: no such file{_closest_path(path)}")
         check_regular(path)
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: {no_such_file(path)}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     try:
         data = parse_yaml(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if data is None:
-        raise UserError(f"{path}: the file is empty; it needs keys such as dataset: and model:")
     if not isinstance(data, dict):
-        raise UserError(f"{path}: found {show(data)} at the top, must be `key: value` lines")
+        raise UserError(f"{path}: holds no `key: value` lines such as dataset: and model:")
     return data
 
 
-def no_such_file(path: Path) -> str:
-    """``"no such file"``, with the existing path that is closest to `path`."""
+def _closest_path(path: Path) -> str:
+    """The existing path that is closest to the first part of `path` that is missing."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
-    if missing.is_symlink():
-        return f"no such file ({missing} is a link to {missing.readlink()}, which leads nowhere)"
-    siblings = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    close = closest(missing.name, siblings)
-    return "no such file" + (f" (did you mean {missing.parent / close}?)" if close else "")
+    siblings = missing.parent.iterdir() if missing.parent.is_dir() else []
+    # A link that leads nowhere would be its own correction.
+    return did_you_mean(str(missing), [str(sibling) for sibling in siblings if sibling.exists()])

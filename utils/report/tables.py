@@ -9,9 +9,6 @@ from collections.abc import Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from utils.config import Config
-from utils.config.related import own_command
-from utils.errors import UserError
 from utils.report.groups import TEACHER, Group, gap_closed
 from utils.report.statistics import mean_text
 from utils.run_folder.layout import Layout
@@ -134,13 +131,9 @@ def _gap_closed_by(run: Run, group: Group) -> float | None:
 
 
 def command_of(run: Run) -> str:
-    """The command that makes the run: the launcher's, or for configs and data of one's own its config file."""
-    try:
-        command = own_command(Config.from_dict(run.config))
-    except UserError:  # the config is of another version
-        command = None
+    """The command that made the run; of a run written before commands were remembered, its config file."""
     script = "train_single.py" if run.is_single else "train.py"
-    return command or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
+    return (run.facts or {}).get("command") or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
 
 
 def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFrame, str]:

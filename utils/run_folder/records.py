@@ -84,7 +84,7 @@ def read_facts(file: Path) -> dict[str, Any] | None:
     ``train_images``, ``val_images`` and ``classes`` are numbers, ``image_size`` is height and width, ``parameters`` and
     ``flops`` are the student's, those of its teacher begin with ``teacher_``. FLOPs are of one image's forward pass,
     two for a multiplication and an addition; None if not known. ``weights`` has, for each weighted term of the loss,
-    its weight and over how many epochs it grows to that. ``device`` is the machine of the last start.
+    its weight and over how many epochs it grows to that. ``device`` and ``command`` are those of the last start.
     """
     return _read_file(file, _facts)
 
@@ -136,7 +136,8 @@ def _facts(content: bytes) -> dict[str, Any]:
         value = facts.get(name)
         known[name] = None if value is None else int(value)
     weights = {str(name): (float(weight), int(ramp)) for name, (weight, ramp) in facts["weights"].items()}
-    return known | {"image_size": (height, width), "weights": weights, "device": str(facts["device"])}
+    words = {"device": str(facts["device"]), "command": str(facts.get("command") or "")}
+    return known | {"image_size": (height, width), "weights": weights} | words
 
 
 def _gate_shares(line: bytes) -> GateShares:

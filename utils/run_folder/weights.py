@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from models.staged import StagedModel
-from utils.config.wording import short
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 
@@ -52,7 +51,7 @@ def select_weights(content: dict[Any, Any], path: Path, prefix: str = "", drop: 
     found = _below(prefix, weights) or _below(prefix, _flattened(content))
     if prefix and not found:
         first = ", ".join(dict.fromkeys(key.partition(".")[0] for key in weights))
-        raise UserError(f"{path}: no entry begins with {prefix!r}; they begin with {short(first, 200) or 'nothing'}")
+        raise UserError(f"{path}: no entry begins with {prefix!r}; they begin with {first[:200] or 'nothing'}")
     found = _unwrapped(found, path)
     for name in drop:
         kept = {key: value for key, value in found.items() if not f"{key}.".startswith(f"{name}.")}

@@ -17,7 +17,7 @@ import torch
 from datasets import Data, OpenedData, open_data
 from utils.config import Config
 from utils.config.changes import differences
-from utils.config.related import SingleRun, next_command, teacher_run
+from utils.config.related import Command, SingleRun, next_command, remembered, teacher_run
 from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
 from utils.files import write_text
@@ -48,7 +48,14 @@ from utils.training.log import log, log_to_console, log_to_file
 from utils.training.step import Phase
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, teacher_args: Sequence[str] = ()) -> dict:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    teacher_args: Sequence[str] = (),
+    command: Command | None = None,
+) -> dict:
     """Run what `config` describes, a single network or a distillation, and say where the result is.
 
     A teacher whose training is missing or unfinished is trained first, unless the config names its checkpoint.
@@ -58,6 +65,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, teac
         resume: go on from the checkpoint in the run's folder.
         overwrite: drop the run that is there.
         teacher_args: ``key=value`` words for the teacher's training.
+        command: how the run was started, which it remembers; None: not by a launcher.
 
     Returns:
         what is written to ``result.json``.
@@ -88,7 +96,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, teac
         if teacher:
             train_teacher(teacher, opened if teacher.config.dataset == config.dataset else None, stop)
             resume = resume and run.begun
-        return fit(config, opened, stop, resume=resume, overwrite=overwrite)
+        return fit(config, opened, stop, resume=resume, overwrite=overwrite, command=command)
 
 
 def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> SingleRun | None:
@@ -140,7 +148,7 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopReque
     if opened is None:
         with stop.at_once():
             opened = open_data(teacher.config.dataset).without_unreadable(training.num_workers)
-    fit(teacher.config, opened, stop, resume=run.begun)
+    fit(teacher.config, opened, stop, resume=run.begun, command=teacher.command)
     gc.collect()  # what the engine took on a GPU is the student's now
     if any(gather_objects(stop.requested)):
         raise Interrupted(
@@ -149,13 +157,20 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopReque
 
 
 def fit(
-    config: Config, opened: OpenedData, stop: StopRequest, *, resume: bool = False, overwrite: bool = False
+    config: Config,
+    opened: OpenedData,
+    stop: StopRequest,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: Command | None = None,
 ) -> dict:
     """Build what `config` describes and train it to the end, see `train`. The same whatever was trained before.
 
     Args:
         opened: the config's data set, without what cannot be read.
         stop: ends the training.
+        command: see `train`.
     """
     run = RunDir(config.run_dir)
     with ExitStack() as stack:
@@ -184,7 +199,8 @@ def fit(
             stack.enter_context(log_ending(run))
             if is_main():
                 write_text(run.config, dump_yaml(config.to_dict()))
-                write_text(run.facts, json.dumps(facts_of(task, data, device), indent=2) + "\n")
+                facts = facts_of(task, data, device) | {"command": remembered(config, command)}
+                write_text(run.facts, json.dumps(facts, indent=2) + "\n")
 
         engine = Engine(phases, data, run, config, device).start(checkpoint, before_writing=write_settings)
         result |= engine.fit(stop)
@@ -193,7 +209,7 @@ def fit(
         if is_main():
             run.write_result(result)
             with log_to_file(run.log):
-                log.info(farewell(config, result, run))
+                log.info(farewell(config, result, run, command))
     return result
 
 
@@ -247,8 +263,8 @@ def describe(config: Config, data: Data, device: torch.device) -> str:
     )
 
 
-def farewell(config: Config, result: dict, run: Layout) -> str:
-    """The last lines of a run: accuracies, whether its policy chose, the checkpoint, and what one might run next."""
+def farewell(config: Config, result: dict, run: Layout, command: Command | None = None) -> str:
+    """The last lines of a run: accuracies, whether its policy chose, the checkpoint, and which command helps next."""
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
         + (f", EMA {result['ema_last_top1']:.2f}%" if "ema_last_top1" in result else "")
@@ -258,7 +274,6 @@ def farewell(config: Config, result: dict, run: Layout) -> str:
     if config.kd and (constant := no_choice(config.kd.selection, read_epochs(run.metrics, "train"))):
         lines.append(str(constant))
     lines.append(f"checkpoint: {result['checkpoint']}")
-    if following := next_command(config):
-        lines.append(f"next: {following}")
+    lines.append(f"next: {next_command(config, command)}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from models import is_registered
 from utils.config import Config
 from utils.config.layers import Layers
-from utils.config.wording import show
 from utils.errors import UserError
 from utils.libraries import is_timm, without_weights
 
@@ -57,8 +57,8 @@ def refuse_foreign_code(config: Config, path: Path, overrides: Iterable[str]) ->
             if full not in agreed and not _is_harmless(full, value):
                 key = ".".join(map(str, full))
                 raise UserError(
-                    f"{path}: {key} is {show(value)}, which might be a file to read or to fetch; {key}=<value> on the "
-                    "command line sets it, --trust agrees to all that the file says"
+                    f"{path}: {key} is {reprlib.repr(value)}, which might be a file to read or to fetch; {key}=<value> "
+                    "on the command line sets it, --trust agrees to all that the file says"
                 )
 
 

@@ -1,0 +1,38 @@
+"""``--dry-run``: says what a run would do, and does nothing of it."""
+
+import pytest
+
+from utils.cli import main_distill, main_single
+from utils.errors import UserError
+
+
+@pytest.fixture
+def said(tmp_path, capsys):
+    def run(main, *words: str) -> str:
+        main(arguments=["--dataset", "digits", *words, f"run.root={tmp_path}", "--dry-run"])
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_network_alone(said):
+    text = said(main_single, "--model", "resnet8", "training.epochs=30", "training.batch_size=512")
+    assert "  batch_size: 512" in text
+    assert "network: 78,042 parameters, 25.0 MFLOPs an image, features 16x32x32 16x32x32 32x16x16 64x8x8 64" in text
+    assert "train: SGD of student, learning rate 0.05, 78,042 parameters" in text
+    assert " ms a step, 3 steps an epoch, 30 epochs" in text
+    assert "teacher" not in text.partition("network: ")[2]
+
+
+def test_a_pair_with_a_teacher_that_is_missing_and_a_phase_of_its_own(said):
+    text = said(main_distill, "--net1", "resnet14", "--net2", "resnet8", "--distiller", "ft", "training.batch_size=256")
+    assert "the teacher is trained first, " in text
+    assert "spots: f3, logits" in text
+    assert text.index("pretrain: SGD of ") < text.index("train: SGD of student")
+    assert "SGD of agent" in text
+
+
+def test_a_wrong_run_is_refused_as_the_run_itself_would_be(said):
+    with pytest.raises(UserError, match="unknown model 'resnet9'"):
+        said(main_single, "--model", "resnet9")

@@ -1,0 +1,110 @@
+"""``--dry-run``: what a run would do, and how long it would take. Nothing is written."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from datasets import Data, open_data
+from models import StagedModel
+from utils.config import Config
+from utils.config.yaml_text import dump_yaml
+from utils.processes.group import process_group
+from utils.training.build import build_task, load_data, load_teacher, make_phases, place
+from utils.training.device import autocast, choose_device, explaining_limits, set_up
+from utils.training.facts import flops_without_computing
+from utils.training.gate_counts import GateRecorder
+from utils.training.meter import Meter
+from utils.training.run import describe, find_missing_teacher
+from utils.training.step import EagerStep, Phase
+
+WARM_UP, TIMED = 3, 5  # steps; libraries choose their kernels in the first ones
+
+
+def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
+    """Print the settings of a run, what it is made of, and the time and memory of a few of its steps.
+
+    Args:
+        config: validated.
+        teacher_args: ``key=value`` words for the training of a missing teacher.
+
+    Raises:
+        UserError: what the run itself would raise before its first step.
+    """
+    print(dump_yaml(config.to_dict()))
+    device = choose_device(config.training.device)
+    with ExitStack() as stack:
+        stack.enter_context(process_group(device))
+        stack.enter_context(explaining_limits(device))
+        set_up(config)
+        opened, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
+        task = build_task(config, opened)
+        if config.kd and missing is None:
+            load_teacher(task.teacher, config, opened)
+        data = stack.enter_context(closing(load_data(opened, config, device)))
+        print(describe(config, data, device))
+        networks = {"student": task.student, "teacher": task.teacher} if config.kd else {"network": task.student}
+        for role, network in networks.items():
+            print(f"{role}: {describe_network(network, data.image_size)}")
+        if missing:
+            print(f"the teacher is trained first, {missing.config.training.epochs} epochs that are not counted here")
+        if config.kd:
+            print(f"spots: {', '.join(task.gate_labels)}")
+        phases = make_phases(place(task, config, device, data), config)
+        total = 0.0
+        for phase in phases:
+            print(f"{phase.name}: {'; '.join(describe_optimizers(phase))}")
+            step = step_seconds(phase, data, config, device)
+            total += step * len(data.train) * phase.epochs
+            print(f"{phase.name}: {1000 * step:.1f} ms a step, {len(data.train)} steps an epoch, {phase.epochs} epochs")
+    print(f"in all about {tqdm.format_interval(total)} without validation, {peak_gigabytes(device):.2f} GB at most")
+
+
+def describe_network(network: StagedModel, size: tuple[int, int]) -> str:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    flops = flops_without_computing(network, size)
+    cost = "unknown FLOPs" if flops is None else f"{flops / 1e6:,.1f} MFLOPs an image"
+    shapes = ("x".join(map(str, shape)) for shape in network.feature_shapes(*size))
+    return f"{parameters:,} parameters, {cost}, features {' '.join(shapes)}"
+
+
+def describe_optimizers(phase: Phase) -> Iterator[str]:
+    for name, scheduled in phase.optimizers.items():
+        groups = scheduled.optimizer.param_groups
+        count = sum(parameter.numel() for group in groups for parameter in group["params"])
+        yield f"{type(scheduled.optimizer).__name__} of {name}, learning rate {groups[0]['lr']:g}, {count:,} parameters"
+
+
+def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device) -> float:
+    """Mean time of a training step, its batch included. It is not captured as a CUDA graph, so a run may be faster."""
+    labels = list(getattr(phase.task, "gate_labels", ()))
+    gates = GateRecorder(labels, data.num_classes, data.train.num_samples, device)
+    phase.task.train()
+    step = EagerStep(phase, Meter(device), gates, partial(autocast, device, config.training.precision))
+    batches = itertools.chain.from_iterable(map(data.train.epoch, itertools.count(1)))
+    for _ in range(WARM_UP):
+        step(next(batches))
+    start = _time(device)
+    for _ in range(TIMED):
+        step(next(batches))
+    return (_time(device) - start) / TIMED
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """Of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _time(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
