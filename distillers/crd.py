@@ -22,6 +22,7 @@ logger = logging.getLogger("sakd")
 EPS = 1e-7
 UNSET = -1.0
 ANCHORS = 16  # samples whose similarities with the whole bank are worked out together
+PRODUCTS = 2**25  # on a GPU more of them, 671 for 50,000 images: launches cost more there than memory
 
 
 @at_least(torch.float32)
@@ -111,7 +112,8 @@ class MemoryBank(nn.Module):
         would take a hundred times the memory and twenty times the time. A few anchors at a time, because most of the
         products are not looked at: as fast, and ``[B, N]`` of them never exist at once.
         """
-        blocks = zip(anchor.split(ANCHORS), candidates.split(ANCHORS))
+        size = max(ANCHORS, PRODUCTS // len(self.rows)) if anchor.is_cuda else ANCHORS
+        blocks = zip(anchor.split(size), candidates.split(size))
         similarity = torch.cat([(block @ self.rows.T).gather(1, chosen) for block, chosen in blocks])
         return similarity.div(temperature).exp()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 _MEMORY_EXHAUSTED = (
     "out of memory",
     "not enough memory",
+    "was unable to find an engine to execute this computation",  # cuDNN: FIND and GET, for want of a workspace
     "DefaultCPUAllocator",
     "Storage size calculation overflowed",
     "integer multiplication overflow",

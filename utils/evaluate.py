@@ -22,8 +22,8 @@ from utils.files import check_writable, refuse_to_replace, write_bytes, write_te
 from utils.report.table import Table
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
-from utils.training.device import autocast
 from utils.training.facts import flops
+from utils.training.precision import autocast
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import UserError
 
 TEMPORARY = ".*.tmp"  # what a killed process may leave
+
+# What a file system answers that cannot do what it is asked: some network and FUSE file systems cannot flush a folder,
+# or lock a file.
+UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 _KINDS = {
@@ -72,7 +79,7 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
 
     Args:
         path: its name.
-        also: further names, taken before `path`: whoever finds the new file at `path` finds it at these as well.
+        also: further names, taken before `path`: where `path` is the new file, so are these.
     """
     temporary = _beside(path)
     try:
@@ -135,7 +142,7 @@ def _beside(path: Path) -> Path:
 
 def _new_file(path: Path) -> BinaryIO:
     path.unlink(missing_ok=True)
-    return path.open("xb")  # fails if somebody puts a link there meanwhile, through which it would write elsewhere
+    return path.open("xb")  # fails if there is a link, which may lead to any file
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -149,5 +156,15 @@ def _sync_directory(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn_once(f"{folder}: this file system cannot flush a folder; a power cut may undo the newest files there")
     finally:
         os.close(descriptor)
+
+
+@cache
+def warn_once(line: str) -> None:
+    """One warning, however often a process has reason to give it."""
+    logging.getLogger("sakd").warning(line)

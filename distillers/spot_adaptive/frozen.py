@@ -38,8 +38,8 @@ class InputGradientsOnly(TorchFunctionMode):
 
     PyTorch saves the input of both for the gradient of their weights, asked for or not. Without, a residual block
     remembers two maps instead of four, and a normalisation is one multiply-add. The numbers are the same. Layers
-    that are being trained are left alone, and so are normalisations in half precision, whose native form computes in
-    float32 inside.
+    that are being trained are left alone, and on a CPU so are normalisations in half precision, whose native form
+    computes in float32 inside.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -80,6 +80,25 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _FrozenConv2d.apply(x, weight, bias, *geometry)
 
 
+class _FrozenBatchNorm(torch.autograd.Function):
+    """`F.batch_norm` in evaluation whose weight and bias take no gradient: one kernel, and no activation is kept."""
+
+    @staticmethod
+    def forward(ctx, x, mean, var, weight, bias, eps):
+        ctx.save_for_backward(mean, var, weight)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        mean, var, weight = ctx.saved_tensors
+        # The input counts for the gradients of weight and bias alone; statistics of a batch there are none.
+        none = gradient.new_empty(0)
+        operands = (gradient, gradient, weight, mean, var, none, none)
+        of_input, _, _ = torch.ops.aten.native_batch_norm_backward(*operands, False, ctx.eps, (True, False, False))
+        return of_input, None, None, None, None, None
+
+
 def _batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -91,8 +110,10 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     frozen = not training and weight is not None and bias is not None and not weight.requires_grad
-    frozen = frozen and x.dtype == weight.dtype
-    if not (frozen and torch.is_grad_enabled() and x.requires_grad):
+    frozen = frozen and torch.is_grad_enabled() and x.requires_grad
+    if frozen and x.is_cuda:  # where every kernel is a launch
+        return _FrozenBatchNorm.apply(x, running_mean, running_var, weight, bias, eps)
+    if not (frozen and x.dtype == weight.dtype):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     scale = weight * torch.rsqrt(running_var + eps)
     shift = torch.addcmul(bias, running_mean, scale, value=-1)

@@ -47,8 +47,8 @@ if IN_CHECKOUT not in sys.argv:
     from utils.config import Config, load_config
     from utils.errors import UserError
     from utils.training.build import assemble
-    from utils.training.device import place_task
     from utils.training.optim import make_optimizers
+    from utils.training.precision import place_task
 
 SEED = 1029
 SAMPLES, CLASSES, SIZE = 50_000, 100, 32  # CIFAR-100

@@ -64,7 +64,7 @@ class Training:
         self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, CPU)
         self.complaints: list[str] = []
         self.recorder = recorder
-        if isinstance(recorder, Off):
+        if isinstance(recorder, Off | RoundsDifferently):
             recorder.training = self
         self.step = make_step(
             phase,
@@ -72,7 +72,7 @@ class Training:
             self.gates,
             lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
             recorder,
-            self.complaints.append,
+            lambda size, why: self.complaints.append((size, why)),
         )
         torch.manual_seed(11)
         self._taken = 0
@@ -124,17 +124,61 @@ class Failing(TapeRecorder):
 
 
 class Full(TapeRecorder):
-    """The GPU's memory is full as soon as a batch of another size than the first one comes."""
+    """The GPU's memory is full when a step is computed beside the captures, of which there are `captures` by then."""
 
-    released = False
+    def __init__(self, captures: int):
+        super().__init__()
+        self.captures, self.released = captures, False
 
     def run(self, function):
         super().run(function)
-        if self.recorded:
+        if self.recorded >= self.captures:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def release(self):
         self.released = True
+
+
+class FullInTheSecondCapture(TapeRecorder):
+    """There is memory for eager steps, not for another capture."""
+
+    def record(self, function):
+        if self.recorded == 1:
+            self.recorded += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().record(function)
+
+
+class RoundsDifferently(TapeRecorder):
+    """The weights differ a little after each step, as kernels that add in no fixed order let them.
+
+    Args:
+        share: by which part of themselves, once more and once less.
+        steps: eager steps do so too.
+    """
+
+    def __init__(self, share: float, *, steps: bool = True):
+        super().__init__()
+        self.share, self.steps, self.training, self._count = share, steps, None, 0
+
+    def run(self, function):
+        super().run(function)
+        if self.steps:
+            self._round()
+
+    def record(self, function):
+        repeat = super().record(function)
+
+        def repeat_and_round():
+            repeat()
+            self._round()
+
+        return repeat_and_round
+
+    @torch.no_grad()
+    def _round(self):
+        self._count += 1
+        self.training.task.student.conv1.weight.mul_(1 + self.share * (-1) ** self._count)
 
 
 class Off(TapeRecorder):

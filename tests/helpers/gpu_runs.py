@@ -17,10 +17,11 @@ from utils.processes.group import from_main, is_main
 from utils.run_folder.folder import RunDir
 from utils.training.build import make_label_loss, make_phases
 from utils.training.cuda_graph import CudaRecorder
-from utils.training.device import autocast, choose_device, set_up
+from utils.training.device import choose_device, set_up
 from utils.training.engine import Engine
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
+from utils.training.precision import autocast
 from utils.training.step import make_step
 
 DEVICE = torch.device("cuda:0")
@@ -90,7 +91,9 @@ class Training:
         phase = make_phases(self.task, config)[-1]
         self.recorder = CudaRecorder(self.device) if captured else None
         context = lambda: autocast(self.device, precision)  # noqa: E731
-        self.step = make_step(phase, self.meter, gates, context, self.recorder, self.complaints.append)
+        self.step = make_step(
+            phase, self.meter, gates, context, self.recorder, lambda size, why: self.complaints.append(why)
+        )
 
     def take(self, sizes, before=nullcontext):
         batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes)]

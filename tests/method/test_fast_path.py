@@ -20,10 +20,10 @@ from models import StagedModel, get_model
 from utils.benchmark.cases import SEED, Conditions, Pair
 from utils.config import find_config
 from utils.training.build import assemble
-from utils.training.device import place_task
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.optim import make_optimizers
+from utils.training.precision import place_task
 from utils.training.step import EagerStep, Phase
 
 WITH_SPOTS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "fsp", "nst", "crd", "reviewkd")

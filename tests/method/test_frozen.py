@@ -35,8 +35,11 @@ def gradient_and_memory(model, image):
     return logits.detach(), image.grad, sum(kept.values())
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("name", ["resnet14", "vgg8", "wrn_16_1", "MobileNetV2_half", "ShuffleNetV1"])
-def test_the_gradient_is_the_same_and_fewer_activations_are_kept(name):
+def test_the_gradient_is_the_same_and_fewer_activations_are_kept(name, on_gpu, monkeypatch):
+    """Also by the kernels that a GPU takes, which a CPU has too."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
     model, image = frozen(name), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     logits, gradient, memory = gradient_and_memory(model, image)
     with InputGradientsOnly():

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import os
+import shutil
 import signal
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from toy_runs import STEPS, PowerCut, assert_equal, finish, make_engine, records, toy_config
 
+import utils.files
 import utils.run_folder.folder
 from utils.errors import UserError
-from utils.files import TEMPORARY
-from utils.processes.stopping import Interrupted
+from utils.files import TEMPORARY, write_text
+from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
+from utils.training.run import log_ending
 
 KEEPING = {"save_every_steps": 2, "save_ep_freq": 1, "keep_checkpoints": 1}
 
@@ -195,6 +201,109 @@ class TestKeptCheckpoints:
         other.unlink()
         kept = sorted(path.name for path in engine.run.last.parent.glob("epoch-*"))
         assert kept == [f"epoch-{name}.pth" for name in names]
+
+    def test_are_pruned_after_a_kill_that_came_before(self, tmp_path, whole, monkeypatch):
+        engine = make_engine(tmp_path / "run", config=toy_config(**KEEPING))
+        with monkeypatch.context() as patch:
+            unlink = Path.unlink
+
+            def die_at_the_last(path, **options):
+                if path.name == "epoch-2.pth":
+                    raise PowerCut
+                unlink(path, **options)
+
+            patch.setattr(Path, "unlink", die_at_the_last)
+            with pytest.raises(PowerCut):
+                finish(engine)
+        check_resumed(tmp_path / "run", whole)
+
+
+class TestAFolderThatIsGone:
+    """It is deleted or moved while a run trains there, and another run may begin in its place."""
+
+    def lose(self, tmp_path, engine, how, at):
+        """Let the folder go, and another run begin there, in step number `at`; what that has written."""
+        step, times, other = engine._step, itertools.count(1), RunDir(tmp_path / "run")
+
+        def step_and_lose(*arguments):
+            if next(times) == at:
+                how(tmp_path / "run")
+                other.open(resume=False, overwrite=False)
+                other.save({"of": "the other run"})
+                other.metrics.touch()
+            step(*arguments)
+
+        engine._step = step_and_lose
+        with (
+            pytest.raises(UserError, match="was moved or deleted while this run was going on"),
+            StopRequest() as stop,
+            log_ending(engine.run),
+        ):
+            engine.fit(stop)
+        engine.run.close()
+        other.close()
+        return other
+
+    @pytest.mark.parametrize("how", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
+    @pytest.mark.parametrize("at", [STEPS + 1, 2 * STEPS])
+    def test_ends_its_run_which_writes_nothing_into_that_of_another(self, tmp_path, how, at):
+        engine = make_engine(tmp_path / "run", config=toy_config(save_every_steps=2))
+        other = self.lose(tmp_path, engine, how, at)
+        assert read_checkpoint(other.last) == {"of": "the other run"}
+        assert other.metrics.read_text() == ""
+        assert not other.gates.exists()
+        assert not other.log.exists()
+
+    def test_is_noticed_where_no_other_run_has_begun(self, tmp_path):
+        engine = make_engine(tmp_path / "run")
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match="was moved or deleted while this run was going on"):
+            finish(engine)
+        assert not (tmp_path / "run").exists()
+
+
+class TestAFileSystemThatCannot:
+    """What it answers is given."""
+
+    @pytest.fixture(autouse=True)
+    def _this_process_has_said_nothing(self):
+        utils.files.warn_once.cache_clear()
+        yield
+        utils.files.warn_once.cache_clear()
+
+    @staticmethod
+    def failing(number, function, concerns):
+        def fail(what, *arguments):
+            if concerns(what):
+                raise OSError(number, os.strerror(number))
+            return function(what, *arguments)
+
+        return fail
+
+    def test_flush_a_folder_is_warned_of_once(self, tmp_path, monkeypatch, caplog):
+        is_folder = lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode)  # noqa: E731
+        monkeypatch.setattr(os, "fsync", self.failing(errno.EINVAL, os.fsync, is_folder))
+        for _ in range(2):
+            write_text(tmp_path / "file", "text")
+        assert (tmp_path / "file").read_text() == "text"
+        assert [record.getMessage() for record in caplog.records if "cannot flush a folder" in record.getMessage()] == [
+            f"{tmp_path}: this file system cannot flush a folder; a power cut may undo the newest files there"
+        ]
+
+    def test_flush_a_folder_for_another_reason_is_an_error(self, tmp_path, monkeypatch):
+        is_folder = lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode)  # noqa: E731
+        monkeypatch.setattr(os, "fsync", self.failing(errno.EIO, os.fsync, is_folder))
+        with pytest.raises(OSError, match="Input/output"):
+            write_text(tmp_path / "file", "text")
+
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+    def test_lock_is_trained_on_with_a_warning(self, tmp_path, monkeypatch, caplog, number):
+        monkeypatch.setattr(fcntl, "flock", self.failing(number, fcntl.flock, lambda file: True))
+        run = RunDir(tmp_path)
+        run.open(resume=False, overwrite=False)
+        run.save({"epoch": 1})
+        assert read_checkpoint(run.last) == {"epoch": 1}
+        assert "has no locks; do not start a second run there" in caplog.text
 
 
 def test_a_finished_run_that_goes_on_is_not_finished_any_more(tmp_path):

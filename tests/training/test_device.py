@@ -2,16 +2,25 @@
 
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from ready_process import ReadyProcess
+from ready_process import REPOSITORY, ReadyProcess
+from toys import ToyNet
 
+from models import get_model
 from utils.errors import UserError
-from utils.training.device import choose_device, explaining_limits, keep_freed_memory, warn_once
+from utils.files import warn_once
+from utils.training.build import val_batch_size
+from utils.training.device import choose_device, explaining_limits, keep_freed_memory, keep_threads
+from utils.training.facts import flops_without_computing
+from utils.training.precision import autocast, keep_in_bfloat16, precision_advice, refuse_precision
+
+CPU = torch.device("cpu")
 
 
 def count_new_pages(variables):
@@ -84,8 +93,9 @@ class TestAGpuThatCannotBeUsed:
         broken(error)
         assert [choose_device("auto") for _ in range(2)] == [torch.device("cpu")] * 2
         cause = " ".join(str(error).split())
-        line = f"training.device: auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}"
-        assert [record.getMessage() for record in caplog.records] == [line]
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert f"auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}" in line
+        assert ("whl/cu126" in line) == ("too old" in line)
         with pytest.raises(UserError, match=r"training.device: cuda:0 asked for, but PyTorch sees 0 GPUs \(") as caught:
             choose_device("cuda:0")
         assert cause in str(caught.value)
@@ -129,9 +139,103 @@ class TestAGpuThatCannotBeUsed:
         missing = f"is not built for Old GPU of compute capability {number}, only for {built}"
         (record,) = caplog.records
         chosen = f"training.device: auto takes the CPU, since PyTorch {torch.__version__} {missing}"
-        assert record.getMessage() == chosen
-        with pytest.raises(UserError, match=f"device: PyTorch .* {missing}; training.device=cpu takes the CPU"):
+        assert record.getMessage().startswith(chosen)
+        with pytest.raises(
+            UserError, match=rf"device: PyTorch .* {missing} \(.*whl/cu126 .*; training.device=cpu takes"
+        ):
             choose_device("cuda")
+
+
+class TestPrecision:
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        """A GPU of the compute capability that it is called with."""
+
+        def of(capability):
+            monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+            return torch.device("cuda:0")
+
+        return of
+
+    def test_of_bfloat16_is_refused_on_an_old_gpu_alone(self, gpu):
+        with pytest.raises(UserError, match=r"bf16 needs compute capability 8\.0, and Some GPU has 7\.5; .*=fp32"):
+            refuse_precision(gpu((7, 5)), "bf16")
+        for device, precision in ((gpu((7, 5)), "tf32"), (gpu((8, 0)), "bf16"), (CPU, "bf16")):
+            refuse_precision(device, precision)
+
+    def test_has_a_line_where_it_is_not_what_one_would_think(self, gpu):
+        assert "tf32 is fp32 here, since Some GPU has 7.5" in precision_advice(gpu((7, 5)), "tf32")
+        assert precision_advice(gpu((7, 5)), "fp32") == ""
+        assert "training.precision=tf32 lets" in precision_advice(gpu((9, 0)), "fp32")
+        assert precision_advice(gpu((9, 0)), "tf32") == precision_advice(CPU, "fp32") == ""
+
+    def test_of_fp32_is_ieee_whatever_a_library_has_set(self):
+        code = (
+            "import torch; from utils.training.precision import set_precision\n"
+            "torch.backends.fp32_precision = 'tf32'\n"
+            "for precision in ('fp32', 'tf32'):\n"
+            "    set_precision(precision)\n"
+            "    b = torch.backends\n"
+            "    print(b.cudnn.conv.fp32_precision, b.cuda.matmul.fp32_precision, b.cudnn.allow_tf32,"
+            " b.cuda.matmul.allow_tf32)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.stdout == "ieee ieee False False\ntf32 ieee True False\n", done.stderr
+
+    def test_of_bfloat16_keeps_the_teachers_weights_so_and_computes_the_same(self):
+        teacher, image = get_model("resnet8", 5).eval().requires_grad_(False), torch.randn(2, 3, 16, 16)
+        with autocast(CPU, "bf16"), torch.no_grad():
+            expected = teacher(image)
+            keep_in_bfloat16(teacher)
+            assert torch.equal(teacher(image), expected)
+        assert {parameter.dtype for parameter in teacher.parameters()} == {torch.bfloat16, torch.float32}
+        assert flops_without_computing(teacher, (16, 16)) > 0
+
+    @pytest.mark.parametrize("network", [get_model("resnet8", 5), ToyNet().requires_grad_(False)])
+    def test_of_bfloat16_leaves_trained_networks_and_those_of_others_alone(self, network):
+        keep_in_bfloat16(network)
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+class TestThreads:
+    @pytest.fixture(autouse=True)
+    def _two_threads(self, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        yield
+        torch.set_num_threads(before)
+
+    def test_of_a_resumed_run_are_as_many_as_before(self):
+        assert keep_threads(CPU, 1).startswith("resumed on 1 threads as before, not 2")
+        assert torch.get_num_threads() == 1
+
+    def test_are_what_the_environment_says(self, monkeypatch):
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert keep_threads(CPU, 1).startswith("resumed on 2 threads (OMP_NUM_THREADS) instead of 1")
+        assert torch.get_num_threads() == 2
+
+    @pytest.mark.parametrize(("device", "before"), [(CPU, 2), (CPU, None), (torch.device("cuda"), 1)])
+    def test_need_no_word_where_nothing_changes(self, device, before):
+        assert keep_threads(device, before) == ""
+        assert torch.get_num_threads() == 2
+
+
+def test_a_gpu_evaluates_many_small_images_at_once():
+    def size(device, side, **validation):
+        config = SimpleNamespace(validation=SimpleNamespace(batch_size=validation.get("batch_size")))
+        return val_batch_size(config, torch.device(device), SimpleNamespace(image_size=(side, side)))
+
+    assert [size("cuda", side) for side in (8, 32, 64, 224)] == [1000, 1000, 256, 64]
+    assert size("cpu", 32) == 64
+    assert size("cuda", 32, batch_size=7) == 7
+
+
+@pytest.mark.parametrize("call", ["FIND", "GET"])
+def test_cudnn_without_a_workspace_is_out_of_memory(call):
+    with pytest.raises(UserError, match="cuda: out of memory; a smaller"), explaining_limits(torch.device("cuda")):
+        raise RuntimeError(f"{call} was unable to find an engine to execute this computation")
 
 
 def test_tests_for_a_gpu_run_in_one_process_and_all_others_see_none(pytestconfig):

@@ -1,5 +1,6 @@
 """The training loop: exact repetition, exact resumption, what it writes and when it stops."""
 
+import math
 import os
 import signal
 
@@ -25,6 +26,7 @@ from utils.errors import UserError
 from utils.processes.stopping import Interrupted
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
+from utils.run_folder.records import read_epochs
 from utils.run_folder.weights import load_weights
 
 
@@ -178,6 +180,31 @@ class TestStopping:
         with pytest.raises(UserError, match=r"no longer finite, at train epoch 2 step 1: loss/ce nan, .*last\.pth"):
             finish(engine)
         assert_equal(read_checkpoint(engine.run.last), good)
+
+
+class TestValidationThatIsNotFinite:
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        """Trained well, and resumed, though the second epoch's evaluation overflows."""
+        engine = make_engine(tmp_path / "run")
+        good = {"loss/total": 1.0, "top1": 50.0, "class_mean": 50.0}
+        results = iter([good, good | {"loss/total": math.nan, "top1": 20.0}])
+        monkeypatch.setattr("utils.training.engine.evaluate", lambda *how: next(results))
+        cut_power_after(engine, 2)
+        with pytest.raises(PowerCut):
+            finish(engine)
+        monkeypatch.undo()
+        finish(make_engine(tmp_path / "run", resume=True))
+        return engine.run
+
+    def test_is_null_in_the_records_and_does_not_end_the_run(self, run):
+        assert [math.isnan(record["val"]["loss/total"]) for record in read_epochs(run.metrics, "train")] == [0, 1, 0]
+        assert "NaN" not in run.metrics.read_text()
+
+    def test_is_said_with_what_may_cause_it(self, run):
+        log = run.log.read_text()
+        assert log.count("train 2/3: loss/total of the validation images is not finite") == 1
+        assert "running statistics of BatchNorm" in log
 
 
 class TestRecords:

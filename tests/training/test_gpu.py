@@ -75,9 +75,11 @@ def assert_close(found, expected, tolerance=CLOSE):
             own = found_state["optimizers"][name]["state"][place]
             torch.testing.assert_close(own["momentum_buffer"], values["momentum_buffer"], **tolerance)
     for line, other in zip(records(found.run), records(expected.run), strict=True):
-        assert line["train"] == pytest.approx(other["train"], rel=tolerance["rtol"], abs=tolerance["atol"])
-        if "val" in other:
-            assert line["val"] == pytest.approx(other["val"], rel=tolerance["rtol"], abs=tolerance["atol"])
+        for part in ("train", "val"):
+            for name, value in other.get(part, {}).items():
+                # One of 40 images whose two best logits are nearly the same counts 2.5 %: two may fall the other way.
+                least = 5.0 if name.startswith("top") else tolerance["atol"]
+                assert line[part][name] == pytest.approx(value, rel=tolerance["rtol"], abs=least), name
 
 
 class TestCapturedRuns:
@@ -203,13 +205,13 @@ class TestNoStepWaits:
         engine = make_engine(tmp_path / "run", distiller, graph=graph, workers=workers)
         engine.task.train()
         for batch in engine.data.train.epoch(0):
-            engine._step(engine.phase, batch)
+            engine._step(batch)
         assert is_captured(engine) == graph
         batches = engine.data.train.epoch(1)
-        engine._step(engine.phase, next(batches))  # with it, the whole epoch is planned
+        engine._step(next(batches))  # with it, the whole epoch is planned
         with waiting_refused():
             for batch in batches:
-                engine._step(engine.phase, batch)
+                engine._step(batch)
         engine.report.close()
         engine.run.close()
         engine.data.close()

@@ -12,7 +12,7 @@ from distillers.task import Classification
 from distillers.vid import vid_loss
 from models.staged import StagedModel, global_pool
 from utils.errors import UserError
-from utils.training.device import channels_last_pays, place_task
+from utils.training.precision import channels_last_pays, place_task
 
 CPU = torch.device("cpu")
 
@@ -101,12 +101,15 @@ def test_a_network_that_cannot_do_with_it_is_one_line_where_it_is_asked_for():
         place_task(Classification(ViewNet()), config(True), CPU, IMAGE_SIZE)
 
 
-def test_a_gpu_computes_so_only_where_tensor_cores_do_the_work():
+def test_a_gpu_computes_so_only_where_tensor_cores_do_the_work(monkeypatch):
     gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert channels_last_pays(CPU, "fp32")
     assert not channels_last_pays(gpu, "fp32")
     assert channels_last_pays(gpu, "tf32")
     assert channels_last_pays(gpu, "bf16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not channels_last_pays(gpu, "tf32")
 
 
 def test_a_task_names_its_networks():

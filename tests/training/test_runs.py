@@ -1,5 +1,6 @@
 """What stands between a validated config and the engine."""
 
+import math
 import multiprocessing
 import re
 import shutil
@@ -12,6 +13,8 @@ from process_runs import config_file, prepare
 from utils.config import load_config
 from utils.config.changes import differences
 from utils.errors import UserError
+from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.folder import RunDir
 from utils.training.reporter import Reporter
 from utils.training.run import train
 
@@ -45,8 +48,13 @@ REFUSED = {
         "in the middle of an epoch of batches of 8",
     ),
     "far too late": ([], {"progress": {"phase": 0, "epoch": 10**9, "step": 0}}, "1000000000 epochs are done"),
-    "before the start": ([], {"progress": {"phase": 0, "epoch": -1, "step": 0}}, "progress.epoch: Input should be"),
-    "a word as best": ([], {"best": "x"}, "best: Input should be"),
+    "before the start": (
+        [],
+        {"progress": {"phase": 0, "epoch": -1, "step": 0}},
+        "it is damaged, progress is",
+    ),
+    "a word as best": ([], {"best": "x"}, "its checkpoint is not of this configuration"),
+    "no progress": ([], {"progress": {"epoch": "x"}}, "going on from its checkpoint failed: TypeError"),
 }
 
 
@@ -74,6 +82,23 @@ def test_a_resumed_run_says_which_settings_have_changed(finished, tmp_path, caps
     shown = capsys.readouterr().out
     assert "resumed with training.lr 0.01, which was 0.05" in shown
     assert "resumed with training.epochs 2, which was 1" in shown
+
+
+def test_a_distiller_remembers_the_images_alone_that_can_be_read(tmp_path):
+    keys = {"training": {"epochs": 1, "lr_decay_epochs": []}, "dataset": {"on_corrupt": "skip"}}
+    config = load_config(config_file(prepare(tmp_path), "crd", **keys))
+    (tmp_path / "images/train/ant/003.png").write_text("no picture")
+    train(config)
+    extra = read_checkpoint(RunDir(config.run_dir).last)["extra"]
+    assert len(extra["distiller.contrasts.0.student_bank.rows"]) == 63
+
+
+def test_a_teacher_whose_logits_are_not_finite_is_refused_by_name(finished, tmp_path, monkeypatch):
+    config = load_config(finished[0], [f"run.root={tmp_path}"])
+    monkeypatch.setattr("utils.training.build.evaluate", lambda *how: {"loss/total": math.nan, "top1": 50.0})
+    with pytest.raises(UserError, match=r"the logits of the teacher resnet8 for the validation images are not finite"):
+        train(config)
+    assert not config.run_dir.exists()
 
 
 def test_where_there_is_nothing_to_resume_nothing_is_made(finished, tmp_path):

@@ -237,6 +237,13 @@ class DrawsOnTheHost(AT):
         return super().spot_loss(k, student, teacher, gate, batch) * random.random()
 
 
+class WaitsInASmallCapture(WaitsOnlyInACapture):
+    def spot_loss(self, k, student, teacher, gate, batch):
+        if len(batch.label) == 5:
+            return super().spot_loss(k, student, teacher, gate, batch)
+        return AT.spot_loss(self, k, student, teacher, gate, batch)
+
+
 def held_by_us(segment):
     """Sizes of what is in use in a segment of memory, workspaces of libraries left out; all of it if nothing is."""
     used = [block["size"] for block in segment["blocks"] if block["state"] != "inactive"]
@@ -252,7 +259,7 @@ def give_up(folder):
     eager = Training(captured=False).take([8, 8, 8])
     allocated = torch.cuda.memory_allocated()
     del eager
-    differs = mock.patch("utils.training.snapshot.Snapshot.find_difference", return_value="it differs")
+    differs = mock.patch("utils.training.snapshot.Snapshot.distances", return_value={("", "the weights"): float("nan")})
     cases = [
         ("breaks", WaitsOnlyInACapture, nullcontext()),
         ("draws", DrawsOnTheHost, nullcontext()),
@@ -279,6 +286,9 @@ def give_up(folder):
             ],
         }
         del training
+    fakecuda.reset()
+    training = Training(WaitsInASmallCapture).take([8, 8, 5, 8, 5, 11, 11])
+    found["later"] = fakecuda.stats() | {"complaints": training.complaints, "captured": training.step.captured}
     recorders = [CudaRecorder(choose_device("auto")) for _ in range(2)]
     for recorder in recorders:
         recorder.run(lambda: None)
@@ -327,6 +337,16 @@ QUESTIONS = {
     "benchmark": measure,
     "out of memory": run_out_of_memory,
 }
+
+
+def train_on_an_old_gpu(folder):
+    """Exit code, standard error and output in each precision."""
+    found = {}
+    for precision in ("bf16", "tf32"):
+        words = [*COMMANDS["resnet8"], f"run.root={folder}/{precision}", f"training.precision={precision}"]
+        with redirect_stdout(StringIO()) as printed:
+            found[precision] = (*run_command(*words), printed.getvalue())
+    return found
 
 
 def run_gpu_tests():
@@ -466,7 +486,7 @@ class TestGivingUp:
                 "draws",
                 "it draws from Python's random, and a captured step would draw the same numbers again and again",
             ),
-            ("differs", "it differs"),
+            ("differs", "a repetition leaves other values in the weights"),
         ],
     )
     def test_is_one_line_and_frees_all_memory(self, answer, name, complaint):
@@ -476,6 +496,14 @@ class TestGivingUp:
         assert found["pools"] == []
         assert found["more memory"] in (0, WORKSPACES[0], sum(WORKSPACES))
 
+    def test_at_a_later_shape_keeps_what_is_captured_and_goes_on_capturing(self, answer):
+        found = answer("giving up")["later"]
+        assert found["complaints"] == ["CUDA error: operation not permitted when stream is capturing"]
+        assert found["captured"]
+        # A proof and a repetition of 8, the same of 11. The broken capture is the only violation.
+        assert found["graph_launches"] == 4
+        assert len(found["violations"]) == 1
+
     def test_and_trying_again_takes_no_further_stream(self, answer):
         assert answer("giving up")["one stream"]
 
@@ -483,6 +511,16 @@ class TestGivingUp:
 def test_captured_steps_reserve_about_as_much_memory_as_eager_ones(answer):
     found = answer("memory")  # 1464 and 2554 MiB, when each capture had memory of its own
     assert found["true"] < 1.05 * found["false"]
+
+
+def test_a_gpu_of_before_8_0_refuses_bf16_and_says_that_tf32_is_fp32(stand_in, tmp_path):
+    found = stand_in.call(train_on_an_old_gpu, str(tmp_path), capability="7.5")
+    code, errors, _ = found["bf16"]
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "training.precision: bf16 needs compute capability 8.0" in errors
+    code, errors, printed = found["tf32"]
+    assert (code, errors) == (0, "")
+    assert "training.precision=tf32 is fp32 here" in printed
 
 
 class TestBenchmark:

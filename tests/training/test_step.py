@@ -16,9 +16,11 @@ from captured_steps import (
     DrawsOnItsOwn,
     Failing,
     Full,
+    FullInTheSecondCapture,
     Off,
     Remembers,
     Replaces,
+    RoundsDifferently,
     Training,
     Waits,
     use_optimizers_of_a_gpu,
@@ -153,7 +155,7 @@ def bank(training):
     [
         # a recorder that cannot
         ("at", Failing, "CUDA error: operation not permitted when stream is capturing"),
-        ("crd", Full, "out of memory"),
+        ("crd", lambda: Full(0), "out of memory"),
         # distillers that would go wrong when captured
         (Waits, TapeRecorder, "aten._local_scalar_dense.default would wait for the device"),
         (Replaces, TapeRecorder, f"center of distiller is replaced at every step; {IN_PLACE}"),
@@ -185,7 +187,8 @@ def test_what_cannot_be_captured_is_said_in_one_line_and_trains_eagerly(distille
     training = Training(distiller, recorder()).take(SIZES)
     found = training.state()
     eager = Training(distiller).take(SIZES)
-    (line,) = training.complaints
+    ((size, line),) = training.complaints
+    assert size is None
     assert line == complaint or (distiller is DrawsOnItsOwn and line.startswith(complaint))
     assert not training.step.captured
     assert training.recorder.recorded <= 1, "it is not tried again"
@@ -193,8 +196,37 @@ def test_what_cannot_be_captured_is_said_in_one_line_and_trains_eagerly(distille
         assert_equal(found, eager.state())
     if distiller is Counts:
         assert training.task.distiller.steps == eager.task.distiller.steps
-    if recorder is Full:
+    if line == "out of memory":
         assert training.recorder.released
+
+
+@pytest.mark.parametrize("recorder", [lambda: Full(1), FullInTheSecondCapture])
+def test_a_shape_that_does_not_fit_into_memory_runs_eagerly_and_costs_no_other_its_capture(recorder):
+    training = Training("crd", recorder()).take(SIZES)
+    if isinstance(training.recorder, Full):
+        expected = [(5, "out of memory"), (11, "out of memory")]
+    else:
+        expected = [(5, "CUDA out of memory. Tried to allocate 2.00 GiB.")]
+    assert training.complaints == expected
+    assert training.step.captured
+    assert training.recorder.repeated >= SIZES.count(8) - 1
+    assert_equal(training.state(), Training("crd").take(SIZES).state())
+
+
+def test_captures_are_dropped_where_the_memory_for_an_eager_step_is_theirs():
+    training = Training("crd", Full(1)).take([8, 8])
+    compute = training.step._step.compute
+
+    def compute_once_there_is_memory(batch):
+        compute(batch)
+        if len(batch.label) == 5 and not training.recorder.released:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    training.step._step.compute = compute_once_there_is_memory
+    training.take([5, 8])
+    assert training.complaints == [(None, "out of memory")]
+    assert not training.step.captured
+    assert_equal(training.state(), Training("crd").take([8, 8, 5, 8]).state())
 
 
 def test_giving_up_leaves_every_tensor_where_it_was():
@@ -213,6 +245,17 @@ def test_captures_may_round_differently():
     training = Training("crd", Off(round_differently)).take([8, 8, 8])
     assert training.complaints == []
     assert training.step.captured
+
+
+def test_captures_may_differ_as_eager_steps_differ_from_each_other():
+    training = Training("crd", RoundsDifferently(0.001)).take([8, 8, 8])
+    assert training.complaints == []
+    assert training.step.captured
+
+
+def test_captures_that_are_off_are_not_excused_by_differences_of_their_own():
+    training = Training("crd", RoundsDifferently(0.001, steps=False)).take([8, 8, 8])
+    assert training.complaints == [(None, f"{OTHERS}the parameters")]
 
 
 def test_an_error_of_the_step_itself_is_not_hidden():
@@ -359,9 +402,10 @@ def test_a_small_loss_is_not_compared_together_with_counts_of_the_same_name():
     meter["sums"].add_(0.006)
     meter["finite_steps"].add_(1)
     after = Snapshot(places, CPU)
-    assert not after.find_difference(before)
+    assert set(after.distances(before).values()) == {0.0}
     meter["sums"].mul_(1.01)
-    assert after.find_difference(before) == f"{OTHERS}loss/kl"
+    found = after.distances(before)
+    assert found == {("sums", "loss/kl"): pytest.approx(0.01, rel=0.01), ("finite_steps", "loss/kl"): 0.0}
 
 
 def test_the_first_step_that_is_not_finite_is_found_with_the_losses_that_broke_in_it(monkeypatch):

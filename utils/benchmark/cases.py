@@ -18,10 +18,11 @@ from utils.config import Config, find_config
 from utils.errors import UserError
 from utils.training.build import assemble
 from utils.training.cuda_graph import choose_recorder
-from utils.training.device import autocast, place_task, set_up
+from utils.training.device import set_up
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.optim import make_optimizers
+from utils.training.precision import autocast, place_task
 from utils.training.step import CapturedStep, EagerStep, Phase
 
 log = logging.getLogger("sakd")
@@ -137,8 +138,10 @@ class Case:
         phase = Phase("train", self.task, 1, self.optimizers)
         gates = GateRecorder(list(self.task.gate_labels), conditions.num_classes, conditions.samples, device)
         self.eager = EagerStep(phase, Meter(device), gates, partial(autocast, device, conditions.precision))
-        recorder = choose_recorder(config.training.cuda_graph, device, [self.task], log.info)
-        self._step = self.eager if recorder is None else CapturedStep(self.eager, recorder, log.info)
+        recorder = choose_recorder(config.training.cuda_graph, device, self.task, log.info)
+        self._step = (
+            self.eager if recorder is None else CapturedStep(self.eager, recorder, lambda size, why: log.info(why))
+        )
 
     @property
     def captured(self) -> bool:

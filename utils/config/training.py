@@ -135,7 +135,9 @@ class ValidationConfig(Section):
     best_by: Literal["top1", "class_mean"] = Field(
         "top1", description="accuracy that chooses the best epoch: of all images, or the mean over the classes"
     )
-    batch_size: Incidental[Count] = Field(64, description="images per evaluation step")
+    batch_size: Incidental[Count | None] = Field(
+        None, description="images per evaluation step (default: 64; on a GPU up to 1000, fewer if they are large)"
+    )
     num_workers: Incidental[Workers] = Field(4, description="processes that decode images")
 
 

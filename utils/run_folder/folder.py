@@ -1,8 +1,7 @@
-"""The folder of a run: what is in it, who may write to it, and whether a run is there already."""
+"""The folder of a run, opened for writing: one process at a time, and no checkpoint is ever lost."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
@@ -14,25 +13,25 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError, reason
-from utils.files import check_regular, publish_copy, remove_leftovers, write_text
+from utils.files import UNSUPPORTED, check_regular, publish_copy, remove_leftovers, write_text
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.layout import Layout
 
 log = logging.getLogger("sakd")
 
-LOOKING = 1.0  # seconds; whoever looks whether a run is going on, see `read.is_locked`, holds the lock for an instant
+LOCK_RETRY_SECONDS = 1.0  # a process that asks whether a run is going on, see `read.is_locked`, holds the lock briefly
 
 _locks: weakref.WeakSet[IO] = weakref.WeakSet()
 
 
-def _let_go_of_locks() -> None:
+def _release_locks() -> None:
     for lock in _locks:
         lock.close()
 
 
-# A forked process shares the locks of its parent: workers that decode images would hold on to the folder for the
-# seconds that they take to notice that the run was killed.
-os.register_at_fork(after_in_child=_let_go_of_locks)
+# A forked process shares the locks of its parent. Workers that decode images take seconds to notice that the run was
+# killed, and would keep the folder locked meanwhile.
+os.register_at_fork(after_in_child=_release_locks)
 
 
 class RunDir(Layout):
@@ -99,26 +98,49 @@ class RunDir(Layout):
             state: the checkpoint.
             is_best: call it ``best.pth`` as well.
             epoch: call it ``epoch-<epoch>.pth`` as well; None: do not.
-            keep: how many of the ``epoch-*.pth`` to leave, the newest; None: all.
+            keep: see `prune`.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or the folder is `lost`.
         """
         also = [self.best] if is_best else []
         if epoch is not None:
             also.append(self.epoch_checkpoint(epoch))
+        self.refuse_if_lost()
         if self.last.exists():
             publish_copy(self.last, self.previous)
         save_atomically(state, self.last, also)
+        self.prune(keep)
+
+    def prune(self, keep: int | None) -> None:
+        """Delete all ``epoch-*.pth`` but the newest `keep`; None: none."""
         if keep is not None:
             for path in self.kept_epochs()[:-keep]:
                 path.unlink()
+
+    @property
+    def lost(self) -> bool:
+        """The folder that this process has opened is gone: the one that is there now may be another run's."""
+        if self._lock is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._lock.fileno()), self.lock.stat())
+        except FileNotFoundError:
+            return True
+
+    def refuse_if_lost(self) -> None:
+        """Raise a UserError if the folder is `lost`; before anything is written that may fall into another run's."""
+        if self.lost:
+            raise UserError(
+                f"{self.path}: was moved or deleted while this run was going on, or another run has taken its place; "
+                "this run ends, and wrote nothing there since"
+            )
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def close(self) -> None:
-        """Let others have the folder; the end of the process does the same."""
+        """Release the lock; the end of the process does the same."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -158,12 +180,12 @@ class RunDir(Layout):
         except BlockingIOError as error:
             raise UserError(f"{self.path}: another run is writing there right now") from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            if error.errno not in UNSUPPORTED:
                 raise
             log.warning("%s: this file system has no locks; do not start a second run there", self.path)
 
     def _lock_file(self) -> None:
-        deadline = time.monotonic() + LOOKING
+        deadline = time.monotonic() + LOCK_RETRY_SECONDS
         while True:
             try:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

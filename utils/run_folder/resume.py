@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
-from typing_extensions import TypedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from utils.config.changes import deciding_settings, differences
-from utils.errors import UserError
+from utils.errors import UserError, doing
 
 FORMAT = 1
 Section = dict[str, Any]
@@ -20,136 +18,116 @@ Section = dict[str, Any]
 class Progress:
     """What to do next: step `step` of epoch `epoch` of phase `phase`, all counted from 0."""
 
-    phase: NonNegativeInt = 0
-    epoch: NonNegativeInt = 0
-    step: NonNegativeInt = 0
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
 
 
-class Best(TypedDict):
-    """The best epoch so far, counted from 1; ``{"top1": -1.0, "epoch": 0}`` before there is one."""
-
-    top1: FiniteFloat
-    epoch: NonNegativeInt
-
-
-class Meter(TypedDict):
-    """See `utils.training.meter.Meter.state_dict`."""
-
-    names: list[str]
-    sums: Any
-    count: NonNegativeInt
-    finite_steps: NonNegativeInt
-
-
-class Process(TypedDict):
-    """What each process knows alone."""
-
-    rng: Section
-    meter: Meter
-
-
-class Checkpoint(TypedDict):
-    """A checkpoint of a run; tensors are checked when they are loaded."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")
-
-    format: Literal[1]
-    model: Section
-    extra: Section
-    optimizers: dict[str, Section]
-    processes: Annotated[list[Process], Field(min_length=1)]
-    progress: Progress
-    gates: Section
-    val: dict[str, FiniteFloat]
-    best: Best
-    config: Section
-
-
-_CHECKPOINT = TypeAdapter(Checkpoint)
-
-
-def check_checkpoint(content: dict[str, Any], config: Section, epochs: Sequence[int], steps: int) -> Checkpoint:
-    """Check that a run of `config` can go on from a checkpoint, as far as that can be told without its tensors.
+def check_checkpoint(content: Section, config: Section, epochs: Sequence[int], steps: int, run: Path) -> None:
+    """Check that a run of `config` can go on from a checkpoint, as far as its tensors do not matter.
 
     Args:
         content: what is in the file.
         config: the settings of the run from now on.
         epochs: of every phase.
         steps: of every epoch.
-
-    Returns:
-        `content`, validated.
+        run: the folder, for messages.
 
     Raises:
-        UserError: it is damaged or does not fit.
+        UserError: the checkpoint does not fit; the line says which setting it needs. Or it is damaged.
     """
-    try:
-        checkpoint = _CHECKPOINT.validate_python(content)
-    except ValidationError as error:
-        raise UserError(f"it is damaged, or of another program: {first_problem(error)}") from None
-    progress = checkpoint["progress"]
+    with doing(f"{run}: going on from its checkpoint"):
+        if problem := _find_problem(content, config, epochs, steps):
+            raise UserError(f"{run}: cannot go on from its checkpoint: {problem}")
+
+
+def refuse_other_images(checkpoint: Section, images: int, what: str) -> None:
+    """Raise a UserError if a checkpoint, called `what`, was trained on another number of images.
+
+    Gates are counted, and embeddings kept, for each training image by its number.
+    """
+    before = len(checkpoint["gates"]["sample_seen"])
+    if before != images:
+        raise UserError(
+            f"{what} was trained on {before:,} images, here are {images:,}; --overwrite starts anew, another "
+            "dataset.label or run.root writes elsewhere"
+        )
+
+
+def _find_problem(content: Section, config: Section, epochs: Sequence[int], steps: int) -> str:
+    """Why the run cannot go on; empty if it can."""
+    if content["format"] != FORMAT:
+        return f"its format is {content['format']}, this version reads {FORMAT}"
+    before, progress = content["config"], Progress(**content["progress"])
+    if min(progress.phase, progress.epoch, progress.step) < 0:
+        return f"it is damaged, progress is {content['progress']}"
     if progress.phase >= len(epochs):
-        raise UserError(f"it is of a run with {progress.phase + 1} phases or more, this one has {len(epochs)}")
-    done, wanted = progress.epoch, epochs[progress.phase]
+        return f"it is of a run with {progress.phase + 1} phases or more, this one has {len(epochs)}"
     is_last = progress.phase == len(epochs) - 1
+    done, wanted = progress.epoch, epochs[progress.phase]
     needed = done + (not is_last or progress.step > 0)
     if wanted < needed:
         key = "training.epochs" if is_last else "pretrain.epochs"
         begun = f" and {progress.step} steps of the next" if progress.step else ""
-        raise UserError(f"{key} is {wanted}, but {done} epochs{begun} are done; set {key}={needed} or more")
-    if progress.step > steps:
-        raise UserError(f"it was written after step {progress.step} of an epoch of {steps} steps")
-    _check_changes(checkpoint, config, finished=done == wanted)
-    return checkpoint
-
-
-def _refuse_other_optimizer(before: Section, after: Section) -> None:
-    """Raise a UserError if a run would go on with another optimiser than that whose averages its checkpoint has."""
-    old, new = map(_optimizer, (before, after))
-    for key in ("name", "options"):
-        if old[key] != new[key]:
-            raise UserError(
-                f"training.optimizer.{key} is {new[key]}, but it is of a run with {old[key]}; "
-                f"set training.optimizer.{key}={old[key]}"
-            )
-
-
-def _optimizer(config: Section) -> Section:
-    chosen = {"name": "SGD", "options": {}}  # of the time when there was no choice
-    match config:
-        case {"training": {"optimizer": dict(optimizer)}}:
-            chosen |= optimizer
-    return chosen
-
-
-def _check_changes(checkpoint: Checkpoint, config: Section, *, finished: bool) -> None:
-    """Refuse what a run cannot change: its optimiser, in the middle of an epoch the batches, and after its end all."""
-    before = checkpoint["config"]
-    _refuse_other_optimizer(before, config)
+        return f"{key} is {wanted}, but {done} epochs{begun} are done; set {key}={needed} or more"
     changes = differences(before, config)
-    if checkpoint["progress"].step and "training.batch_size" in changes:
-        old, new = changes["training.batch_size"]
-        raise UserError(
-            f"training.batch_size is {new}, but it was written in the middle of an epoch of batches of {old}; "
-            f"set training.batch_size={old}"
-        )
+    if progress.phase > 0 and "pretrain.epochs" in changes:
+        old, new = changes["pretrain.epochs"]
+        return f"pretrain.epochs is {new}, but that phase is over after {old}; set pretrain.epochs={old}"
+    if progress.step > steps:
+        return f"it was written after step {progress.step} of an epoch of {steps} steps"
+    return (
+        _other_optimizer(before, config)
+        or _missing_states(content, progress)
+        or _other_batches(progress, changes)
+        or _no_effect(content, config, finished=done == wanted)
+    )
+
+
+def _other_optimizer(before: Section, after: Section) -> str:
+    """A run cannot go on with another optimiser than that whose averages its checkpoint has."""
+    default = {"name": "SGD", "options": {}}  # of the time when there was no choice
+    old, new = (default | config["training"].get("optimizer", {}) for config in (before, after))
+    for key in default:
+        if old[key] != new[key]:
+            setting = f"training.optimizer.{key}"
+            return f"{setting} is {new[key]}, but it is of a run with {old[key]}; set {setting}={old[key]}"
+    return ""
+
+
+def _missing_states(content: Section, progress: Progress) -> str:
+    """A user may have deleted what the optimisers remember, to save space; a run that goes on is another one then."""
+    first = content["config"]["training"].get("init_epoch", 0)
+    if progress.step == 0 and progress.epoch in (0, first):  # the phase has not begun
+        return ""
+    for name, optimizer in content["optimizers"].items():
+        group = optimizer["param_groups"][0]
+        is_plain_sgd = "nesterov" in group and not group["momentum"]
+        if not optimizer["state"] and not is_plain_sgd:
+            return f"it lacks the state of the optimiser of {name}; kd.student.checkpoint starts from its weights alone"
+    return ""
+
+
+def _other_batches(progress: Progress, changes: dict[str, tuple[Any, Any]]) -> str:
+    """In the middle of an epoch the batches have to stay."""
+    key = "training.batch_size"
+    if not progress.step or key not in changes:
+        return ""
+    old, new = changes[key]
+    return f"{key} is {new}, but it was written in the middle of an epoch of batches of {old}; set {key}={old}"
+
+
+def _no_effect(content: Section, config: Section, *, finished: bool) -> str:
+    """After its end, a run uses no setting any more."""
     if not finished:
-        return
-    if "top1" not in checkpoint["val"]:
-        raise UserError("it is of a finished run, but holds no accuracy")
-    deciding = differences(deciding_settings(before), deciding_settings(config))
+        return ""
+    if "top1" not in content["val"]:
+        return "it is of a finished run, but holds no accuracy"
+    deciding = differences(deciding_settings(content["config"]), deciding_settings(config))
     deciding.pop("training.epochs", None)
     for key, (old, new) in deciding.items():
-        raise UserError(
+        return (
             f"it is of a finished run with {key}={old}, and {new} would have no effect; a larger training.epochs goes "
             "on, --overwrite starts anew, another training.seed or run.root writes elsewhere"
         )
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong, e.g. ``"training.seed is missing"``."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    return ": ".join(filter(None, (where, first["msg"].removeprefix("Value error, "))))
+    return ""

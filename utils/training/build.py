@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,32 +27,69 @@ from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import assign_weights, load_weights
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
-from utils.training.device import autocast, place_task
+from utils.training.cuda_graph import refuse_impossible
+from utils.training.device import set_up
 from utils.training.log import log
 from utils.training.meter import accuracy_text
-from utils.training.optim import make_optimizers
+from utils.training.optim import check_options, make_optimizers
+from utils.training.precision import autocast, refuse_precision
 from utils.training.step import Phase
+
+VALIDATION_PIXELS = 2**20  # of the images that a GPU evaluates at once: 1000 images of 32x32, 64 of 128x128 and larger
+
+
+def build(config: Config, opened: OpenedData, device: torch.device) -> tuple[Task, OpenedData]:
+    """Seed PyTorch, and build what the config trains on the host; find what is wrong before anything that takes long.
+
+    Returns:
+        the task, and its data: with ``dataset.on_corrupt: skip``, every image has been decoded once, and those that
+        cannot be read are left out.
+
+    Raises:
+        UserError: something does not exist, does not fit together, or cannot be done on the device.
+    """
+    training = config.training
+    opened.check_batches(training.batch_size, val_batch_size(config, device, opened), world_size())
+    refuse_precision(device, training.precision)
+    check_options(training.optimizer)
+
+    def make(info: DataInfo) -> Task:
+        set_up(config)
+        return synchronize_batchnorm(build_task(config, info), config, device)
+
+    task = make(opened)
+    refuse_impossible(training.cuda_graph, device, task)
+    readable = opened.without_unreadable(training.num_workers)
+    if len(readable.labels) < len(opened.labels):
+        task = make(readable)  # a distiller may keep something of every image
+    return task, readable
 
 
 def load_data(opened: OpenedData, config: Config, device: torch.device) -> Data:
     """Both loaders of the config's data set, on `device`."""
-    training, validation = config.training, config.validation
+    training = config.training
     return opened.load(
         batch_size=training.batch_size,
-        val_batch_size=validation.batch_size,
+        val_batch_size=val_batch_size(config, device, opened),
         num_workers=training.num_workers,
-        val_num_workers=validation.num_workers,
+        val_num_workers=config.validation.num_workers,
         seed=training.seed,
         device=device,
         shard=(rank(), world_size()),
     )
 
 
+def val_batch_size(config: Config, device: torch.device, info: DataInfo) -> int:
+    """``validation.batch_size``, or what suits the device: no figure depends on it."""
+    height, width = info.image_size
+    on_gpu = max(64, min(1000, VALIDATION_PIXELS // (height * width)))
+    return config.validation.batch_size or (on_gpu if device.type == "cuda" else 64)
+
+
 def build_task(config: Config, info: DataInfo) -> Task:
     """What the config trains: one network under cross-entropy, or a student under a teacher whose weights are random.
 
-    Nothing is decoded for it and no teacher is needed, so whatever is wrong with a name, the stages, the spots or the
-    weights to start from is found before anything that takes long.
+    No image is decoded for it, and no file of the teacher's is needed.
     """
     kd = config.kd
     # The student comes first: it starts from the same weights whatever the distiller and the selection are.
@@ -117,8 +155,18 @@ def find_teacher(config: Config) -> Path:
 
 
 def teacher_accuracy(task: SpotAdaptiveDistillation, config: Config, data: Data, device: torch.device) -> float:
-    """Top-1 accuracy of the teacher on the validation images, in percent."""
+    """Top-1 accuracy of the teacher on the validation images, in percent.
+
+    Raises:
+        UserError: its logits are not finite.
+    """
     accuracy = evaluate(task.teacher, data.val, device, partial(autocast, device, config.training.precision))
+    if not math.isfinite(accuracy["loss/total"]):
+        raise UserError(
+            f"{config.teacher_checkpoint}: the logits of the teacher {config.kd.teacher.title} for the validation "
+            "images are not finite; train it anew, e.g. with a smaller training.lr, or name another by "
+            "kd.teacher.checkpoint=<file>"
+        )
     log.info(f"teacher {config.kd.teacher.title}: {accuracy_text(accuracy)}")
     return accuracy["top1"]
 
@@ -213,15 +261,6 @@ def _check_logits(model: StagedModel, name: str, info: DataInfo) -> None:
             f"model {name!r}: gives logits of shape {logits} for an image, and the data has {info.num_classes} "
             "classes; its last layer must have the width `num_classes`, with which it is called"
         )
-
-
-def place(task: Task, config: Config, device: torch.device, info: DataInfo) -> Task:
-    """Move `task` to the device, in the memory layout and with the BatchNorm that the config asks for.
-
-    Raises:
-        UserError: it asks for what the device or a network cannot do.
-    """
-    return synchronize_batchnorm(place_task(task, config, device, info.image_size), config, device)
 
 
 def load_network(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Literal
@@ -104,21 +104,21 @@ def waiting_refused() -> Iterator[None]:
 
 
 def choose_recorder(
-    setting: bool | Literal["auto"], device: torch.device, tasks: Sequence[nn.Module], tell: Callable[[str], None]
+    setting: bool | Literal["auto"], device: torch.device, task: nn.Module, tell: Callable[[str], None]
 ) -> CudaRecorder | None:
     """What captures the training steps; None where they run eagerly.
 
     Args:
         setting: ``training.cuda_graph``.
-        device: where `tasks` are.
-        tasks: what is trained. Any module among them may refuse by an attribute ``capturable = False``.
+        device: where `task` is.
+        task: what is trained. Any module in it may refuse by an attribute ``capturable = False``.
         tell: called with a line where one might wonder why there is no graph.
 
     Raises:
         UserError: see `refuse_impossible`.
     """
-    refuse_impossible(setting, device, tasks)
-    obstacle = find_obstacle(device, tasks)
+    refuse_impossible(setting, device, task)
+    obstacle = find_obstacle(device, task)
     if setting is False or obstacle:
         if setting and device.type == "cuda":
             tell(f"steps run eagerly, not as one CUDA graph: {obstacle}")
@@ -126,18 +126,19 @@ def choose_recorder(
     return CudaRecorder(device)
 
 
-def refuse_impossible(setting: bool | Literal["auto"], device: torch.device, tasks: Sequence[nn.Module]) -> None:
+def refuse_impossible(setting: bool | Literal["auto"], device: torch.device, task: nn.Module) -> None:
     """Raise a UserError if a graph is asked for and not possible."""
-    if setting is True and (obstacle := find_obstacle(device, tasks)):
+    if setting is True and (obstacle := find_obstacle(device, task)):
         raise UserError(f"training.cuda_graph: true, but {obstacle}; auto makes a graph where it can")
 
 
-def find_obstacle(device: torch.device, tasks: Sequence[nn.Module]) -> str:
+def find_obstacle(device: torch.device, task: nn.Module) -> str:
     """Why training steps cannot be captured, as a clause; empty if nothing is known to be in the way."""
     if device.type != "cuda":
         return f"this is the {device}"
     if world_size() > 1:
         return f"there are {world_size()} processes"
-    modules = (module for task in tasks for module in task.modules())
-    stubborn = next((module for module in modules if not getattr(module, "capturable", True)), None)
+    if torch.cuda.get_allocator_backend() != "native":
+        return "PYTORCH_CUDA_ALLOC_CONF asks for cudaMallocAsync, which has no memory for graphs alone"
+    stubborn = next((module for module in task.modules() if not getattr(module, "capturable", True)), None)
     return f"{type(stubborn).__name__} has capturable = False" if stubborn is not None else ""

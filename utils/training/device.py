@@ -1,4 +1,4 @@
-"""Which device to train on, in which precision, from which seed."""
+"""Which device to train on, from which seed, and what its memory and generators are set to."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import torch
 
-from distillers.task import Task
 from utils.config import Config
 from utils.errors import UserError, exhausted_memory, reason
+from utils.files import warn_once
 from utils.processes.rank import rank_info
+from utils.training.precision import set_precision
 
 log = logging.getLogger("sakd")
 
 GPU_FILES = Path("/dev/nvidia[0-9]*")  # what NVIDIA's driver makes on Linux
+OLDER_CUDA = "pip install torch torchvision --index-url https://download.pytorch.org/whl/cu126 serves older ones"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -79,7 +80,8 @@ def why_unused() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # the driver is too old, or this PyTorch is for the CPU alone
-        return reason(error, 240)
+        cause = reason(error, 240)
+        return f"{cause} ({OLDER_CUDA})" if "driver" in cause and "old" in cause else cause
     return "no reason is given"
 
 
@@ -98,21 +100,8 @@ def missing_kernels(device: torch.device) -> str:
             return ""
     return (
         f"PyTorch {torch.__version__} is not built for {torch.cuda.get_device_name(device)} of compute capability "
-        f"{own[0]}.{own[1]}, only for {' '.join(built)}"
+        f"{own[0]}.{own[1]}, only for {' '.join(built)} ({OLDER_CUDA})"
     )
-
-
-@cache
-def warn_once(line: str) -> None:
-    """One warning, however often a process has reason to give it."""
-    log.warning(line)
-
-
-def tf32_advice(device: torch.device, precision: str) -> str:
-    """A line for a GPU that has faster tensor cores than the precision lets it use; empty otherwise."""
-    if device.type != "cuda" or precision != "fp32" or torch.cuda.get_device_capability(device) < (8, 0):
-        return ""
-    return "fp32 is IEEE float32; training.precision=tf32 lets convolutions use the tensor cores of this GPU"
 
 
 def _own_gpu(device: torch.device) -> torch.device:
@@ -130,8 +119,13 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 def set_up(config: Config) -> None:
-    """Seed PyTorch, from which every random number here is drawn, and set the precision of fp32 convolutions."""
+    """Seed PyTorch, from which every random number here is drawn, and set how a GPU computes."""
     torch.manual_seed(config.training.seed)
+    set_backends(config)
+
+
+def set_backends(config: Config) -> None:
+    """Set the precision of fp32 convolutions, and whether only deterministic kernels may be used."""
     set_precision(config.training.precision)
     deterministic = config.training.deterministic
     if deterministic:
@@ -180,47 +174,24 @@ def keep_freed_memory(device: torch.device) -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def set_precision(precision: str) -> None:
-    """Set what float32 convolutions on a GPU may compute in: TF32, unless `precision` is ``"fp32"``."""
-    # Convolutions alone: a matrix product in TF32 would reach the losses, which keep float32 in every precision.
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = False
+def keep_threads(device: torch.device, before: int | None) -> str:
+    """Compute on a CPU with as many threads as `before`, since another number rounds differently.
 
+    ``OMP_NUM_THREADS`` in the environment wins.
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def place_task(task: Task, config: Config, device: torch.device, image_size: tuple[int, int]) -> Task:
-    """Move `task` to `device`, with the channels of its maps last in memory where that pays or is asked for.
-
-    The layout of the weights decides: every convolution hands it on to its output.
-
-    Raises:
-        UserError: it is asked for, but a network cannot do with it.
+    Returns:
+        a line about it for the log; empty if the number is the same, or not known.
     """
-    setting = config.training.channels_last
-    if setting == "auto":
-        setting = channels_last_pays(device, config.training.precision)
-    task.to(device)
-    if not setting:
-        return task
-    task.to(memory_format=torch.channels_last)
-    try:
-        for network in task.networks():
-            network.feature_shapes(*image_size)
-    except RuntimeError as error:  # a user's own network, which says view() of a map
-        if config.training.channels_last is True:
-            raise UserError(f"training.channels_last: true, but a network fails: {reason(error)}; try auto") from error
-        log.info("training.channels_last: off, a network fails with it: %s", reason(error))
-        task.to(memory_format=torch.contiguous_format)
-    return task
-
-
-def channels_last_pays(device: torch.device, precision: str) -> bool:
-    """Whether convolutions are faster so: always on a CPU (measured), on a GPU for its tensor cores alone."""
-    return device.type != "cuda" or precision != "fp32"
+    now = torch.get_num_threads()
+    if device.type != "cpu" or before in (None, now):
+        return ""
+    if "OMP_NUM_THREADS" in os.environ:
+        return f"resumed on {now} threads (OMP_NUM_THREADS) instead of {before}, which rounds differently"
+    torch.set_num_threads(before)
+    return (
+        f"resumed on {before} threads as before, not {now}, which would round differently; OMP_NUM_THREADS=<number> "
+        "chooses"
+    )
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

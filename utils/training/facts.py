@@ -54,7 +54,8 @@ def flops(model: nn.Module, size: tuple[int, int], device: torch.device) -> int:
 
 def flops_without_computing(model: nn.Module, size: tuple[int, int]) -> int | None:
     """The same from a copy whose tensors hold no values; None for a network that cannot do without them."""
-    stand_ins = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    # Parameters in float32, since those of a teacher may be in half precision, for which it takes autocast.
+    stand_ins = {id(p): nn.Parameter(p.detach().to("meta").float(), requires_grad=False) for p in model.parameters()}
     stand_ins |= {id(b): b.to("meta") for b in model.buffers()}
     try:
         return flops(copy.deepcopy(model, stand_ins).eval(), size, torch.device("meta"))

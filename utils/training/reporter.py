@@ -89,6 +89,8 @@ class Reporter:
         prefix = "" if record["phase"] == "train" else f"{record['phase']}/"
         for group in ("train", "val"):
             for name, value in record.get(group, {}).items():
+                if value is None:  # not finite
+                    continue
                 tag = name if "/" in name else f"accuracy/{name}"
                 self._board.add_scalar(
                     f"{prefix}{tag}" if name.startswith("gate/") else f"{prefix}{tag}/{group}", value, step
@@ -119,26 +121,16 @@ class Reporter:
                 write_text(file, "".join(line for line in lines if _epoch_of(line) <= count))
 
 
-class Silence(Reporter):
-    """A reporter for processes that have nothing to say: in a job of several, all but the first."""
+class NullReporter(Reporter):
+    """Reports nothing, for all but the first of several processes."""
 
     def __init__(self):
         self._bar = tqdm(disable=True)
 
-    def line(self, text: str) -> None:
-        """Say nothing."""
+    def _ignore(self, *arguments: Any, **options: Any) -> None:
+        pass
 
-    def start_epoch(self, title: str, steps: int, done: int) -> None:
-        """Say nothing."""
-
-    def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
-        """Say nothing."""
-
-    def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
-        """Say nothing."""
-
-    def close(self) -> None:
-        """Nothing is open."""
+    line = start_epoch = interval = end_epoch = close = _ignore
 
 
 def _epoch_of(line: str) -> float:

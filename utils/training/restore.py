@@ -26,7 +26,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, select_weights
-from utils.training.build import assemble, build_network, load_network, load_teacher
+from utils.training.build import assemble, build_network, load_network, load_teacher, val_batch_size
 from utils.training.device import choose_device, set_up
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
@@ -54,10 +54,8 @@ class Restored:
 
     def load_test(self) -> Loader:
         """The test images, where the data has some, as `val` has those for validation."""
-        validation, seed = self.config.validation, self.config.training.seed
-        return self.data.load_split(
-            "test", validation.batch_size, validation.num_workers, seed=seed, device=self.device
-        )
+        size, workers = val_batch_size(self.config, self.device, self.data), self.config.validation.num_workers
+        return self.data.load_split("test", size, workers, seed=self.config.training.seed, device=self.device)
 
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode.
@@ -162,5 +160,7 @@ def restore(
     with nullcontext() if agreed else without_downloads():
         opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
     validation, seed = settings.validation, settings.training.seed
-    val = opened.load_split("val", validation.batch_size, validation.num_workers, seed=seed, device=device)
+    val = opened.load_split(
+        "val", val_batch_size(settings, device, opened), validation.num_workers, seed=seed, device=device
+    )
     return Restored(path, settings, content, opened, val, device, average)

@@ -1,4 +1,4 @@
-"""From a validated config to a finished run, that of a missing teacher included."""
+"""From a validated config to a finished run: open the data, build, train a missing teacher, load, resume, train."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
 
 import torch
 
 from datasets import Data, OpenedData, open_data
+from distillers.task import Task
 from utils.config import Config
 from utils.config.changes import differences
 from utils.config.related import Command, SingleRun, next_command, remembered, teacher_run
@@ -31,21 +31,12 @@ from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
 from utils.run_folder.records import read_epochs
 from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
-from utils.training.build import (
-    build_task,
-    load_data,
-    load_teacher,
-    make_phases,
-    place,
-    synchronize_batchnorm,
-    teacher_accuracy,
-)
-from utils.training.cuda_graph import refuse_impossible
-from utils.training.device import autocast, choose_device, explaining_limits, keep_freed_memory, set_up, tf32_advice
+from utils.training.build import build, load_data, load_teacher, make_phases, teacher_accuracy, val_batch_size
+from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
-from utils.training.step import Phase
+from utils.training.precision import autocast, place_task, precision_advice
 
 
 def train(
@@ -86,21 +77,22 @@ def train(
             device = choose_device(config.training.device)
             keep_freed_memory(device)
             stack.enter_context(process_group(device))
+            stack.enter_context(explaining_limits(device))
             opened = open_data(config.dataset)
             teacher = find_missing_teacher(config, teacher_args)
             if teacher_args and not teacher:
                 log.info("teacher_args (--teacher-arg) changes nothing: no teacher is to be trained")
-            if teacher or config.dataset.on_corrupt == "skip":
-                check_buildable(config, opened, device)  # what comes next takes long
-            opened = opened.without_unreadable(config.training.num_workers)
+            task, opened = build(config, opened, device)
         if teacher:
-            train_teacher(teacher, opened if teacher.config.dataset == config.dataset else None, stop)
+            generators = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(generators):  # the student goes on from the state that it was built with
+                train_teacher(teacher, opened if teacher.config.dataset == config.dataset else None, device, stop)
             resume = resume and run.begun
-        return fit(config, opened, stop, resume=resume, overwrite=overwrite, command=command)
+        return fit(config, opened, task, device, stop, resume=resume, overwrite=overwrite, command=command)
 
 
 def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> SingleRun | None:
-    """The run that has to come before that of `config`; None if the teacher is there, or is no business of ours.
+    """The run that has to come before that of `config`; None if the teacher is there, or its file is named.
 
     Raises:
         UserError: it is missing, but no config can be found for it.
@@ -120,16 +112,7 @@ def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> Singl
         ) from error
 
 
-def check_buildable(config: Config, opened: OpenedData, device: torch.device) -> None:
-    """Build everything that `config` names once, and drop it."""
-    training, validation = config.training, config.validation
-    opened.check_batches(training.batch_size, validation.batch_size, world_size())
-    task = synchronize_batchnorm(build_task(config, opened), config, device)
-    make_phases(task, config)
-    refuse_impossible(training.cuda_graph, device, [task])
-
-
-def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopRequest) -> None:
+def train_teacher(teacher: SingleRun, opened: OpenedData | None, device: torch.device, stop: StopRequest) -> None:
     """Train a teacher, or go on training it, within the processes of its student.
 
     Args:
@@ -138,18 +121,18 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopReque
     Raises:
         Interrupted: a signal arrived, also if the training had ended by then.
     """
-    run, training = Layout(teacher.config.run_dir), teacher.config.training
+    config, run = teacher.config, Layout(teacher.config.run_dir)
     state = "unfinished: going on with it" if run.begun else "missing: training it first"
     log.info(
-        f"teacher {teacher.config.title} is {state}, with training.epochs={training.epochs}; "
+        f"teacher {config.title} is {state}, with training.epochs={config.training.epochs}; "
         "teacher_args=training.epochs=<number> changes that (train.py: --teacher-arg)"
     )
     log.info(f"config: {teacher.note}")
-    if opened is None:
-        with stop.at_once():
-            opened = open_data(teacher.config.dataset).without_unreadable(training.num_workers)
-    fit(teacher.config, opened, stop, resume=run.begun, command=teacher.command)
-    gc.collect()  # what the engine took on a GPU is the student's now
+    with stop.at_once():
+        task, opened = build(config, opened or open_data(config.dataset), device)
+    fit(config, opened, task, device, stop, resume=run.begun, command=teacher.command)
+    del task
+    gc.collect()  # memory of the GPU that the engine took is the student's now
     if any(gather_objects(stop.requested)):
         raise Interrupted(
             f"stopped after the training of the teacher, which is in {run.path}; the same command goes on"
@@ -159,16 +142,20 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, stop: StopReque
 def fit(
     config: Config,
     opened: OpenedData,
+    task: Task,
+    device: torch.device,
     stop: StopRequest,
     *,
     resume: bool = False,
     overwrite: bool = False,
     command: Command | None = None,
 ) -> dict:
-    """Build what `config` describes and train it to the end, see `train`. The same whatever was trained before.
+    """Train what `build` made of `config` to the end, see `train`. The same whatever was trained before.
 
     Args:
-        opened: the config's data set, without what cannot be read.
+        opened: the config's data set, without images that cannot be read.
+        task: on the host, with random weights where the teacher's go.
+        device: where to train.
         stop: ends the training.
         command: see `train`.
     """
@@ -176,33 +163,30 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(closing(run))
         with stop.at_once():
-            device = choose_device(config.training.device)
-            stack.enter_context(explaining_limits(device))
-            set_up(config)
-            task = build_task(config, opened)
+            set_backends(config)
             if config.kd:
                 load_teacher(task.teacher, config, opened)
             data = stack.enter_context(closing(load_data(opened, config, device)))
             log.info(describe(config, data, device))
-            if advice := tf32_advice(device, config.training.precision):
+            if advice := precision_advice(device, config.training.precision):
                 log.info(advice)
-            task = place(task, config, device, data)
+            task = place_task(task, config, device, data.image_size)
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
             phases = make_phases(task, config)
-            refuse_impossible(config.training.cuda_graph, device, [phase.task for phase in phases])
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
-        changes = changed_settings(checkpoint, run, config, phases, data) if checkpoint is not None else {}
-
-        def write_settings() -> None:
-            for key, (old, new) in changes.items():
+        if checkpoint is not None:
+            check_checkpoint(
+                checkpoint, config.to_dict(), [phase.epochs for phase in phases], len(data.train), run.path
+            )
+        engine = Engine(phases, data, run, config, device).start(checkpoint)
+        stack.enter_context(log_ending(run))
+        if checkpoint is not None:
+            for key, (old, new) in differences(checkpoint["config"], config.to_dict()).items():
                 log.info(f"resumed with {key} {new}, which was {old}")
-            stack.enter_context(log_ending(run))
-            if is_main():
-                write_text(run.config, dump_yaml(config.to_dict()))
-                facts = facts_of(task, data, device) | {"command": remembered(config, command)}
-                write_text(run.facts, json.dumps(facts, indent=2) + "\n")
-
-        engine = Engine(phases, data, run, config, device).start(checkpoint, before_writing=write_settings)
+        if is_main():
+            write_text(run.config, dump_yaml(config.to_dict()))
+            facts = facts_of(task, data, device) | {"command": remembered(config, command)}
+            write_text(run.facts, json.dumps(facts, indent=2) + "\n")
         result |= engine.fit(stop)
         if opened.source.test is not None:
             result |= test_best(engine, opened)
@@ -215,14 +199,14 @@ def fit(
 
 def test_best(engine: Engine, opened: OpenedData) -> dict[str, float]:
     """Accuracies of the best epoch's student on the test images, which nothing was chosen by, in percent."""
-    validation, device = engine.config.validation, engine.device
-    shard = rank(), world_size()
-    how = {"seed": engine.config.training.seed, "device": device, "shard": shard}
+    config, device = engine.config, engine.device
+    shard, size = (rank(), world_size()), val_batch_size(config, device, opened)
+    how = {"seed": config.training.seed, "device": device, "shard": shard}
     weights = from_main(read_checkpoint(engine.run.best)["model"] if is_main() else None)
     student = copy.deepcopy(engine.task.student)
     student.load_state_dict(weights)
-    with closing(opened.load_split("test", validation.batch_size, validation.num_workers, **how)) as images:
-        precision = partial(autocast, device, engine.config.training.precision)
+    with closing(opened.load_split("test", size, config.validation.num_workers, **how)) as images:
+        precision = partial(autocast, device, config.training.precision)
         found = evaluate(student, images, device, precision)
     return {f"test_{name}": found[name] for name in ("top1", "top5", "class_mean") if name in found}
 
@@ -234,26 +218,10 @@ def log_ending(run: RunDir) -> Iterator[None]:
         yield
     except (UserError, Interrupted) as error:
         # If it is the disk that is full, the console has to do.
-        with suppress(OSError), log_to_file(run.log) if is_main() else nullcontext() as file:
+        with suppress(OSError), log_to_file(run.log) if is_main() and not run.lost else nullcontext() as file:
             if file:
                 file.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
         raise
-
-
-def changed_settings(
-    checkpoint: dict, run: RunDir, config: Config, phases: Sequence[Phase], data: Data
-) -> dict[str, tuple[Any, Any]]:
-    """The settings of a resumed run that have changed, each with the old and the new value.
-
-    Raises:
-        UserError: the checkpoint is damaged, or the run cannot go on from it with these settings.
-    """
-    settings = config.to_dict()
-    try:
-        checked = check_checkpoint(checkpoint, settings, [phase.epochs for phase in phases], len(data.train))
-    except UserError as error:
-        raise UserError(f"{run.path}: cannot go on from its checkpoint: {error}") from error
-    return differences(checked["config"], settings)
 
 
 def describe(config: Config, data: Data, device: torch.device) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from utils.training.device import rng_state, set_rng_state
 
-# Kernels that add in no fixed order round differently each time. As a share of what a step changes.
-TOLERANCE = 1e-3
+ROUNDING = 1e-6  # of a value, from adding a change to it
 
 # Generators of the host: how their states are read and set. Equal states are equal bytes to `pickle`.
 HOST_GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
@@ -32,10 +31,10 @@ class Place(NamedTuple):
     """A dictionary of attributes that a step may change.
 
     Attributes:
-        group: name of what they belong to; the tensors of one group are compared together.
+        group: name of what they belong to.
         attributes: by name. Only tensors and numbers count.
-        rows: if the entries of a vector are different quantities, their names; each of them is compared alone.
-        apart: tensors of different names are different quantities, and not compared together.
+        rows: names of the entries of a vector, if they are different quantities.
+        apart: tensors of different names are different quantities.
     """
 
     group: str
@@ -46,6 +45,12 @@ class Place(NamedTuple):
     def values(self) -> dict[str, Any]:
         """The tensors and numbers."""
         return {name: value for name, value in self.attributes.items() if isinstance(value, Tensor | int | float)}
+
+    def quantities(self, name: str, tensor: Tensor) -> dict[tuple[str, str], Tensor]:
+        """What is to be compared alone, by a key whose last part is its name."""
+        if self.rows and tensor.shape == (len(self.rows),):
+            return {(name, row): value for row, value in zip(self.rows, tensor)}
+        return {("", f"{name} of {self.group}" if self.apart else self.group): tensor}
 
 
 class Snapshot:
@@ -59,14 +64,10 @@ class Snapshot:
     def __init__(self, places: Iterable[Place], device: torch.device):
         self._device = device
         self._places = [(place, place.values()) for place in places]
-        # On the host: memory of the device is scarce.
-        self._copies = {id(tensor): (tensor, on_host(tensor)) for _, _, tensor in self._tensors()}
+        tensors = (value for _, values in self._places for value in values.values() if isinstance(value, Tensor))
+        self._copies = {id(tensor): (tensor, on_host(tensor)) for tensor in tensors}  # the device's memory is scarce
         self._random = rng_state(device)
         self._host = {name: read() for name, (read, _) in HOST_GENERATORS.items()}
-
-    def _tensors(self) -> Iterator[tuple[Place, str, Tensor]]:
-        for place, values in self._places:
-            yield from ((place, name, value) for name, value in values.items() if isinstance(value, Tensor))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -109,33 +110,29 @@ class Snapshot:
         same = torch.equal(rng_state(self._device)[name], self._random[name])
         return "" if same else "a repetition draws another amount of random numbers"
 
-    def find_difference(self, before: Snapshot) -> str:
-        """A clause about tensors whose values are not those of this snapshot, rounding aside; empty if there are none.
+    def distances(self, before: Snapshot) -> dict[tuple[str, str], float]:
+        """How far each quantity is now from what it is here, as a share of what the step that ended here changed.
 
         Args:
-            before: of the time before the step that ended here; differences are measured by what that step changed.
+            before: of the time before that step.
         """
-        groups: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-        for place, own_name, tensor in self._tensors():
-            expected = self._copies[id(tensor)][1]
-            _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
-            values = (on_host(tensor), expected, was)
-            if place.rows and tensor.shape == (len(place.rows),):
-                for name, *row in zip(place.rows, *values):
-                    groups[own_name, name].append(tuple(row))
-            else:
-                groups["", f"{own_name} of {place.group}" if place.apart else place.group].append(values)
-        for (_, group), tensors in groups.items():
-            if not is_close(*zip(*tensors)):
-                return f"a repetition leaves other values in {group}"
-        return ""
+        groups: dict[tuple[str, str], list[tuple[Tensor, ...]]] = defaultdict(list)
+        for place, values in self._places:
+            for name, tensor in values.items():
+                if isinstance(tensor, Tensor):
+                    _, expected = self._copies[id(tensor)]
+                    _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
+                    columns = [place.quantities(name, value) for value in (on_host(tensor), expected, was)]
+                    for quantity in columns[0]:
+                        groups[quantity].append(tuple(column[quantity] for column in columns))
+        return {quantity: distance(*zip(*tensors)) for quantity, tensors in groups.items()}
 
 
-def is_close(found: Iterable[Tensor], expected: Iterable[Tensor], was: Iterable[Tensor]) -> bool:
-    """Whether `found` is `expected` but for rounding: each a list of tensors, taken as one vector.
+def distance(found: Iterable[Tensor], expected: Iterable[Tensor], was: Iterable[Tensor]) -> float:
+    """Of `found` from `expected`, in units of that of `was`: each a list of tensors, taken as one vector.
 
-    The distance may be `TOLERANCE` of that from `was`, plus what rounding the sum of the old value and the change
-    makes. Entries that should not be finite are left out: a run ends when it finds them.
+    What rounding the sum of the old value and the change makes is left out. So are entries that should not be finite:
+    a run ends when it finds them.
     """
     error = change = size = 0.0
     for a, b, c in zip(found, expected, was, strict=True):
@@ -143,7 +140,10 @@ def is_close(found: Iterable[Tensor], expected: Iterable[Tensor], was: Iterable[
         error += (a - b).square().sum().item()
         change += (b - c).square().sum().item()
         size += b.square().sum().item()
-    return error**0.5 <= TOLERANCE * change**0.5 + 1e-6 * size**0.5
+    excess = error**0.5 - ROUNDING * size**0.5
+    if excess <= 0:
+        return 0.0
+    return excess / change**0.5 if change else float("inf")
 
 
 def on_host(tensor: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -15,10 +14,13 @@ from distillers.task import Task, TaskOutput
 from utils.errors import reason
 from utils.processes.group import Replica
 from utils.training.average import WeightAverage
+from utils.training.cuda_graph import CudaRecorder
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, top_k_hits
 from utils.training.optim import ScheduledOptimizer
 from utils.training.snapshot import Place, Snapshot
+
+TOLERANCE = 1e-3  # of a repetition, as a share of what a step changes
 
 
 @dataclass
@@ -44,19 +46,6 @@ class Phase:
         for scheduled in self.optimizers.values():
             for group in scheduled.optimizer.param_groups:
                 yield from group["params"]
-
-
-class Recorder(Protocol):
-    """What can capture a step, see `utils.training.cuda_graph.CudaRecorder`."""
-
-    def run(self, function: Callable[[], None]) -> None:
-        """Run `function` once, in the memory in which captures work."""
-
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Run `function` as often as it takes, and return what repeats it."""
-
-    def release(self) -> None:
-        """Free the memory of everything that was recorded; it cannot be repeated any more."""
 
 
 class EagerStep:
@@ -146,30 +135,27 @@ class CapturedStep:
     Args:
         step: what to capture.
         recorder: captures it.
-        give_up: called with the reason if it cannot be captured; from then on all steps are eager.
+        give_up: called with the number of images and the reason if steps on batches of a shape cannot be captured, and
+            are eager from then on; with None for the number if that is true of all steps.
+
+    Attributes:
+        captured: steps on batches of some shape are repeated.
     """
 
-    def __init__(self, step: EagerStep, recorder: Recorder, give_up: Callable[[str], None]):
+    def __init__(self, step: EagerStep, recorder: CudaRecorder, give_up: Callable[[int | None, str], None]):
+        self.captured = False
         self._step = step
-        self._recorder: Recorder | None = recorder
+        self._recorder: CudaRecorder | None = recorder
         self._give_up = give_up
         self._is_first = True
-        # By shapes of the batch: the tensors that a captured step reads, and what repeats it.
-        self._captures: dict[tuple[torch.Size, ...], tuple[Batch, Callable[[], None]]] = {}
-
-    @property
-    def captured(self) -> bool:
-        """Steps on batches of some shape are repeated."""
-        return bool(self._captures)
+        self._ways: dict[tuple[torch.Size, ...], Callable[[Batch], None]] = {}  # to take a step, by shapes of the batch
 
     def __call__(self, batch: Batch) -> None:
-        if _shapes(batch) in self._captures:
-            static, repeat = self._captures[_shapes(batch)]
-            for place, value in zip(static, batch):
-                place.copy_(value)
-            repeat()
-        elif self._is_first or self._recorder is None:
+        shapes = _shapes(batch)
+        if self._is_first or self._recorder is None:
             self._step.compute(batch)
+        elif shapes in self._ways:
+            self._ways[shapes](batch)
         else:
             self._compute_and_capture(batch)
         self._is_first = False
@@ -177,28 +163,36 @@ class CapturedStep:
 
     def _compute_and_capture(self, batch: Batch) -> None:
         """Take the step eagerly, and capture it for further batches of these shapes."""
-        device = self._step.meter.device
-        self._step.drop_gradients()  # they are not in the recorder's memory
-        before = Snapshot(self._step.places(), device)
-        try:
-            self._recorder.run(lambda: self._step.compute(batch))
-            fits = True
-        except torch.OutOfMemoryError:
-            fits = False
-        if not fits:
-            before.restore()
-            self._stop_capturing("out of memory")
-            self._step.compute(batch)
+        before = self._snapshot()
+        if not self._fits(self._compute_beside, batch, before):
+            if self.captured and self._fits(self._step.compute, batch, before):
+                self._stay_eager(batch, "out of memory", self._step.compute)
+            else:
+                self._stop_capturing("out of memory")
+                self._step.compute(batch)
             return
-        after = Snapshot(self._step.places(), device)
+        after = self._snapshot()
         try:
             problem = self._capture(batch, before, after)
         except Exception as error:  # the step itself is right, as it has just been taken
             problem = reason(error)
         finally:
             after.restore()
-        if problem:
+        if problem and self.captured:
+            self._stay_eager(batch, problem, self._compute_beside)
+        elif problem:
             self._stop_capturing(problem)
+
+    def _fits(self, compute: Callable[[Batch], None], batch: Batch, before: Snapshot) -> bool:
+        """Take a step; go back to `before` if memory does not suffice."""
+        try:
+            compute(batch)
+            return True
+        except torch.OutOfMemoryError:
+            pass  # when this block ends, what the step has allocated is free
+        self._step.drop_gradients()
+        before.restore()
+        return False
 
     def _capture(self, batch: Batch, before: Snapshot, after: Snapshot) -> str:
         """Capture the step that led from `before` to `after`, and repeat it to see whether it leads there again.
@@ -215,17 +209,60 @@ class CapturedStep:
             return problem
         before.restore()
         repeat()
-        if problem := after.find_other_draws() or after.find_difference(before):
+        if problem := after.find_other_draws():
             return problem
-        self._captures[_shapes(batch)] = static, repeat
+        far = {name: found for name, found in after.distances(before).items() if not found <= TOLERANCE}
+        if far:
+            spread = self._spread(static, repeat, before, after)
+            far = {name: found for name, found in far.items() if not found <= 2 * spread[name]}
+        if far:
+            return f"a repetition leaves other values in {next(iter(far))[-1]}"
+
+        def copy_and_repeat(batch: Batch) -> None:
+            for place, value in zip(static, batch):
+                place.copy_(value)
+            repeat()
+
+        self._ways[_shapes(batch)], self.captured = copy_and_repeat, True
         return ""
+
+    def _spread(
+        self, batch: Batch, repeat: Callable[[], None], before: Snapshot, after: Snapshot
+    ) -> dict[tuple[str, str], float]:
+        """How far two eager steps are from each other, or two repetitions if these are closer.
+
+        Kernels that add in no fixed order round differently each time. A capture that went wrong is as far from the
+        eager step each time.
+        """
+        repeated = self._snapshot()
+        before.restore()
+        repeat()
+        of_repetitions = repeated.distances(before)
+        before.restore()
+        self._compute_beside(batch)
+        of_steps = after.distances(before)
+        return {name: min(of_steps[name], of_repetitions[name]) for name in of_steps}
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self._step.places(), self._step.meter.device)
+
+    def _compute_beside(self, batch: Batch) -> None:
+        """Take an eager step in the memory of the captures, which is free between steps."""
+        self._step.drop_gradients()  # they may be in other memory
+        self._recorder.run(lambda: self._step.compute(batch))
+
+    def _stay_eager(self, batch: Batch, problem: str, compute: Callable[[Batch], None]) -> None:
+        """Take further steps on batches like this one by `compute`; those on others are repeated as before."""
+        self._ways[_shapes(batch)] = compute
+        self._give_up(len(batch.label), problem)
 
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
-        self._captures.clear()
+        self._ways.clear()
+        self.captured = False
         self._step.drop_gradients()  # they are in the recorder's memory
         recorder.release()
-        self._give_up(problem)
+        self._give_up(None, problem)
 
 
 def make_step(
@@ -233,8 +270,8 @@ def make_step(
     meter: Meter,
     gates: GateRecorder,
     autocast: Callable[[], AbstractContextManager],
-    recorder: Recorder | None,
-    give_up: Callable[[str], None],
+    recorder: CudaRecorder | None,
+    give_up: Callable[[int | None, str], None],
 ) -> EagerStep | CapturedStep:
     """The step of a phase; captured if there is a `recorder`. See both classes for the arguments."""
     step = EagerStep(phase, meter, gates, autocast)
@@ -243,7 +280,8 @@ def make_step(
     for scheduled in phase.optimizers.values():
         if not scheduled.capturable:
             kind = type(scheduled.optimizer).__name__
-            give_up(f"{kind} takes its learning rate from the host, and a captured step would keep that of its capture")
+            why = f"{kind} takes its learning rate from the host, and a captured step would keep that of its capture"
+            give_up(None, why)
             return step
     return CapturedStep(step, recorder, give_up)
 
