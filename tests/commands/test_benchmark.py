@@ -1,4 +1,4 @@
-"""The benchmark measures what it says it measures."""
+"""The benchmark: its cases, times, memory, and the table."""
 
 import json
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""The grid: which runs it plans, in which order it runs them, and what it does about those that fail or stop."""
+"""The grid: the runs that it plans, their order, sweeps, and runs that fail or stop."""
 
 import fcntl
 import json

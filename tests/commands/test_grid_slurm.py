@@ -1,4 +1,4 @@
-"""The grid on Slurm, without one: its requests, and what it does with the answers. tests/slurm has a real Slurm."""
+"""The grid on Slurm, without one: its requests, and the answers. tests/slurm has a real Slurm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of two processes under `utils.launch`, which note who they are and what they get to know."""
+"""Jobs of two processes under `utils.launch`, which leave notes in a folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
 
 class Job:
-    """Two processes that do what is said here, under a launcher that is started as the shell launchers do it.
+    """Two processes with the given bodies, under a launcher that is started as the shell launchers do it.
 
     Args:
         folder: of their script and their notes, empty.

@@ -26,7 +26,7 @@ class Pair:
         self._pipes: list[Connection] = []
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Call a function of a module on both; what it gives on each."""
+        """Call a function of a module on both; the list of both results."""
         if not self._processes:
             self._start()
         for pipe in self._pipes:

@@ -70,7 +70,7 @@ def command(config: Path) -> list[str]:
 
 
 def fingerprint(run: RunDir) -> dict[str, str]:
-    """A hash of everything that a run leaves behind, but for times of day and durations."""
+    """A hash of everything that a run leaves behind, except times of day and durations."""
     contents: dict[str, Any] = {}
     for path in run.last.parent.glob("*.pth"):
         if path != run.previous:

@@ -106,7 +106,7 @@ class Cluster:
             self._end(name)
 
     def __call__(self, *command: str) -> str:
-        """Run one of Slurm's commands; what it prints.
+        """Run one of Slurm's commands and return its output.
 
         Raises:
             subprocess.CalledProcessError: it failed.

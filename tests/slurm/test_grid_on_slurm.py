@@ -1,4 +1,4 @@
-"""``python -m utils.grid --slurm`` on a real Slurm: what is stopped goes on exactly, and nothing is submitted twice.
+"""``python -m utils.grid --slurm`` on a real Slurm: stopped runs go on exactly, and none is trained twice.
 
 Needs Debian's ``slurm-wlm`` and ``munge`` and submitit; run with ``sh test.sh -m slurm``. Takes about ten minutes.
 """
@@ -92,7 +92,7 @@ class Grid:
 
 @pytest.fixture
 def grid(cluster, tmp_path) -> Iterator[Callable[..., Grid]]:
-    """Start a grid on the cluster: ``grid(words, *words for Slurm)``; what it leaves in the queue is cancelled."""
+    """Start a grid on the cluster: ``grid(words, *words for Slurm)``; its jobs are cancelled at the end."""
     started: list[Grid] = []
 
     def start(words: list[str], *request: str, more: tuple[str, ...] = ()) -> Grid:

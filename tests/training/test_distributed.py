@@ -46,12 +46,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def on_both():
-    """Call a function of this module on two processes; a list of what it gives on each."""
+    """Call a function of this module on two processes; the list of both results."""
     with process_pair() as pair:
         yield pair
 
 
-# ---- what they tell each other
+# ---- messages
 
 
 def introduce(folder):
@@ -351,7 +351,7 @@ def check_equal(run, expected):
 
 @pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1)])
 def test_a_resumed_run_may_have_another_number_of_processes(on_both, tmp_path, then, now):
-    """The epoch under way still counts every sample once, and a line says what is different."""
+    """The epoch under way still counts every sample once, and a line names the difference."""
     call = {1: lambda function, *arguments: function(*arguments), 2: on_both}
     call[then](train_until_the_power_fails, tmp_path, "at", 2)
     run = RunDir(tmp_path)

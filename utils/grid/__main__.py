@@ -47,12 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     request = read_request(options.slurm) if on_slurm else None
     root = jobs[0].root
     if options.dry_run:
-        lines = (
-            describe(jobs, root / "grid")
-            if on_slurm
-            else [f"{state(j).status:<10}  {j.name}  {j.folder}" for j in jobs]
-        )
-        print("\n".join(lines))
+        here = (f"{state(job).status:<10}  {job.name}  {job.folder}" for job in jobs)
+        print("\n".join(describe(jobs, root / "grid") if on_slurm else here))
         return 0
     progress = Progress(jobs)
     try:
@@ -93,7 +89,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def conclude(outcomes: Sequence[Outcome]) -> int:
-    """Print what is missing; the exit code."""
+    """Print the counts, and the runs that are not done; the exit code."""
     counts = Counter(outcome.status for outcome in outcomes)
     print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
     for outcome in outcomes:

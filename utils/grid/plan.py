@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class State:
-    """What is in a job's folder.
+    """How far the run of a job is.
 
     Attributes:
         status: ``new``, ``unfinished``, ``finished``, ``busy`` while another process trains it, or ``unreadable``.
