@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folders", nargs="*", default=["run"], metavar="FOLDER", help="run folders, or any above them (default: run)"
     )
-    parser.add_argument("--out", metavar="FOLDER", default="run/report", help="where to write (default: %(default)s)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: report/ in the first FOLDER)")
     parser.add_argument(
         "--details",
         type=whole_number(0),
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     write_report(
         find_runs([Path(folder) for folder in options.folders]),
-        Path(options.out),
+        Path(options.out or Path(options.folders[0], "report")),
         details=options.details,
         with_images=not options.no_images,
         with_plots=not options.no_plots,

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
+from utils.report.answer import answer, tradeoff_figures
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
 from utils.report.gallery import WAITS_FOR, class_names_of, gallery_figure, matches
 from utils.report.gate_plots import class_heatmap, share_figures
@@ -43,6 +44,10 @@ RUNS = (
 GAIN = (
     "What adaptivity gains over distilling everywhere, last epoch; right of the line it helps. An interval that leaves "
     "the frame is of two seeds."
+)
+COST = (
+    "Accuracy after the last epoch against the cost of the network, mean and standard deviation over the seeds. "
+    "python -m utils.evaluate measures latencies; without them, the cost is in FLOPs."
 )
 ACCURACY = (
     "Validation accuracy after every epoch, one line for each run, all panels on one scale without the steep start."
@@ -88,7 +93,7 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 def result_section(dataset: str, groups: Sequence[Group]) -> Section:
     """Tables of results on one data set, and what has to be said about them."""
     runs, rows = [run for group in groups for run in group.runs], distilled(groups)
-    section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)])
+    section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)], lead=answer(rows))
     if not rows:
         return section
     section.tables = {
@@ -112,8 +117,10 @@ def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Se
 
 
 def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
-    """What adaptivity gains on one data set."""
-    return drawn(f"{dataset} difference", GAIN, difference_figures(distilled(groups)))
+    """What students cost, and what adaptivity gains, on one data set."""
+    rows = distilled(groups)
+    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figures(rows))
+    return shown + drawn(f"{dataset} difference", GAIN, difference_figures(rows))
 
 
 def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:

@@ -89,6 +89,11 @@ def read_facts(file: Path) -> dict[str, Any] | None:
     return _read_file(file, _facts)
 
 
+def read_evaluation(file: Path) -> dict[str, float] | None:
+    """``evaluation.json``: the latency of one image in milliseconds by network; None if nothing was evaluated."""
+    return _read_file(file, _latencies)
+
+
 def read_gate_shares(file: Path) -> GateShares | None:
     """The newest line of a ``gates.jsonl``; None if there is none."""
     return next(reversed(_read_lines(file, _gate_shares)), None)
@@ -137,6 +142,10 @@ def _facts(content: bytes) -> dict[str, Any]:
         known[name] = None if value is None else int(value)
     weights = {str(name): (float(weight), int(ramp)) for name, (weight, ramp) in facts["weights"].items()}
     return known | {"image_size": (height, width), "weights": weights, "device": str(facts["device"])}
+
+
+def _latencies(content: bytes) -> dict[str, float]:
+    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(content).items()}
 
 
 def _gate_shares(line: bytes) -> GateShares:
