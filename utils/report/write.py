@@ -44,7 +44,8 @@ def write_report(
     if with_plots:
         for section, (dataset, members) in zip(results, of_dataset.items()):
             section.figures = build.gain_figures(dataset, members)
-            sections += [section, *build.figure_sections(dataset, members)]
+            sections += [section, *(build.student_sections(dataset, members) if with_images else [])]
+            sections += build.figure_sections(dataset, members)
         sections += [*build.detail_sections(runs, out, details, with_images), all_runs]
         texts[PAGE] = page.render(TITLE, heading, sections)
     files = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
