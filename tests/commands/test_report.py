@@ -327,6 +327,16 @@ def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path):
     assert not any("losses" in name for name in left)
 
 
+def test_tables_are_written_as_latex(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "run", selection="fixed", seed=seed, teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
+    assert main([str(tmp_path / "run"), "--no-plots", "--latex"]) == 0
+    text = (tmp_path / "run" / "report" / "results.tex").read_text()
+    assert r"wrn\_16\_2 to resnet8 & at & 70.00±0.00 (2)" in text
+    assert text.count(r"\begin{tabular}") == 1
+    assert r"Validation top-1 (\%), last epoch" in text
+
+
 def test_a_report_of_an_earlier_version_is_replaced(tmp_path):
     write_run(tmp_path / "run", selection="single")
     words = [str(tmp_path / "run"), "--no-plots"]

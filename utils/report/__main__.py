@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-images", action="store_true", help="do not load data sets: no gallery, no class names")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
+    parser.add_argument("--latex", action="store_true", help="write the tables of results as LaTeX, too")
     options = parser.parse_args(arguments)
     write_report(
         find_runs([Path(folder) for folder in options.folders]),
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         details=options.details,
         with_images=not options.no_images,
         with_plots=not options.no_plots,
+        latex=options.latex,
     )
     return 0
 

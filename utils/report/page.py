@@ -60,6 +60,14 @@ class Section:
         tables = [part for caption, table in self.tables.items() for part in (f"{caption}:", markdown(table))]
         return "\n\n".join([f"## {self.title}", *self.lead, *tables, *self.texts])
 
+    def latex(self) -> str:
+        """The tables, for ``\\usepackage{booktabs}``."""
+        parts = (
+            table.replace("→", "to", regex=True).to_latex(index=False, escape=True, caption=caption.replace("%", "\\%"))
+            for caption, table in self.tables.items()
+        )
+        return "\n".join(parts)
+
 
 def render(title: str, texts: list[str], sections: list[Section]) -> str:
     """The page as HTML; every text in it is escaped."""

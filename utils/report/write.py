@@ -12,15 +12,27 @@ from utils.run_folder.read import Run
 
 DETAILS = 12
 TABLES = ("report.md", "results.csv", "runs.csv")
-PAGE, FIGURES = "report.html", "figures"
+PAGE, FIGURES, LATEX = "report.html", "figures", "results.tex"
 TITLE = "Spot-adaptive distillation: report"
 MANIFEST = ".report.txt"  # names the files that a report has written, which the next one may replace
 
 
 def write_report(
-    runs: Sequence[Run], out: Path, *, details: int = DETAILS, with_images: bool = True, with_plots: bool = True
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    details: int = DETAILS,
+    with_images: bool = True,
+    with_plots: bool = True,
+    latex: bool = False,
 ) -> None:
     """Print the tables; write them as Markdown and CSV, the page and its figures to `out`.
+
+    Args:
+        details: show losses, gates by class and gallery of so many runs.
+        with_images: load the data sets.
+        with_plots: write the page and its figures.
+        latex: write the tables of results as LaTeX, too.
 
     Raises:
         UserError: `out` has files of these names that no report wrote, or cannot be written to.
@@ -28,7 +40,7 @@ def write_report(
     from utils.report import build, page, tables  # bring Matplotlib, for which a grid need not wait at its start
     from utils.report.groups import grouped
 
-    check_replaceable(out, [*TABLES, PAGE])
+    check_replaceable(out, [*TABLES, PAGE, LATEX])
     groups = grouped(runs)
     of_dataset = {run.dataset: [g for g in groups if g.first.dataset == run.dataset] for run in runs}
     results = [build.result_section(dataset, members) for dataset, members in of_dataset.items()]
@@ -40,6 +52,8 @@ def write_report(
     texts = {TABLES[0]: f"# Report\n\n{summary}\n\n{all_runs.markdown()}\n"}
     texts[TABLES[1]] = tables.result_records(build.distilled(groups)).to_csv(index=False)
     texts[TABLES[2]] = records.to_csv(index=False)
+    if latex:
+        texts[LATEX] = "\n".join(section.latex() for section in results)
     sections = []
     if with_plots:
         for section, (dataset, members) in zip(results, of_dataset.items()):
