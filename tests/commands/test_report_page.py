@@ -123,7 +123,7 @@ def test_names_are_text_for_matplotlib_and_for_the_page(tmp_path):
     config.write_text(config.read_text().replace("label: digits", "label: '<b>$x^{'"))
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-images"]) == 0
     assert "<b>$x^{" not in (tmp_path / "out" / "report.html").read_text()
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 6
     assert png(confusion_figure(np.eye(2), ["$a^{", "$b_"], "$t^"))
 
 
@@ -216,14 +216,14 @@ def test_runs_of_one_epoch_or_none_make_a_report(tmp_path):
     write_run(tmp_path / "run", selection="adaptive", epochs=1)
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert "stopped 0/4" in (tmp_path / "out" / "report.html").read_text()
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 6
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, caplog):
     write_run(tmp_path / "run", selection="adaptive")
     monkeypatch.setattr(build, "loss_figure", lambda run: 1 / 0)
     write_report(find_runs([tmp_path / "run"]), tmp_path / "out", with_images=False)
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 4
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 5
     assert "losses failed: ZeroDivisionError" in caplog.text
 
 
