@@ -13,6 +13,7 @@ from made_up_runs import write_run, write_samples
 
 from utils.errors import UserError
 from utils.report.__main__ import main
+from utils.report.answer import answer, tradeoff_figures
 from utils.report.build import common_settings, data_of, without_choice
 from utils.report.groups import gap_closed, grouped
 from utils.report.statistics import Difference, mean_text, paired_difference
@@ -37,6 +38,11 @@ def cells(root, measure="last"):
     """The only row of the table of results, by heading."""
     (row,) = result_table(groups_of(root), measure).to_dict("records")
     return row
+
+
+def cells_of(root, distiller):
+    rows = result_table(groups_of(root), "last").to_dict("records")
+    return next(row for row in rows if row["distiller"] == distiller)
 
 
 def series(values):
@@ -196,7 +202,7 @@ def test_the_share_of_the_gap_to_the_teacher_is_that_worked_out_by_hand(tmp_path
 def test_columns_without_an_entry_and_a_second_table_of_the_same_are_left_out(tmp_path):
     write_run(tmp_path, selection="fixed", epochs=1)
     assert list(result_tables(groups_of(tmp_path))) == ["last epoch, which is the best"]
-    assert list(cells(tmp_path)) == ["pair", "distiller", "teacher", "fixed"]
+    assert list(cells(tmp_path)) == ["pair", "distiller", "fixed", "teacher"]
     write_run(tmp_path / "b", selection="fixed", epochs=4, accuracies=[1, 9, 3, 4])
     assert list(result_tables(groups_of(tmp_path))) == ["last epoch", "best epoch"]
 
@@ -292,14 +298,46 @@ def test_a_copy_of_a_run_is_counted_once_and_named(tmp_path, capsys):
 
 def test_files_of_somebody_else_are_left_alone(tmp_path):
     write_run(tmp_path / "run", selection="single", done=0)
-    for name in ("figures/holiday.png", "runs.csv"):
-        file = tmp_path / name
+    for name in ("report.md", "runs.csv", "report.html"):
+        file = tmp_path / "out" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("mine")
-        with pytest.raises(UserError, match="exists already"):
-            main([str(tmp_path / "run"), "--out", str(tmp_path)])
-        assert file.read_text() == "mine"
+        with pytest.raises(UserError, match="exists already, and no report wrote it"):
+            main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+        assert [path.name for path in file.parent.iterdir()] == [name]
         file.unlink()
+
+
+def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path):
+    folder = write_run(tmp_path / "run", selection="adaptive")
+    assert main([str(tmp_path / "run"), "--no-images"]) == 0
+    figures = tmp_path / "run" / "report" / "figures"
+    (figures / "holiday.png").write_text("mine")
+    first = {file.name for file in figures.iterdir()}
+    assert any("losses" in name for name in first)
+    (folder / "metrics.jsonl").unlink()
+    assert main([str(tmp_path / "run"), "--no-images"]) == 0
+    left = {file.name for file in figures.iterdir()}
+    assert "holiday.png" in left < first
+    assert not any("losses" in name for name in left)
+
+
+def test_tables_are_written_as_latex(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "run", selection="fixed", seed=seed, teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
+    assert main([str(tmp_path / "run"), "--no-plots", "--latex"]) == 0
+    text = (tmp_path / "run" / "report" / "results.tex").read_text()
+    assert r"wrn\_16\_2 to resnet8 & at & 70.00±0.00 (2)" in text
+    assert text.count(r"\begin{tabular}") == 1
+    assert r"Validation top-1 (\%), last epoch" in text
+
+
+def test_a_report_of_an_earlier_version_is_replaced(tmp_path):
+    write_run(tmp_path / "run", selection="single")
+    words = [str(tmp_path / "run"), "--no-plots"]
+    assert main(words) == 0
+    (tmp_path / "run" / "report" / ".report.txt").unlink()
+    assert main(words) == 0
 
 
 def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypatch):
@@ -315,4 +353,36 @@ def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypa
     with pytest.raises(UserError, match=r"cannot write there \(No space left on device\)"):
         main(words)
     assert (tmp_path / "out" / "runs.csv").read_bytes() == before
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.md", "results.csv", "runs.csv"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        ".report.txt",
+        "report.md",
+        "results.csv",
+        "runs.csv",
+    ]
+
+
+def test_the_first_sentence_names_the_best_student_and_its_gain(tmp_path):
+    for seed, alone, fixed in ((1, 70, 72), (2, 71, 74)):
+        write_run(tmp_path, selection="single", student="resnet8", seed=seed, accuracies=[1, 2, 3, alone])
+        write_run(tmp_path, selection="fixed", seed=seed, accuracies=[1, 2, 3, fixed])
+        write_run(tmp_path, selection="fixed", distiller="sp", seed=seed, accuracies=[1, 90, 3, 71])
+    assert cells_of(tmp_path, "at")["fixed - single"] == "+2.50 [-3.85, +8.85] (2)"
+    (sentence,) = answer(groups_of(tmp_path))
+    assert sentence == (
+        "Best student: resnet20 → resnet8, at, fixed, 73.00±1.41 (2), over the student alone "
+        "+2.50 [-3.85, +8.85] (2), not significant. Its teacher has 75.00."
+    )
+    (panel,) = next(tradeoff_figures(groups_of(tmp_path))).axes
+    assert [text.get_text() for text in panel.texts] == ["resnet20", "resnet8", "at, fixed", ""]
+    assert panel.get_xlabel() == "forward pass of one image (MFLOPs)"
+
+
+def test_measured_latencies_take_the_place_of_flops(tmp_path):
+    for selection in ("single", "fixed"):
+        folder = write_run(tmp_path, selection=selection) / "evaluation"
+        folder.mkdir()
+        networks = {"resnet8": 1.5, "resnet20 (teacher)": 4}
+        content = {name: {"milliseconds": {"1": value, "64": 9}} for name, value in networks.items()}
+        (folder / "evaluation.json").write_text(json.dumps(content))
+    (panel,) = next(tradeoff_figures(groups_of(tmp_path))).axes
+    assert sorted({line.get_xdata()[0] for line in panel.lines}) == [1.5, 4]

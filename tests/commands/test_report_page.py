@@ -9,6 +9,7 @@ import torch
 from made_up_runs import BETA, write_run, write_samples
 from pictures import image_folder
 from PIL import Image
+from trained_pair import trained_pair
 
 from datasets.source import Arrays, Files, Source
 from utils.report import build
@@ -19,6 +20,7 @@ from utils.report.gallery import extremes, gallery_figure
 from utils.report.gate_plots import class_heatmap, share_figures
 from utils.report.groups import grouped
 from utils.report.losses import contributions, loss_figure
+from utils.report.student import Predictions, class_figure, mistakes_figure, predict
 from utils.report.style import png
 from utils.report.write import write_report
 from utils.run_folder.read import find_runs, read_run
@@ -121,7 +123,7 @@ def test_names_are_text_for_matplotlib_and_for_the_page(tmp_path):
     config.write_text(config.read_text().replace("label: digits", "label: '<b>$x^{'"))
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-images"]) == 0
     assert "<b>$x^{" not in (tmp_path / "out" / "report.html").read_text()
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 6
     assert png(confusion_figure(np.eye(2), ["$a^{", "$b_"], "$t^"))
 
 
@@ -214,12 +216,42 @@ def test_runs_of_one_epoch_or_none_make_a_report(tmp_path):
     write_run(tmp_path / "run", selection="adaptive", epochs=1)
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert "stopped 0/4" in (tmp_path / "out" / "report.html").read_text()
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 6
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, caplog):
     write_run(tmp_path / "run", selection="adaptive")
     monkeypatch.setattr(build, "loss_figure", lambda run: 1 / 0)
     write_report(find_runs([tmp_path / "run"]), tmp_path / "out", with_images=False)
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 4
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 5
     assert "losses failed: ZeroDivisionError" in caplog.text
+
+
+def test_the_mistakes_are_the_wrong_predictions_of_which_the_student_is_most_certain():
+    found = Predictions(np.array([0, 1, 2, 2]), np.array([0, 2, 2, 0]), np.array([0.9, 0.6, 0.8, 0.7]))
+    assert found.worst(5).tolist() == [3, 1]
+    assert found.confusion(3).tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 1]]
+    panel = class_figure(found, ("a", "b", "c"), "t").axes[0]
+    assert texts_of(panel.get_yticklabels()) == ["c", "a", "b"], "the most frequent class first"
+    assert [bar.get_width() for bar in panel.patches] == [2, 1, 1, 2, 2, 0]
+
+
+def test_the_best_student_is_shown_with_its_confusions_and_mistakes(tmp_path, caplog):
+    run = read_run(trained_pair(tmp_path / "run"))
+    source = build.load_source(run)
+    predictions = predict(run, source)
+    assert predictions.labels.tolist() == source.val.labels.tolist()
+    hits = 100 * (predictions.labels == predictions.predicted).mean()
+    assert hits == pytest.approx(run.best_top1, abs=0.01)
+    (section,) = build.student_sections("digits", grouped([run]))
+    assert [figure.name for figure in section.figures] == [
+        "digits-confusion-1",
+        "digits-class-counts-1",
+        "digits-mistakes-1",
+    ]
+    index = predictions.worst(1)[0]
+    panel = mistakes_figure(predictions, source.val, source.class_names, "t").axes[0]
+    assert panel.get_title(loc="left").startswith(f"{source.class_names[predictions.labels[index]]}\n→ ")
+    (run.path / "ckpt" / "best.pth").write_bytes(b"")
+    assert build.student_sections("digits", grouped([run])) == []
+    assert "its confusions are left out" in caplog.text

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folders", nargs="*", default=["run"], metavar="FOLDER", help="run folders, or any above them (default: run)"
     )
-    parser.add_argument("--out", metavar="FOLDER", default="run/report", help="where to write (default: %(default)s)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: report/ in the first FOLDER)")
     parser.add_argument(
         "--details",
         type=whole_number(0),
@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-images", action="store_true", help="do not load data sets: no gallery, no class names")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
+    parser.add_argument("--latex", action="store_true", help="write the tables of results as LaTeX, too")
     options = parser.parse_args(arguments)
     write_report(
         find_runs([Path(folder) for folder in options.folders]),
-        Path(options.out),
+        Path(options.out or Path(options.folders[0], "report")),
         details=options.details,
         with_images=not options.no_images,
         with_plots=not options.no_plots,
+        latex=options.latex,
     )
     return 0
 

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
+from utils.report.answer import answer, best_student, tradeoff_figures
+from utils.report.confusion import confusion_figure
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
 from utils.report.gallery import WAITS_FOR, class_names_of, gallery_figure, matches
 from utils.report.gate_plots import class_heatmap, share_figures
@@ -44,6 +47,10 @@ GAIN = (
     "What adaptivity gains over distilling everywhere, last epoch; right of the line it helps. An interval that leaves "
     "the frame is of two seeds."
 )
+COST = (
+    "Accuracy after the last epoch against the cost of the network, mean and standard deviation over the seeds. "
+    "python -m utils.evaluate measures latencies; without them, the cost is in FLOPs."
+)
 ACCURACY = (
     "Validation accuracy after every epoch, one line for each run, all panels on one scale without the steep start."
 )
@@ -60,6 +67,9 @@ LOSSES = (
     "means, logarithmic where none is below 0."
 )
 CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
+CONFUSION = "Images of each true class (row) by the class that the best student predicts (column)."
+COUNTS = "How many validation images each class has, and for how many the best student predicts it."
+MISTAKES = "The validation images of which the best student is most certain, and wrong: true class → predicted class."
 GALLERY = (
     "Training images distilled most and least often at each spot, with their class and the share of recorded epochs in "
     "which they were distilled. Among equals the choice is spread evenly over the data set."
@@ -88,7 +98,7 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 def result_section(dataset: str, groups: Sequence[Group]) -> Section:
     """Tables of results on one data set, and what has to be said about them."""
     runs, rows = [run for group in groups for run in group.runs], distilled(groups)
-    section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)])
+    section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)], lead=answer(rows))
     if not rows:
         return section
     section.tables = {
@@ -112,8 +122,10 @@ def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Se
 
 
 def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
-    """What adaptivity gains on one data set."""
-    return drawn(f"{dataset} difference", GAIN, difference_figures(distilled(groups)))
+    """What students cost, and what adaptivity gains, on one data set."""
+    rows = distilled(groups)
+    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figures(rows))
+    return shown + drawn(f"{dataset} difference", GAIN, difference_figures(rows))
 
 
 def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
@@ -168,6 +180,35 @@ def _add_gallery(section: Section, run: Run, name: str, source: Source | None) -
             f"The images distilled most and least often are not shown: {run.data} does not hold exactly the "
             f"{len(samples.frequency):,} images of this run; images that were skipped, added or deleted count."
         )
+
+
+def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
+    """What the best student on one data set gets right and wrong, if its checkpoint and its images are at hand."""
+    best = best_student(distilled(groups))
+    if best is None:
+        return []
+    group, selection = best
+    run = max((run for run in group.of(selection) if run.is_finished), key=lambda run: run.last_top1)
+    from utils.report.student import class_figure, mistakes_figure, predict  # brings PyTorch
+
+    source = load_source(run)
+    try:
+        with doing(f"evaluating {run.path}"):
+            predictions = source and predict(run, source)
+    except UserError as error:
+        warn(f"{error}; its confusions are left out")
+        return []
+    if predictions is None:
+        return []
+    names, title = source.class_names, f"{run.title}, best epoch"
+    confusion = predictions.confusion(len(names))
+    figures = drawn(f"{dataset} confusion", CONFUSION, (confusion_figure(confusion, names, title) for _ in range(1)))
+    histogram = (class_figure(predictions, names, title) for _ in range(1))
+    figures += drawn(f"{dataset} class counts", COUNTS, histogram)
+    if np.array_equal(predictions.labels, source.val.labels) and len(predictions.worst(1)):
+        mistakes = (mistakes_figure(predictions, source.val, names, title) for _ in range(1))
+        figures += drawn(f"{dataset} mistakes", MISTAKES, mistakes, photographs=True)
+    return [Section(f"The best student on {dataset}", figures=figures)]
 
 
 def drawn(name: str, caption: str, figures: Iterable[Figure], *, photographs: bool = False) -> list[ShownFigure]:

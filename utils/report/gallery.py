@@ -79,7 +79,7 @@ def _strip(panel: Axes, frequency: np.ndarray, source: Source, *, most: bool) ->
         left = position * (TILE + GAP)
         name = source.class_names[int(source.train.labels[index])]
         try:
-            canvas[:, left : left + TILE] = _tile(source.train.picture(int(index)))
+            canvas[:, left : left + TILE] = tile(source.train.picture(int(index)))
         except UserError:  # it was there when the run began
             panel.text(left + TILE / 2, TILE / 2, "cannot\nbe read", ha="center", va="center", fontsize=7)
         text = f"{_wrapped(name)}\n{100 * frequency[index]:.0f} %"
@@ -94,7 +94,7 @@ def _wrapped(name: str) -> str:
     return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
-def _tile(picture: Image.Image) -> np.ndarray:
+def tile(picture: Image.Image) -> np.ndarray:
     # Small images are shown as the pixels that they are.
     method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
     return np.asarray(ImageOps.fit(picture.convert("RGB"), (TILE, TILE), method))

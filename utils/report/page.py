@@ -41,6 +41,7 @@ class Section:
     """A part of the page.
 
     Attributes:
+        lead: texts above the tables; the others are below.
         tables: by their captions.
         detail: of a single run; the table of contents lists these apart.
         links: addresses of the cells and texts that are folders.
@@ -52,11 +53,20 @@ class Section:
     figures: list[ShownFigure] = field(default_factory=list)
     detail: bool = False
     links: dict[str, str] = field(default_factory=dict)
+    lead: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
         """Title, tables and texts."""
         tables = [part for caption, table in self.tables.items() for part in (f"{caption}:", markdown(table))]
-        return "\n\n".join([f"## {self.title}", *tables, *self.texts])
+        return "\n\n".join([f"## {self.title}", *self.lead, *tables, *self.texts])
+
+    def latex(self) -> str:
+        """The tables, for ``\\usepackage{booktabs}``."""
+        parts = (
+            table.replace("→", "to", regex=True).to_latex(index=False, escape=True, caption=caption.replace("%", "\\%"))
+            for caption, table in self.tables.items()
+        )
+        return "\n".join(parts)
 
 
 def render(title: str, texts: list[str], sections: list[Section]) -> str:

@@ -34,12 +34,15 @@ def result_table(groups: Sequence[Group], measure: str) -> pd.DataFrame:
     """Text, a row for each group; headings with an asterisk have published figures. Empty columns are left out."""
     return without_empty(
         pd.DataFrame(
-            {"pair": group.first.pair, "distiller": group.first.distiller, "settings": group.settings}
-            | {column: _cell(group, column, measure) for column in COLUMNS}
+            {"pair": group.first.pair, "distiller": group.first.distiller}
+            | {name: _cell(group, name, measure) for name in ("fixed", "adaptive")}
             | {"adaptive - fixed": str(group.difference("adaptive", "fixed", measure) or "")}
+            | {f"{name} - single": str(group.difference(name, SINGLE, measure) or "") for name in ("fixed", "adaptive")}
+            | {name: _cell(group, name, measure) for name in (SINGLE, "random", "anti", TEACHER)}
             | {f"gap closed: {name}": share(group.gap_closed(name, measure)) for name in ("fixed", "adaptive")}
             | {"no choice": _no_choice(group)}
             | {f"{name}*": percent(group.published.get(name)) for name in IN_PAPER}
+            | {"settings": group.settings}
             for group in groups
         )
     )
@@ -79,9 +82,10 @@ def _record(group: Group, measure: str) -> dict[str, object]:
     for column in COLUMNS:
         values = group.top1(column, measure)
         record |= {f"{column}_mean": values.mean(), f"{column}_std": values.std(), f"{column}_n": len(values) or None}
-    difference = group.difference("adaptive", "fixed", measure)
-    for name in ("mean", "half_width", "n"):
-        record[f"adaptive_minus_fixed_{name}"] = getattr(difference, name, None)
+    for ours, base in (("adaptive", "fixed"), ("fixed", SINGLE), ("adaptive", SINGLE)):
+        difference = group.difference(ours, base, measure)
+        for name in ("mean", "half_width", "n"):
+            record[f"{ours}_minus_{base}_{name}"] = getattr(difference, name, None)
     record |= {f"{column}_gap_closed": group.gap_closed(column, measure) for column in SELECTIONS}
     record["no_choice"] = _no_choice(group)
     return record | {f"published_{name}": group.published.get(name) for name in IN_PAPER}
@@ -109,6 +113,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
         "epochs": run.epochs,
         "last_top1": run.last_top1,
         "best_top1": run.best_top1,
+        "class_mean": run.curve("val.class_mean").iloc[-1] if run.records else None,
         "teacher_top1": run.teacher_top1,
         "test_top1": run.test_top1,
         "gap_closed": _gap_closed_by(run, group),
@@ -150,10 +155,11 @@ def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFr
             "distiller": records["distiller"],
             "selection": records["selection"],
             "seed": records["seed"].map(str),
+            "last %": records["last_top1"].map(percent),
             "status": records["status"],
             "epochs": [f"{run.epochs_done}/{run.epochs}" for run in runs],
-            "last %": records["last_top1"].map(percent),
             "best %": records["best_top1"].map(percent),
+            "class mean %": records["class_mean"].map(percent),
             "test % (best epoch)": records["test_top1"].map(percent),
             "gap closed": records["gap_closed"].map(share),
             "no choice": [run.no_choice.short if run.no_choice else "" for run in runs],

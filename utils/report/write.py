@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import refuse_to_replace, write_bytes, write_text
+from utils.files import write_bytes, write_text
 from utils.run_folder.read import Run
 
 DETAILS = 12
 TABLES = ("report.md", "results.csv", "runs.csv")
-PAGE = ("report.html", "figures")
+PAGE, FIGURES, LATEX = "report.html", "figures", "results.tex"
 TITLE = "Spot-adaptive distillation: report"
+MANIFEST = ".report.txt"  # names the files that a report has written, which the next one may replace
 
 
 def write_report(
-    runs: Sequence[Run], out: Path, *, details: int = DETAILS, with_images: bool = True, with_plots: bool = True
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    details: int = DETAILS,
+    with_images: bool = True,
+    with_plots: bool = True,
+    latex: bool = False,
 ) -> None:
-    """Print the tables; write them as Markdown and CSV, the page and its figures to `out`."""
+    """Print the tables; write them as Markdown and CSV, the page and its figures to `out`.
+
+    Args:
+        details: show losses, gates by class and gallery of so many runs.
+        with_images: load the data sets.
+        with_plots: write the page and its figures.
+        latex: write the tables of results as LaTeX, too.
+
+    Raises:
+        UserError: `out` has files of these names that no report wrote, or cannot be written to.
+    """
     from utils.report import build, page, tables  # bring Matplotlib, for which a grid need not wait at its start
     from utils.report.groups import grouped
 
-    refuse_to_replace([out / name for name in (*TABLES, *PAGE)], out / TABLES[0])
+    check_replaceable(out, [*TABLES, PAGE, LATEX])
     groups = grouped(runs)
     of_dataset = {run.dataset: [g for g in groups if g.first.dataset == run.dataset] for run in runs}
     results = [build.result_section(dataset, members) for dataset, members in of_dataset.items()]
@@ -31,28 +49,59 @@ def write_report(
     heading = [build.subtitle(runs), *build.unfinished(runs)]
     summary = "\n\n".join([*heading, *(section.markdown() for section in results)])
     print(summary if build.distilled(groups) else f"{summary}\n\n{all_runs.markdown()}")
+    texts = {TABLES[0]: f"# Report\n\n{summary}\n\n{all_runs.markdown()}\n"}
+    texts[TABLES[1]] = tables.result_records(build.distilled(groups)).to_csv(index=False)
+    texts[TABLES[2]] = records.to_csv(index=False)
+    if latex:
+        texts[LATEX] = "\n".join(section.latex() for section in results)
+    sections = []
+    if with_plots:
+        for section, (dataset, members) in zip(results, of_dataset.items()):
+            section.figures = build.gain_figures(dataset, members)
+            sections += [section, *(build.student_sections(dataset, members) if with_images else [])]
+            sections += build.figure_sections(dataset, members)
+        sections += [*build.detail_sections(runs, out, details, with_images), all_runs]
+        texts[PAGE] = page.render(TITLE, heading, sections)
+    files = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
+    files |= {f"{FIGURES}/{figure.name}.png": figure.data for section in sections for figure in section.figures}
+    publish(out, files)
+    print(f"\n{out}: {', '.join([*texts, f'{FIGURES}/'] if sections else texts)}")
+
+
+def check_replaceable(out: Path, names: Iterable[str]) -> None:
+    """Raise a UserError if one of the files is there and no report wrote it."""
+    ours = _written(out)
+    for name in names:
+        if os.path.lexists(out / name) and name not in ours:
+            raise UserError(f"{out / name}: exists already, and no report wrote it; --out names another place")
+
+
+def publish(out: Path, files: dict[str, bytes]) -> None:
+    """Write `files` to `out` and delete the other figures of an earlier report, but nothing else."""
+    check_replaceable(out, files)
+    listed = _listed(out)
+    stale = {name for name in listed if name.startswith(FIGURES)} - files.keys()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / TABLES[0], f"# Report\n\n{summary}\n\n{all_runs.markdown()}\n")
-        write_text(out / TABLES[1], tables.result_records(build.distilled(groups)).to_csv(index=False))
-        write_text(out / TABLES[2], records.to_csv(index=False))
-        if with_plots:
-            sections = []
-            for section, (dataset, members) in zip(results, of_dataset.items()):
-                section.figures = build.gain_figures(dataset, members)
-                sections += [section, *build.figure_sections(dataset, members)]
-            sections += [*build.detail_sections(runs, out, details, with_images), all_runs]
-            write_text(out / PAGE[0], page.render(TITLE, heading, sections))
-            _write_figures(out / PAGE[1], sections)
+        write_text(out / MANIFEST, "\n".join(sorted(listed | files.keys())))  # first: a kill leaves no file unlisted
+        for name, content in files.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            write_bytes(out / name, content)
+        for name in stale:
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
-    print(f"\n{out}: {', '.join([PAGE[0], *TABLES, f'{PAGE[1]}/'] if with_plots else TABLES)}")
 
 
-def _write_figures(folder: Path, sections: Sequence) -> None:
-    folder.mkdir(exist_ok=True)
-    figures = {folder / f"{figure.name}.png": figure.data for section in sections for figure in section.figures}
-    for file, data in figures.items():
-        write_bytes(file, data)
-    for stale in set(folder.glob("*.png")) - set(figures):
-        stale.unlink()
+def _written(out: Path) -> set[str]:
+    """The files in `out` that a report may replace."""
+    report = out / TABLES[0]
+    if _listed(out) or not report.is_file() or not report.read_bytes().startswith(b"# Report\n"):
+        return _listed(out)
+    # A report of a version that wrote no manifest.
+    return {*TABLES, PAGE, *(f"{FIGURES}/{file.name}" for file in (out / FIGURES).glob("*.png"))}
+
+
+def _listed(out: Path) -> set[str]:
+    manifest = out / MANIFEST
+    return set(manifest.read_text(encoding="utf-8").splitlines()) if manifest.is_file() else set()

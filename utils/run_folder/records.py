@@ -89,6 +89,11 @@ def read_facts(file: Path) -> dict[str, Any] | None:
     return _read_file(file, _facts)
 
 
+def read_evaluation(file: Path) -> dict[str, float] | None:
+    """``evaluation.json``: the latency of one image in milliseconds by network; None if nothing was evaluated."""
+    return _read_file(file, _latencies)
+
+
 def read_gate_shares(file: Path) -> GateShares | None:
     """The newest line of a ``gates.jsonl``; None if there is none."""
     return next(reversed(_read_lines(file, _gate_shares)), None)
@@ -138,6 +143,10 @@ def _facts(content: bytes) -> dict[str, Any]:
     weights = {str(name): (float(weight), int(ramp)) for name, (weight, ramp) in facts["weights"].items()}
     words = {"device": str(facts["device"]), "command": str(facts.get("command") or "")}
     return known | {"image_size": (height, width), "weights": weights} | words
+
+
+def _latencies(content: bytes) -> dict[str, float]:
+    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(content).items()}
 
 
 def _gate_shares(line: bytes) -> GateShares:

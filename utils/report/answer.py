@@ -1,0 +1,94 @@
+"""What the runs on one data set amount to: the best student, what it gains, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.report.groups import TEACHER, Group
+from utils.report.statistics import Difference, mean_text
+from utils.report.style import REFERENCE, SELECTION_COLORS, figure_legend, mark, panels, styled
+from utils.run_folder.layout import Layout
+from utils.run_folder.read import SELECTIONS, SINGLE, Run
+from utils.run_folder.records import read_evaluation
+
+LATENCY, ARITHMETIC = "latency of one image (ms)", "forward pass of one image (MFLOPs)"
+
+
+def best_student(groups: Sequence[Group]) -> tuple[Group, str] | None:
+    """The distilled group and its selection with the highest mean accuracy after the last epoch."""
+    known = [(group, selection) for group in groups for selection in SELECTIONS if len(group.top1(selection))]
+    return max(known, key=lambda one: one[0].top1(one[1]).mean(), default=None)
+
+
+def answer(groups: Sequence[Group]) -> list[str]:
+    """The best student in a sentence or two; none without a finished one."""
+    best = best_student(groups)
+    if best is None:
+        return []
+    group, selection = best
+    sentence = f"Best student: {group.title}, {selection}, {mean_text(group.top1(selection))}"
+    if gain := group.difference(selection, SINGLE):
+        sentence += f", over the student alone {_judged(gain)}"
+    if selection != "fixed" and (gain := group.difference(selection, "fixed")):
+        sentence += f"; {selection} instead of fixed adds {_judged(gain)}"
+    elif selection == "fixed" and (gain := group.difference("adaptive", "fixed")):
+        sentence += f"; adaptive instead of fixed adds {_judged(gain)}"
+    teacher = group.top1(TEACHER)
+    return [sentence + (f". Its teacher has {teacher.mean():.2f}." if len(teacher) else ".")]
+
+
+def _judged(difference: Difference) -> str:
+    if difference.half_width is None:
+        return f"{difference} (one seed, no interval)"
+    return f"{difference}{'' if difference.is_significant else ', not significant'}"
+
+
+def tradeoff_figures(groups: Sequence[Group]) -> Iterator[Figure]:
+    """Mean accuracy after the last epoch against the cost of the network, with its deviation over the seeds.
+
+    The cost is the latency that ``python -m utils.evaluate`` measured, if it did for all networks, else FLOPs.
+    """
+    points = [point for axis in (LATENCY, ARITHMETIC) for point in _points(groups, axis)]
+    table = pd.DataFrame(points, columns=["axis", "cost", "mean", "std", "kind", "label"]).drop_duplicates()
+    everywhere = table.groupby("axis")["cost"].apply(lambda costs: costs.notna().all())
+    axis = next((name for name in (LATENCY, ARITHMETIC) if everywhere.get(name, False)), None)
+    best = best_student(groups)
+    if axis is None or best is None:
+        return
+    group, selection = best
+    top = (group.first.distiller, selection, group.top1(selection).mean())
+    colors = SELECTION_COLORS | {TEACHER: REFERENCE}
+    with styled():
+        figure, (panel,) = panels(1)
+        for point in table[table["axis"] == axis].itertuples():
+            std = 0.0 if pd.isna(point.std) else point.std
+            panel.errorbar(point.cost, point.mean, std, fmt="o", ms=4, lw=1, color=colors[point.kind], alpha=0.8)
+            text = f"{top[0]}, {selection}" if (point.kind, point.mean) == top[1:] else point.label
+            panel.annotate(text, (point.cost, point.mean), (6, -3), textcoords="offset points", fontsize=7)
+        kinds = [kind for kind in (TEACHER, *colors) if kind in set(table["kind"])]
+        names = {SINGLE: "student alone"}
+        dots = [mark(names.get(kind, kind), colors[kind], marker="o", ls="", ms=4) for kind in dict.fromkeys(kinds)]
+        figure_legend(figure, dots)
+        panel.margins(x=0.2)
+        panel.set(xlabel=axis, ylabel="validation top-1 (%)")
+        yield figure
+
+
+def _points(groups: Sequence[Group], axis: str) -> Iterator[tuple]:
+    for group in groups:
+        for kind in (TEACHER, SINGLE, *SELECTIONS):
+            values, runs = group.top1(kind), [run for run in group.of(kind) or group.runs if run.is_finished]
+            if len(values) and runs:
+                label = {TEACHER: group.first.teacher, SINGLE: group.first.student}.get(kind, "")
+                yield axis, _cost(runs[-1], axis, kind == TEACHER), values.mean(), values.std(), kind, label
+
+
+def _cost(run: Run, axis: str, of_teacher: bool) -> float | None:
+    if axis == ARITHMETIC:
+        flops = (run.facts or {}).get("teacher_flops" if of_teacher else "flops")
+        return None if flops is None else flops / 1e6
+    measured = read_evaluation(Layout(run.path).evaluation / "evaluation.json") or {}
+    return measured.get(f"{run.teacher} (teacher)" if of_teacher else run.student)
