@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import original
 from utils.command import Parser, guarded
-from utils.errors import UserError, reason
+from utils.errors import UserError, doing
 from utils.files import refuse_to_replace, replacing, write_text
 from utils.training.restore import Restored, add_arguments, restore_from
 
@@ -62,10 +62,10 @@ def export_program(model: nn.Module, images: Tensor, file: Path) -> str:
     Raises:
         UserError: the network cannot be exported, or the loaded program gives other logits.
     """
-    try:
+    with doing(
+        f"{file}: exporting the network by torch.export"
+    ):  # one of somebody's own may do what cannot be followed
         program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # a network of somebody's own may do what torch.export cannot follow
-        raise UserError(f"{file}: torch.export cannot follow the network ({reason(error)})") from error
     with replacing(file) as opened:
         torch.export.save(program, opened)
     loaded = torch.export.load(file).module()
@@ -77,14 +77,15 @@ def export_onnx(model: nn.Module, images: Tensor, file: Path) -> str:
     """The same as an ONNX file, run by ONNX Runtime if that is there, else by ONNX's own reference code.
 
     Raises:
-        UserError: the file gives other logits.
+        UserError: ONNX has no form of the network, or the file gives other logits.
     """
     shapes = ({0: torch.export.Dim("batch")},)
     file.unlink(missing_ok=True)  # which may be a link to elsewhere
-    torch.onnx.export(
-        model, (images,), file, dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
-        verbose=False, external_data=False,
-    )  # fmt: skip
+    with doing(f"{file}: exporting the network to ONNX"):
+        torch.onnx.export(
+            model, (images,), file, dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
+            verbose=False, external_data=False,
+        )  # fmt: skip
     run = _onnx_runner(file)
     with torch.inference_mode():
         return _compare(file, [(model(batch), torch.from_numpy(run(batch.numpy()))) for batch in _batches(images)])

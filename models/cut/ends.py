@@ -28,7 +28,7 @@ class Cut:
         place: of the outermost call that ends with the node.
         opened: paths of the submodules that are still running there.
         closed: paths of the submodules that end there, the outermost first.
-        resolution: ``"vector"``, or kind and size of the map or the grid of tokens; None for anything else.
+        resolution: ``"vector"``; layout and size of a map or of the grid of tokens; None for anything else.
     """
 
     node: fx.Node
@@ -64,7 +64,7 @@ class Ends:
         """
         vector = self._vector()
         maps = [cut for cut in self.cuts if cut.index < vector.index and cut.resolution not in (None, "vector")]
-        return [*(self._named(maps) or self._by_resolution(maps)), vector]
+        return [*(self._named(maps) or self._by_resolution(maps, vector)), vector]
 
     def _cut(self, node: fx.Node) -> Cut:
         index, place = self.nodes.index(node), node.meta["place"]
@@ -116,24 +116,33 @@ class Ends:
         chosen = {cut.index: cut for row in rows.values() for cut in shortened(row)}
         return [chosen[index] for index in sorted(chosen)]
 
-    def _by_resolution(self, maps: Sequence[Cut]) -> list[Cut]:
+    def _by_resolution(self, maps: Sequence[Cut], vector: Cut) -> list[Cut]:
         """The last cut of each resolution that is outermost; of tokens, the ends of four blocks."""
-        groups = [list(group) for _, group in groupby(maps, key=lambda cut: cut.resolution)]
+        groups: list[list[Cut]] = []
+        for _, group in groupby(maps, key=lambda cut: cut.resolution[1]):
+            same_size = list(group)
+            runs = [list(run) for _, run in groupby(same_size, key=lambda cut: cut.resolution[0])]
+            groups += runs if len(runs) == 2 else [same_size]  # more: channels go to the end and back in every block
         tokens = [group for group in groups if group[0].resolution[0] is Tokens]
         chosen: list[Cut] = []
         for group in groups:
-            weighted = self._computed_there(group)
-            if len(tokens) == 1 and group is tokens[0] and (row := self._blocks(weighted)):
+            candidates = self._computed(group, vector)
+            if len(tokens) == 1 and group is tokens[0] and (row := self._blocks(candidates)):
                 chosen += shortened(row)
-            elif weighted:
-                outermost = min(map(self._level, weighted))
-                chosen.append([cut for cut in weighted if self._level(cut) == outermost][-1])
+            elif candidates:
+                outermost = min(map(self._level, candidates))
+                chosen.append([cut for cut in candidates if self._level(cut) == outermost][-1])
         return chosen
 
-    def _computed_there(self, group: Sequence[Cut]) -> list[Cut]:
-        """Those that weights have worked on at their own resolution, so that they are more than a pooled feature."""
+    def _computed(self, group: list[Cut], vector: Cut) -> list[Cut]:
+        """Those that weights have worked on at their own resolution. If there are none, all maps that have weights on
+        both sides, so that they are neither the image nor pooled for the classifier."""
         before = max((cut.index for cut in self.cuts if cut.index < group[0].index), default=0)
-        return [cut for cut in group if any(before < index <= cut.index for index in self.weighted)]
+        if there := [cut for cut in group if any(before < index <= cut.index for index in self.weighted)]:
+            return there
+        between = any(group[-1].index < index <= vector.index for index in self.weighted)
+        pooled = between and self.weighted[0] < group[0].index and group[0].resolution[0] is not Tokens
+        return group if pooled else []
 
     def _level(self, cut: Cut) -> int:
         """In how many submodules a cut lies. A Sequential that the forward calls counts as a part of the forward."""

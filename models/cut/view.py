@@ -91,7 +91,7 @@ class StagedView(StagedModel):
         return [layout.to_map(f) if layout else f for layout, f in zip(layouts, features)], logits
 
     def stage_tensors(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
-        names = {name for piece in self.pieces[self.training][start:stop] for name in piece.names}
+        names = {name for piece in self.pieces[self.network.training][start:stop] for name in piece.names}
         return [tensor for key, tensor in self.network.state_dict(keep_vars=True).items() if is_used(key, names)]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
