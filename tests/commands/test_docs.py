@@ -17,7 +17,7 @@ from datasets import build_data
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Source
 from distillers import DISTILLERS
-from distillers.logits import LOGIT_LOSSES
+from distillers.registry import LOGIT_LOSSES, POLICIES
 from models import MODELS, get_model
 from utils.config import find_config
 from utils.run_folder.layout import Layout
@@ -27,7 +27,7 @@ EXTENDING = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
 RUNNING = (REPOSITORY / "docs/running.md").read_text(encoding="utf-8")
 
 
-REGISTRIES = (DATASETS, DISTILLERS, LOGIT_LOSSES, MODELS)
+REGISTRIES = (DATASETS, DISTILLERS, LOGIT_LOSSES, MODELS, POLICIES)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,12 @@ def test_what_a_document_says_holds(document, workplace):
         ("sh", "torchrun --nproc-per-node 4 train.py --datset digits", "unrecognized arguments: --datset"),
         ("", "`dataset=digits sh train.sh training.epoch=3`", "unknown key training.epoch"),
         ("", "`training.epoch`", "no such key"),
-        ("", "`kd.selection=everywhere`", "should be 'adaptive', 'anti', 'fixed' or 'random'"),
+        ("", "`kd.selection=everywhere`", "should be 'fixed', 'random', 'anti', 'shuffled' or 'adaptive'"),
         ("", "`distillers/att.py`", "no such file"),
         ("", "`configs/<dataset>/seed-1030/<distiller>/<net1>-<net2>.yml`", "no such file"),
         ("", "`utils.report.curves.loss_figures`", "utils.report.curves has no loss_figures"),
         ("yaml", "model: {name: mynets.MyNet, stage: [[conv1]]}", "no such key model.stage"),
-        ("yaml", "kd: {selection: everywhere}", "should be 'adaptive', 'anti', 'fixed' or 'random'"),
+        ("yaml", "kd: {selection: everywhere}", "should be 'fixed', 'random', 'anti', 'shuffled' or 'adaptive'"),
         ("", "[link](docs/methods.md)", "no such file"),
         ("", "[link](docs/method.md#notations)", "no such heading"),
         ("", "[link](#nowhere)", "no such heading"),

@@ -168,6 +168,7 @@ class Engine:
         self.report.start_epoch(title, steps, done=self.progress.step)
         mark, marked_step = time.monotonic(), self.progress.step
         for batch in self.data.train.epoch(self._global_epoch(), start=self.progress.step):
+            phase.task.start_step(self.progress.epoch * steps + self.progress.step)
             self._step(phase, batch)
             self.progress.step += 1
             self.report.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -137,7 +137,7 @@ class EagerStep:
 
 
 class CapturedStep:
-    """A step that is captured when a batch of a new shape comes, and repeated for further batches of that shape.
+    """A step that is captured when a batch of a new shape or a new kind of step comes, and repeated for others like it.
 
     The very first step is eager, because momentum and the meter's sums are made in it. A capture has to prove itself:
     it is kept if a repetition does what an eager step did. Both kinds work on the same tensors, so nothing but the
@@ -154,8 +154,8 @@ class CapturedStep:
         self._recorder: Recorder | None = recorder
         self._give_up = give_up
         self._is_first = True
-        # By shapes of the batch: the tensors that a captured step reads, and what repeats it.
-        self._captures: dict[tuple[torch.Size, ...], tuple[Batch, Callable[[], None]]] = {}
+        # By shapes of the batch and kind of step: the tensors that a captured step reads, and what repeats it.
+        self._captures: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
 
     @property
     def captured(self) -> bool:
@@ -163,8 +163,8 @@ class CapturedStep:
         return bool(self._captures)
 
     def __call__(self, batch: Batch) -> None:
-        if _shapes(batch) in self._captures:
-            static, repeat = self._captures[_shapes(batch)]
+        if (kind := self._kind(batch)) in self._captures:
+            static, repeat = self._captures[kind]
             for place, value in zip(static, batch):
                 place.copy_(value)
             repeat()
@@ -217,8 +217,11 @@ class CapturedStep:
         repeat()
         if problem := after.find_other_draws() or after.find_difference(before):
             return problem
-        self._captures[_shapes(batch)] = static, repeat
+        self._captures[self._kind(batch)] = static, repeat
         return ""
+
+    def _kind(self, batch: Batch) -> Hashable:
+        return self._step.task.kind_of_step, *(value.shape for value in batch)
 
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
@@ -246,7 +249,3 @@ def make_step(
             give_up(f"{kind} takes its learning rate from the host, and a captured step would keep that of its capture")
             return step
     return CapturedStep(step, recorder, give_up)
-
-
-def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
-    return tuple(value.shape for value in batch)
