@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -226,6 +227,23 @@ def check_option(
     is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not (is_number and fits(value)):
         raise UserError(f"{key}: {name} is {value!r}, expected {expected}")
+
+
+def options_of(kind: type) -> list[str]:
+    """Keyword arguments of a constructor that a config may give: all but ``setting``."""
+    return [argument for argument in inspect.signature(kind).parameters if argument != "setting"]
+
+
+def refuse_unknown_options(key: str, name: str, known: Sequence[str], options: Iterable[str]) -> None:
+    """Check that the `options`, which the config gives under `key`, are among those that `name` has.
+
+    Raises:
+        UserError: one is not; the line names those that it has.
+    """
+    for option in options:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(f"{key}: {name} has no option {option!r}; {has}")
 
 
 def describe(shape: Shape) -> str:

@@ -40,3 +40,13 @@ class DKD(KD):
 @register_distiller("dist")
 class DIST(KD):
     logit_loss = "dist"
+
+
+@register_distiller("nkd")
+class NKD(KD):
+    logit_loss = "nkd"
+
+
+@register_distiller("wttm")
+class WTTM(KD):
+    logit_loss = "wttm"

@@ -107,7 +107,7 @@ def _beta(alphas: Tensor) -> Tensor:
 
 
 def _outside_of_rectangle(part: Tensor, height: int, width: int) -> Tensor:
-    """``[H, W]``: 0 in a rectangle of `part` of the area at a random place, as far as it is in the image; else 1."""
+    """``[H, W]``: 0 in a rectangle of `part` of the area at a random place, which the image may cut off; else 1."""
     center = torch.rand(2, device=part.device)
     half = part.sqrt() / 2  # of the side, in sides of the image
     rows, columns = ((torch.arange(n, device=part.device) + 0.5) / n for n in (height, width))

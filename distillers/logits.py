@@ -25,6 +25,7 @@ from distillers.registry import LOGIT_LOSSES, register_logit_loss
 __all__ = ["LOGIT_LOSSES", "LogitLoss", "register_logit_loss"]
 
 CORRELATION_EPS = 1e-8  # of the published code of DIST: two constants correlate 0
+STANDARD_EPS = 1e-7
 
 
 class LogitLoss(nn.Module):
@@ -92,6 +93,16 @@ def check_weight(name: str, value: object) -> None:
         UserError: it is not a number, or below 0.
     """
     check_option(name, value, lambda weight: weight >= 0, "a number from 0 on", key="kd_loss.logits_options")
+
+
+@at_least(torch.float32)
+def standardized(logits: Tensor) -> Tensor:
+    """Logits ``[B, num_classes]`` with mean 0 and standard deviation 1 in each sample.
+
+    Sun, Ren, Li, Wang, Cao: *Logit Standardization in Knowledge Distillation*, CVPR 2024, arXiv 2403.01427.
+    """
+    deviation, mean = torch.std_mean(logits, dim=1, keepdim=True)
+    return (logits - mean) / (deviation + STANDARD_EPS)
 
 
 @at_least(torch.float32)
@@ -196,6 +207,58 @@ def correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:
 @register_logit_loss("dist")
 class DIST(LogitLoss):
     function = staticmethod(dist_loss)
+
+
+@at_least(torch.float32)
+def nkd_loss(
+    student: Tensor, teacher: Tensor, gate: Tensor, label: Tensor, *, gamma: float = 1.5, tau: float = 1.0
+) -> Tensor:
+    """Cross-entropy with the target class, weighted by the teacher's probability of it, and cross-entropy of the other
+    classes among themselves, each network's normalised to a sum of 1.
+
+    Yang, Zeng, Li, Zhang, Yuan, Li: *From Knowledge Distillation to Self-Knowledge Distillation*, ICCV 2023,
+    arXiv 2303.13005.
+
+    Args:
+        label: the target class of each sample, ``[B]``.
+        gamma: weight of the other classes.
+        tau: their temperature; their part is multiplied by its square. The target's part has none.
+    """
+    is_target = torch.arange(student.shape[1], device=label.device) == label[:, None]
+    log_target_s, log_target_t = (z.log_softmax(dim=1)[is_target] for z in (student, teacher))
+    of_target = -log_target_t.exp() * log_target_s
+    (_, log_others_s), (_, log_others_t) = (split_target(z / tau, is_target) for z in (student, teacher))
+    # At the target both logarithms are -inf, and 0 times -inf is NaN, so it is masked.
+    of_others = -(log_others_t.exp() * log_others_s.masked_fill(is_target, 0)).sum(dim=1)
+    return masked_mean(of_target + gamma * tau**2 * of_others, gate)
+
+
+@register_logit_loss("nkd")
+class NKD(LogitLoss):
+    function = staticmethod(nkd_loss)
+
+
+@at_least(torch.float32)
+def wttm_loss(student: Tensor, teacher: Tensor, gate: Tensor, *, power: float = 0.2) -> Tensor:
+    """KL divergence from the teacher's probabilities raised to `power` and normalised; the student has no temperature.
+    Each sample is weighted by the sum of these powers, which is large where the teacher is unsure.
+
+    Zheng, Yang: *Knowledge Distillation Based on Transformed Teacher Matching*, ICLR 2024, arXiv 2402.11148. Its
+    weight α is 4 or more, by pair.
+
+    Args:
+        power: 1 over the teacher's temperature.
+    """
+    powers = power * teacher.log_softmax(dim=1)
+    log_total = powers.logsumexp(dim=1, keepdim=True)
+    log_q = powers - log_total
+    divergence = (log_q.exp() * (log_q - student.log_softmax(dim=1))).sum(dim=1)
+    return masked_mean(log_total.squeeze(1).exp() * divergence, gate)
+
+
+@register_logit_loss("wttm")
+class WTTM(LogitLoss):
+    function = staticmethod(wttm_loss)
 
 
 for _name in ("base", "registry", "kl", "dkd", "dist"):

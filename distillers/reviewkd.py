@@ -20,8 +20,8 @@ CONTEXTS = (4, 2, 1)  # sizes to which maps are pooled
 
 @at_least(torch.float32)
 def hierarchical_context_loss(student: Tensor, teacher: Tensor, gate: Tensor) -> Tensor:
-    """Mean squared difference of two maps and of their poolings to 4x4, 2x2 and 1x1, as far as these are smaller than
-    the map; a weighted mean, in which each size counts half as much as the one before.
+    """Mean squared difference of two maps and of their poolings to those of 4x4, 2x2 and 1x1 that are smaller than the
+    map. It is a weighted mean, in which each size counts half as much as the one before.
 
     Chen, Liu, Zhao, Jia: *Distilling Knowledge via Knowledge Review*, CVPR 2021, arXiv 2104.09044.
 

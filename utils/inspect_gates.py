@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets.source import Split
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
-from distillers.spot_adaptive.policy import TEACHER_ROUTE
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.report.table import Table
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [word for word in options.words if "=" not in word]
     restored = restore_from(options, [word for word in options.words if "=" in word])
     kd = restored.config.kd
-    if kd is None or kd.selection not in ("adaptive", "anti"):
+    if kd is None or not SELECTIONS[kd.selection].policy:
         kind = "a network trained alone" if kd is None else f"a {kd.selection} run"
         raise UserError(f"{restored.path}: of {kind}, which has no policy; see an adaptive or anti run")
     task = restored.task()
@@ -56,16 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @torch.inference_mode()
-def distil_chances(task: SpotAdaptiveDistillation, images: Tensor) -> Tensor:
-    """Probability of being distilled at each spot, ``[B, K + 1]``, for normalised images ``[B, 3, H, W]``.
+def distil_chances(task: SpotAdaptiveDistillation, images: Tensor, label: Tensor | None = None) -> Tensor:
+    """Probability of being distilled at each spot, ``[B, K + 1]``, before any shuffling.
 
-    The gate is the larger of two logits after Gumbel noise, so its distribution is the softmax at temperature 1,
-    whatever the temperature that the training uses for its gradient.
+    Args:
+        images: normalised, ``[B, 3, H, W]``.
+        label: ``[B]``; None for what the teacher takes the images for.
     """
-    features, _ = task.student.features(images)
-    teacher_features, _ = task.teacher.features(images)
-    chances = task.policy(teacher_features[-1], features[-1]).softmax(dim=-1)[..., TEACHER_ROUTE]
-    return task.choose(chances)
+    features, logits = task.student.features(images)
+    teacher_features, teacher_logits = task.teacher.features(images)
+    label = teacher_logits.argmax(dim=1) if label is None else label
+    chances = task.policy.chances(task.see(features, teacher_features, logits, teacher_logits, label))
+    return 1 - chances if task.selection == "anti" else chances
 
 
 def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence[str]) -> Table:
@@ -108,7 +110,7 @@ def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> Table:
 
 def validation_chances(restored: Restored, task: SpotAdaptiveDistillation) -> tuple[Tensor, Tensor, Tensor]:
     """Index ``[N]``, label ``[N]`` and chances ``[N, K + 1]`` of every validation image."""
-    parts = [(b.index, b.label, distil_chances(task, b.image)) for b in restored.val.epoch(0)]
+    parts = [(b.index, b.label, distil_chances(task, b.image, b.label)) for b in restored.val.epoch(0)]
     return tuple(torch.cat(column).cpu() for column in zip(*parts))
 
 

@@ -25,11 +25,12 @@ class Registry(Generic[T]):
         kind: what an entry is called in messages, e.g. ``"model"``.
         package: the package whose modules are imported before the first look-up, so that putting a
             file there is all it takes to add an entry.
+        more: further modules that register entries.
     """
 
-    def __init__(self, kind: str, package: str):
+    def __init__(self, kind: str, package: str, *more: str):
         self.kind = kind
-        self.package = package
+        self.package, self.more = package, more
         self._entries: dict[str, T] = {}
         self._loaded = False
 
@@ -80,8 +81,9 @@ class Registry(Generic[T]):
         if not self._loaded:
             self._loaded = True
             package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+            modules = [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+            for module in (*modules, *self.more):
+                importlib.import_module(module)
 
 
 @cache
@@ -93,7 +95,7 @@ def names_in_source(package: str, kind: str = r"\w+") -> tuple[str, ...]:
     """
     names: list[str] = []
     for folder in importlib.util.find_spec(package).submodule_search_locations:
-        for file in sorted(Path(folder).glob("[!.]*.py")):  # editors and systems leave hidden ones
+        for file in sorted(Path(folder).rglob("[!.]*.py")):  # editors and systems leave hidden ones
             text = file.read_text(encoding="utf-8")
             for arguments in re.findall(rf"^@register_{kind}(\(.*\))$", text, re.MULTILINE):
                 with suppress(ValueError, SyntaxError):  # a constant, say

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Shape, Spot, check_option, scalar
+from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
-from distillers.logits import LOGIT_LOSSES, LogitLoss
+from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
+from distillers.spot_adaptive.balance import Balance
 from distillers.spot_adaptive.ramp import Ramp
+from distillers.spot_adaptive.selection import SELECTIONS, Seen, find_selection
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from distillers.spot_adaptive.policy import Policy
-
-Selection = Literal["adaptive", "anti", "fixed", "random"]
 
 
 class SpotAdaptiveDistillation(Task):
@@ -38,24 +38,25 @@ class SpotAdaptiveDistillation(Task):
         student, teacher: the networks; the teacher is frozen and stays in evaluation mode.
         distiller: what to distil.
         student_shapes, teacher_shapes: shape of every feature, batch dimension left out.
-        selection: ``adaptive``, the policy's gates; ``anti``, their inverse (the policy learns in the same way);
-            ``fixed``, every gate 1, which is the plain distiller; ``random``, fair coins. The last two have no policy.
-        homogeneous: teacher and student are of one family.
+        selection: a name of `SELECTIONS`, which says where the student distils.
+        policy: whose gates these are; None where the selection has none.
         alpha, beta: weights of the loss at the logits and of the distiller's losses.
         gamma: how much more (less) a routed loss above (below) the student's counts for the policy.
+        balance: how hard each spot may pull at the student in comparison with the labels, see `Balance`; None: as hard
+            as beta makes it.
         logit_loss: what to match at the logits; None for what the distiller says, at temperature 4.
+        standardize: bring each sample's logits to mean 0 and standard deviation 1 before they are matched.
         warmup_epochs: over how many epochs alpha and beta grow to their full values, see `start_epoch`; None for what
             the loss at the logits and the distiller say, each for its own weight.
-        gate_temperature: of the Gumbel-softmax.
         routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two, at this
             share of the cost. They are a random sample, so the gradient of the routed cross-entropy is the same on
-            average, but for gamma and the adapters' BatchNorm, which look at fewer samples.
+            average. Gamma and the adapters' BatchNorm look at fewer samples.
         processes: how many share each batch, every one with a task of its own.
         label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
             see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.
 
     Raises:
-        UserError: there is no such selection, or a temperature is not above 0.
+        UserError: there is no such selection.
     """
 
     def __init__(
@@ -66,22 +67,20 @@ class SpotAdaptiveDistillation(Task):
         student_shapes: Sequence[Shape],
         teacher_shapes: Sequence[Shape],
         *,
-        selection: Selection = "adaptive",
-        homogeneous: bool = False,
+        selection: str = "adaptive",
+        policy: Policy | None = None,
         alpha: float = 1.0,
         beta: float = 1.0,
         gamma: float = 1.0,
+        balance: float | None = None,
         logit_loss: LogitLoss | None = None,
+        standardize: bool = False,
         warmup_epochs: int | None = None,
-        gate_temperature: float = 5.0,
         routing_share: float = 1.0,
         processes: int = 1,
         label_loss: LabelLoss | None = None,
     ):
         super().__init__()
-        if selection not in get_args(Selection):
-            raise UserError(f"selection is {selection!r}, expected one of {', '.join(get_args(Selection))}")
-        check_option("gate_temperature", gate_temperature, lambda value: value > 0, "a number above 0", key="kd")
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.distiller = distiller
@@ -89,20 +88,24 @@ class SpotAdaptiveDistillation(Task):
         self.selection = selection
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.logit_loss: LogitLoss = logit_loss or LOGIT_LOSSES.get(distiller.logit_loss)()
+        self.standardize = standardize
         own = [self.logit_loss.warmup_epochs, distiller.warmup_epochs]
         self.alpha_ramp, self.beta_ramp = map(Ramp, own if warmup_epochs is None else 2 * [warmup_epochs])
-        self.gate_temperature = gate_temperature
+        self.balance = Balance(balance, len(distiller.spots)) if balance and distiller.spots else None
         self.routing_share, self.processes = routing_share, processes
         self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
-        self.policy: Policy | None = None
-        if selection in ("adaptive", "anti"):
+        if find_selection(selection).policy != (policy is not None):
+            raise ValueError(f"selection {selection!r} and policy {policy!r} do not go together")
+        self.policy = policy
+        self.routed = policy is not None and policy.routed
+        if policy is not None:
+            self.register_buffer("epoch", torch.zeros(()), persistent=False)
+        if self.routed:
             # Imported here, so that the plain distiller loads nothing of the routing.
             from distillers.spot_adaptive.frozen import frozen_twin
-            from distillers.spot_adaptive.policy import Policy
             from distillers.spot_adaptive.routing import Router
 
-            self.policy = Policy(teacher_shapes[-1][0], student_shapes[-1][0], self.num_gates, homogeneous)
             self.router = Router(distiller.spots, student_shapes, teacher_shapes)
             # In a tuple, so that it is no submodule: it would double the student in state_dict and parameters.
             self._twin = (frozen_twin(student),)
@@ -110,17 +113,27 @@ class SpotAdaptiveDistillation(Task):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         of_logits = self.logit_loss.parameters()
         groups = {"student": [*self.student.parameters(), *self.distiller.main_parameters(), *of_logits]}
-        if self.policy is not None:
+        if self.routed:
             groups["agent"] = [*self.policy.parameters(), *self.router.parameters()]
         return groups
 
     def start_epoch(self, epoch: int) -> None:
         for ramp in (self.alpha_ramp, self.beta_ramp):
             ramp.start_epoch(epoch)
+        if self.policy is not None:
+            self.epoch.fill_(epoch)
+
+    def start_step(self, step: int) -> None:
+        if self.balance is not None:
+            self.balance.start_step(step)
+
+    @property
+    def kind_of_step(self) -> bool:
+        return self.balance is not None and self.balance.measuring
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
-        if self.policy is not None:  # moving the student gave it new tensors
+        if self.routed:  # moving the student gave it new tensors
             from distillers.spot_adaptive.frozen import tie
 
             tie(self._twin[0], self.student)
@@ -133,7 +146,7 @@ class SpotAdaptiveDistillation(Task):
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher.features(batch.image)
         output, gates = self._distil(batch, targets, teacher_features, teacher_logits)
-        if self.policy is None:
+        if not self.routed:
             yield output
             return
         start = self.router.start(teacher_features, teacher_logits)
@@ -146,23 +159,47 @@ class SpotAdaptiveDistillation(Task):
     ) -> tuple[TaskOutput, Tensor]:
         """The student's loss ``CE + beta * spots + alpha * logits``, and the gates with the policy's gradient."""
         features, logits = self.student.features(batch.image)
-        gates = self.draw_gates(teacher_features[-1], features[-1])
-        chosen = self.choose(gates)
+        gates = self.draw_gates(self.see(features, teacher_features, logits, teacher_logits, batch.label))
+        chosen = SELECTIONS[self.selection].choose(gates.detach())
         ce = self.label_loss(logits, targets)
-        spots = self.distiller(features, teacher_features, chosen[:, :-1], batch)
+        # Views, so that the gradient of a spot's loss there is its own, without that of the stages between two spots.
+        views = features if self.balance is None else [feature.view_as(feature) for feature in features]
+        spots = self.distiller(views, teacher_features, chosen[:, :-1], batch)
+        weighted, weights = self._weigh(ce, spots, features, views, chosen)
+        matched = map(standardized, (logits, teacher_logits)) if self.standardize else (logits, teacher_logits)
         at_logits = scalar(
-            self.logit_loss(logits, teacher_logits, chosen[:, -1], batch),
+            self.logit_loss(*matched, chosen[:, -1], batch),
             f"loss at the logits {type(self.logit_loss).__name__}: forward",
         )
-        loss = ce + self.beta_ramp(self.beta * spots.sum()) + self.alpha_ramp(self.alpha * at_logits)
+        loss = ce + self.beta_ramp(self.beta * weighted.sum()) + self.alpha_ramp(self.alpha * at_logits)
         parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
-        parts |= {f"loss/{label}": spot for label, spot in zip(self.gate_labels, spots.unbind())}
-        parts |= {f"gate/{label}": share for label, share in zip(self.gate_labels, chosen.mean(dim=0).unbind())}
+        parts |= self._by_spot("loss", spots) | self._by_spot("gate", chosen.mean(dim=0)) | weights
         parts = {name: part.detach() for name, part in parts.items()}
         return TaskOutput(loss, parts, logits.detach(), chosen, targets.dominant), gates
 
+    def _weigh(
+        self, ce: Tensor, spots: Tensor, features: list[Tensor], views: list[Tensor], chosen: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The spots' losses, balanced if that is wanted, and what is then to be logged."""
+        if self.balance is None:
+            return spots, {}
+        if self.training and self.balance.measuring:
+            at_spots = [(features[spot.student], views[spot.student]) for spot in self.distiller.spots]
+            self.balance.measure(ce, spots, at_spots, chosen[:, :-1], self.beta)
+        pull = self.beta_ramp(self.balance.ratio)
+        weights = self.balance(pull)
+        return weights * spots, self._by_spot("weight", weights) | self._by_spot("ratio", pull.clamp_min(0))
+
+    def _by_spot(self, kind: str, values: Tensor) -> dict[str, Tensor]:
+        return {f"{kind}/{label}": value for label, value in zip(self.gate_labels, values.unbind())}
+
     def _route(self, batch: Batch, targets: Targets, start: Tensor, gates: Tensor, student: TaskOutput) -> TaskOutput:
         """The policy's loss, from the routed pass of the samples that `routing_share` leaves."""
+        if not gates.requires_grad:
+            raise UserError(
+                f"policy {type(self.policy).__name__}: has parameters, and draw_gates gives gates without gradient, so "
+                "they would learn nothing"
+            )
         size = len(batch.label)
         count = min(size, max(2, math.ceil(self.routing_share * size - 1e-9)))  # 0.1 * 30 is 3, not 3.0000000000000004
         targets = targets.first(count)
@@ -174,20 +211,25 @@ class SpotAdaptiveDistillation(Task):
         loss = routing_loss(routed_ce, student_ce, gates[:, -1], self.gamma, self.processes)
         return TaskOutput(loss, {"loss/routed_ce": routed_ce.detach(), "loss/policy": loss.detach()})
 
-    def draw_gates(self, teacher_vector: Tensor, student_vector: Tensor) -> Tensor:
-        """Gates ``[B, K + 1]`` of the selection; those of the policy carry its gradient."""
-        size = (student_vector.shape[0], self.num_gates)
-        device = student_vector.device
-        if self.policy is not None:
-            with torch.autocast(device.type, enabled=False):
-                return self.policy.draw_gates(teacher_vector, student_vector, self.gate_temperature)
-        if self.selection == "random":
-            return torch.randint(2, size, device=device, dtype=torch.float32)
-        return torch.ones(size, device=device)
+    def see(self, student, teacher, student_logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Seen:
+        """What the policy may look at, from the features and logits of both networks."""
+        student, teacher = ([feature.detach() for feature in features] for features in (student, teacher))
+        epoch = None if self.policy is None else self.epoch
+        return Seen(student, teacher, student_logits.detach(), teacher_logits.detach(), label, epoch)
 
-    def choose(self, gates: Tensor) -> Tensor:
-        """Where the student distils, ``[B, K + 1]``: the gates without gradient, or their inverse."""
-        return 1 - gates.detach() if self.selection == "anti" else gates.detach()
+    def draw_gates(self, seen: Seen) -> Tensor:
+        """Gates ``[B, K + 1]`` of the policy, with its gradient; without a policy all 1."""
+        size = (len(seen.label), self.num_gates)
+        if self.policy is None:
+            return torch.ones(size, device=seen.label.device)
+        with torch.autocast(seen.label.device.type, enabled=False):
+            gates = self.policy.draw_gates(seen)
+        if gates.shape != size:
+            raise UserError(
+                f"policy {type(self.policy).__name__}: draw_gates gives {tuple(gates.shape)}, must be [B, K + 1], here "
+                f"{size}"
+            )
+        return gates
 
 
 def spot_label(spot: Spot) -> str:

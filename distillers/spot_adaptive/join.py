@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from distillers import DISTILLERS
-from distillers.base import Distiller, Setting
+from distillers.base import Distiller, Setting, options_of, refuse_unknown_options
 from distillers.logits import LOGIT_LOSSES, LogitLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.selection import find_selection
 from models import StagedModel, wrap_module
 from utils.errors import UserError
 
@@ -30,6 +30,11 @@ def join(
     logits_options: Mapping[str, Any] | None = None,
     temperature: float = 4.0,
     beta: float | None = None,
+    selection: str = "adaptive",
+    policy: str = "gumbel",
+    policy_options: Mapping[str, Any] | None = None,
+    homogeneous: bool = False,
+    gate_temperature: float = 5.0,
     pair: str = "teacher-student",
     **settings: Any,
 ) -> SpotAdaptiveDistillation:
@@ -44,11 +49,14 @@ def join(
         image_size: height and width of the images.
         logits: name of the loss at the logits, with its options and its temperature; None for the distiller's own.
         beta: weight of the distiller's losses; None for the published one.
+        selection: where to distil, a name of `SELECTIONS`.
+        policy: name of the policy of those selections that have one, with its options. `homogeneous` (teacher and
+            student are of one family) and `gate_temperature` are explained in `PolicySetting`.
         pair: ``"teacher-student"``, for messages.
-        settings: the others of `SpotAdaptiveDistillation`, e.g. ``selection="fixed"``.
+        settings: the others of `SpotAdaptiveDistillation`, e.g. ``gamma=2.0``.
 
     Raises:
-        UserError: there is no such distiller, or it does not fit the networks.
+        UserError: there is no such distiller, loss or policy, or it does not fit the networks.
     """
     networks = {"student": wrap_module(student, None, image_size), "teacher": wrap_module(teacher, None, image_size)}
     shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
@@ -60,10 +68,20 @@ def join(
     except UserError as error:
         reasons = [_why_uncut(role, network) for role, network in networks.items() if network.uncut]
         raise UserError("; ".join([str(error), *reasons[:1]])) from error  # two would be long
+    chooser = None
+    if find_selection(selection).policy:
+        # Imported here, so that the plain distiller loads nothing of the routing.
+        from distillers.spot_adaptive.policy import PolicySetting, make_policy
+
+        chooser = make_policy(
+            policy, PolicySetting(*shapes.values(), made.spots, homogeneous, gate_temperature), policy_options or {}
+        )
     return SpotAdaptiveDistillation(
         *networks.values(),
         made,
         *shapes.values(),
+        selection=selection,
+        policy=chooser,
         beta=made.default_weight if beta is None else beta,
         logit_loss=make_logit_loss(logits or made.logit_loss, temperature, logits_options or {}),
         **settings,
@@ -73,15 +91,14 @@ def join(
 def make_distiller(name: str, setting: Setting, options: Mapping[str, Any]) -> Distiller:
     """The distiller called `name`, built with `options`; an option that it does not have is a UserError."""
     kind = DISTILLERS.get(name)
-    known = [argument for argument in inspect.signature(kind).parameters if argument != "setting"]
-    _refuse_unknown_options("kd_loss.options", name, known, options)
+    refuse_unknown_options("kd_loss.options", name, options_of(kind), options)
     return kind(setting, **options)
 
 
 def make_logit_loss(name: str, temperature: float, options: Mapping[str, Any]) -> LogitLoss:
     """The loss at the logits that is called `name`; see `make_distiller`."""
     kind = LOGIT_LOSSES.get(name)
-    _refuse_unknown_options("kd_loss.logits_options", name, kind.options(), options)
+    refuse_unknown_options("kd_loss.logits_options", name, kind.options(), options)
     return kind(temperature, **options)
 
 
@@ -96,15 +113,3 @@ def _why_uncut(role: str, network: StagedModel) -> str:
         f"kd.{role}.stages names stages (docs/extending.md), where the {role} is not cut further automatically: "
         f"{network.uncut}"
     )
-
-
-def _refuse_unknown_options(key: str, name: str, known: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Check that the `options`, which the config gives under `key`, are among those that `name` has.
-
-    Raises:
-        UserError: one is not; the line names those that it has.
-    """
-    for option in options:
-        if option not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UserError(f"{key}: {name} has no option {option!r}; {has}")

@@ -1,43 +1,121 @@
-"""The policy network and its gates: where to distil, for each sample and at each iteration."""
+"""Policies: what decides, for each sample and at each iteration, where to distil. The published one is `Gumbel`."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillers.base import Shape, Spot, check_option, options_of, refuse_unknown_options
+from distillers.registry import POLICIES, register_policy
+from distillers.spot_adaptive.selection import Seen
+
 TEACHER_ROUTE = 0  # entry of each pair of policy logits that stands for "through the teacher", i.e. "distil here"
 HOMOGENEOUS_BIAS = 10.0
 
 
-class Policy(nn.Module):
-    """One linear layer from both networks' pooled vectors to two logits per gate (Song et al., TIP 2022).
+@dataclass(frozen=True)
+class PolicySetting:
+    """What a policy may know when it is built.
 
-    Args:
-        teacher_dim, student_dim: widths of the pooled vectors.
-        num_gates: spots plus one, the last gate being that of the logits.
-        homogeneous: teacher and student are of one family; the gates then start almost surely at "distil".
+    Attributes:
+        student, teacher: shape of every feature without the batch dimension: ``(C, H, W)``, or ``(D,)`` for the pooled
+            vector, which is the last one.
+        spots: where the distiller distils, indices of a student feature and of a teacher feature.
+        homogeneous: teacher and student are of one family.
+        gate_temperature: ``kd.gate_temperature``.
     """
 
-    def __init__(self, teacher_dim: int, student_dim: int, num_gates: int, homogeneous: bool):
+    student: Sequence[Shape]
+    teacher: Sequence[Shape]
+    spots: Sequence[Spot]
+    homogeneous: bool = False
+    gate_temperature: float = 5.0
+
+    @property
+    def num_gates(self) -> int:
+        """One gate per spot, and the last one for the logits."""
+        return len(self.spots) + 1
+
+
+class Policy(nn.Module):
+    """Base class of the policies. A subclass overrides `draw_gates`, and its constructor if it needs the setting. Its
+    options are keyword arguments of the constructor, ``kd.policy_options``.
+
+    Args:
+        setting: of the experiment.
+
+    Attributes:
+        capturable: see `distillers.base.Distiller`.
+    """
+
+    capturable: ClassVar[bool] = True
+
+    def __init__(self, setting: PolicySetting):
         super().__init__()
-        self.num_gates = num_gates
-        self.linear = nn.Linear(teacher_dim + student_dim, 2 * num_gates)
-        if homogeneous:
-            with torch.no_grad():
-                self.linear.bias.view(num_gates, 2)[:, TEACHER_ROUTE] += HOMOGENEOUS_BIAS
+        self.setting = setting
 
-    def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Pooled vectors ``[B, D_t]`` and ``[B, D_s]`` to policy logits ``[B, num_gates, 2]``.
+    @property
+    def routed(self) -> bool:
+        """Whether the routed pass is needed, whose loss trains the parameters, see `distillers.spot_adaptive.routing`.
+        A policy without parameters needs none, and costs next to nothing."""
+        return any(True for _ in self.parameters())
 
-        The inputs are detached: the policy must not move the networks that it looks at.
+    def draw_gates(self, seen: Seen) -> Tensor:
+        """Gates ``[B, K + 1]``, 1 where the sample is distilled and 0 where not; the last column is that of the logits.
+
+        Where parameters are to learn, the gates carry their gradient. Autocast is off.
         """
-        seen = torch.cat([teacher.detach(), student.detach()], dim=1)
-        return self.linear(seen.to(self.linear.weight.dtype)).view(-1, self.num_gates, 2)
+        raise NotImplementedError
 
-    def draw_gates(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        """Gates ``[B, num_gates]``, see `straight_through_gates`."""
-        return straight_through_gates(self(teacher, student), temperature)
+    def chances(self, seen: Seen) -> Tensor:
+        """Probability of each gate to be 1, ``[B, K + 1]``, for ``utils.inspect_gates``; here one draw."""
+        return self.draw_gates(seen)
+
+
+@register_policy("gumbel")
+class Gumbel(Policy):
+    """One linear layer from both networks' pooled vectors to two logits per gate (Song et al., TIP 2022).
+
+    For a homogeneous pair the gates start almost surely at "distil".
+
+    Raises:
+        UserError: the temperature is not above 0.
+    """
+
+    def __init__(self, setting: PolicySetting):
+        super().__init__(setting)
+        check_option(
+            "gate_temperature", setting.gate_temperature, lambda value: value > 0, "a number above 0", key="kd"
+        )
+        self.linear = nn.Linear(setting.teacher[-1][0] + setting.student[-1][0], 2 * setting.num_gates)
+        if setting.homogeneous:
+            with torch.no_grad():
+                self.linear.bias.view(-1, 2)[:, TEACHER_ROUTE] += HOMOGENEOUS_BIAS
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Policy logits, ``[B, num_gates, 2]``."""
+        pooled = torch.cat([seen.teacher[-1], seen.student[-1]], dim=1)
+        return self.linear(pooled.to(self.linear.weight.dtype)).view(len(pooled), -1, 2)
+
+    def draw_gates(self, seen: Seen) -> Tensor:
+        return straight_through_gates(self(seen), self.setting.gate_temperature)
+
+    def chances(self, seen: Seen) -> Tensor:
+        # The gate is the larger of two logits after Gumbel noise, so its distribution is the softmax at temperature 1,
+        # whatever the temperature that the training uses for its gradient.
+        return self(seen).softmax(dim=-1)[..., TEACHER_ROUTE]
+
+
+def make_policy(name: str, setting: PolicySetting, options: Mapping[str, Any]) -> Policy:
+    """The policy called `name`, built with `options`; an option that it does not have is a UserError."""
+    kind = POLICIES.get(name)
+    refuse_unknown_options("kd.policy_options", name, options_of(kind), options)
+    return kind(setting, **options)
 
 
 def straight_through_gates(logits: Tensor, temperature: float) -> Tensor:

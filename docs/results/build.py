@@ -106,12 +106,17 @@ def difference(ours: pd.Series, base: pd.Series) -> str:
     return f"**{found}**" if found and found.is_significant else str(found or "")
 
 
+def selections(runs: pd.DataFrame) -> list[str]:
+    """Those that were run."""
+    return [name for name in SELECTIONS if (runs["selection"] == name).any()]
+
+
 def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
     """Teacher, distiller, and top-1 by seed of every column of the main table."""
     found = []
     for root, teacher in TEACHERS.items():
         for name, distiller in DISTILLERS.items():
-            columns = {selection: last(runs, root, selection, name) for selection in SELECTIONS}
+            columns = {selection: last(runs, root, selection, name) for selection in selections(runs)}
             columns["homo: false"] = last(runs, f"{root}-apart", "adaptive", name)
             if any(len(values) for values in columns.values()):
                 found.append((teacher, distiller, {"alone": alone(runs)} | columns))
@@ -204,7 +209,7 @@ def accuracy_figure(runs: pd.DataFrame) -> Figure:
         panel.set_yticks(list(heights.values()), list(heights))
         panel.set(title=f"teacher: {teacher}", ylim=(len(heights) - 0.5, -0.5))
     figure.supxlabel("top-1 on the test images, last epoch (%)")
-    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*SELECTIONS, "homo: false")]
+    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*selections(runs), "homo: false")]
     figure_legend(figure, [*dots, mark("student alone, mean", colors["alone"], ls="--", lw=1)])
     return figure
 

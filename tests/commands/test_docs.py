@@ -17,7 +17,7 @@ from datasets import build_data
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Source
 from distillers import DISTILLERS
-from distillers.logits import LOGIT_LOSSES
+from distillers.registry import LOGIT_LOSSES, POLICIES
 from models import MODELS, get_model
 from utils.config import find_config
 from utils.run_folder.layout import Layout
@@ -27,7 +27,7 @@ EXTENDING = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
 RUNNING = (REPOSITORY / "docs/running.md").read_text(encoding="utf-8")
 
 
-REGISTRIES = (DATASETS, DISTILLERS, LOGIT_LOSSES, MODELS)
+REGISTRIES = (DATASETS, DISTILLERS, LOGIT_LOSSES, MODELS, POLICIES)
 
 
 @pytest.fixture(scope="module")

@@ -283,7 +283,7 @@ def test_every_key_is_described_in_the_table():
 @pytest.mark.parametrize(
     ("key", "choices"),
     [
-        ("kd.selection", "[adaptive, anti, fixed, random]"),
+        ("kd.selection", "[fixed, random, anti, shuffled, adaptive]"),
         ("training.precision", "[fp32, tf32, bf16]"),
         ("training.cuda_graph", "[auto, true, false]"),
         ("dataset.loader", "[auto, memory, stream]"),

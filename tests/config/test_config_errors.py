@@ -77,7 +77,10 @@ def test_an_impossible_value_is_told_with_its_key_and_source(override):
     ("override", "message"),
     [
         ("training.batch_size=0", "training.batch_size: found 0: Input should be greater than or equal to 1"),
-        ("kd.selection=best", "kd.selection: found 'best': Input should be 'adaptive', 'anti', 'fixed' or 'random'"),
+        (
+            "kd.selection=best",
+            "kd.selection: found 'best': Input should be 'fixed', 'random', 'anti', 'shuffled' or 'adaptive'",
+        ),
         ("training.lr_decay_epochs=[5,3]", "training.lr_decay_epochs: found [5, 3]: must increase from epoch to epoch"),
         ("training.lr_decay_epochs=[3,0]", "training.lr_decay_epochs[1]: found 0: Input should be greater than"),
         ("training.lr_decay_epochs=3,x", "training.lr_decay_epochs[1]: found 'x': Input should be a valid integer"),

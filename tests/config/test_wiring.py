@@ -17,6 +17,7 @@ from toys import NUM_SAMPLES, toy_batch, toy_task
 
 from datasets.batch import Batch
 from distillers.pretraining import Pretraining
+from distillers.spot_adaptive.selection import SELECTIONS
 from distillers.task import Task, TaskOutput
 from models import get_model
 from utils.config import Config, find_config
@@ -26,8 +27,7 @@ from utils.training.optim import make_optimizers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WITH_SPOTS = ["at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd", "reviewkd"]
-DISTILLERS = ["kd", "dkd", "dist", *WITH_SPOTS]
-SELECTIONS = ["adaptive", "anti", "fixed", "random"]
+DISTILLERS = ["kd", "dkd", "dist", "nkd", "wttm", *WITH_SPOTS]
 # (teacher, student); their features are 6 and 5, 5 and 6, 6 and 5
 UNEQUAL_PAIRS = [("vgg13", "ShuffleNetV1"), ("resnet32x4", "MobileNetV2"), ("ResNet50", "ShuffleNetV2")]
 
@@ -100,13 +100,13 @@ class TestOneStep:
         output = take_step(task, toy_batch(NUM_SAMPLES), config_without_decay())
         assert_finite(task, output)
         # The sampler is the table of the classes that CRD draws from.
-        fixed = ("teacher.", "distiller.paraphrasers.", "distiller.sampler.", "alpha_ramp.", "beta_ramp.")
+        fixed = ("teacher.", "distiller.paraphrasers.", "distiller.sampler.", "alpha_ramp.", "beta_ramp.", "epoch")
         fixed += ("distiller.teacher.",) * (distiller == "cc")  # the embedding that is its target
         expected = {name for name in before if not name.startswith(fixed)}
         unsure = without_effect(task)
         assert moved(task, before) - unsure == expected - unsure
         has_policy = any(name.startswith(("policy.", "router.")) for name in expected)
-        assert has_policy == (selection in ("adaptive", "anti"))
+        assert has_policy == SELECTIONS[selection].policy
 
     @every_distiller
     @pytest.mark.parametrize("selection", ["adaptive", "anti"])
@@ -221,7 +221,7 @@ class TestUnequalDepth:
         words = ["kd_loss.logits=DKD", "kd_loss.logits_options={nontarget: 3}", "kd_loss.KD_T=2", "kd.warmup_epochs=9"]
         config, task = assemble_pair(distiller, "resnet20", "resnet8", *words)
         loss = task.logit_loss
-        assert (type(loss).__name__, loss.temperature, loss.weights) == ("DKD", 2, {"target": 1, "nontarget": 3})
+        assert (type(loss).__name__, loss.temperature, loss.constants) == ("DKD", 2, {"nontarget": 3})
         assert (task.alpha_ramp.epochs, task.beta_ramp.epochs) == (9, 9)
         assert_finite(task, take_step(task, tiny_batch(), config))
 

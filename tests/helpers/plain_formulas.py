@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from plain_losses import SPOT_LOSSES, crd, dist, dkd, kl, nkd, of_one_size, reviewkd, standardized, wttm
 from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 
-ALPHA, TEMPERATURE, GATE_TEMPERATURE = 1.0, 4.0, 5.0
+ALPHA = {"wttm": 4.0}  # and 1 for the others
+GATE_TEMPERATURE = 5.0
 BETA = {
     "fitnet": 1.0,
     "at": 1000.0,
@@ -34,15 +36,9 @@ BETA = {
     "nst": 50.0,
     "crd": 0.8,
     "reviewkd": 1.0,
-    "kd": 0.0,  # it has no spots
-    "dkd": 0.0,
-    "dist": 0.0,
 }
-DKD_TARGET, DKD_OTHERS = 1.0, 8.0
-DIST_EPS = 1e-8
 GAMMA = {"at": 2.0, "vid": 2.0, "rkd": 2.0}  # on CIFAR-100, and 1 for the others
-CRD_TEMPERATURE, CRD_MOMENTUM, CRD_EPS = 0.07, 0.5, 1e-7
-PKT_EPS = 1e-7
+CRD_TEMPERATURE, CRD_MOMENTUM = 0.07, 0.5
 MOMENTUM, STUDENT_DECAY, AGENT_DECAY = 0.9, 5e-4, 1e-3
 AGENT = ("policy.", "router.")
 
@@ -54,11 +50,13 @@ class Draws:
     Attributes:
         gumbel: noise of the policy's gates, ``[B, K + 1, 2]``.
         coins: gates of the random selection, ``[B, K + 1]``.
+        orders: of the shuffled selection: from which sample each gate is taken, ``[B, K + 1]``.
         negatives: of CRD, ``[B, K]`` for each of its spots.
     """
 
     gumbel: Tensor | None = None
     coins: Tensor | None = None
+    orders: Tensor | None = None
     negatives: list[Tensor] = field(default_factory=list)
 
 
@@ -87,6 +85,10 @@ class PlainStep:
         distiller, selection: by name.
         student: name of the network, on which the learning rate depends.
         spots: pairs of indices (student's, teacher's), if not those of the distiller.
+        logits: name of the loss at the logits, if not that of the distiller.
+        standardize: the logits, before.
+        cap: ``kd.balance``.
+        ramp: what α and β are multiplied by in this epoch.
     """
 
     def __init__(
@@ -96,10 +98,17 @@ class PlainStep:
         selection: str,
         student: str,
         spots: Sequence[tuple[int, int]] | None = None,
+        logits: str | None = None,
+        standardize: bool = False,
+        cap: float | None = None,
+        ramp: float = 1.0,
     ):
         # In the usual layout, whatever the one that is fast here.
         self.copy = copy.deepcopy(task).double().to(memory_format=torch.contiguous_format)
         self.distiller, self.selection, self.spots = distiller, selection, spots
+        self.logits, self.standardize, self.cap = logits or distiller, standardize, cap
+        self.ramp = ramp
+        self.alpha, self.beta = ramp * ALPHA.get(distiller, 1.0), ramp * BETA.get(distiller, 0.0)
         self.lr = 0.01 if student.startswith(("MobileNetV2", "Shuffle")) else 0.05
         self.velocity: dict[str, Tensor] = {}
 
@@ -112,38 +121,30 @@ class PlainStep:
         size = (len(batch.label), len(spots) + 1)
 
         gates = None
-        if self.selection in ("adaptive", "anti"):
+        if self.selection in ("adaptive", "anti", "shuffled"):
             gates = draw_gates(self.copy.policy.linear, teacher_features[-1], features[-1], draws.gumbel)
-            chosen = (gates == 1) if self.selection == "adaptive" else (gates == 0)
-        else:
-            chosen = torch.ones(size, dtype=torch.bool) if self.selection == "fixed" else draws.coins == 1
+        match self.selection:
+            case "adaptive" | "anti":
+                chosen = gates == (1 if self.selection == "adaptive" else 0)
+            case "fixed":
+                chosen = torch.ones(size, dtype=torch.bool)
+            case "shuffled":
+                chosen = torch.stack([gates[order, k] == 1 for k, order in enumerate(draws.orders.T)], dim=1)
+            case "random":
+                chosen = draws.coins == 1
         assert chosen.shape == size
 
         ce = cross_entropy(logits, batch.label)
-        terms, reviewed = [], []
-        if self.distiller == "reviewkd":
-            reviewed = review(self.copy.distiller, features, teacher_features, spots)
-        for k in range(len(spots)):
-            rows = chosen[:, k]
-            if self.distiller == "crd":
-                term = crd(self.copy.distiller.contrasts[k], features[-1], teacher_features[-1], rows, batch, draws, k)
-            elif self.distiller == "reviewkd":
-                term = context(reviewed[k][rows], as_map(teacher_features[spots[k][1]])[rows])
-            else:
-                term = LOSSES[self.distiller](self.copy.distiller, k, features, teacher_features, spots[k], rows)
-            terms.append(rows.sum() / len(rows) * term if rows.any() else torch.zeros(()))
-        rows = chosen[:, -1]
-        match self.distiller:
-            case "dkd":
-                matched = sum(map(decoupled, logits[rows], teacher_logits[rows], batch.label[rows])) / len(rows)
-            case "dist":
-                related = relations(logits[rows], teacher_logits[rows]) if rows.any() else torch.zeros(())
-                matched = related * rows.sum() / len(rows)
-            case _:
-                matched = divergence(logits[rows], teacher_logits[rows]).sum() / len(rows)
-        loss = ce + BETA[self.distiller] * sum(terms) + ALPHA * matched
-        losses = {"logits" if self.distiller in ("dkd", "dist") else "kl": matched, "ce": ce, "total": loss}
+        copies = [x.clone() for x in features]  # on which the terms depend apart from each other
+        terms = self._spot_terms(copies, teacher_features, spots, chosen, batch, draws)
+        weights = self._balance(ce, terms, [(features[s], copies[s]) for s, _ in spots])
+        matched = self._logit_term(logits, teacher_logits, batch.label, chosen[:, -1])
+        spots_total = self.beta * sum(w * term for w, term in zip(weights, terms))
+        loss = ce + spots_total + self.alpha * matched
+        losses = {self.copy.logit_loss.label: matched, "ce": ce, "total": loss}
         losses |= {f"spot {k}": term for k, term in enumerate(terms)}
+        if self.cap:
+            losses |= {f"weight {k}": weight for k, weight in enumerate(weights)}
         gradients = self._backward(loss)
 
         routed = None
@@ -159,6 +160,45 @@ class PlainStep:
             of_policy = self._backward(policy)
             gradients |= {name: gradient for name, gradient in of_policy.items() if name.startswith(AGENT)}
         return Step({name: value.detach() for name, value in losses.items()}, gradients, chosen, routed)
+
+    def _spot_terms(self, features, teacher_features, spots, chosen, batch, draws) -> list[Tensor]:
+        """Loss of every spot, times its chosen share."""
+        own, terms = self.copy.distiller, []
+        reviewed = review(own, features, teacher_features, spots) if self.distiller == "reviewkd" else []
+        for k, spot in enumerate(spots):
+            rows = chosen[:, k]
+            if self.distiller == "crd":  # the banks move, even if no sample is chosen
+                term = contrast(
+                    own.contrasts[k], features[-1], teacher_features[-1], rows, batch.index, draws.negatives[k]
+                )
+            elif reviewed:
+                term = loss_of(reviewkd, [reviewed[k][rows], as_map(teacher_features[spot[1]])[rows]])
+            else:
+                inputs = chosen_inputs(self.distiller, own, k, features, teacher_features, spot, rows)
+                term = loss_of(SPOT_LOSSES[self.distiller], inputs)
+            terms.append(rows.sum() / len(rows) * term)
+        return terms
+
+    def _logit_term(self, student: Tensor, teacher: Tensor, label: Tensor, rows: Tensor) -> Tensor:
+        if not rows.any():
+            return torch.zeros(())
+        if self.standardize:
+            student, teacher = standardized(student), standardized(teacher)
+        loss = {"dkd": dkd, "dist": dist, "nkd": nkd, "wttm": wttm}.get(self.logits, kl)
+        labels = [label[rows]] if loss in (dkd, nkd) else []
+        return loss(student[rows], teacher[rows], *labels) * rows.sum() / len(rows)
+
+    def _balance(self, ce: Tensor, terms: Sequence[Tensor], features: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Weight of every spot, from gradients at this very step."""
+        weights = [torch.ones(()) for _ in terms]
+        for k, (term, (feature, own)) in enumerate(zip(terms, features)):
+            if self.cap and term.requires_grad:
+                (of_labels,) = torch.autograd.grad(ce, feature, retain_graph=True)
+                (of_spot,) = torch.autograd.grad(term, own, retain_graph=True)
+                ratio = self.beta * of_spot.norm() / of_labels.norm()
+                weights[k] = torch.clamp(self.cap / ratio, max=1)
+                self.copy.balance.ratio[k] = ratio / self.ramp  # kept for the full β
+        return weights
 
     def optimise(self, gradients: dict[str, Tensor]) -> None:
         """SGD with momentum and weight decay."""
@@ -225,138 +265,30 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return -sum(log_p[i, label[i]] for i in range(len(label))) / len(label)
 
 
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL divergence of each sample's softened prediction from the teacher's, times the squared temperature."""
-    p_t = torch.softmax(teacher / TEMPERATURE, dim=1)
-    p_s = torch.softmax(student / TEMPERATURE, dim=1)
-    return (p_t * (p_t.log() - p_s.log())).sum(dim=1) * TEMPERATURE**2
+# ---- what the losses of the spots are given, from all features of both networks
 
 
-def decoupled(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-    """Decoupled divergence of one sample's prediction from the teacher's."""
-    p_t, p_s = (torch.softmax(z / TEMPERATURE, dim=0) for z in (teacher, student))
-    target = sum(a * (a / b).log() for a, b in ((p_t[label], p_s[label]), (1 - p_t[label], 1 - p_s[label])))
-    others = [c for c in range(len(student)) if c != label]
-    q_t, q_s = (torch.softmax(z[others] / TEMPERATURE, dim=0) for z in (teacher, student))
-    return (DKD_TARGET * target + DKD_OTHERS * (q_t * (q_t / q_s).log()).sum()) * TEMPERATURE**2
+def loss_of(loss: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
+    """0 where no sample is chosen. What the distiller owns has seen the batch all the same."""
+    return loss(*inputs) if len(inputs[0]) else torch.zeros(())
 
 
-def relations(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the correlations of samples over classes, and of classes over samples, means of each."""
-    p_t, p_s = (torch.softmax(z / TEMPERATURE, dim=1) for z in (teacher, student))
-    result = 0.0
-    for a, b in ((p_s, p_t), (p_s.T, p_t.T)):
-        a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-        lengths = a.norm(dim=1) * b.norm(dim=1) + DIST_EPS
-        result = result + (1 - (a * b).sum(dim=1) / lengths).mean()
-    return result * TEMPERATURE**2
-
-
-def of_one_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The larger of two maps averaged down to the smaller."""
-    size = [min(a, b) for a, b in zip(first.shape[2:], second.shape[2:])]
-    return F.adaptive_avg_pool2d(first, size), F.adaptive_avg_pool2d(second, size)
-
-
-def energy(feature: Tensor) -> Tensor:
-    """Mean square over channels as a unit vector, ``[n, HW]``."""
-    flat = (feature**2).mean(dim=1).flatten(1)
-    return flat / flat.norm(dim=1, keepdim=True)
-
-
-def smooth_l1(a: Tensor, b: Tensor) -> Tensor:
-    d = (a - b).abs()
-    return torch.where(d < 1, d**2 / 2, d - 0.5)
-
-
-# Each of the following takes the distiller's modules, the number of the spot, all features of both networks, the pair
-# of indices that the spot is, and which samples are chosen; it gives the mean loss of those samples.
-
-
-def fitnet(own, k, student, teacher, spot, rows):
-    regressed = own.regressors[k](student[spot[0]])
-    return ((regressed[rows] - teacher[spot[1]][rows]) ** 2).mean()
-
-
-def at(own, k, student, teacher, spot, rows):
-    s, t = of_one_size(student[spot[0]][rows], teacher[spot[1]][rows])
-    return ((energy(s) - energy(t)) ** 2).mean()
-
-
-def sp(own, k, student, teacher, spot, rows):
-    grams = []
-    for feature in (student[spot[0]], teacher[spot[1]]):
-        flat = feature[rows].flatten(1)
-        gram = flat @ flat.T
-        grams.append(gram / gram.norm(dim=1, keepdim=True))
-    return ((grams[1] - grams[0]) ** 2).sum() / len(grams[0]) ** 2
-
-
-def cc(own, k, student, teacher, spot, rows):
-    e_s, e_t = own.student[k](student[spot[0]])[rows], own.teacher[k](teacher[spot[1]]).detach()[rows]
-    delta = (e_s - e_t).abs()
-    pairs = [(delta[i] * delta[i + 1]).sum() for i in range(len(delta) - 1)]
-    return sum(pairs) / len(pairs) if pairs else torch.zeros(())
-
-
-def vid(own, k, student, teacher, spot, rows):
-    s, t = of_one_size(student[spot[0]][rows], teacher[spot[1]][rows])
-    mean = own.means[k](s)
-    variance = torch.log(1 + torch.exp(own.rhos[k])) + 1e-5
-    variance = variance.view(1, -1, 1, 1).expand_as(t)
-    return (((mean - t) ** 2 / variance + variance.log()) / 2).mean()
-
-
-def rkd(own, k, student, teacher, spot, rows):
-    n = int(rows.sum())
-    if n < 2:
-        return torch.zeros(())
-    distances, angles = [], []
-    for x in (student[spot[0]][rows], teacher[spot[1]][rows]):
-        e = x[None, :, :] - x[:, None, :]  # e[i, j]: from sample i to sample j
-        d = (e**2).sum(dim=2).clamp_min(1e-12).sqrt() * (1 - torch.eye(n))
-        distances.append(d / d[d > 0].mean())
-        direction = e / (e**2).sum(dim=2, keepdim=True).clamp_min(1e-24).sqrt()
-        angles.append(torch.stack([direction[i] @ direction[i].T for i in range(n)]))
-    return 25 * smooth_l1(*distances).sum() / n**2 + 50 * smooth_l1(*angles).sum() / n**3
-
-
-def pkt(own, k, student, teacher, spot, rows):
-    p = []
-    for x in (student[spot[0]][rows], teacher[spot[1]][rows]):
-        unit = x / (x.norm(dim=1, keepdim=True) + PKT_EPS)
-        kernel = (unit @ unit.T + 1) / 2
-        p.append(kernel / kernel.sum(dim=1, keepdim=True))
-    p_s, p_t = p
-    return (p_t * ((p_t + PKT_EPS) / (p_s + PKT_EPS)).log()).mean()
-
-
-def ft(own, k, student, teacher, spot, rows):
-    translated = own.translators[k](student[spot[0]])
-    with torch.no_grad():
-        factor = own.paraphrasers[k].encoder(teacher[spot[1]])
-    s, t = of_one_size(translated[rows], factor[rows])
-    return (energy(s) - energy(t)).abs().mean()
-
-
-def fsp(own, k, student, teacher, spot, rows):
-    flows = []
-    for features, i in ((student, spot[0]), (teacher, spot[1])):
-        bottom, top = of_one_size(features[i - 1][rows], features[i][rows])
-        bottom, top = bottom.flatten(2), top.flatten(2)
-        flows.append(bottom @ top.mT / bottom.shape[2])
-    return ((flows[0] - flows[1]) ** 2).mean()
-
-
-def nst(own, k, student, teacher, spot, rows):
-    total = 0.0
-    for s, t in zip(*of_one_size(student[spot[0]][rows], teacher[spot[1]][rows])):
-        s, t = s.flatten(1), t.flatten(1)
-        # A channel that is dead at every position stays zero.
-        s, t = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (s, t))
-        kernels = [((a @ b.T) ** 2).mean() for a, b in ((t, t), (s, s), (s, t))]
-        total = total + kernels[0] + kernels[1] - 2 * kernels[2]
-    return total / rows.sum()
+def chosen_inputs(name: str, own, k: int, student, teacher, spot: tuple[int, int], rows: Tensor) -> list[Tensor]:
+    """Arguments of the loss called `name` at spot number `k`, over the samples `rows`; `own` is the distiller."""
+    s, t = student[spot[0]], teacher[spot[1]]
+    match name:
+        case "fitnet":
+            return [own.regressors[k](s)[rows], t[rows]]
+        case "cc":
+            return [own.student[k](s)[rows], own.teacher[k](t).detach()[rows]]
+        case "vid":
+            s, t = of_one_size(s, t)
+            return [own.means[k](s)[rows], own.rhos[k], t[rows]]
+        case "ft":
+            return [own.translators[k](s)[rows], own.paraphrasers[k].encoder(t).detach()[rows]]
+        case "fsp":
+            return [x[rows] for x in (student[spot[0] - 1], s, teacher[spot[1] - 1], t)]
+    return [s[rows], t[rows]]
 
 
 def as_map(x: Tensor) -> Tensor:
@@ -377,41 +309,21 @@ def review(own, student, teacher, spots) -> list[Tensor]:
     return maps
 
 
-def context(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared differences of maps and of their poolings."""
-    if len(student) == 0:
-        return torch.zeros(())
-    total, weight, weights = ((student - teacher) ** 2).mean(), 1.0, 1.0
-    for size in (4, 2, 1):
-        if size < student.shape[2]:
-            weight /= 2
-            pooled = [F.adaptive_avg_pool2d(x, size) for x in (student, teacher)]
-            total, weights = total + weight * ((pooled[0] - pooled[1]) ** 2).mean(), weights + weight
-    return total / weights
-
-
-LOSSES: dict[str, Callable] = {loss.__name__: loss for loss in (fitnet, at, sp, cc, vid, rkd, pkt, ft, fsp, nst)}
-
-
-def crd(contrast, student: Tensor, teacher: Tensor, rows: Tensor, batch: Batch, draws: Draws, k: int) -> Tensor:
-    """Mean loss of the chosen samples in both directions; afterwards the banks move, one sample at a time."""
-    embedded = contrast.embed_student(student), contrast.embed_teacher(teacher)
+def contrast(own, student: Tensor, teacher: Tensor, rows: Tensor, index: Tensor, negatives: Tensor) -> Tensor:
+    """CRD's mean loss of the chosen samples in both directions; afterwards the banks move, one sample at a time."""
+    embedded = own.embed_student(student), own.embed_teacher(teacher)
     unit_s, unit_t = (x / x.norm(dim=1, keepdim=True) for x in embedded)
-    candidates = torch.cat([batch.index[:, None], draws.negatives[k]], dim=1)
+    candidates = torch.cat([index[:, None], negatives], dim=1)
     loss = torch.zeros(())
     if rows.any():
-        for anchor, bank in ((unit_s, contrast.teacher_bank), (unit_t, contrast.student_bank)):
-            samples, noise = len(bank.rows), draws.negatives[k].shape[1] / len(bank.rows)
-            vectors = bank.rows[candidates[rows]]  # [n, K + 1, D]
+        for anchor, bank in ((unit_s, own.teacher_bank), (unit_t, own.student_bank)):
+            vectors, samples = bank.rows[candidates[rows]], len(bank.rows)  # [n, K + 1, D]
             scores = ((anchor[rows][:, None, :] * vectors).sum(dim=2) / CRD_TEMPERATURE).exp()
             if bank.normalizer < 0:  # not set yet
                 bank.normalizer.fill_(samples * scores.detach().mean())
-            p = scores / bank.normalizer
-            own = (p[:, 0] / (p[:, 0] + noise + CRD_EPS)).log()
-            others = (noise / (p[:, 1:] + noise + CRD_EPS)).log().sum(dim=1)
-            loss = loss - (own + others).mean()
-    for i, sample in enumerate(batch.index):
-        for bank, unit in ((contrast.student_bank, unit_s), (contrast.teacher_bank, unit_t)):
+            loss = loss + crd(scores[:, 0], scores[:, 1:], bank.normalizer, samples)
+    for i, sample in enumerate(index):
+        for bank, unit in ((own.student_bank, unit_s), (own.teacher_bank, unit_t)):
             if rows[i]:
                 row = CRD_MOMENTUM * bank.rows[sample] + (1 - CRD_MOMENTUM) * unit[i].detach()
                 bank.rows[sample] = row / math.sqrt((row**2).sum())

@@ -42,14 +42,14 @@ def toy_config(**training) -> Config:
     )
 
 
-def make_engine(folder, distiller="at", selection="adaptive", resume=False, config=None):
+def make_engine(folder, distiller="at", selection="adaptive", resume=False, config=None, **options):
     """A fresh process's engine: everything is built anew, only the folder is shared."""
     config = config or toy_config()
     set_up(config)
     if distiller is None:
         task = Classification(ToyNet(), make_label_loss(config))
     else:
-        how = {"selection": selection, "label_loss": make_label_loss(config)}
+        how = {"selection": selection, "label_loss": make_label_loss(config)} | options
         task = toy_task(distiller, seed=config.training.seed, **how)
     run = RunDir(folder)
     checkpoint = run.open(resume=resume, overwrite=False)

@@ -16,6 +16,8 @@ from datasets.source import Arrays
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.policy import POLICIES, PolicySetting
+from distillers.spot_adaptive.selection import find_selection
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel, global_pool
 
@@ -61,7 +63,7 @@ def toy_setting(student: StagedModel, teacher: StagedModel, **changes) -> Settin
 
 
 def toy_task(
-    distiller: str | type[Distiller] = "at", seed: int = 0, spots=None, teacher=ToyNet, **options
+    distiller: str | type[Distiller] = "at", seed: int = 0, spots=None, teacher=ToyNet, policy="gumbel", **options
 ) -> SpotAdaptiveDistillation:
     """A task of two toys of one width, so that every distiller applies; the same `seed` gives the same weights."""
     torch.manual_seed(seed)
@@ -71,6 +73,9 @@ def toy_task(
             net.train()(torch.randn(16, 3, *IMAGE_SIZE) * 1.5 + 0.3)
     setting = toy_setting(student, teacher, spots=spots)
     distill = (DISTILLERS.get(distiller) if isinstance(distiller, str) else distiller)(setting)
+    if find_selection(options.get("selection", "adaptive")).policy:
+        kind = POLICIES.get(policy) if isinstance(policy, str) else policy
+        options["policy"] = kind(PolicySetting(setting.student, setting.teacher, distill.spots))
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()
 
 

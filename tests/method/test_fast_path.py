@@ -27,15 +27,18 @@ from utils.training.precision import place_task
 from utils.training.step import EagerStep, Phase
 
 WITH_SPOTS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "fsp", "nst", "crd", "reviewkd")
-DISTILLERS = (*WITH_SPOTS, "kd", "dkd", "dist")
+DISTILLERS = (*WITH_SPOTS, "kd", "dkd", "dist", "nkd", "wttm")
 LIKE = "resnet8-resnet8"  # of equal widths, which FSP needs
 UNLIKE = "vgg8-resnet8"  # six features and five; adapters that halve and double
 MOBILE = "resnet8-MobileNetV2_half"  # as before the other way round; depthwise convolutions; last maps 3:1 at size 24
 WIDE = "vgg8-vgg8"  # far more channels than positions: NST and FSP go by positions
+LOGITS = ("kl", "dkd", "dist", "nkd", "wttm")
+SELECTIONS = ("adaptive", "anti", "shuffled", "fixed", "random")
 BATCH, CLASSES, SAMPLES = 8, 10, 40
 
 ONE_STEP = [(distiller, selection, LIKE, 8) for distiller in DISTILLERS for selection in ("adaptive", "fixed")]
-ONE_STEP += [(distiller, selection, LIKE, 8) for distiller in ("at", "crd") for selection in ("anti", "random")]
+OTHERS = ("anti", "shuffled", "random")
+ONE_STEP += [(distiller, selection, LIKE, 8) for distiller in ("at", "crd") for selection in OTHERS]
 ONE_STEP += [(distiller, "adaptive", UNLIKE, 8) for distiller in ("fitnet", "at", "vid", "nst", "crd", "reviewkd")]
 ONE_STEP += [("sp", "adaptive", MOBILE, 24), ("ft", "adaptive", MOBILE, 24)]
 ONE_STEP += [("nst", "adaptive", WIDE, 8), ("fsp", "adaptive", WIDE, 8)]
@@ -84,7 +87,7 @@ class Recorder:
 
     def __init__(self, case: Case):
         self._case = case
-        self._outputs, self._routed, self._gumbel, self._negatives = [], [], [], []
+        self._outputs, self._routed, self._gumbel, self._negatives, self._orders = [], [], [], [], []
         task = case.task
         self._forward, task.forward = task.forward, self._record_outputs
         if task.policy is not None:
@@ -99,14 +102,15 @@ class Recorder:
             yield output
 
     def _record_noise(self, logits: Tensor) -> None:
-        """That of the gates, which are drawn as soon as the policy has given its logits."""
+        """That of the gates, which are drawn as soon as the policy has given its logits, and the order after them."""
         state = torch.get_rng_state()
         self._gumbel.append(-torch.empty_like(logits).exponential_().log().double())
+        self._orders.append(torch.empty_like(logits[..., 0]).uniform_().argsort(dim=0))
         torch.set_rng_state(state)
 
     def take(self, *, whole: bool) -> Taken:
         """One step, the optimisers included if `whole`."""
-        for record in (self._outputs, self._routed, self._gumbel, self._negatives):
+        for record in (self._outputs, self._routed, self._gumbel, self._negatives, self._orders):
             record.clear()
         if whole:
             self._case.step()
@@ -116,11 +120,18 @@ class Recorder:
         parts = {name: part for output in self._outputs for name, part in output.parts.items()}
         labels = self._case.task.gate_labels
         names = {f"loss/{label}": f"spot {k}" for k, label in enumerate(labels[:-1])}
+        names |= {f"weight/{label}": f"weight {k}" for k, label in enumerate(labels[:-1])}
+        parts = {name: part for name, part in parts.items() if not name.startswith("ratio/")}
         losses = {names.get(name, name.removeprefix("loss/")): part for name, part in parts.items()}
         shares = {f"gate/{label}": losses.pop(f"gate/{label}") for label in labels}
         gradients = {name: p.grad.clone() for name, p in self._case.task.named_parameters() if p.grad is not None}
         step = Step(losses, gradients, output.gates == 1, *(self._routed or [None]))
-        draws = Draws(*(self._gumbel or [None]), coins=output.gates, negatives=list(self._negatives))
+        draws = Draws(
+            *(self._gumbel or [None]),
+            coins=output.gates,
+            orders=self._orders[0] if self._orders else None,
+            negatives=list(self._negatives),
+        )
         return Taken(step, sum(output.loss.detach() for output in self._outputs), shares, draws)
 
 
@@ -128,7 +139,7 @@ class Case:
     """Training steps of one distiller under one selection, put together as a run would."""
 
     def __init__(self, pair: Pair, distiller: str, selection: str, teacher: StagedModel, conditions, overrides=()):
-        self.distiller, self.selection = distiller, selection
+        self.distiller, self.selection, self.ramp = distiller, selection, 1.0
         keys = [f"kd.selection={selection}", f"dataset.num_classes={conditions.num_classes}", *overrides]
         names = {"teacher": pair.teacher, "student": pair.student, "distiller": distiller}
         self.config = find_config("cifar-100", SEED, **names).load(keys)
@@ -165,7 +176,9 @@ def make_case(distiller: str, selection: str, pair: str, size: int, *options: st
 def plain_steps(case: Case) -> PlainStep:
     """From where the case is now."""
     config = case.config
-    return PlainStep(case.task, case.distiller, case.selection, config.kd.student.name, config.kd_loss.spots)
+    kd, options = config.kd, config.kd_loss
+    names = case.distiller, case.selection, kd.student.name
+    return PlainStep(case.task, *names, options.spots, options.logits, options.standardize, kd.balance, case.ramp)
 
 
 def deviations(found: dict[str, Tensor], expected: dict[str, Tensor], nothing: float = 0.0) -> dict[str, float]:
@@ -249,7 +262,7 @@ def first_step(make: Callable[[], Case], fits: Callable[[Step], bool], *, whole:
 class TestOneStep:
     @pytest.mark.parametrize(("distiller", "selection", "pair", "size"), ONE_STEP)
     def test_gives_the_losses_gradients_statistics_and_banks_of_the_formulas(self, distiller, selection, pair, size):
-        routed = selection in ("adaptive", "anti")
+        routed = selection in ("adaptive", "anti", "shuffled")
         case, _, taken, plain, expected = first_step(
             lambda: make_case(distiller, selection, pair, size), lambda step: not routed or takes_every_route(step)
         )
@@ -261,6 +274,30 @@ class TestOneStep:
         spots = "kd_loss.spots=[[0, 1], [1, 3], [4, 5]]"
         case, _, taken, plain, expected = first_step(
             lambda: make_case("sp", "adaptive", UNLIKE, 8, spots), takes_every_route
+        )
+        assert_agree(compare(taken, expected, case, plain))
+
+    @pytest.mark.parametrize("distiller", WITH_SPOTS)
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_is_that_of_the_formulas_with_balanced_spots(self, distiller, selection):
+        # Weights at 1 and below it, and a β that is not that of the config: the ratio is that of the β in use.
+        options = ("kd.balance=0.01", "kd.warmup_epochs=4")
+
+        def make() -> Case:
+            case = make_case(distiller, selection, LIKE, 8, *options)
+            case.task.start_epoch(2)
+            case.ramp = 3 / 4
+            return case
+
+        case, _, taken, plain, expected = first_step(make, lambda step: step.chosen.any(dim=0).all())
+        assert_agree(compare(taken, expected, case, plain))
+
+    @pytest.mark.parametrize("logits", LOGITS)
+    @pytest.mark.parametrize("selection", SELECTIONS)
+    def test_is_that_of_the_formulas_with_another_loss_of_standardised_logits(self, logits, selection):
+        options = (f"kd_loss.logits={logits}", "kd_loss.standardize=true")
+        case, _, taken, plain, expected = first_step(
+            lambda: make_case("fitnet", selection, LIKE, 8, *options), lambda step: True
         )
         assert_agree(compare(taken, expected, case, plain))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config.errors import Key, validate
 from utils.config.names import model_label, registered
 from utils.config.training import PretrainingConfig, TrainingConfig, ValidationConfig
@@ -34,6 +35,7 @@ from utils.run_folder.layout import Layout
 
 DatasetName = Annotated[Name, AfterValidator(registered("datasets", "dataset", "DATASETS"))]
 DistillerName = Annotated[Name, AfterValidator(registered("distillers", "distiller", "DISTILLERS"))]
+PolicyName = Annotated[Name, AfterValidator(registered("distillers", "policy", "POLICIES"))]
 LogitLossName = Annotated[Name, AfterValidator(registered("distillers", "logit_loss", "LOGIT_LOSSES"))]
 
 
@@ -120,8 +122,18 @@ class DistillationConfig(Section):
     teacher: TeacherConfig
     student: ModelConfig
     loss_weights: LossWeights = LossWeights()
-    selection: Literal["adaptive", "anti", "fixed", "random"] = Field(
-        "adaptive", description="where to distil: the policy's choice, its opposite, everywhere, or a coin's"
+    selection: Literal[tuple(SELECTIONS)] = Field(
+        "adaptive",
+        description="where to distil; " + ", ".join(f"{name}: {item.explanation}" for name, item in SELECTIONS.items()),
+    )
+    policy: PolicyName = Field(
+        "gumbel", description=f"{', '.join(names_in_source('distillers', 'policy'))}, or your own"
+    )
+    policy_options: dict[Text, Any] = Field({}, description="keyword arguments of the policy's constructor")
+    balance: Positive | None = Field(
+        None,
+        description="how hard each spot may pull at the student, in comparison with the labels, e.g. 1 "
+        "(default: as hard as beta makes it)",
     )
     gate_temperature: Positive = Field(5.0, description="of the Gumbel-softmax gates")
     routing_share: Annotated[Positive, Field(le=1)] = Field(
@@ -151,8 +163,9 @@ class DistillationLossConfig(Section):
     logits: LogitLossName | None = Field(
         None,
         description=f"what is matched at the logits: {', '.join(names_in_source('distillers', 'logit_loss'))}, or your "
-        "own (default: kl; dkd and dist where that is the distiller)",
+        "own (default: kl; dkd, dist, nkd and wttm where that is the distiller)",
     )
+    standardize: Flag = Field(False, description="bring each sample's logits to mean 0 and deviation 1 before that")
     logits_options: dict[Text, Any] = Field({}, description="keyword arguments of the constructor of that loss")
 
     @field_validator("KD_T", mode="before")

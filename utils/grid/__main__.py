@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from distillers.spot_adaptive import selection
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
 from utils.grid.plan import Job, plan, state
@@ -27,7 +28,7 @@ EXIT_FAILED = 1
 TEACHER_ARG = "--teacher-arg"
 SWEEP = "--sweep"
 SLURM = "--slurm"
-SELECTIONS = ("fixed", "adaptive", "anti", "random", "single")
+SELECTIONS = (*selection.SELECTIONS, "single")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

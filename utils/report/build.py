@@ -19,7 +19,7 @@ from utils.report.answer import answer, best_student, tradeoff_figures
 from utils.report.confusion import confusion_figure
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
 from utils.report.gallery import WAITS_FOR, class_names_of, gallery_figure, matches
-from utils.report.gate_plots import class_heatmap, share_figures
+from utils.report.gate_plots import class_heatmap, ratio_figures, share_figures
 from utils.report.groups import Group, replaced
 from utils.report.losses import loss_figure
 from utils.report.page import Section, ShownFigure, address, slug
@@ -61,6 +61,10 @@ ENTROPY = (
 SHARES = (
     "Share of the training samples distilled at each spot in every epoch, one line for each run with a policy. fN: the "
     "feature with index N (student-teacher where the two differ); logits: the loss at the logits."
+)
+RATIOS = (
+    "How hard each spot would pull at the student under β, in comparison with the labels: the ratio of both gradients "
+    "at its feature, epoch means, logarithmic. Above the dotted line, kd.balance, its loss is weighted down to that."
 )
 LOSSES = (
     "What each term adds to the training loss, its weight included (alpha at the logits, beta at the spots); epoch "
@@ -135,6 +139,8 @@ def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     shares = drawn(f"{dataset} gate shares", SHARES, share_figures(groups))
     sections = [Section(f"Training on {dataset}", figures=curves)]
     sections.append(Section(f"Where {dataset} is distilled, and when", figures=shares))
+    pulls = drawn(f"{dataset} balance", RATIOS, ratio_figures(groups))
+    sections.append(Section(f"Balanced spots on {dataset}", figures=pulls))
     return [section for section in sections if section.figures]
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.report.curves import with_epochs
 from utils.report.groups import Group
-from utils.report.style import PANEL, SHARE_MAP, chunks, epoch_axis, label_width, legend, run_line, seed_dashes, styled
+from utils.report.style import (
+    PANEL,
+    REFERENCE,
+    SHARE_MAP,
+    chunks,
+    epoch_axis,
+    label_width,
+    legend,
+    log_axis,
+    run_line,
+    seed_dashes,
+    styled,
+)
 from utils.run_folder.read import Run
 from utils.run_folder.records import GateShares
 
@@ -20,29 +33,60 @@ LABELLED_CLASSES = 60
 
 def share_figures(groups: Sequence[Group]) -> Iterator[Figure]:
     """Share of training samples distilled at each spot over epochs: a row for each group, a column for each spot."""
-    rows = [(group, runs) for group in groups if (runs := [run for run in with_epochs(group.runs) if run.has_policy])]
+
+    def draw(panel: Axes, run: Run, label: str, dash: object) -> None:
+        run_line(panel, run, 100 * run.curve(f"train.gate/{label}"), dash)
+        panel.set(ylim=(-3, 103), yticks=(0, 50, 100))
+
+    yield from _grids(groups, lambda run: run.has_policy, lambda run: run.gate_labels, draw, "distilled (%)")
+
+
+def ratio_figures(groups: Sequence[Group]) -> Iterator[Figure]:
+    """How hard each spot of a balanced run would pull, over epochs; the cap as a dotted line."""
+
+    def draw(panel: Axes, run: Run, label: str, dash: object) -> None:
+        run_line(panel, run, run.curve(f"train.ratio/{label}").clip(lower=1e-3), dash)
+        panel.axhline(run.settings["kd.balance"], color=REFERENCE, ls=":", lw=1)
+        log_axis(panel)
+
+    yield from _grids(groups, is_balanced, lambda run: run.gate_labels[:-1], draw, "pull of β")
+
+
+def is_balanced(run: Run) -> bool:
+    return bool(run.settings.get("kd.balance")) and len(run.gate_labels) > 1
+
+
+def _grids(
+    groups: Sequence[Group],
+    shown: Callable[[Run], bool],
+    labels_of: Callable[[Run], list[str]],
+    draw: Callable[[Axes, Run, str, object], None],
+    ylabel: str,
+) -> Iterator[Figure]:
+    """A row for each group that has runs to be shown, a column for each of its labels."""
+    rows = [(group, runs) for group in groups if (runs := [run for run in with_epochs(group.runs) if shown(run)])]
     dashes = seed_dashes(run for _, runs in rows for run in runs)
     for piece in chunks(rows, ROWS_PER_FIGURE):
         with styled():
-            yield _share_grid(piece, dashes)
+            yield _grid(piece, labels_of, draw, ylabel, dashes)
 
 
-def _share_grid(rows: Sequence[tuple[Group, list[Run]]], dashes: dict) -> Figure:
-    columns = max(len(runs[0].gate_labels) for _, runs in rows) or 1
+def _grid(rows: Sequence[tuple[Group, list[Run]]], labels_of, draw, ylabel: str, dashes: dict) -> Figure:
+    columns = max(len(labels_of(runs[0])) for _, runs in rows) or 1
     size = (max(columns * PANEL[0] * 0.62, 4.2), len(rows) * PANEL[1] * 0.85 + 0.7)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
     for line, (group, runs) in zip(axes, rows):
-        labels = runs[0].gate_labels
+        labels = labels_of(runs[0])
         for panel, label in zip(line, labels):
             for run in runs:
-                run_line(panel, run, 100 * run.curve(f"train.gate/{label}"), dashes[run.seed])
+                draw(panel, run, label, dashes[run.seed])
             epoch_axis(panel, max(run.epochs for run in runs))
-            panel.set(title=label, ylim=(-3, 103), yticks=(0, 50, 100))
+            panel.set_title(label)
             panel.tick_params(labelleft=panel is line[0])
         for empty in line[len(labels) :]:
             empty.remove()
-        words = [group.first.pair, group.first.distiller, *group.settings.split(), "distilled (%)"]
+        words = [group.first.pair, group.first.distiller, *group.settings.split(), ylabel]
         line[0].set_ylabel("\n".join(words), fontsize=8)
     legend(figure, [run for _, runs in rows for run in runs], dashes)
     return figure

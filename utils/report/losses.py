@@ -14,7 +14,7 @@ ROUTED = "routed cross-entropy,\nthe policy's, not in the total"
 
 
 def contributions(run: Run) -> pd.DataFrame:
-    """Of every term, what it adds to the total in each epoch, its weight (alpha or beta) included.
+    """Of every term, what it adds to the total in each epoch, its weights (alpha or beta, balance) included.
 
     The weights are those that the run wrote down; the terms of an older run, which did not, are without them.
 
@@ -26,7 +26,8 @@ def contributions(run: Run) -> pd.DataFrame:
     terms = {name: run.curve(f"train.{name}").fillna(0.0) for name in ("loss/total", "loss/ce", *named)}
     for name in named:
         weight, ramp = weights.get(name, (1.0, 0))
-        terms[name] *= weight * np.minimum(1.0, terms[name].index / max(ramp, 1))
+        balance = run.curve(name.replace("loss/", "train.weight/", 1)).fillna(1.0)
+        terms[name] *= balance * weight * np.minimum(1.0, terms[name].index / max(ramp, 1))
     return pd.DataFrame(terms)
 
 

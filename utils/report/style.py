@@ -22,6 +22,7 @@ SELECTION_COLORS = {
     "fixed": "#0072B2",
     "random": "#009E73",
     "anti": "#CC79A7",
+    "shuffled": "#56B4E9",
     "adaptive": "#D55E00",
 }
 REFERENCE = "#222222"

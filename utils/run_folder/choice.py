@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+from distillers.spot_adaptive.selection import SELECTIONS
+
 CERTAIN = 0.995  # share of the samples that counts as all of them
 
 Where = Literal["everywhere", "nowhere"]
@@ -17,7 +19,7 @@ class NoChoice:
     """A policy that treats all samples alike.
 
     Attributes:
-        selection: ``adaptive`` or ``anti``.
+        selection: one that has a policy.
         where: at which spots the student is distilled.
         since: the first epoch from which on this holds.
     """
@@ -27,7 +29,7 @@ class NoChoice:
     since: int
 
     def __str__(self) -> str:
-        who = "the policy" if self.selection == "adaptive" else "the opposite of the policy"
+        who = "the opposite of the policy" if self.selection == "anti" else "the policy"
         share, like = {
             "everywhere": (f">= {100 * CERTAIN:g}", "as fixed does"),
             "nowhere": (f"<= {100 * (1 - CERTAIN):g}", "as if there were no teacher"),
@@ -46,7 +48,8 @@ def no_choice(selection: str, records: Sequence[dict[str, Any]]) -> NoChoice | N
     Args:
         records: the epochs of the training proper, in order, see `records.read_epochs`.
     """
-    where = _where(records[-1]) if records and selection in ("adaptive", "anti") else None
+    has_policy = selection in SELECTIONS and SELECTIONS[selection].policy
+    where = _where(records[-1]) if records and has_policy else None
     if where is None:
         return None
     epochs = list(takewhile(lambda record: _where(record) == where, reversed(records)))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config.changes import deciding_settings
 from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
@@ -35,7 +36,6 @@ Status = Literal["finished", "running", "stopped"]
 
 ALONE = "alone"  # the distiller of a run that has none
 SINGLE = "single"  # the selection of a run that has none
-SELECTIONS = ("fixed", "random", "anti", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ class Run:
 
     @property
     def has_policy(self) -> bool:
-        return self.selection in ("adaptive", "anti")
+        return not self.is_single and SELECTIONS[self.selection].policy
+
+    @property
+    def policy(self) -> str:
+        """Its name; empty where the selection has none."""
+        return str(self.settings.get("kd.policy", "gumbel")) if self.has_policy else ""
 
     @property
     def is_finished(self) -> bool:

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 
 from datasets import Data, OpenedData, open_data
+from distillers import DISTILLERS
+from distillers.spot_adaptive.balance import too_much
 from distillers.task import Task
 from utils.config import Config
 from utils.config.changes import differences
@@ -241,6 +243,10 @@ def farewell(config: Config, result: dict, run: Layout, command: Command | None 
     ]
     if config.kd and (constant := no_choice(config.kd.selection, read_epochs(run.metrics, "train"))):
         lines.append(str(constant))
+    if config.kd and (records := read_epochs(run.metrics, "train")):
+        beta = config.kd.loss_weights.other_kd
+        default = DISTILLERS.get(config.kd_loss.name).default_weight
+        lines += too_much(records[-1]["train"], default if beta is None else beta)
     lines.append(f"checkpoint: {result['checkpoint']}")
     lines.append(f"next: {next_command(config, command)}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")

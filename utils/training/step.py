@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -126,7 +126,7 @@ class EagerStep:
 
 
 class CapturedStep:
-    """A step that is captured when a batch of a new shape comes, and repeated for further batches of that shape.
+    """A step that is captured when a batch of a new shape or a new kind of step comes, and repeated for others like it.
 
     The very first step is eager, because momentum and the meter's sums are made in it. A capture has to prove itself:
     it is kept if a repetition does what an eager step did. Both kinds work on the same tensors, so nothing but the
@@ -148,14 +148,16 @@ class CapturedStep:
         self._recorder: CudaRecorder | None = recorder
         self._give_up = give_up
         self._is_first = True
-        self._ways: dict[tuple[torch.Size, ...], Callable[[Batch], None]] = {}  # to take a step, by shapes of the batch
+        self._ways: dict[
+            Hashable, Callable[[Batch], None]
+        ] = {}  # to take a step, by shapes of the batch and kind of step
 
     def __call__(self, batch: Batch) -> None:
-        shapes = _shapes(batch)
+        kind = self._kind(batch)
         if self._is_first or self._recorder is None:
             self._step.compute(batch)
-        elif shapes in self._ways:
-            self._ways[shapes](batch)
+        elif kind in self._ways:
+            self._ways[kind](batch)
         else:
             self._compute_and_capture(batch)
         self._is_first = False
@@ -223,7 +225,7 @@ class CapturedStep:
                 place.copy_(value)
             repeat()
 
-        self._ways[_shapes(batch)], self.captured = copy_and_repeat, True
+        self._ways[self._kind(batch)], self.captured = copy_and_repeat, True
         return ""
 
     def _spread(
@@ -253,8 +255,11 @@ class CapturedStep:
 
     def _stay_eager(self, batch: Batch, problem: str, compute: Callable[[Batch], None]) -> None:
         """Take further steps on batches like this one by `compute`; those on others are repeated as before."""
-        self._ways[_shapes(batch)] = compute
+        self._ways[self._kind(batch)] = compute
         self._give_up(len(batch.label), problem)
+
+    def _kind(self, batch: Batch) -> Hashable:
+        return self._step.task.kind_of_step, *(value.shape for value in batch)
 
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
@@ -284,7 +289,3 @@ def make_step(
             give_up(None, why)
             return step
     return CapturedStep(step, recorder, give_up)
-
-
-def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
-    return tuple(value.shape for value in batch)

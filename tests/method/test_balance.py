@@ -1,0 +1,154 @@
+"""Balanced spots: the weights of single steps are in test_fast_path; here is what lies between the steps."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from captured_steps import Training, use_optimizers_of_a_gpu
+from process_pair import process_pair
+from step_tape import TapeRecorder
+from toy_runs import PowerCut, assert_equal, cut_power_after, finish, make_engine, records, toy_config
+from toys import take_step, toy_batch, toy_task
+
+from distillers.spot_adaptive.balance import EVERY, MOMENTUM, UNSET, Balance, too_much
+from utils.processes.group import rank
+from utils.run_folder.checkpoint import read_checkpoint
+
+
+def measure(balance: Balance, of_spots, of_labels=(3.0, 3.0), chosen=((1.0, 1.0),), beta: float = 2.0) -> list[float]:
+    """Ratios after a measurement in which gradients have these norms."""
+    features = [torch.ones(1, 1, requires_grad=True) for _ in of_spots]
+    ce = sum(norm * feature.sum() for norm, feature in zip(of_labels, features))
+    losses = torch.stack([norm * feature.sum() for norm, feature in zip(of_spots, features)])
+    balance.measure(ce, losses, list(zip(features, features)), torch.tensor(chosen), beta)
+    return balance.ratio.tolist()
+
+
+class TestRatios:
+    def test_are_those_of_the_first_measurement_and_then_smoothed(self):
+        balance = Balance(1.0, 2)
+        assert balance.ratio.tolist() == [UNSET, UNSET]
+        assert measure(balance, (3.0, 12.0)) == pytest.approx([2.0, 8.0])
+        expected = [MOMENTUM * 2.0 + (1 - MOMENTUM) * 4.0, MOMENTUM * 8.0 + (1 - MOMENTUM) * 2.0]
+        assert measure(balance, (6.0, 3.0)) == pytest.approx(expected)
+
+    def test_stay_where_no_sample_is_chosen_or_the_labels_have_no_gradient(self):
+        balance = Balance(1.0, 2)
+        measure(balance, (3.0, 12.0))
+        assert measure(balance, (6.0, 0.0), chosen=((0.0, 0.0),)) == pytest.approx([2.0, 8.0])
+        assert measure(balance, (6.0, 3.0), of_labels=(0.0, 3.0))[0] == pytest.approx(2.0)
+
+    def test_of_a_frozen_feature_or_a_loss_without_gradient_are_none(self):
+        balance, frozen = Balance(1.0, 1), torch.ones(1, 1)
+        trained = torch.ones(1, 1, requires_grad=True)
+        for ce, loss in ((trained.sum(), trained.sum()), (frozen.sum(), frozen.sum())):
+            balance.measure(ce, loss[None], [(frozen, frozen)], torch.ones(1, 1), 1.0)
+            assert balance.ratio.tolist() == [UNSET]
+
+    def test_become_weights_that_cap_the_pull_and_never_add_to_it(self):
+        weights = Balance(0.5, 4)(torch.tensor([UNSET, 0.1, 0.5, 5.0]))
+        assert weights.tolist() == pytest.approx([1.0, 1.0, 1.0, 0.1])
+
+
+def joint_ratio() -> list[float]:
+    """On one of two processes, where labels pull with 3 and 4, and a spot with 6 and 8."""
+    own = rank()
+    return measure(Balance(1.0, 1), ((6.0, 8.0)[own],), ((3.0, 4.0)[own],), [[(1.0, 0.0)[own]]], beta=7.0)
+
+
+def test_the_ratio_is_that_of_the_whole_batch_on_several_processes():
+    with process_pair() as on_both:
+        assert on_both(joint_ratio) == [pytest.approx([14.0])] * 2
+
+
+class TestSteps:
+    def test_measure_at_every_nth_step_and_keep_the_ratio_between(self):
+        task, ratios = toy_task("at", selection="fixed", balance=1.0, beta=1000.0), []
+        for step in range(EVERY + 2):
+            task.start_step(step)
+            take_step(task, toy_batch(seed=step))
+            ratios.append(task.balance.ratio.clone())
+        changes = [not torch.equal(before, after) for before, after in itertools.pairwise(ratios)]
+        assert changes == [False] * (EVERY - 1) + [True, False]
+        assert (ratios[0] > 0).all()
+
+    def test_pull_as_the_cap_says_at_the_feature_where_beta_is_too_large(self):
+        task, batch = toy_task("at", selection="fixed", balance=0.5, beta=1e6), toy_batch()
+        parts = take_step(task, batch).parts
+        for spot in ("f1", "f2"):
+            assert parts[f"ratio/{spot}"] > 0.5
+            assert parts[f"weight/{spot}"] * parts[f"ratio/{spot}"] == pytest.approx(0.5)
+        spots = sum(parts[f"weight/{spot}"] * parts[f"loss/{spot}"] for spot in ("f1", "f2"))
+        torch.testing.assert_close(parts["loss/total"], parts["loss/ce"] + 1e6 * spots + parts["loss/kl"])
+
+    def test_change_no_bit_of_the_student_where_the_cap_is_out_of_reach(self):
+        gradients = []
+        for balance in (None, 1e30):
+            task = toy_task("vid", balance=balance)
+            take_step(task, toy_batch())
+            gradients.append({name: p.grad for name, p in task.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys()
+        assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+    def test_weigh_by_the_beta_of_the_epoch(self):
+        task = toy_task("at", selection="fixed", balance=1e-9, beta=10.0, warmup_epochs=4)
+        ratios = []
+        for epoch in (3, 0):
+            task.start_epoch(epoch)
+            ratios.append(take_step(task, toy_batch()).parts["ratio/f1"])
+            task.balance.measuring = False
+        assert ratios[1] == pytest.approx(ratios[0].item() / 4)
+
+    def test_measure_nothing_in_evaluation_and_nothing_without_spots(self):
+        task = toy_task("at", balance=1.0)
+        take_step(task.eval(), toy_batch())
+        assert task.balance.ratio.tolist() == [UNSET, UNSET]
+        assert toy_task("kd", balance=1.0).balance is None
+
+
+def test_a_spot_whose_weight_is_below_a_tenth_is_named_with_how_much_is_too_much():
+    means = {"weight/f1": 1.0, "weight/f2": 0.1, "weight/f3": 0.08, "ratio/f3": 12.5, "loss/f3": 0.01}
+    assert too_much(means, 1000.0) == ["kd.balance: β 1000 is 12 times too much at f3 (its weight is 0.080)"]
+
+
+@pytest.mark.parametrize("distiller", ["at", "crd", "reviewkd"])
+def test_captured_steps_measure_when_eager_ones_do_and_do_the_same(distiller, monkeypatch):
+    use_optimizers_of_a_gpu(monkeypatch)
+    monkeypatch.setattr("distillers.spot_adaptive.balance.EVERY", 3)
+    states = []
+    for recorder in (None, TapeRecorder()):
+        training = Training(distiller, recorder, balance=0.01, beta=100.0)
+        for step, size in enumerate([8] * 8 + [5, 8, 5, 8, 5, 8]):
+            training.task.start_step(step)
+            training.take([size])
+        assert not training.complaints
+        states.append(training.state())
+    assert_equal(*states)
+    assert len(training.step._captures) == 4  # two sizes, with and without a measurement
+
+
+def balanced_engine(folder, resume=False):
+    """An engine under which the cap is reached; the measurements lie in the middle of epochs."""
+    return make_engine(folder, "at", resume=resume, config=toy_config(save_every_steps=2), balance=0.001)
+
+
+def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("distillers.spot_adaptive.balance.EVERY", 3)
+    whole = balanced_engine(tmp_path / "whole")
+    finish(whole)
+    for saves in (1, 2, 3, 5):
+        cut = balanced_engine(tmp_path / str(saves))
+        cut_power_after(cut, saves)
+        with pytest.raises(PowerCut):
+            finish(cut)
+        torch.manual_seed(99)
+        finish(balanced_engine(tmp_path / str(saves), resume=True))
+        found, expected = (read_checkpoint(engine.run.last) for engine in (cut, whole))
+        assert expected["extra"]["balance.ratio"].gt(0).all()
+        assert_equal(found, expected)
+        assert records(cut.run) == records(whole.run)
+    means = records(whole.run)[-1]["train"]
+    assert 0 < means["weight/f2"] < 1
+    assert means["ratio/f2"] > 0.001

@@ -1,0 +1,175 @@
+"""Selections and policies: shuffled gates, and a policy of one's own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from captured_steps import Training, use_optimizers_of_a_gpu
+from documents import execute, shown_file
+from step_tape import TapeRecorder
+from torch import nn
+from toy_runs import assert_equal, finish, make_engine, records, toy_config
+from toys import IMAGE_SIZE, NUM_CLASSES, ToyNet, take_step, toy_batch, toy_labels, toy_task
+
+from distillers.spot_adaptive.join import join
+from distillers.spot_adaptive.policy import POLICIES, Policy, straight_through_gates
+from distillers.spot_adaptive.selection import SELECTIONS
+from utils.config import Config
+from utils.errors import UserError
+
+
+class TestShuffled:
+    def test_gates_keep_the_share_of_every_spot_and_let_chance_choose_the_samples(self):
+        gates = (torch.rand(200, 3) < torch.tensor([0.1, 0.5, 0.9])).float()
+        shuffled = [SELECTIONS["shuffled"].choose(gates) for _ in range(200)]
+        assert all(torch.equal(each.sum(dim=0), gates.sum(dim=0)) for each in shuffled)
+        often = torch.stack(shuffled).mean(dim=0)
+        # Every sample of a column has the same chance: no sample is chosen much more often than another.
+        assert (often - gates.mean(dim=0)).abs().max() < 5 * 0.5 / math.sqrt(200)
+
+    def test_columns_are_permuted_apart(self):
+        gates = (torch.arange(200) < 100).float()[:, None].expand(-1, 2)
+        first, second = SELECTIONS["shuffled"].choose(gates).T
+        assert 0.3 < (first == second).float().mean() < 0.7
+
+    def test_policy_learns_from_its_own_gates(self):
+        found = {}
+        for selection in ("adaptive", "shuffled"):
+            task = toy_task("at", selection=selection)
+            torch.manual_seed(3)
+            output = take_step(task, toy_batch(40))
+            gradients = {name: p.grad for name, p in task.named_parameters() if name.startswith(("policy", "router"))}
+            found[selection] = output, gradients
+        (adaptive, of_adaptive), (shuffled, of_shuffled) = found.values()
+        assert all(torch.equal(of_adaptive[name], of_shuffled[name]) for name in of_adaptive)
+        assert torch.equal(adaptive.gates.sum(dim=0), shuffled.gates.sum(dim=0))
+        assert not torch.equal(adaptive.gates, shuffled.gates)
+        assert not shuffled.gates.requires_grad
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A place in which a test may register policies; that of docs/extending.md is there."""
+    monkeypatch.setattr(POLICIES, "_entries", {name: POLICIES.get(name) for name in POLICIES})
+    if "unsure" not in POLICIES:
+        execute("distillers.unsure", shown_file("distillers/unsure.py"))
+    return POLICIES
+
+
+@POLICIES.register("of the tests")
+class Learned(Policy):
+    """Looks at everything, with an MLP."""
+
+    def __init__(self, setting, *, width: int = 4):
+        super().__init__(setting)
+        inputs = setting.student[-1][0] + 2 * NUM_CLASSES + 1
+        self.net = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 2 * setting.num_gates))
+
+    def draw_gates(self, seen):
+        epoch = seen.epoch.expand(len(seen.label), 1)
+        inputs = torch.cat([seen.student[-1].float(), seen.student_logits, seen.teacher_logits, epoch], dim=1)
+        return straight_through_gates(self.net(inputs).view(len(inputs), -1, 2), 5.0)
+
+
+class TestOwnPolicy:
+    def test_of_the_documents_works_under_every_selection_of_a_policy_without_the_routed_pass(self, own):
+        for selection in ("adaptive", "anti", "shuffled"):
+            task = toy_task("at", selection=selection, policy="unsure")
+            output = take_step(task, toy_batch())
+            assert not task.routed
+            assert not hasattr(task, "router")
+            assert list(task.parameter_groups()) == ["student"]
+            assert "loss/policy" not in output.parts
+            assert set(output.gates.unique().tolist()) <= {0.0, 1.0}
+
+    def test_of_the_documents_is_what_it_says(self, own):
+        task = toy_task("at", policy=lambda setting: own.get("unsure")(setting, below=0.2))
+        batch = toy_batch(40)
+        with torch.no_grad():
+            probability = task.teacher(batch.image).softmax(dim=1)
+        expected = (probability.gather(1, batch.label[:, None]) < 0.2).float().expand(-1, 3)
+        expected = torch.cat([expected[:, :-1], torch.ones(40, 1)], dim=1)
+        assert torch.equal(take_step(task, batch).gates, expected)
+        assert 0 < expected[:, 0].mean() < 1
+
+    def test_with_parameters_is_trained_by_the_routed_pass_and_moves_no_network(self):
+        task = toy_task("at", policy=Learned)
+        student, routing = task(toy_batch())
+        student.loss.backward()
+        assert all(p.grad is None for p in task.policy.parameters())
+        before = {name: p.grad.clone() for name, p in task.student.named_parameters()}
+        routing.loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in list(task.policy.parameters())[-2:])
+        assert all(torch.equal(p.grad, before[name]) for name, p in task.student.named_parameters())
+        assert any(p is task.policy.net[0].weight for p in task.parameter_groups()["agent"])
+
+    def test_sees_both_networks_the_labels_and_the_epoch_without_gradient(self):
+        seen = []
+
+        class Looks(Policy):
+            def draw_gates(self, everything):
+                seen.append(everything)
+                return torch.ones(len(everything.label), self.setting.num_gates)
+
+        task, batch = toy_task("at", policy=Looks), toy_batch()
+        task.start_epoch(7)
+        take_step(task, batch)
+        (found,) = seen
+        features, logits = task.teacher.features(batch.image)
+        assert_equal(list(found.teacher), features)
+        assert torch.equal(found.teacher_logits, logits)
+        assert [tuple(x.shape[1:]) for x in found.student] == ToyNet().feature_shapes(*IMAGE_SIZE)
+        assert torch.equal(found.label, batch.label)
+        assert found.epoch == 7
+        assert not any(x.requires_grad for x in (*found.student, found.student_logits))
+
+    @pytest.mark.parametrize(
+        ("gates", "message"),
+        [
+            (
+                lambda gates: gates[:, 1:],
+                r"policy Wrong: draw_gates gives \(6, 2\), must be \[B, K \+ 1\], here \(6, 3\)",
+            ),
+            (torch.Tensor.detach, "policy Wrong: has parameters, and draw_gates gives gates without gradient"),
+        ],
+    )
+    def test_that_gives_something_else_is_named(self, gates, message):
+        class Wrong(Learned):
+            def draw_gates(self, seen):
+                return gates(super().draw_gates(seen))
+
+        with pytest.raises(UserError, match=message):
+            take_step(toy_task("at", policy=Wrong), toy_batch())
+
+    def test_is_built_by_name_with_options_and_a_wrong_one_is_refused(self, own):
+        def build(**options):
+            networks = {"labels": toy_labels(), "image_size": IMAGE_SIZE}
+            return join(ToyNet(), ToyNet(), "at", policy="of the tests", policy_options=options, **networks)
+
+        assert build(width=6).policy.net[0].out_features == 6
+        with pytest.raises(UserError, match=r"kd\.policy_options: of the tests has no option 'depth'; it has width"):
+            build(depth=6)
+        kd = {"teacher": {"name": "a"}, "student": {"name": "b"}}
+        data = {"dataset": {"name": "digits"}, "kd": kd, "kd_loss": {"name": "at"}}
+        assert Config.from_dict(data | {"kd": kd | {"policy": "Unsure"}}).kd.policy == "unsure"
+        with pytest.raises(UserError, match=r"kd\.policy: .*unknown policy 'unsur': did you mean 'unsure'"):
+            Config.from_dict(data | {"kd": kd | {"policy": "unsur"}})
+
+    def test_resumes_and_is_captured(self, tmp_path, monkeypatch):
+        engine = make_engine(tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config())
+        finish(engine)
+        resumed = make_engine(
+            tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config(epochs=4), resume=True
+        )
+        assert_equal(resumed.task.extra_state(), engine.task.extra_state())
+        finish(resumed)
+        assert "loss/policy" in records(resumed.run)[-1]["train"]
+        use_optimizers_of_a_gpu(monkeypatch)
+        states = []
+        for recorder in (None, TapeRecorder()):
+            training = Training("at", recorder, selection="shuffled", policy=Learned).take([8, 8, 5, 8, 5])
+            assert not training.complaints
+            states.append(training.state())
+        assert_equal(*states)
