@@ -54,16 +54,6 @@ def weights(name: str = "resnet8", classes: int = 2, **entries: Any) -> Spoiling
     return lambda path: torch.save(get_model(name, classes).state_dict() | named, path)
 
 
-def renamed(rename: Callable[[str], str]) -> Spoiling:
-    """The file is a checkpoint of weights with other names."""
-
-    def spoil(path: Path) -> None:
-        content = get_model("resnet8", 2).state_dict()
-        torch.save({rename(key): value for key, value in content.items()}, path)
-
-    return spoil
-
-
 def instead(put: Callable[[Path], Any]) -> Spoiling:
     """Something else is in the file's place."""
     return lambda path: (path.unlink(missing_ok=True), put(path))

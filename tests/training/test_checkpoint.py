@@ -1,129 +1,17 @@
-"""Writing checkpoints safely, and reading weights from wherever they come."""
+"""Writing checkpoints so that none is lost, and the folder of a run that they are in."""
 
 import fcntl
 import os
-import pickle
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from toys import ToyNet
 
 from utils.errors import UserError
 from utils.files import publish_copy
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.folder import RunDir
-from utils.run_folder.weights import head_keys, load_weights
-
-
-def same(a, b):
-    return all(torch.equal(a[key], b[key]) for key in a | b)
-
-
-def moved(model: nn.Module) -> nn.Module:
-    """`model` with every entry of its state_dict changed."""
-    for value in model.state_dict().values():
-        value.add_(1)
-    return model
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.system, ("touch you-have-been-had",)
-
-
-class TestLoadWeights:
-    @pytest.mark.parametrize(
-        "wrap",
-        [
-            pytest.param(lambda weights: weights, id="bare state_dict"),
-            pytest.param(lambda weights: {"model": weights, "epoch": 240}, id="under model"),
-            pytest.param(lambda weights: {"state_dict": weights}, id="under state_dict"),
-            pytest.param(lambda weights: {"model": {f"module.{k}": v for k, v in weights.items()}}, id="data parallel"),
-        ],
-    )
-    def test_accepts_every_common_layout(self, tmp_path, wrap):
-        trained, fresh = moved(ToyNet()), ToyNet()
-        torch.save(wrap(trained.state_dict()), tmp_path / "w.pth")
-        load_weights(fresh, tmp_path / "w.pth")
-        assert same(fresh.state_dict(), trained.state_dict())
-
-    def test_accepts_files_from_before_batch_counts(self, tmp_path):
-        trained, fresh = moved(ToyNet()), ToyNet()
-        weights = {key: value for key, value in trained.state_dict().items() if "num_batches" not in key}
-        torch.save({"model": weights}, tmp_path / "w.pth")
-        load_weights(fresh, tmp_path / "w.pth")
-        assert all(torch.equal(fresh.state_dict()[key], value) for key, value in weights.items())
-
-    def test_leaves_a_new_head_alone_whatever_its_width(self, tmp_path):
-        trained, fresh = moved(ToyNet(num_classes=1000)), ToyNet(num_classes=5)
-        before = fresh.fc.weight.clone()
-        torch.save(trained.state_dict(), tmp_path / "w.pth")
-        load_weights(fresh, tmp_path / "w.pth", new_head=True)
-        assert torch.equal(fresh.fc.weight, before)
-        assert torch.equal(fresh.conv3.weight, trained.conv3.weight)
-        assert head_keys(fresh) == {"fc.weight", "fc.bias"}
-
-    @pytest.mark.parametrize(
-        ("content", "complaint"),
-        [
-            (lambda: ToyNet(width=6).state_dict(), r"conv1.weight has shape \(6, 3, 3, 3\), expected \(4, 3, 3, 3\)"),
-            (lambda: ToyNet(num_classes=9).state_dict(), r"fc.weight has shape \(9, 8\), expected \(5, 8\)"),
-            (lambda: nn.Linear(3, 4).state_dict(), "lacks conv1.weight and"),
-            (lambda: ToyNet().state_dict() | {"extra.weight": torch.ones(1)}, "the unknown extra.weight"),
-            (lambda: ToyNet().state_dict() | {"fc.bias": torch.full((5,), torch.nan)}, "fc.bias holds NaN"),
-            (lambda: ToyNet().state_dict() | {"fc.bias": [1, 2]}, "fc.bias is a list, expected a tensor"),
-            (lambda: [1, 2, 3], "holds a list, expected a dictionary"),
-        ],
-        ids=["width", "classes", "another network", "too much", "nan", "no tensor", "no dictionary"],
-    )
-    def test_refuses_what_does_not_match_in_one_line(self, tmp_path, content, complaint):
-        path, model = tmp_path / "w.pth", ToyNet()
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        torch.save(content(), path)
-        with pytest.raises(UserError, match=complaint) as error:
-            load_weights(model, path, name="the teacher toy")
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
-        assert same(model.state_dict(), before)
-
-    @pytest.mark.parametrize(
-        "make",
-        [
-            pytest.param(lambda path: path.write_bytes(b""), id="empty"),
-            pytest.param(lambda path: path.write_text("accuracy: 74.3\n"), id="text"),
-            pytest.param(lambda path: path.mkdir(), id="folder"),
-            pytest.param(lambda path: None, id="missing"),
-            pytest.param(lambda path: path.write_bytes(os.urandom(3000)), id="noise"),
-            pytest.param(lambda path: path.write_bytes(b"PK\x03\x04" + b"\0" * 200), id="broken zip"),
-        ],
-    )
-    def test_refuses_what_is_no_checkpoint_in_one_line(self, tmp_path, make):
-        path = tmp_path / "w.pth"
-        make(path)
-        with pytest.raises(UserError) as error:
-            load_weights(ToyNet(), path)
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
-
-    @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-    def test_refuses_a_truncated_file(self, tmp_path, share):
-        path = tmp_path / "w.pth"
-        torch.save(ToyNet().state_dict(), path)
-        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-        with pytest.raises(UserError):
-            load_weights(ToyNet(), path)
-
-    @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-    def test_never_runs_code_that_a_file_brings(self, tmp_path, monkeypatch, write):
-        monkeypatch.chdir(tmp_path)
-        path = tmp_path / "w.pth"
-        write({"model": Malicious()}, path)
-        with pytest.raises(UserError, match=r"w\.pth"):
-            load_weights(ToyNet(), path)
-        assert not (tmp_path / "you-have-been-had").exists()
 
 
 class TestSaving:

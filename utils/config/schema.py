@@ -85,6 +85,9 @@ class ModelConfig(Section):
         None, description="folder name in run/, and name in reports (default: name, followed by kwargs)"
     )
     checkpoint: Place | None = Field(None, description="weights to start from")
+    checkpoint_prefix: Text | None = Field(
+        None, description="the set of weights to take from a checkpoint with several that fit, e.g. teacher"
+    )
     stages: list[list[Text]] | None = Field(
         None, description="for an import path: the submodules that make up each stage, in order"
     )

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
+import tarfile
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import safetensors.torch
 import torch
 
-from utils.errors import UserError, exhausted_memory, reason
+from utils.errors import UserError, doing, reason
 from utils.files import check_regular, replacing
 from utils.run_folder.layout import Layout
 
 # Accuracies in published checkpoints are often NumPy's scalars, of either name of its core. They run no code.
 _scalar = numpy.float64().__reduce__()[0]
-_HARMLESS = [
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    numpy.dtype,
-    *(type(numpy.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
-]
-_REBUILDING = {
-    (function.__module__, function.__name__): function
-    for function in (
-        OrderedDict,
-        torch._utils._rebuild_tensor,
-        torch._utils._rebuild_tensor_v2,
-        torch._utils._rebuild_parameter,
-    )
+_dtypes = {type(numpy.dtype(code)) for code in numpy.typecodes["AllInteger"] + numpy.typecodes["AllFloat"] + "?"}
+_HARMLESS = {
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.dtype": numpy.dtype,
+    **{f"numpy.dtypes.{kind.__name__}": kind for kind in _dtypes},
+}
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how files of PyTorch begin
+_SIGNATURES = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; `git lfs pull` fetches that",
+    b"<": "an HTML or XML page; a download gave this page in place of the file",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"BZh": "a bzip2 archive; unpack it first",
+    b"\xfd7zXZ": "an xz archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive; unpack it first",
+    b"7z\xbc\xaf": "a 7z archive; unpack it first",
+    b"Rar!": "a RAR archive; unpack it first",
 }
 
 
@@ -59,13 +65,11 @@ def save_atomically(state: dict[str, Any], path: Path, also: Sequence[Path] = ()
         raise UserError(f"{path}: cannot write the checkpoint ({reason(cause)}){kept}") from error
 
 
-def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str, Any]:
-    """Read a checkpoint without running any code that it may contain.
+def read_checkpoint(path: Path) -> dict[Any, Any]:
+    """Read a checkpoint in PyTorch's format or as safetensors, whatever its name ends in. Nothing in it is executed.
 
-    Args:
-        path: the file.
-        leave_out_objects: read a file that holds objects other than tensors and plain values without them, see
-            `LeftOut`, instead of refusing it.
+    Objects of classes that PyTorch does not count as safe are read as their attributes and entries alone, see
+    `_Attributes`: hyperparameters, callbacks, whole networks.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint.
@@ -75,79 +79,99 @@ def read_checkpoint(path: Path, *, leave_out_objects: bool = False) -> dict[str,
     if (inside := Layout(path).best).exists():
         raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
     check_regular(path)
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load(path.read_bytes())
-        else:
-            content = _read_pickle(path, leave_out_objects)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, {_what_is_wrong(error)}") from error
-    except Exception as error:  # on bytes that are no pickle at all the unpickler may raise anything
-        if exhausted_memory(error):
-            raise
-        problem = f"{reason(error)}, it may be cut off" if path.stat().st_size else "the file is empty"
-        raise UserError(f"{path}: not a readable checkpoint ({problem})") from error
+    with doing(f"reading {path}"):
+        if problem := _what_else_it_is(path):
+            raise UserError(f"{path}: is {problem}")
+        content = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
     return content
 
 
-class LeftOut(dict):
-    """Stands for an object of a class that no checkpoint needs; no code of that class runs.
+class _Attributes:
+    """Stand-in for a class or function of others: gives an ordered dictionary, whose ``vars`` are the attributes.
 
-    Of a dict it keeps the entries, of a module the parameters, the persistent buffers and the parts.
+    PyTorch's reader sets entries and attributes of no other type, and it accepts `dict` subclasses by no other way.
     """
 
-    dump_patches = False  # torch.load asks modules in files of the old format
+    def __new__(cls, *_: Any) -> OrderedDict:
+        return OrderedDict()
 
-    def __new__(cls, *arguments: Any) -> LeftOut:
-        return super().__new__(cls)
 
-    def __init__(self, *arguments: Any):
-        super().__init__()
+class _Nothing:
+    """Stand-in for what is built from a state that is no dictionary."""
 
-    def __call__(self, *arguments: Any) -> LeftOut:
-        return self
+    def __init__(self, *_: Any):
+        pass
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict) and "_modules" in state:
-            for name in ("_parameters", "_buffers", "_modules"):
-                self.update(state.get(name, {}))
-            for name in state.get("_non_persistent_buffers_set", ()):
-                self.pop(name, None)
-
-    def append(self, item: Any) -> None:
-        """An object that is filled as a list is."""
-
-    def extend(self, items: Any) -> None:
-        """The same."""
+        """Drop it."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows how to rebuild tensors, and takes every other name for `LeftOut`."""
+class _List:
+    """Stand-in for what is filled as a list is."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        return _REBUILDING.get((module, name), LeftOut)
-
-
-# What `torch.load` expects of a module such as `pickle`.
-_leaving_out = SimpleNamespace(
-    Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="leaving_out"
-)
+    def __new__(cls, *_: Any) -> list:
+        return []
 
 
-def _read_pickle(path: Path, leave_out_objects: bool) -> Any:
-    with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+_STAND_INS = {
+    "collections.deque": _List,
+    "functools.partial": _Nothing,
+    "numpy.core.multiarray._reconstruct": _Nothing,
+    "numpy._core.multiarray._reconstruct": _Nothing,
+}
+
+
+def _read_pickle(path: Path) -> Any:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old formats
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            if not leave_out_objects:
-                raise
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_leaving_out)
+            names = [name for name in _unsafe_names(path) if name not in _HARMLESS]
+            known = {name: _STAND_INS.get(name, _Attributes) for name in names} | _HARMLESS
+            with torch.serialization.safe_globals([(value, name) for name, value in known.items()]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # a long text that advises to load it unsafely
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            found = f"it holds {code[1]}" if code else "it is damaged, or holds objects of another kind"
+            raise UserError(
+                f"{path}: refused, {found}; expected tensors and plain values, which cannot run code"
+            ) from error
 
 
-def _what_is_wrong(error: pickle.UnpicklingError) -> str:
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    found = f"it holds {code[1]}" if code else "it is damaged, or holds more"
-    return f"{found}; expected nothing but tensors and plain values, which cannot run code"
+def _unsafe_names(path: Path) -> list[str]:
+    """The classes and functions named in a file of PyTorch's, apart from those that rebuild tensors."""
+    with path.open("rb") as file:
+        if file.peek().startswith(_ZIP):
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        # The format before PyTorch 1.6: three short pickles, then the content.
+        operations = [operation for _ in range(4) for operation in pickletools.genops(file)]
+    names = (str(argument) for code, argument, _ in operations if code.name == "GLOBAL")
+    return [name.replace("__builtin__ ", "builtins ").replace(" ", ".") for name in names]
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins with the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _what_else_it_is(path: Path) -> str | None:
+    """What a file is that is evidently no checkpoint; None for one that may be."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "empty"
+    for signature, kind in _SIGNATURES.items():
+        if start.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(signature):
+            return kind
+    if start.startswith(_ZIP):
+        if not zipfile.is_zipfile(path):
+            return "cut off; its end is missing"
+        with zipfile.ZipFile(path) as archive:
+            ours = any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
+        return None if ours else "a zip archive, and no file that PyTorch has written; unpack it first"
+    if start.startswith(_PICKLE) or _is_safetensors(path):
+        return None
+    return "a tar archive; unpack it first" if tarfile.is_tarfile(path) else "neither a file of PyTorch nor safetensors"

@@ -1,68 +1,151 @@
-"""A network's weights out of a checkpoint: ours, those of the published code, or anybody's."""
+"""A network's weights in a file of anybody: found under whatever key and prefix they are, or not taken at all."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import islice
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.staged import StagedModel
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.run_folder.checkpoint import read_checkpoint
 
-WEIGHT_KEYS = ("model", "state_dict", "net")  # where the checkpoints in circulation keep a network's weights
+log = logging.getLogger("sakd")
+
 COUNTERS = "num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 lack them
-MOST_DROPPED = 5  # entries in a suggested command
+AVERAGES = ("state_dict_ema.", "model_ema.")  # moving averages, which timm's own loader takes first too
 MOST_LEVELS, MOST_ENTRIES = 20, 100_000  # of mappings within mappings that are looked at
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what data parallelism and compilation put before a key
+# BatchNorm has four tensors of one shape; every network calls them so, whatever it calls its layers.
+BATCHNORM_NAMES = {"weight", "bias", "running_mean", "running_var"}
 
 EMA_HELP = "take the moving average of the weights, which training.ema_decay keeps"
 
-Shapes = dict[str, tuple[int, ...]]
+
+@dataclass(frozen=True)
+class Found:
+    """The entries of a file that are a network's weights.
+
+    Attributes:
+        prefix: what stands before their names in the file. An entry of a mapping within another one has a dotted name.
+        entries: under the network's names.
+        in_order: the names in the file are others; the entries were matched by their order.
+        other: the prefix of the set that is left, if there are a moving average and the weights themselves.
+    """
+
+    prefix: str
+    entries: dict[str, Any]
+    in_order: bool = False
+    other: str | None = None
+
+    def describe(self, key: str) -> str:
+        """What was taken; `key` is the config key or option that sets the prefix."""
+        parts = [f"{len(self.entries)} entries"]
+        parts += [f"under {self.prefix.rstrip('.')}"] if self.prefix else []
+        parts += ["matched by order because the names differ"] if self.in_order else []
+        parts += [f"{key}={self.other.rstrip('.') or '.'} takes the other"] if self.other is not None else []
+        return ", ".join(parts)
 
 
-def select_weights(content: dict[Any, Any], path: Path, prefix: str = "", drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The entries of one network's state_dict in any of the common kinds of file.
+def load_weights(model: StagedModel, path: Path, what: str = "the model", **how: Any) -> None:
+    """Load a network's weights from a file; see `take_weights` for the arguments and errors."""
+    take_weights(model, read_checkpoint(path), path, what, **how)
 
-    These are our own checkpoints, those of the published code and of the classic CIFAR KD benchmarks (weights under
-    ``model``), bare state_dicts, and safetensors.
+
+def take_weights(
+    model: StagedModel,
+    content: dict[Any, Any],
+    path: Path,
+    what: str = "the model",
+    *,
+    prefix: str | None = None,
+    new_head: bool = False,
+    key: str = "checkpoint_prefix",
+) -> None:
+    """Load a network's weights from what `read_checkpoint` gave, and log what was taken.
 
     Args:
-        content: what `read_checkpoint` gave.
+        model: the network; changed only if everything matches.
+        content: of the file.
         path: the file, for messages.
-        prefix: take the entries whose names begin so, and take it off. The name of an entry of a mapping within another
-            one begins with the mapping's own name and a dot.
-        drop: names to leave out, with all below them.
-
-    Returns:
-        the entries without the prefixes that wrappers put before every name.
+        what: how messages call the network. If a teacher and a student fit, the word in it chooses.
+        prefix: take the entries whose names begin so; None: those that fit.
+        new_head: keep the classifier (last stage) of `model` as it is, whatever the file has there.
+        key: the config key that sets `prefix`, for messages.
 
     Raises:
-        UserError: there is nothing with that prefix or of that name, or a name occurs twice.
+        UserError: no set of entries fits, or several do.
     """
-    weights = _flattened(_weights_within(content))
-    found = _below(prefix, weights) or _below(prefix, _flattened(content))
-    if prefix and not found:
-        first = ", ".join(dict.fromkeys(key.partition(".")[0] for key in weights))
-        raise UserError(f"{path}: no entry begins with {prefix!r}; they begin with {first[:200] or 'nothing'}")
-    found = _unwrapped(found, path)
-    for name in drop:
-        kept = {key: value for key, value in found.items() if not f"{key}.".startswith(f"{name}.")}
-        if len(kept) == len(found):
-            raise UserError(f"{path}: no entry is called {name!r}, or begins with {name + '.'!r}")
-        found = kept
-    return found
+    with doing(f"{path}: loading the weights of {what}"):
+        head = head_keys(model) if new_head else set()
+        found = find_weights(model, content, path, what, prefix=prefix, head=head, key=key)
+        assign_weights(model, found.entries, f"{path}: not the weights of {what}", new_head=new_head)
+    if "format" not in content:
+        log.info(f"{what}: weights of {path}, {found.describe(key)}")
+
+
+def find_weights(
+    model: nn.Module,
+    content: dict[Any, Any],
+    path: Path,
+    what: str = "the model",
+    *,
+    prefix: str | None = None,
+    head: set[str] = frozenset(),
+    key: str = "checkpoint_prefix",
+) -> Found:
+    """Find the one set of entries that fits a network; see `take_weights` for most arguments.
+
+    A set has every name of the network behind one prefix, or else its shapes, in their order.
+
+    Args:
+        head: names of the network's entries that need not fit.
+
+    Raises:
+        UserError: no set fits, or several do and nothing says which is meant.
+    """
+    if "format" in content and "model" in content:  # a checkpoint of ours
+        content = {"model": content["model"]}
+    expected, entries = model.state_dict(), flattened(content)
+    candidates = _by_name(entries, expected, head) or [Found("", entries)]
+    problems = [_problem(_completed(found.entries, expected, head), expected) for found in candidates]
+    fitting = [found for found, problem in zip(candidates, problems) if problem is None]
+    fitting = fitting or _by_order(entries, expected, head)
+    chosen = _chosen(fitting, what, prefix)
+    if not chosen:
+        problem = f"none of those that fit is under {prefix!r}" if fitting else problems[0]
+        raise UserError(f"{path}: not the weights of {what}: {problem}")
+    if len(chosen) > 1:
+        names = ", ".join(found.prefix.rstrip(".") or "." for found in chosen)
+        raise UserError(f"{path}: {len(chosen)} sets of entries fit {what}: {names}; {key}=<one of them> chooses")
+    return chosen[0]
+
+
+def assign_weights(model: StagedModel, weights: dict[str, Any], complaint: str, *, new_head: bool = False) -> None:
+    """Load entries, which may be from before BatchNorm counted batches, in the data types of `model`.
+
+    Raises:
+        UserError: they do not match; the line begins with `complaint`. The model is unchanged.
+    """
+    expected = model.state_dict()
+    weights = _completed(weights, expected, head_keys(model) if new_head else set())
+    if problem := _problem(weights, expected):
+        raise UserError(f"{complaint}: {problem}")
+    weights = {key: weights[key].to(value.dtype) for key, value in expected.items()}
+    for key, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{complaint}: {key} holds NaN or infinite values as {value.dtype}")
+    model.load_state_dict(weights)
 
 
 def average_instead(content: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """`content` with the moving average of the student's weights in the place of the weights.
+    """`content` with the moving average of the student's weights as its weights.
 
     Raises:
         UserError: there is none.
@@ -72,199 +155,139 @@ def average_instead(content: dict[Any, Any], path: Path) -> dict[Any, Any]:
     return content | {"model": content["ema"]}
 
 
-def load_weights(
-    model: StagedModel,
-    path: Path,
-    *,
-    new_head: bool = False,
-    name: str = "the model",
-    import_options: Sequence[str] = (),
-    check: Callable[[dict[str, Any]], None] | None = None,
-) -> None:
-    """Load a network's weights from a file, see `select_weights`; everything must match.
-
-    Args:
-        model: the network; changed only if everything matches.
-        path: the file.
-        new_head: keep the classifier (last stage) of `model` as it is, whatever the file has there.
-        name: what to call the model in messages.
-        import_options: options of ``python -m utils.convert import`` that stand for `model`.
-        check: called with the content of the file before its weights are looked at.
-
-    Raises:
-        UserError: the file does not hold this network's weights; the line says what was expected and found, and which
-            command extracts them if they are in the file in another form.
-    """
-
-    @contextmanager
-    def naming_command() -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            command = import_command(path, model, name, import_options, new_head=new_head) if import_options else None
-            if command is None:
-                raise
-            raise UserError(f"{error}; this makes a file that can be loaded: {command}") from error
-
-    with naming_command():
-        content = read_checkpoint(path)
-    if check is not None:
-        check(content)
-    with naming_command():
-        weights = select_weights(content, path)
-        assign_weights(model, weights, f"{path}: not the weights of {name}", new_head=new_head)
-
-
-def assign_weights(model: StagedModel, weights: dict[str, Any], complaint: str, *, new_head: bool = False) -> None:
-    """Load what `select_weights` gave, which may be from before BatchNorm counted batches.
-
-    Raises:
-        UserError: it does not match; the line begins with `complaint`.
-    """
-    weights = _completed(weights, model, new_head)
-    _check_weights(weights, model.state_dict(), complaint)
-    model.load_state_dict(weights)
-
-
 def head_keys(model: StagedModel) -> set[str]:
     """state_dict keys of the classifier, the last stage."""
     owned = {id(tensor) for tensor in model.stage_tensors(-1)}
     return {key for key, value in model.state_dict(keep_vars=True).items() if id(value) in owned}
 
 
-def import_command(
-    path: Path, model: StagedModel, name: str, options: Sequence[str], *, new_head: bool = False
-) -> str | None:
-    """The command that makes a file for `load_weights` of `path` if the weights of `model` are in there, else None.
-
-    Args:
-        path, name, new_head: as of `load_weights`.
-        model: the network whose weights are looked for.
-        options: those that stand for `model`.
-    """
-    with suppress(UserError):
-        content = read_checkpoint(path, leave_out_objects=True)
-        # Of a teacher and a student in one file, first the one that the message speaks of.
-        for prefix in sorted(_prefixes(content, model), key=lambda text: text.removesuffix(".") not in name.split()):
-            drop = _fitting(content, path, prefix, model, new_head)
-            if drop is not None:
-                words = [*options, *(["--prefix", prefix] if prefix else [])]
-                words += [word for key in drop for word in ("--drop", key)]
-                out = path.with_name(f"{path.stem}-imported.pth")
-                return shlex.join(["python", "-m", "utils.convert", "import", str(path), str(out), *words])
-    return None
+def flattened(content: dict[Any, Any]) -> dict[str, Any]:
+    """Everything within mappings within mappings, under dotted names. Bounded, since a mapping may hold itself."""
+    return dict(islice(_walk(content, "", MOST_LEVELS), MOST_ENTRIES))
 
 
-def in_order(weights: dict[str, Tensor], model: StagedModel) -> dict[str, Tensor] | None:
-    """`weights` under the names of `model`, if the names differ but the shapes, one after another, do not."""
-    found, expected = shapes(weights), shapes(model.state_dict())
-    if found.keys() == expected.keys() or list(found.values()) != list(expected.values()):
-        return None
-    return {ours: weights[theirs] for ours, theirs in zip(expected, found)}
-
-
-def shapes(weights: dict[str, Tensor]) -> Shapes:
-    """Shape of every entry; what only counts batches is left out."""
-    return {key: tuple(value.shape) for key, value in weights.items() if not key.endswith(COUNTERS)}
-
-
-def not_plain(tensor: Tensor) -> str | None:
+def unusual(tensor: Tensor) -> str | None:
     """What is unusual about how `tensor` is stored, or None."""
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
-        return f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return f"{tensor.dtype}{', nested' * tensor.is_nested}, {tensor.layout} on {tensor.device}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"{tuple(tensor.shape)} expanded from fewer values"
     return None
 
 
-def _weights_within(content: dict[Any, Any]) -> dict[Any, Any]:
-    return next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
-
-
-def _flattened(mapping: dict[Any, Any]) -> dict[str, Any]:
-    """Entries of mappings within mappings under dotted names. Bounded, for a mapping may hold itself."""
-    entries = islice(_walk(mapping, "", MOST_LEVELS), MOST_ENTRIES)
-    return {
-        key: value for key, value in entries if not isinstance(value, dict) or value
-    }  # such as a module without parameters
-
-
 def _walk(mapping: dict[Any, Any], prefix: str, levels: int) -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, dict) and value and levels:
+    for key, value in {**mapping, **_parts_of_module(mapping)}.items():
+        if isinstance(value, dict) and levels:
             yield from _walk(value, f"{prefix}{key}.", levels - 1)
         elif value is not None:  # stands in a module for a bias that it does not have
             yield f"{prefix}{key}", value
 
 
-def _below(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+def _parts_of_module(stand_in: dict[Any, Any]) -> dict[str, Any]:
+    """Parameters, persistent buffers and parts of a whole module in a file, see `read_checkpoint`."""
+    attributes = getattr(stand_in, "__dict__", {})
+    groups = [attributes.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    parts = {name: part for group in groups if isinstance(group, dict) for name, part in group.items()}
+    passing = attributes.get("_non_persistent_buffers_set") or ()
+    return {name: part for name, part in parts.items() if name not in passing}
 
 
-def _unwrapped(entries: dict[str, Any], path: Path) -> dict[str, Any]:
-    originals: dict[str, str] = {}
-    for key in entries:
-        bare = _WRAPPERS.sub("", key)
-        if bare in originals:
-            raise UserError(f"{path}: holds two entries for one, {originals[bare]} and {key}")
-        originals[bare] = key
-    return {bare: entries[key] for bare, key in originals.items()}
+def _by_name(entries: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> list[Found]:
+    """What stands behind each prefix of the network's names; those with most names, which are all of them if it fits.
+
+    Objects that the network does not name are left out, tensors are not. A whole set within another one is no part of
+    it: a file may hold a network and, under ``ema.``, its average.
+    """
+    needed = {key for key in expected if key not in head and not key.endswith(COUNTERS)}
+    counts = Counter(prefix for key in entries for prefix in _prefixes(key) if key[len(prefix) :] in needed)
+    most = max(counts.values(), default=0)
+    prefixes = [prefix for prefix in counts if counts[prefix] == most]
+    candidates = []
+    for prefix in prefixes:
+        within = tuple(other for other in prefixes if len(other) > len(prefix) and most == len(needed))
+        found = {
+            key[len(prefix) :]: value
+            for key, value in entries.items()
+            if key.startswith(prefix) and not key.startswith(within)
+            if isinstance(value, Tensor) or key[len(prefix) :] in expected
+        }
+        candidates.append(Found(prefix, found))
+    return candidates
 
 
-def _prefixes(content: dict[Any, Any], model: StagedModel) -> list[str]:
-    """What stands before the name of the model's first entry, wherever that occurs."""
-    first = next(iter(model.state_dict()))
-    keys = [*_flattened(_weights_within(content)), *_flattened(content)]
-    return list(dict.fromkeys(["", *(key.removesuffix(first) for key in keys if key.endswith(f".{first}"))]))
+def _by_order(entries: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> list[Found]:
+    """The sets of entries that have the network's shapes in its order, under other names."""
+    wanted = [key for key in expected if not key.endswith(COUNTERS)]
+    tensors = [key for key, value in entries.items() if isinstance(value, Tensor) and not key.endswith(COUNTERS)]
+    counts = Counter(prefix for key in tensors for prefix in _prefixes(key))
+    found = {}
+    for prefix in (prefix for prefix, count in counts.items() if count == len(wanted)):
+        names = [key for key in tensors if key.startswith(prefix)]
+        pairs = {key: name[len(prefix) :] for key, name in zip(wanted, names)}
+        renamed = {key: entries[name] for key, name in zip(wanted, names)}
+        fits = all(key in head or _mismatch(value, expected[key]) is None for key, value in renamed.items())
+        # Names in alphabetical order, as safetensors has them, do not say how the layers follow one another.
+        if fits and names != sorted(names) and all(_may_be(key, name, expected) for key, name in pairs.items()):
+            found[names[0]] = Found(prefix, renamed, in_order=True)
+    return list(found.values())
 
 
-def _fitting(content: dict, path: Path, prefix: str, model: StagedModel, new_head: bool) -> list[str] | None:
-    """What to drop from the entries below `prefix` to leave the weights of `model`; None: they are not there."""
-    expected = model.state_dict()
-    parts = {key.partition(".")[0] for key in expected}
-    try:
-        weights = select_weights(content, path, prefix)
-        unknown = [key for key in weights if key not in expected]
-        drop = dict.fromkeys(key if key.partition(".")[0] in parts else key.partition(".")[0] for key in unknown)
-        if len(unknown) == len(weights) and all(isinstance(value, Tensor) for value in weights.values()):
-            weights, drop = in_order(weights, model) or {}, {}
-        weights = {key: value for key, value in weights.items() if key in expected}
-        _check_weights(_completed(weights, model, new_head), expected, "")
-    except UserError:
-        return None
-    return list(drop) if len(drop) <= MOST_DROPPED else None
+def _may_be(key: str, name: str, expected: dict[str, Tensor]) -> bool:
+    """Whether an entry that is called `name` in the file can be the network's `key`."""
+    ends = {name.rpartition(".")[2], key.rpartition(".")[2]}
+    return name == key or (name not in expected and (len(ends) == 1 or not ends <= BATCHNORM_NAMES))
 
 
-def _completed(weights: dict[str, Any], model: StagedModel, new_head: bool) -> dict[str, Any]:
-    """`weights` with the model's own head, if it is to have a new one, and with its counters where there are none."""
-    expected, head = model.state_dict(), head_keys(model) if new_head else set()
+def _prefixes(key: str) -> list[str]:
+    """All that may stand before the name of an entry: ``"a.b.c"`` gives ``["", "a.", "a.b."]``."""
+    return ["", *accumulate(f"{part}." for part in key.split(".")[:-1])]
+
+
+def _chosen(fitting: list[Found], what: str, prefix: str | None) -> list[Found]:
+    """Those that the prefix and the role of the network leave; of weights and their moving average, the average."""
+    if prefix is not None:
+        wanted = prefix.strip(".")
+        exact = [found for found in fitting if found.prefix.rstrip(".") == wanted]
+        return exact or [found for found in fitting if f".{wanted}." in f".{found.prefix}"]
+    for role in ("teacher", "student"):
+        if role in what.split():
+            fitting = [found for found in fitting if role in found.prefix] or fitting
+    averages = [found for found in fitting if found.prefix.startswith(AVERAGES)]
+    if len(averages) == 1 and len(fitting) == 2:
+        (other,) = (found.prefix for found in fitting if found is not averages[0])
+        return [replace(averages[0], other=other)]
+    return fitting
+
+
+def _completed(weights: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> dict[str, Any]:
+    """`weights` with the network's own head, if it is to have a new one, and with its counters if there are none."""
     own = {key: value for key, value in expected.items() if key in head}
     counters = {key: value for key, value in expected.items() if key.endswith(COUNTERS)}
     return counters | weights | own
 
 
-def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], complaint: str) -> None:
+def _problem(weights: dict[str, Any], expected: dict[str, Tensor]) -> str | None:
+    """What is in the way of loading `weights`, in words."""
     missing = [key for key in expected if key not in weights]
     unknown = [key for key in weights if key not in expected]
     if missing or unknown:
         found = f"lacks {_sample(missing)}" if missing else f"has the unknown {_sample(unknown)}"
-        raise UserError(f"{complaint}: expected {len(expected)} entries, the file {found}")
+        return f"expected {len(expected)} entries, the file {found}"
     for key, value in expected.items():
-        if problem := _mismatch(weights[key], value):
-            raise UserError(f"{complaint}: {key} {problem}")
+        if mismatch := _mismatch(weights[key], value):
+            return f"{key} {mismatch}"
+    return None
 
 
 def _mismatch(found: Any, expected: Tensor) -> str | None:
     if not isinstance(found, Tensor):
         return f"is a {type(found).__name__}, expected a tensor"
+    if problem := unusual(found):
+        return f"is {problem}, expected a plain tensor"
     if found.shape != expected.shape:
         return f"has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     kinds = [(tensor.is_floating_point(), tensor.is_complex()) for tensor in (found, expected)]
-    if (unusual := not_plain(found)) or kinds[0] != kinds[1]:
-        return f"is {unusual or found.dtype}, expected plain {expected.dtype}"
-    if found.is_floating_point() and not torch.isfinite(found).all():
-        return "holds NaN or infinite values"
-    return None
+    return f"is {found.dtype}, expected {expected.dtype}" if kinds[0] != kinds[1] else None
 
 
 def _sample(keys: list[str]) -> str:

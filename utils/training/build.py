@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,8 +22,9 @@ from models.libraries import offered_weights
 from utils.config import Config, ModelConfig
 from utils.errors import UserError, doing
 from utils.processes.group import rank, world_size
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
-from utils.run_folder.weights import assign_weights, load_weights
+from utils.run_folder.weights import assign_weights, load_weights, take_weights
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
 from utils.training.cuda_graph import refuse_impossible
@@ -97,7 +97,8 @@ def build_task(config: Config, info: DataInfo) -> Task:
     student = build_network(network, info)
     if network.checkpoint:
         name = f"the student {network.title}" if kd else network.title
-        load_network(student, network, Path(network.checkpoint), info, name, new_head=network.new_head)
+        section = "kd.student" if kd else "model"
+        load_weights(student, Path(network.checkpoint), name, new_head=network.new_head, **prefix_of(network, section))
     else:
         load_offered_weights(student, network, info)
     if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -127,14 +128,14 @@ def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
     """
     network, path = config.kd.teacher, find_teacher(config)
     title = f"the teacher {network.title}"
-    load_network(
-        teacher,
-        network,
-        path,
-        info,
-        title,
-        check=lambda content: refuse_other_classes(content, info, f"{path}: {title}", named=bool(network.checkpoint)),
-    )
+    content = read_checkpoint(path)
+    refuse_other_classes(content, info, f"{path}: {title}", named=bool(network.checkpoint))
+    take_weights(teacher, content, path, title, **prefix_of(network, "kd.teacher"))
+
+
+def prefix_of(network: ModelConfig, section: str) -> dict[str, str | None]:
+    """The arguments of `take_weights` that say which of several sets of weights in a file is meant."""
+    return {"prefix": network.checkpoint_prefix, "key": f"{section}.checkpoint_prefix"}
 
 
 def find_teacher(config: Config) -> Path:
@@ -265,25 +266,6 @@ def _check_logits(model: StagedModel, name: str, info: DataInfo) -> None:
             f"model {name!r}: gives logits of shape {logits} for an image, and the data has {info.num_classes} "
             "classes; its last layer must have the width `num_classes`, with which it is called"
         )
-
-
-def load_network(
-    model: StagedModel,
-    network: ModelConfig,
-    path: Path,
-    info: DataInfo,
-    name: str,
-    *,
-    new_head: bool = False,
-    check: Callable[[dict], None] | None = None,
-) -> None:
-    """Load weights into `model`, which was built from `network`; see `load_weights`, also for what is raised."""
-    options = ["--model", network.name]
-    options += [] if new_head else ["--num-classes", str(info.num_classes)]
-    options += ["--kwargs", json.dumps(network.kwargs)] if network.kwargs else []
-    options += ["--stages", json.dumps(network.stages)] if network.stages else []
-    options += ["--image-size", "x".join(map(str, info.image_size))] if not is_registered(network.name) else []
-    load_weights(model, path, new_head=new_head, name=name, import_options=options, check=check)
 
 
 def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> Task:

@@ -21,12 +21,12 @@ from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
 from utils.config import Config, load_config
 from utils.config.layers import Layers
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_classes
-from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, select_weights
-from utils.training.build import assemble, build_network, load_network, load_teacher, val_batch_size
+from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
+from utils.training.build import assemble, build_network, load_teacher, prefix_of, val_batch_size
 from utils.training.device import choose_device, set_up
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
@@ -38,10 +38,9 @@ class Restored:
     Attributes:
         path: the file.
         config: of the run that wrote it, under the overrides given.
-        content: everything in the file.
+        content: everything in the file; its weights may have been replaced by their moving average.
         data: the data set.
         val: its validation images, on `device`; those to train on are not decoded.
-        average: the weights in `content` are the moving average that the file also holds.
     """
 
     path: Path
@@ -50,7 +49,6 @@ class Restored:
     data: OpenedData
     val: Loader
     device: torch.device
-    average: bool = False
 
     def load_test(self) -> Loader:
         """The test images, where the data has some, as `val` has those for validation."""
@@ -64,12 +62,11 @@ class Restored:
             UserError: the weights are another network's, or were trained on other classes.
         """
         network = self.config.student
-        refuse_other_classes(self.content, self.data, f"{self.path}: the {network.title}")
+        title = f"the {'student ' if self.config.kd else ''}{network.title} of its config"
+        refuse_other_classes(self.content, self.data, f"{self.path}: {title}")
         model = build_network(network, self.data)
-        load_network(model, network, self.path, self.data, f"the {network.title} of its config")
-        if self.average:
-            complaint = f"{self.path}: its moving average is not of the {network.title} of its config"
-            assign_weights(model, select_weights(self.content, self.path), complaint)
+        section = "kd.student" if self.config.kd else "model"
+        take_weights(model, self.content, self.path, title, **prefix_of(network, section))
         return model.to(self.device).eval()
 
     def teacher(self) -> StagedModel:
@@ -91,10 +88,8 @@ class Restored:
         if self.config.kd is None:
             raise UserError(f"{self.path}: of a network trained alone; it has no spots and no policy")
         task = assemble(self.config, self.student(), self.teacher(), self.data).to(self.device)
-        try:
+        with doing(f"{self.path}: loading the policy and the distiller"):
             task.load_extra_state(self.content["extra"])
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{self.path}: what it holds besides the student is not of its config") from error
         return task.eval()
 
     def read_image(self, file: str) -> Tensor:
@@ -163,4 +158,4 @@ def restore(
     val = opened.load_split(
         "val", val_batch_size(settings, device, opened), validation.num_workers, seed=seed, device=device
     )
-    return Restored(path, settings, content, opened, val, device, average)
+    return Restored(path, settings, content, opened, val, device)
