@@ -17,11 +17,12 @@ from models import StagedModel
 from utils.config import Config
 from utils.config.yaml_text import dump_yaml
 from utils.processes.group import process_group
-from utils.training.build import build_task, load_data, load_teacher, make_phases, place
-from utils.training.device import autocast, choose_device, explaining_limits, set_up
+from utils.training.build import build, load_data, load_teacher, make_phases
+from utils.training.device import choose_device, explaining_limits
 from utils.training.facts import flops_without_computing
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
+from utils.training.precision import autocast, place_task
 from utils.training.run import describe, find_missing_teacher
 from utils.training.step import EagerStep, Phase
 
@@ -43,9 +44,8 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
     with ExitStack() as stack:
         stack.enter_context(process_group(device))
         stack.enter_context(explaining_limits(device))
-        set_up(config)
         opened, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
-        task = build_task(config, opened)
+        task, opened = build(config, opened, device)
         if config.kd and missing is None:
             load_teacher(task.teacher, config, opened)
         data = stack.enter_context(closing(load_data(opened, config, device)))
@@ -57,7 +57,7 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
             print(f"the teacher is trained first, {missing.config.training.epochs} epochs that are not counted here")
         if config.kd:
             print(f"spots: {', '.join(task.gate_labels)}")
-        phases = make_phases(place(task, config, device, data), config)
+        phases = make_phases(place_task(task, config, device, data.image_size), config)
         total = 0.0
         for phase in phases:
             print(f"{phase.name}: {'; '.join(describe_optimizers(phase))}")
