@@ -51,10 +51,10 @@ def source_of_folders(parts: dict[str | None, Path], val_split: float | None, wh
     """A data set of one folder with class folders for each split, see `source_of_rows`."""
     paths, labels, splits = [], [], []
     for split, folder in parts.items():
-        found = scan(folder)
-        if split == "test" and "val" in parts and not {name for _, name in found} & set(labels):
+        if split == "test" and "val" in parts and not set(_visible_folders(folder)) & set(labels):
             log.warning("%s: not sorted into the classes of train, so it is no test split", folder)
             continue
+        found = scan(folder)
         paths += [path for path, _ in found]
         labels += [name for _, name in found]
         splits += [split] * len(found)
@@ -131,6 +131,12 @@ def _divided(root: Path) -> dict[str | None, Path]:
             raise UserError(f"{root}: both {found[split].name} and {name} could be the {split} split; remove one")
         found[split] = root / name
     parts = {split: found[split] for split in SPLITS if split in found}
+    if list(parts) == ["train"] and len(names) > 1 and _visible_folders(parts["train"]):
+        others = enumerate_some([name for name in names if name != parts["train"].name])
+        raise UserError(
+            f"{root}: {parts['train'].name} holds class folders, and {others} beside it is of no known name; "
+            f"call the folder for validation val, or set dataset.root={parts['train']} and dataset.val_split=0.1"
+        )
     return parts if "train" in parts and (len(parts) > 1 or len(names) == 1) else {}
 
 

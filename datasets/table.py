@@ -146,7 +146,7 @@ def _splits(part: Rows, of_file: str | None, root: Path) -> list[str | None]:
     if part.splits is None:
         return [of_file] * len(part.labels)
     known = {name: split_called(str(name)) for name in set(part.splits)}
-    if unknown := sorted(str(name) for name, split in known.items() if split is None):
+    if unknown := sorted(repr(name) for name, split in known.items() if split is None):
         spellings = ", ".join(name for names in SPLITS.values() for name in names)
         raise UserError(f"{root}: split {enumerate_some(unknown)}, must be one of {spellings}")
     return [known[name] for name in part.splits]

@@ -18,7 +18,6 @@ from utils.registry import names_in_source
 
 if TYPE_CHECKING:
     from utils.config import Config
-    from utils.config.related import Command
 
 DEFAULTS = {"dataset": "cifar-100", "seed": 1029, "model": "vgg13", "net1": "vgg13", "net2": "vgg8", "distiller": "at"}
 SMALL = {"model": "resnet20", "net1": "resnet20", "net2": "resnet8"}  # of digits: they take minutes on a CPU
@@ -98,12 +97,16 @@ def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> in
     """Find the config that the options ask for, and train it.
 
     Args:
-        names: the options that say which config, as long as no file does.
+        names: the options that say which config, unless a file does.
+        script: the launcher that does the same.
     """
-    command = _command(options, names, script)
-    config = _load(options, command, names, ["kd.selection=anti"] if script == "train_anti.sh" else [])
+    from utils.config.related import Command
+
+    _refuse_variables(options.overrides)
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    words, teacher_args = list(options.overrides), getattr(options, "teacher_args", [])
+    config = _load(options.config, given, names, words + ["kd.selection=anti"] * (script == "train_anti.sh"))
     # PyTorch takes seconds to import; --help and a bad config do not wait for it.
-    teacher_args = getattr(options, "teacher_args", ())
     if options.dry_run:
         from utils.training.dry_run import dry_run
 
@@ -111,42 +114,26 @@ def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> in
         return 0
     from utils.training.run import train
 
+    machines = {name: os.environ[name] for name in MACHINES if os.environ.get(name)}
+    typed = ["--config", options.config] if options.config else []
+    typed += [part for word in teacher_args for part in ("--teacher-arg", word)]
+    command = Command(script, given | machines, (*typed, *words))
     train(config, resume=options.resume, overwrite=options.overwrite, teacher_args=teacher_args, command=command)
     return 0
 
 
-def _command(options: argparse.Namespace, names: Sequence[str], script: str) -> Command:
-    from utils.config.related import Command
-
-    variables = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    variables |= {name: os.environ[name] for name in MACHINES if os.environ.get(name)}
-    words = ["--config", options.config] if options.config else []
-    for word in getattr(options, "teacher_args", ()):
-        words += ["--teacher-arg", word]
-    return Command(script, variables, (*words, *options.overrides))
-
-
-def _load(options: argparse.Namespace, command: Command, names: Sequence[str], last: Sequence[str]) -> Config:
+def _load(file: str | None, given: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> Config:
+    """The config of `file`, or the one found by the `given` of `names` and the defaults of the others."""
     from utils.config import find_config, load_config
     from utils.training.log import log, log_to_console
 
-    for word in options.overrides:
-        name, _, value = word.partition("=")
-        is_section = name in ("model", "dataset") and not re.fullmatch(r"(?!null$)\w[\w./-]*", value)
-        if name in VARIABLES and not is_section:
-            raise UserError(
-                f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
-                "entry points it is an option (--help)"
-            )
-    words = [*options.overrides, *last]
-    given: dict[str, Any] = {name: value for name, value in command.variables.items() if name in names}
-    if options.config:
-        if given:
-            raise UserError(
-                f"command line: {', '.join(given)} beside --config, whose file says what to run; "
-                "keys change that, e.g. training.seed=7"
-            )
-        return load_config(options.config, words)
+    if file and given:
+        raise UserError(
+            f"command line: {', '.join(given)} beside --config, whose file says what to run; "
+            "keys change that, e.g. training.seed=7"
+        )
+    if file:
+        return load_config(file, words)
     usual = DEFAULTS | (SMALL if given.get("dataset") == "digits" else {})
     chosen = {name: given.get(name, usual[name]) for name in names}
     renamed = {"net1": "teacher", "net2": "student"}
@@ -155,3 +142,15 @@ def _load(options: argparse.Namespace, command: Command, names: Sequence[str], l
     log_to_console()
     log.info(f"config: {composed.note}")
     return config
+
+
+def _refuse_variables(words: Sequence[str]) -> None:
+    """Raise a UserError if a variable of the launchers stands among the keys."""
+    for word in words:
+        name, _, value = word.partition("=")
+        is_section = name in ("model", "dataset") and not re.fullmatch(r"(?!null$)\w[\w./-]*", value)
+        if name in VARIABLES and not is_section:
+            raise UserError(
+                f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
+                "entry points it is an option (--help)"
+            )

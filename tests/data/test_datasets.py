@@ -274,9 +274,22 @@ class TestImageFolder:
         assert "/Test/ant/" in parts.test.path(0)
 
     def test_a_test_folder_without_classes_is_none(self, tmp_path, caplog):
-        save(smooth_picture(8, 8), image_folder(tmp_path) / "test" / "images" / "0.png")
+        save(smooth_picture(8, 8), image_folder(tmp_path) / "test" / "0.png")
+        assert source("imagefolder", tmp_path).test is None
+        save(smooth_picture(8, 8), tmp_path / "test" / "images" / "0.png")
         assert source("imagefolder", tmp_path).test is None
         assert "test: not sorted into the classes of train" in caplog.text
+
+    @pytest.mark.parametrize("val_split", [None, 0.2])
+    def test_a_folder_of_no_known_name_beside_train_is_named(self, tmp_path, val_split):
+        (image_folder(tmp_path) / "val").rename(tmp_path / "eval")
+        line = refusal(DATASETS.get("imagefolder"), tmp_path, val_split=val_split)
+        assert "train holds class folders, and eval beside it is of no known name; call the folder for" in line
+
+    def test_trains_may_be_a_class(self, tmp_path):
+        for k in range(10):
+            save(smooth_picture(8, 8), tmp_path / ("train" if k % 2 else "plane") / f"{k}.png")
+        assert DATASETS.get("imagefolder")(tmp_path, val_split=0.2).class_names == ("plane", "train")
 
     def test_two_folders_for_one_split_are_named(self, tmp_path):
         (image_folder(tmp_path) / "valid").mkdir()

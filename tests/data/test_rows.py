@@ -219,7 +219,7 @@ class TestText:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([("a.png", "cat", "night")], "split night, must be one of train, training, val, "),
+            ([("a.png", "cat", "night")], "split 'night', must be one of train, training, val, "),
             ([("a.png", "cat", "train"), ("", "cat", "val")], "2. row names no image in the column path"),
             ([], "holds no images"),
             ([("a.png", "cat", "train", "more")], "is no table of UTF-8 text"),

@@ -204,15 +204,14 @@ def look(jobs: Sequence[Job], logs: Path) -> list[tuple[Job, State, SlurmJob | N
     """Every job, how far its run is, and its Slurm job; None if there is none, or it has ended.
 
     Raises:
-        UserError: submitit or Slurm is missing.
+        UserError: a run was submitted, and submitit or Slurm is missing here.
     """
-    submitit = import_submitit()
     there = {}
     for job in jobs:
         with suppress(OSError, ValueError, TypeError, KeyError):  # it was never submitted, or the file is damaged
             number = json.loads(Layout(job.folder).slurm_job.read_bytes())["job"]
             if re.fullmatch(r"\d+(_\d+)?", number):
-                there[job.folder] = submitit.SlurmJob(logs.absolute(), number)
+                there[job.folder] = import_submitit().SlurmJob(logs.absolute(), number)
     for item in list(there.values())[:1]:
         item.get_info(mode="force")  # of all jobs
     waiting = {folder for folder, item in there.items() if item.state != "UNKNOWN" and not item.done()}

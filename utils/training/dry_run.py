@@ -18,7 +18,7 @@ from utils.config import Config
 from utils.config.yaml_text import dump_yaml
 from utils.processes.group import process_group
 from utils.training.build import build, load_data, load_teacher, make_phases
-from utils.training.device import choose_device, explaining_limits, set_backends
+from utils.training.device import choose_device, explaining_limits
 from utils.training.facts import flops_without_computing
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
@@ -44,7 +44,6 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
     with ExitStack() as stack:
         stack.enter_context(process_group(device))
         stack.enter_context(explaining_limits(device))
-        set_backends(config)
         opened, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
         task, opened = build(config, opened, device)
         if config.kd and missing is None:
