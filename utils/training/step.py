@@ -148,9 +148,7 @@ class CapturedStep:
         self._recorder: CudaRecorder | None = recorder
         self._give_up = give_up
         self._is_first = True
-        self._ways: dict[
-            Hashable, Callable[[Batch], None]
-        ] = {}  # to take a step, by shapes of the batch and kind of step
+        self._ways: dict[Hashable, Callable[[Batch], None]] = {}  # to take a step, by its kind
 
     def __call__(self, batch: Batch) -> None:
         kind = self._kind(batch)
@@ -244,6 +242,10 @@ class CapturedStep:
         self._compute_beside(batch)
         of_steps = after.distances(before)
         return {name: min(of_steps[name], of_repetitions[name]) for name in of_steps}
+
+    def _kind(self, batch: Batch) -> Hashable:
+        """Of the steps that one capture can repeat: the shapes of the batch, and what the task says."""
+        return self._step.task.kind_of_step, *(value.shape for value in batch)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self._step.places(), self._step.meter.device)
