@@ -103,7 +103,7 @@ def warn_of_dark_images(source: Source) -> None:
         low, high = min(*extremes, 0), max(extremes)
         log.warning(
             "images of more than 8 bits: %d is the largest value of %d of them, and 0 to 65535 become black to white; "
-            "dataset.image_range=[%d, %d] says what is black and white here",
+            "dataset.image_range=[%d,%d] says what is black and white here",
             high,
             len(extremes) // 2,
             low,

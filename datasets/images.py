@@ -77,7 +77,7 @@ def to_rgb(image: Image.Image, value_range: Sequence[float] | None = None) -> Im
     """
     if is_deep(image):
         if image.mode == "F" and value_range is None:
-            raise ValueError("floating-point values, of which no range is known; dataset.image_range=[low, high] says")
+            raise ValueError("floating-point values, of which no range is known; dataset.image_range=[low,high] says")
         low, high = value_range or DEEP_RANGE
         # PIL's own conversion clips 16-bit values at 255, which turns most pictures white.
         levels = (np.asarray(image, np.float64) - low) * (256 / (high - low))

@@ -131,7 +131,7 @@ class TestDarkImages:
         open_data("imagefolder", root, img_h=8)
         (line,) = caplog.messages
         assert "4000 is the largest value of 3 of them" in line
-        assert "dataset.image_range=[0, 4000]" in line
+        assert "dataset.image_range=[0,4000]" in line
         caplog.clear()
         data = open_data("imagefolder", root, img_h=8, image_range=(0, 4000), mean=[0.0] * 3, std=[1 / 255] * 3)
         assert [round(image.mean().item()) for image in whole(data.val)[0]] == [6, 255, 44]

@@ -1,4 +1,4 @@
-"""What each source finds on disk, and what it says when it finds nothing."""
+"""Each source: the images that it finds on disk, and its message where there are none."""
 
 import hashlib
 import os

@@ -219,7 +219,7 @@ class TestStreaming:
             assert abs(mine.mean() - other.mean()) < 4 * (2 * other.var() / 400).sqrt()
             assert mine.std() == pytest.approx(other.std().item(), rel=0.15)
 
-    def test_trivialaugment_changes_every_image_anew_whoever_decodes_it(self):
+    def test_trivialaugment_changes_every_image_anew_in_any_process(self):
         state = torch.get_rng_state()
         alone, helped = (loader("stream", augment="trivialaugment", workers=workers) for workers in (0, 2))
         plain = loader("stream", augment="crop_flip")

@@ -1,4 +1,4 @@
-"""Imbalanced data and a test split: what weighs, what chooses the best epoch, and what is only tested."""
+"""Imbalanced data and a test split: weights, the choice of the best epoch, and images that are only tested."""
 
 from __future__ import annotations
 
