@@ -220,6 +220,12 @@ def test_accuracies_on_a_test_split_have_a_table_and_a_column(tmp_path):
     assert sorted(column) == ["60.00", "61.00", "62.00", "63.00"]
 
 
+def test_a_run_that_ended_without_a_number_is_not_left_out_of_the_mean(tmp_path):
+    write_run(tmp_path, selection="fixed", seed=1, accuracies=[1, 2, 3, 70])
+    write_run(tmp_path, selection="fixed", seed=2, accuracies=[1, 2, 3, float("nan")])
+    assert cells(tmp_path)["fixed"].startswith("nan")
+
+
 def test_a_run_without_a_choice_is_named_in_the_tables_and_in_a_sentence(tmp_path):
     for selection in ("adaptive", "anti"):
         write_run(tmp_path, selection=selection, distiller="kd")  # its only gate is always open

@@ -72,8 +72,11 @@ class Group:
             selection: or `SINGLE`, or `TEACHER`: what these runs measured of their teacher.
             measure: ``last`` or ``best`` epoch, or ``test``: the best epoch on the test split, where there is one.
         """
-        known = self.finished.get(selection)
-        return pd.Series(dtype=float) if known is None else known[measure].dropna()
+        if selection not in self.finished:
+            return pd.Series(dtype=float)
+        values = self.finished[selection][measure]
+        # A run that ended with NaN stays in the mean; one without a test accuracy is older or of data without a split.
+        return values.dropna() if measure == "test" else values
 
     def difference(self, ours: str, base: str, measure: str = "last") -> Difference | None:
         """One selection minus another one, over the seeds that have both."""
