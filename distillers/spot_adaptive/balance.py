@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.linalg import vector_norm
 
+from models.staged import StagedModel
 from utils.processes.group import all_sum
 
 # Steps from one measurement to the next. On a CPU core, resnet20 to resnet8 at 16 x 16, a step that measures takes 1.5
@@ -67,6 +68,19 @@ class Balance(nn.Module):
     def forward(self, pull: Tensor) -> Tensor:
         """``w_k`` of every spot, from ``r_k`` at the β of this epoch, ``[K]``; 1 where none has been measured."""
         return torch.where(pull > self.cap, self.cap / pull, 1.0)
+
+
+def features_on_the_way(student: StagedModel, image: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
+    """Like `StagedModel.features`, and each feature is what the next stage takes.
+
+    Of a transformer, `StagedModel.features` gives maps that are made of its tokens and stand beside the way to the
+    logits: the cross-entropy has no gradient there.
+    """
+    features = []
+    for index in range(count):
+        image = student.run(image, index, index + 1)
+        features.append(image)
+    return features, student.run(image, count)
 
 
 def apart(losses: Tensor) -> list[Tensor | GradientEdge | None]:

@@ -17,7 +17,7 @@ from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
-from distillers.spot_adaptive.balance import Balance
+from distillers.spot_adaptive.balance import Balance, features_on_the_way
 from distillers.spot_adaptive.ramp import Ramp
 from distillers.spot_adaptive.selection import SELECTIONS, Seen, find_selection
 from distillers.task import Task, TaskOutput
@@ -93,7 +93,7 @@ class SpotAdaptiveDistillation(Task):
         self.alpha_ramp, self.beta_ramp = map(Ramp, own if warmup_epochs is None else 2 * [warmup_epochs])
         self.balance = Balance(balance, len(distiller.spots)) if balance and distiller.spots else None
         self.routing_share, self.processes = routing_share, processes
-        self.num_gates = len(distiller.spots) + 1
+        self.num_gates, self.num_features = len(distiller.spots) + 1, len(student_shapes)
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         if find_selection(selection).policy != (policy is not None):
             raise ValueError(f"selection {selection!r} and policy {policy!r} do not go together")
@@ -158,7 +158,10 @@ class SpotAdaptiveDistillation(Task):
         self, batch: Batch, targets: Targets, teacher_features: list[Tensor], teacher_logits: Tensor
     ) -> tuple[TaskOutput, Tensor]:
         """The student's loss ``CE + beta * spots + alpha * logits``, and the gates with the policy's gradient."""
-        features, logits = self.student.features(batch.image)
+        if self.balance is None:
+            features, logits = self.student.features(batch.image)
+        else:
+            features, logits = features_on_the_way(self.student, batch.image, self.num_features)
         gates = self.draw_gates(self.see(features, teacher_features, logits, teacher_logits, batch.label))
         chosen = SELECTIONS[self.selection].choose(gates.detach())
         ce = self.label_loss(logits, targets)

@@ -9,10 +9,12 @@ import torch
 from captured_steps import Training, use_optimizers_of_a_gpu
 from process_pair import process_pair
 from step_tape import TapeRecorder
+from torch import nn
 from toy_runs import PowerCut, assert_equal, cut_power_after, finish, make_engine, records, toy_config
-from toys import take_step, toy_batch, toy_task
+from toys import IMAGE_SIZE, NUM_CLASSES, take_step, toy_batch, toy_labels, toy_task
 
-from distillers.spot_adaptive.balance import EVERY, MOMENTUM, UNSET, Balance, too_much
+from distillers.spot_adaptive.balance import EVERY, MOMENTUM, UNSET, Balance, features_on_the_way, too_much
+from distillers.spot_adaptive.join import join
 from utils.processes.group import rank
 from utils.run_folder.checkpoint import read_checkpoint
 
@@ -111,6 +113,42 @@ class TestSteps:
 def test_a_spot_whose_weight_is_below_a_tenth_is_named_with_how_much_is_too_much():
     means = {"weight/f1": 1.0, "weight/f2": 0.1, "weight/f3": 0.08, "ratio/f3": 12.5, "loss/f3": 0.01}
     assert too_much(means, 1000.0) == ["kd.balance: β 1000 is 12 times too much at f3 (its weight is 0.080)"]
+
+
+class Tokens(nn.Module):
+    """Four patches and a class token through two mixing layers, as a small transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 4, stride=4)
+        self.cls = nn.Parameter(torch.randn(1, 1, 6))
+        self.body = nn.ModuleList(nn.TransformerEncoderLayer(6, 2, 12, 0.0, batch_first=True) for _ in range(3))
+        self.head = nn.Linear(6, NUM_CLASSES)
+
+    def forward(self, image):
+        x = torch.cat([self.cls.expand(len(image), -1, -1), self.patches(image).flatten(2).transpose(1, 2)], dim=1)
+        for layer in self.body:
+            x = layer(x)
+        return self.head(x[:, 0])
+
+
+def test_maps_made_of_tokens_are_balanced_as_well():
+    torch.manual_seed(0)
+    student, teacher = Tokens(), Tokens()
+    how = {
+        "labels": toy_labels(),
+        "image_size": IMAGE_SIZE,
+        "selection": "fixed",
+        "beta": 1e6,
+        "balance": 1.0,
+        "spots": [(0, 0)],
+    }
+    task = join(student, teacher, "at", **how).train()
+    found, logits = features_on_the_way(task.student, toy_batch().image, task.num_features)
+    features, expected = task.student.features(toy_batch().image)
+    torch.testing.assert_close([*found, logits], [*features, expected])
+    take_step(task, toy_batch())
+    assert task.balance.ratio > 0
 
 
 @pytest.mark.parametrize("distiller", ["at", "crd", "reviewkd"])
