@@ -19,7 +19,7 @@ from models.cut.layout import Layout, find_layout, prefix_tokens
 from models.cut.trace import Place, cut_points, record_shapes, slices, trace
 from models.cut.view import Piece, StagedView, compiled
 from models.staged import StagedModel
-from utils.errors import UserError, doing, explain
+from utils.errors import UserError, doing, exhausted_memory, explain
 
 Pieces = Mapping[bool, Sequence[Piece]]  # of evaluation and of training mode
 
@@ -69,6 +69,8 @@ def _cut(module: nn.Module, trial: Trial) -> StagedView:
             pieces = followed(trial.fresh(), trial.images)
         return trial.view(module, pieces)
     except Exception as error:  # torch.fx runs code that is not ours on placeholders
+        if exhausted_memory(error):
+            raise
         uncut = f"torch.fx cannot follow its forward ({explain(error)})"
     for head in reversed(trial.classifiers()):
         with suppress(UserError):
