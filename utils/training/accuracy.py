@@ -52,6 +52,6 @@ def evaluate(
             after_batch(logits, batch.label)
             bar.update()
     model.train(mode)
-    hits, images = all_sum(*classes)
+    hits, images = (counts.cpu() for counts in all_sum(*classes))  # a mask has as many entries as the device says
     means = meter.means()
     return means | {"class_mean": 100 * (hits / images)[images > 0].mean().item()}
