@@ -379,8 +379,15 @@ def test_the_first_sentence_names_the_best_student_and_its_gain(tmp_path):
         "+2.50 [-3.85, +8.85] (2), not significant. Its teacher has 75.00."
     )
     (panel,) = next(tradeoff_figures(groups_of(tmp_path))).axes
-    assert [text.get_text() for text in panel.texts] == ["resnet20", "resnet8", "at, fixed", ""]
+    assert [text.get_text() for text in panel.texts] == ["resnet20", "resnet8", "at, fixed"]
     assert panel.get_xlabel() == "forward pass of one image (MFLOPs)"
+
+
+def test_networks_that_cost_the_same_share_a_label(tmp_path):
+    for teacher in ("resnet20", "resnet56"):
+        write_run(tmp_path, selection="fixed", teacher=teacher, accuracies=[1, 2, 3, 70])
+    (panel,) = next(tradeoff_figures(groups_of(tmp_path))).axes
+    assert [text.get_text() for text in panel.texts] == ["resnet20, resnet56", "at, fixed"]
 
 
 def test_measured_latencies_take_the_place_of_flops(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ from utils.run_folder.read import SELECTIONS, SINGLE, Run
 from utils.run_folder.records import read_evaluation
 
 LATENCY, ARITHMETIC = "latency of one image (ms)", "forward pass of one image (MFLOPs)"
+
+LABEL_WIDTH = 30  # characters
 
 
 def best_student(groups: Sequence[Group]) -> tuple[Group, str] | None:
@@ -63,11 +66,17 @@ def tradeoff_figures(groups: Sequence[Group]) -> Iterator[Figure]:
     colors = SELECTION_COLORS | {TEACHER: REFERENCE}
     with styled():
         figure, (panel,) = panels(1)
-        for point in table[table["axis"] == axis].itertuples():
-            std = 0.0 if pd.isna(point.std) else point.std
-            panel.errorbar(point.cost, point.mean, std, fmt="o", ms=4, lw=1, color=colors[point.kind], alpha=0.8)
+        shown = table[table["axis"] == axis]
+        labels: dict[tuple[int, int], list[tuple[str, tuple[float, float]]]] = {}
+        for point in shown.itertuples():
+            place, std = (point.cost, point.mean), 0.0 if pd.isna(point.std) else point.std
+            panel.errorbar(*place, std, fmt="o", ms=4, lw=1, color=colors[point.kind], alpha=0.8)
             text = f"{top[0]}, {selection}" if (point.kind, point.mean) == top[1:] else point.label
-            panel.annotate(text, (point.cost, point.mean), (6, -3), textcoords="offset points", fontsize=7)
+            if text:
+                labels.setdefault(_cell(shown, place), []).append((text, place))
+        for texts in labels.values():  # those of points too close for two lines share one
+            words = fill(", ".join(dict.fromkeys(text for text, _ in texts)), LABEL_WIDTH)
+            panel.annotate(words, texts[0][1], (6, 0), textcoords="offset points", va="center", fontsize=7)
         kinds = [kind for kind in (TEACHER, *colors) if kind in set(table["kind"])]
         names = {SINGLE: "student alone"}
         dots = [mark(names.get(kind, kind), colors[kind], marker="o", ls="", ms=4) for kind in dict.fromkeys(kinds)]
@@ -75,6 +84,15 @@ def tradeoff_figures(groups: Sequence[Group]) -> Iterator[Figure]:
         panel.margins(x=0.2)
         panel.set(xlabel=axis, ylabel="validation top-1 (%)")
         yield figure
+
+
+def _cell(points: pd.DataFrame, place: tuple[float, float]) -> tuple[int, int]:
+    """Where a point lies on a grid of 4 x 12 cells over all of them; there is room for one label in a cell."""
+    cells = []
+    for name, value, count in zip(("cost", "mean"), place, (4, 12)):
+        low, high = points[name].min(), points[name].max()
+        cells.append(round(count * (value - low) / (high - low)) if high > low else 0)
+    return tuple(cells)
 
 
 def _points(groups: Sequence[Group], axis: str) -> Iterator[tuple]:

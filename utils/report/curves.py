@@ -94,8 +94,9 @@ def _figures(
 
 def _accuracy_limits(runs: Sequence[Run]) -> tuple[float, float]:
     """One scale for all panels. The steep start would leave no room for the differences that matter."""
-    curves = [run.curve("val.top1") for run in with_epochs(runs)]
-    late = [curve[curve.index >= STEEP * len(curve)] for curve in curves]
+    curves = [(run, run.curve("val.top1")) for run in with_epochs(runs)]
+    late = [curve[curve.index >= STEEP * run.epochs] for run, curve in curves]
+    late = late if any(map(len, late)) else [curve for _, curve in curves]
     values = pd.concat([*late, pd.Series([run.teacher_top1 for run in runs], dtype=float)]).dropna()
     low, high = (values.min(), values.max()) if len(values) else (0.0, 100.0)
     margin = max(0.06 * (high - low), 0.5)
