@@ -74,7 +74,7 @@ def call_factory(factory: Callable[..., nn.Module], num_classes: int, kwargs: di
 
 
 def _parameters(factory: Callable) -> set[str]:
-    """Names of its parameters, as far as they are known."""
+    """Names of its parameters; none if Python does not know them."""
     try:
         return set(inspect.signature(factory).parameters)
     except (TypeError, ValueError):  # not written in Python

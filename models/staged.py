@@ -53,7 +53,7 @@ class StagedModel(nn.Module):
         return features[:-1], features[-1]
 
     def stage_tensors(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
-        """Parameters and buffers of the stages ``start .. stop - 1``, as far as they are in the `state_dict`."""
+        """Parameters and persistent buffers of the stages ``start .. stop - 1``."""
         # Steps without parameters may be plain functions.
         steps = (step for stage in self.stages()[start:stop] for step in stage if isinstance(step, nn.Module))
         return list(nn.ModuleList(steps).state_dict(keep_vars=True).values())

@@ -1,4 +1,4 @@
-"""A network of any kind as a `StagedModel`: cut by itself or as told, and tried out before it is used."""
+"""A network of any kind as a `StagedModel`: cut automatically or as told, and tried out before it is used."""
 
 from __future__ import annotations
 
