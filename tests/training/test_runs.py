@@ -112,7 +112,7 @@ def test_a_key_that_an_older_config_did_not_have_is_no_difference():
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3, "new": 4}, "c": 2}) == {"a.b": (1, 3)}
 
 
-def test_no_worker_outlives_a_run_whoever_still_knows_the_engine(tmp_path, monkeypatch):
+def test_no_worker_outlives_a_run_though_the_engine_lives_on(tmp_path, monkeypatch):
     """Modules that are first imported under it may keep its frames alive, in circles that nobody has collected yet."""
     frames = []
     close = Reporter.close

@@ -78,7 +78,7 @@ class RunDir(Layout):
         if self.begun:
             state = "a finished run" if self.result.exists() else "an unfinished run"
             raise UserError(
-                f"{self.path}: holds {state} already; --resume goes on with it, --overwrite starts anew, "
+                f"{self.path}: holds {state} already; --resume continues it, --overwrite starts anew, "
                 "another training.seed or run.root writes elsewhere"
             )
         if kept := self.resumable():

@@ -55,7 +55,7 @@ class Layout:
     @property
     def begun(self) -> bool:
         """There is a checkpoint to go on from."""
-        # Whoever needs space keeps but one of the others. Without a config they are somebody's weights.
+        # A user may have deleted all but one checkpoint. Without a config, that one may be of another program.
         return self.last.exists() or self.previous.exists() or (self.config.exists() and bool(self.resumable()))
 
     def resumable(self) -> list[Path]:

@@ -24,7 +24,7 @@ class Progress:
 
 
 def check_checkpoint(content: Section, config: Section, epochs: Sequence[int], steps: int, run: Path) -> None:
-    """Check that a run of `config` can go on from a checkpoint, as far as its tensors do not matter.
+    """Check that a run of `config` can go on from a checkpoint, tensors aside.
 
     Args:
         content: what is in the file.

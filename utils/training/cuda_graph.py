@@ -1,4 +1,4 @@
-"""CUDA graphs: what a GPU was told once, repeated by a single launch."""
+"""CUDA graphs: kernels that are captured once, and repeated by a single launch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ REHEARSALS = 2  # libraries choose their kernels and take their memory in these,
 
 
 class CudaRecorder:
-    """Runs and captures functions that do nothing but tell the GPU what to do.
+    """Runs and captures functions that only launch work on the GPU.
 
-    All run on one stream and allocate in one pool of memory, so what one of them frees is there for the next, captured
-    or not: with captures, a step takes about as much memory as without.
+    All run on one stream and allocate in one pool of memory. The next function, captured or not, reuses what one of
+    them frees. So with captures a step takes about as much memory as without.
 
     Args:
         device: the GPU, which is the current one.
@@ -73,7 +73,7 @@ class CudaRecorder:
                 torch._C._cuda_endAllocateToPool(self._device.index, self._pool.id)
             generator = torch.cuda.default_generators[self._device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            # Ending a broken capture is an error as well, raised in the place of the one that broke it.
+            # Ending a broken capture is another error, which hides the one that broke it.
             raise error.__context__ or error from None
         return graph.replay
 

@@ -163,8 +163,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     Left alone, it hands large blocks back to the system and asks for them anew in every step, to be cleared page by
     page. On two cores that took a quarter of a KD step of ResNet50 to MobileNetV2, whose maps are beyond the 32 MiB
     which glibc never keeps, a sixth of an epoch of wrn_16_2 at 64 pixels, and nothing that could be measured of vgg13
-    to vgg8 at 32. In return the process takes more memory, 15 % there, so whoever has set ``MALLOC_TRIM_THRESHOLD_``
-    in the environment is not overruled.
+    to vgg8 at 32. In return the process takes more memory, 15 % there. ``MALLOC_TRIM_THRESHOLD_`` in the environment
+    wins.
     """
     if device.type != "cpu" or sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False

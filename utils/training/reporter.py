@@ -1,4 +1,4 @@
-"""Telling people how a run goes: progress bar, log lines, TensorBoard, and one JSON line per epoch."""
+"""Records of a run: progress bar, log lines, TensorBoard, and one JSON line per epoch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Reporter:
         Args:
             record: ``phase``, ``epoch``, ``epochs``, ``global_epoch``, ``lr`` per optimiser, ``train`` and perhaps
                 ``val`` means, ``seconds``.
-            seconds_left: of the whole run, as far as can be told.
+            seconds_left: of the whole run, estimated.
         """
         append_line(self.run.metrics, json.dumps(record))
         step = record["global_epoch"]
