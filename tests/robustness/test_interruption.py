@@ -254,6 +254,15 @@ class TestAFolderThatIsGone:
         assert not other.gates.exists()
         assert not other.log.exists()
 
+    def test_gets_no_result_of_the_run_before(self, tmp_path):
+        run, other = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
+        run.open(resume=False, overwrite=False)
+        shutil.rmtree(tmp_path / "run")
+        other.open(resume=False, overwrite=False)
+        with pytest.raises(UserError, match="was moved or deleted"):
+            run.write_result({})
+        assert not other.result.exists()
+
     def test_is_noticed_where_no_other_run_has_begun(self, tmp_path):
         engine = make_engine(tmp_path / "run")
         shutil.rmtree(tmp_path / "run")

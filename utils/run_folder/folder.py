@@ -137,6 +137,7 @@ class RunDir(Layout):
             )
 
     def write_result(self, result: dict[str, Any]) -> None:
+        self.refuse_if_lost()
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def close(self) -> None:
