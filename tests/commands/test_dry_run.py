@@ -17,16 +17,16 @@ def said(tmp_path, capsys):
 
 
 def test_a_network_alone(said):
-    text = said(main_single, "--model", "resnet8", "training.epochs=30", "training.batch_size=512")
-    assert "  batch_size: 512" in text
+    text = said(main_single, "--model", "resnet8", "training.epochs=30", "training.batch_size=97")
+    assert "  batch_size: 97" in text
     assert "network: 78,042 parameters, 25.0 MFLOPs an image, features 16x32x32 16x32x32 32x16x16 64x8x8 64" in text
-    assert "train: SGD of student, learning rate 0.05, 78,042 parameters" in text
-    assert " ms a step, 3 steps an epoch, 30 epochs" in text
+    assert "train: SGD of model, learning rate 0.05, 78,042 parameters" in text
+    assert " ms a step, 8 steps an epoch, 30 epochs" in text
     assert "teacher" not in text.partition("network: ")[2]
 
 
 def test_a_pair_with_a_teacher_that_is_missing_and_a_phase_of_its_own(said):
-    text = said(main_distill, "--net1", "resnet14", "--net2", "resnet8", "--distiller", "ft", "training.batch_size=256")
+    text = said(main_distill, "--net1", "resnet14", "--net2", "resnet8", "--distiller", "ft", "training.batch_size=32")
     assert "the teacher is trained first, " in text
     assert "spots: f3, logits" in text
     assert text.index("pretrain: SGD of ") < text.index("train: SGD of student")

@@ -157,7 +157,7 @@ def test_help_is_printed_once_and_names_the_variables():
         ("train.sh", (), {"dataset": "digit"}, "did you mean 'digits'"),
         ("train.sh", (), {"dataset": "digits", "distiller": "attn"}, "attn"),
         ("train.sh", ("kd.teacher.checkpoint=nowhere.pth",), {"dataset": "digits"}, "nowhere.pth"),
-        ("train.sh", ("--config", "configs/none.yml"), {"dataset": "digits"}, "configs/none.yml"),
+        ("train.sh", ("--config", "configs/none.yml"), {}, "configs/none.yml"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, script, arguments, variables, complaint):

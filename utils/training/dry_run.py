@@ -79,7 +79,7 @@ def describe_optimizers(phase: Phase) -> Iterator[str]:
     for name, scheduled in phase.optimizers.items():
         groups = scheduled.optimizer.param_groups
         count = sum(parameter.numel() for group in groups for parameter in group["params"])
-        yield f"{type(scheduled.optimizer).__name__} of {name}, learning rate {groups[0]['lr']:g}, {count:,} parameters"
+        yield f"{type(scheduled.optimizer).__name__} of {name}, learning rate {scheduled.lr:g}, {count:,} parameters"
 
 
 def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device) -> float:
