@@ -20,7 +20,7 @@ ODD_MAPS = [(6, 14, 14), (6, 14, 14), (8, 7, 7), (12, 3, 3), (12,)]
 DEEPER = [(6, 16, 16), (6, 16, 16), (8, 8, 8), (12, 4, 4), (12, 2, 2), (20,)]
 
 WITH_SPOTS = ["at", "fitnet", "sp", "rkd", "cc", "vid", "pkt", "ft", "fsp", "nst", "crd", "reviewkd"]
-LOGITS_ONLY = ["kd", "dkd", "dist"]
+LOGITS_ONLY = ["kd", "dkd", "dist", "nkd", "wttm"]
 MAPS_ONLY = ["at", "vid", "ft", "fsp", "nst"]
 ADDED = [name for name in DISTILLERS if name not in LOGITS_ONLY + WITH_SPOTS]  # by whoever puts a file in distillers/
 SPOTTED = WITH_SPOTS + [name for name in ADDED if not DISTILLERS.get(name).logits_only]

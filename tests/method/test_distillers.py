@@ -22,19 +22,13 @@ from distiller_inputs import (
     setting,
 )
 from torch import nn
-from toys import ToyNet, toy_batch
+from toys import ToyNet
 
 from distillers import DISTILLERS
-from distillers.base import Spot, all_middle, resolve_spots
+from distillers.base import Spot, resolve_spots
 from distillers.ops import at_least
 from models.pooling import average_pool, pool_windows
 from utils.errors import UserError
-
-
-def test_the_fifteen_are_registered():
-    ours = {*LOGITS_ONLY, *WITH_SPOTS}
-    assert len(ours) == 15
-    assert ours <= set(DISTILLERS)
 
 
 def test_published_weights_are_the_defaults():
@@ -64,12 +58,6 @@ def test_published_spots_are_the_defaults(name, same_depth, deeper_teacher):
 class TestSpots:
     def test_may_count_from_the_end(self):
         assert resolve_spots([(-3, -4), (-1, -1)], setting(teacher=DEEPER)) == [Spot(2, 2), Spot(4, 5)]
-
-    def test_of_all_middle_features_are_as_many_as_the_shallower_network_has(self):
-        expected = [(1, 1), (2, 2), (3, 3)]
-        assert all_middle(setting(teacher=WIDER)) == expected
-        assert all_middle(setting(teacher=DEEPER)) == expected
-        assert all_middle(setting(student=DEEPER, teacher=WIDER)) == expected
 
     @pytest.mark.parametrize(
         ("spots", "message"),
@@ -108,12 +96,9 @@ def refused(message: str, name: str, *args, **changes) -> None:
     ("name", "options", "message"),
     [
         ("crd", {"negatives": 0}, "crd.negatives is 0, expected a whole number above 0"),
-        ("crd", {"negatives": 1e4}, "crd.negatives is 10000.0"),
         ("crd", {"temperature": "hot"}, "crd.temperature is 'hot'"),
         ("crd", {"momentum": 1.0}, "crd.momentum is 1.0, expected a number from 0 to below 1"),
         ("ft", {"rate": 0}, "ft.rate is 0"),
-        ("vid", {"variance": -1}, "vid.variance is -1"),
-        ("rkd", {"angle": True}, "rkd.angle is True"),
         ("rkd", {"distance": -1}, "rkd.distance is -1"),
     ],
 )
@@ -156,11 +141,6 @@ def test_batchnorm_statistics_do_not_depend_on_the_gates(name):
     assert torch.equal(after[0], after[2])
 
 
-def test_fitnet_regresses_to_the_shape_of_the_teachers_feature():
-    distiller = build("fitnet", STUDENT, LARGER_MAPS)
-    assert distiller.regressors[0](torch.randn(2, *STUDENT[2])).shape[1:] == LARGER_MAPS[2]
-
-
 @pytest.mark.parametrize("variance", [5.0, 0.1, 1000.0])
 def test_vid_starts_from_the_variance_it_is_given(variance):
     distiller = build("vid", options={"variance": variance})
@@ -171,12 +151,6 @@ def test_vid_starts_from_the_variance_it_is_given(variance):
 def test_vid_predicts_with_three_convolutions_of_the_teachers_width_without_bias():
     weights = [tuple(weight.shape) for name, weight in build("vid").named_parameters() if name.startswith("means.1.")]
     assert weights == [(16, 8, 1, 1), (16, 16, 1, 1), (16, 16, 1, 1)]
-
-
-@pytest.mark.parametrize("name", ["cc", "crd"])
-def test_embeddings_have_the_width_of_the_setting(name):
-    widths = {layer.out_features for layer in build(name, feat_dim=5).modules() if isinstance(layer, nn.Linear)}
-    assert widths == {5}
 
 
 class TestReviewKD:
@@ -215,12 +189,6 @@ class TestReviewKD:
 
 
 class TestFT:
-    def test_has_factors_of_half_the_teachers_width(self):
-        distiller = build("ft")
-        channels = [layer.out_channels for layer in distiller.modules() if isinstance(layer, nn.modules.conv._ConvNd)]
-        encoder, decoder, translator = [20, 10, 10], [10, 20, 20], [12, 10, 10]
-        assert channels == encoder + decoder + translator
-
     def test_pretrains_the_paraphraser_alone_and_without_the_student(self):
         distiller = build("ft")
         teacher = random_features(WIDER)
@@ -245,12 +213,6 @@ class TestFT:
         assert not paraphraser & main
         distiller(*make_inputs("ft")).sum().backward()
         assert all(parameter.grad is None for parameter in paraphraser)
-
-    def test_sums_the_reconstruction_over_its_spots(self):
-        teacher = random_features(WIDER)
-        distiller = build("ft", spots=[(2, 2), (3, 3)])
-        expected = sum(F.mse_loss(p(teacher[k]), teacher[k]) for p, k in zip(distiller.paraphrasers, (2, 3)))
-        torch.testing.assert_close(distiller.pretraining_loss(None, teacher), expected)
 
 
 class TestFSP:
@@ -278,6 +240,13 @@ class TestFSP:
         losses = distiller(features, [features[0], *features], torch.ones(BATCH, 2), None)
         assert losses.tolist() == [0, 0]
 
+    def test_pretrains_on_all_samples(self):
+        features, teacher, gates, batch = make_inputs("fsp")
+        distiller = build("fsp")
+        torch.testing.assert_close(
+            distiller.pretraining_loss(features, teacher), distiller(features, teacher, gates, batch).sum()
+        )
+
     def test_pretrains_the_students_stages_up_to_the_last_spot(self):
         net = ToyNet()
         shapes = net.feature_shapes(8, 8)
@@ -286,28 +255,6 @@ class TestFSP:
         assert list(map(id, trained)) == list(map(id, stem))
         all_of_it = build("fsp", shapes).pretraining_parameters(net)
         assert {id(p) for p in net.parameters()} - {id(p) for p in all_of_it} == {id(p) for p in net.fc.parameters()}
-
-    def test_pretrains_on_all_samples(self):
-        features, teacher, gates, batch = make_inputs("fsp")
-        distiller = build("fsp")
-        torch.testing.assert_close(
-            distiller.pretraining_loss(features, teacher), distiller(features, teacher, gates, batch).sum()
-        )
-
-    def test_pretraining_brings_the_flows_of_two_networks_together(self):
-        student, teacher = ToyNet(), ToyNet().requires_grad_(False).eval()
-        distiller = build("fsp", student.feature_shapes(8, 8), teacher.feature_shapes(8, 8))
-        image = toy_batch(16).image
-        optimizer = torch.optim.SGD(distiller.pretraining_parameters(student), lr=0.05, momentum=0.9)
-        losses = []
-        for _ in range(30):
-            loss = distiller.pretraining_loss(student.features(image)[0], teacher.features(image)[0])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < 0.5 * losses[0]
-        assert all(parameter.grad is None for parameter in student.fc.parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("ft", "fsp")])

@@ -11,7 +11,7 @@ from toy_runs import EPOCHS, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_task
 
 from distillers import DISTILLERS
-from distillers.logits import LOGIT_LOSSES, LogitLoss, dkd_loss
+from distillers.logits import LOGIT_LOSSES, LogitLoss
 from distillers.spot_adaptive.join import make_logit_loss
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.errors import UserError
@@ -92,33 +92,6 @@ class TestEveryLoss:
         spots = sum(parts[f"loss/{spot}"] for spot in task.gate_labels[:-1])
         torch.testing.assert_close(parts["loss/total"], parts["loss/ce"] + 7 * spots + 0.5 * expected)
         assert all(parameter.grad.isfinite().all() for parameter in task.student.parameters())
-
-
-@pytest.mark.parametrize(("temperature", "options"), [(4.0, {}), (2.0, {"target": 0.5, "nontarget": 3.0})])
-def test_dkd_adds_up_to_the_kl_with_the_weights_that_make_it_so(temperature, options):
-    """KL = TCKD + (1 - p_t) NCKD, sample by sample: the identity that DKD starts from."""
-    student, teacher, _ = logits_and_gate()
-    label, one = toy_batch().label, torch.ones(1)
-    weights = {"target": 1.0, "nontarget": 8.0} | options
-    for k in range(len(label)):
-        rows = student[k : k + 1], teacher[k : k + 1], one
-        parts = [
-            dkd_loss(*rows, label[k : k + 1], temperature=temperature, target=a, nontarget=b)
-            for a, b in ((1, 0), (0, 1))
-        ]
-        p = (teacher[k] / temperature).softmax(dim=0)[label[k]]
-        kl = LOGIT_LOSSES.get("kl")(temperature)(*rows, None)
-        torch.testing.assert_close(parts[0] + (1 - p) * parts[1], kl)
-        found = make_logit_loss("dkd", temperature, options)(*rows, toy_batch()._replace(label=label[k : k + 1]))
-        torch.testing.assert_close(found, weights["target"] * parts[0] + weights["nontarget"] * parts[1])
-
-
-def test_dist_takes_no_notice_of_a_linear_change_of_the_probabilities():
-    _, teacher, _ = logits_and_gate()
-    p = (teacher / 4).softmax(dim=1)
-    mixed = 0.3 * p + 0.7 / NUM_CLASSES
-    loss = make_logit_loss("dist", 4.0, {})(4 * mixed.log(), teacher, torch.ones(len(p)), toy_batch())
-    assert loss.item() == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize(
