@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datasets.batch import Batch
 from distillers.base import Distiller
 from distillers.ops import at_least, attention, masked_mean, pool_to_match
 from distillers.registry import register_distiller
@@ -32,7 +31,5 @@ class AT(Distiller):
     """Attention transfer at all middle features."""
 
     default_weight = 1000.0
+    loss = staticmethod(at_loss)
     maps_only = True
-
-    def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return at_loss(student, teacher, gate)

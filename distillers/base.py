@@ -47,13 +47,16 @@ class Setting:
 
 
 class Distiller(nn.Module):
-    """Base class of the distillers. A subclass overrides `spot_loss`, and `default_spots` unless its spots are all
-    middle features. One whose loss needs more than the two features of its spot overrides `forward` instead. Modules
+    """Base class of the distillers. A subclass names its `loss`, or overrides `spot_loss` if that takes more than the
+    two features and the gate; one whose loss needs more than the two features of its spot overrides `forward`. Modules
     that it assigns to itself are trained together with the student. Constants of the method are keyword arguments of
     its constructor, with the published values as defaults.
 
     Attributes:
         spots: the resolved spots, strictly increasing on both sides, indices not negative.
+        loss: the function ``loss(student, teacher, gate)``, see `spot_loss`.
+        published_spots: pairs of feature indices (student's, teacher's), negative ones counted from the end; None for
+            all middle features.
         default_weight: the published β, used where the config does not give ``kd.loss_weights.other_kd``.
         warmup_epochs: over how many epochs β grows to its full value, if ``kd.warmup_epochs`` does not say.
         logit_loss: what is matched at the logits, if ``kd_loss.logits`` does not say; a name of `distillers.logits`.
@@ -70,6 +73,8 @@ class Distiller(nn.Module):
             is impossible.
     """
 
+    loss: ClassVar[Callable[..., Tensor] | None] = None
+    published_spots: ClassVar[Sequence[tuple[int, int]] | None] = None
     default_weight: ClassVar[float] = 1.0
     warmup_epochs: ClassVar[int] = 0
     logit_loss: ClassVar[str] = "kl"
@@ -93,8 +98,8 @@ class Distiller(nn.Module):
             require_maps(self.spots, setting, type(self).__name__)
 
     def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        """Pairs of feature indices (student's, teacher's); negative ones count from the end."""
-        return all_middle(setting)
+        """The spots where the user does not choose any: `published_spots`, unless they depend on the networks."""
+        return all_middle(setting) if self.published_spots is None else list(self.published_spots)
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         """Loss of spot number `k` over the chosen samples, times the chosen share ``n / B``; a scalar.
@@ -104,7 +109,7 @@ class Distiller(nn.Module):
             student, teacher: the two features of the spot, ``[B, C, H, W]`` or ``[B, D]``; the teacher's is detached.
             gate: ``[B]``, 1 where the sample is chosen. With none chosen the loss is 0, never NaN.
         """
-        raise NotImplementedError
+        return type(self).loss(student, teacher, gate)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor, batch: Batch) -> Tensor:
         """Loss of every spot, ``[K]``.

@@ -41,15 +41,13 @@ class CC(Distiller):
     """
 
     default_weight = 0.02
+    published_spots = ((-1, -1),)
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
         width = setting.feat_dim
         self.student = nn.ModuleList(linear_embedding(setting.student[spot.student], width) for spot in self.spots)
         self.teacher = nn.ModuleList(linear_embedding(setting.teacher[spot.teacher], width) for spot in self.spots)
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(-1, -1)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():

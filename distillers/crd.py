@@ -220,6 +220,7 @@ class CRD(Distiller):
     """
 
     default_weight = 0.8
+    published_spots = ((-1, -1),)
 
     def __init__(self, setting: Setting, *, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5):
         super().__init__(setting)
@@ -245,9 +246,6 @@ class CRD(Distiller):
             )
             for s, t in self.spots
         )
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(-1, -1)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         candidates = torch.cat([batch.index[:, None], self.sampler(batch.index, self.negatives)], dim=1)

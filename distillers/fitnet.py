@@ -32,13 +32,11 @@ class FitNet(Distiller):
     """Hints at feature 2, through a regressor that is trained with the student."""
 
     default_weight = 1.0
+    published_spots = ((2, 2),)
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
         self.regressors = nn.ModuleList(make_adapter(setting.student[s], setting.teacher[t]) for s, t in self.spots)
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(2, 2)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         # The regressor sees the whole batch: its BatchNorm statistics must not depend on the gates.

@@ -71,6 +71,7 @@ class FT(Distiller):
     """
 
     default_weight = 200.0
+    published_spots = ((-2, -2),)
     maps_only = True
 
     def __init__(self, setting: Setting, *, rate: float = 0.5):
@@ -83,9 +84,6 @@ class FT(Distiller):
             factors = max(1, round(rate * c_teacher))
             self.paraphrasers.append(Paraphraser(c_teacher, factors))
             self.translators.append(convolutions(nn.Conv2d, (c_student, c_student, factors, factors), norm=True))
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(-2, -2)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():

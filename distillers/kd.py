@@ -19,6 +19,7 @@ class KD(Distiller):
     """
 
     logits_only = True
+    published_spots = ()
 
     def __init__(self, setting: Setting):
         if setting.spots:
@@ -27,9 +28,6 @@ class KD(Distiller):
                 f"kd_loss.spots: {name} distils the logits alone; leave the spots out or name another distiller"
             )
         super().__init__(setting)
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return []
 
 
 @register_distiller("dkd")

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.batch import Batch
 from distillers.base import Distiller
 from distillers.ops import at_least, masked_mean, pool_to_match
 from distillers.registry import register_distiller
@@ -54,7 +53,5 @@ class NST(Distiller):
     """Selectivity of the channels of all middle features."""
 
     default_weight = 50.0
+    loss = staticmethod(nst_loss)
     maps_only = True
-
-    def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return nst_loss(student, teacher, gate)

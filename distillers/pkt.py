@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datasets.batch import Batch
-from distillers.base import Distiller, Setting
+from distillers.base import Distiller
 from distillers.ops import at_least, masked_pair_mean
 from distillers.registry import register_distiller
 
@@ -44,9 +43,5 @@ class PKT(Distiller):
     """Neighbourhoods of the pooled vectors."""
 
     default_weight = 30000.0
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(-1, -1)]
-
-    def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return pkt_loss(student, teacher, gate)
+    loss = staticmethod(pkt_loss)
+    published_spots = ((-1, -1),)

@@ -83,6 +83,7 @@ class RKD(Distiller):
     """
 
     default_weight = 1.0
+    published_spots = ((-1, -1),)
 
     def __init__(self, setting: Setting, *, distance: float = 25.0, angle: float = 50.0):
         super().__init__(setting)
@@ -90,9 +91,6 @@ class RKD(Distiller):
         check_option("rkd.angle", angle, lambda value: value >= 0, "a number, at least 0")
         self.distance = distance
         self.angle = angle
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(-1, -1)]
 
     def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         return rkd_loss(student, teacher, gate, distance=self.distance, angle=self.angle)

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.batch import Batch
-from distillers.base import Distiller, Setting
+from distillers.base import Distiller
 from distillers.ops import at_least, masked_pair_mean
 from distillers.registry import register_distiller
 
@@ -37,9 +36,5 @@ class SP(Distiller):
     """Similarities at the second-last feature."""
 
     default_weight = 3000.0
-
-    def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
-        return [(-2, -2)]
-
-    def spot_loss(self, k: int, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
-        return sp_loss(student, teacher, gate)
+    loss = staticmethod(sp_loss)
+    published_spots = ((-2, -2),)

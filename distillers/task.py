@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch
+from distillers.base import Distiller
 from distillers.label_loss import LabelLoss
 from models.cut.view import StagedView
 from models.staged import StagedModel
@@ -123,3 +125,31 @@ class Classification(Task):
         logits = self.student(batch.image)
         loss = self.label_loss(logits, targets)
         yield TaskOutput(loss, {"loss/total": loss.detach()}, logits.detach(), label=targets.dominant)
+
+
+class Pretraining(Task):
+    """Minimises `Distiller.pretraining_loss` over `Distiller.pretraining_parameters`, and nothing else.
+
+    Args:
+        student, teacher: the networks; the teacher is frozen and stays in evaluation mode.
+        distiller: one whose `pretraining_parameters` is not empty.
+    """
+
+    def __init__(self, student: StagedModel, teacher: StagedModel, distiller: Distiller):
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.distiller = distiller
+        self.trained = distiller.pretraining_parameters(student)
+        of_student = {id(parameter) for parameter in student.parameters()}
+        self.runs_student = any(id(parameter) in of_student for parameter in self.trained)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"pretrain": self.trained}
+
+    def forward(self, batch: Batch) -> Iterator[TaskOutput]:
+        with torch.no_grad():
+            teacher_features, _ = self.teacher.features(batch.image)
+        features = self.student.features(batch.image)[0] if self.runs_student else []
+        loss = self.distiller.pretraining_loss(features, teacher_features)
+        yield TaskOutput(loss, {"loss/total": loss.detach()})

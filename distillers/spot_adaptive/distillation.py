@@ -18,7 +18,6 @@ from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
 from distillers.spot_adaptive.balance import Balance, features_on_the_way
-from distillers.spot_adaptive.ramp import Ramp
 from distillers.spot_adaptive.selection import SELECTIONS, Seen, find_selection
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
@@ -233,6 +232,32 @@ class SpotAdaptiveDistillation(Task):
                 f"{size}"
             )
         return gates
+
+
+class Ramp(nn.Module):
+    """Multiplies a loss by ``(epoch + 1) / epochs`` in the first `epochs` epochs, and leaves it alone from then on.
+
+    The factor is a tensor that is filled in place: a CUDA graph reads this very tensor. It follows from the epoch, so
+    no checkpoint has it. Before the first `start_epoch` it is 1.
+
+    Args:
+        epochs: 0 for no ramp at all; the loss then passes unchanged.
+    """
+
+    factor: Tensor
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self.epochs = epochs
+        if epochs:
+            self.register_buffer("factor", torch.ones(()), persistent=False)
+
+    def start_epoch(self, epoch: int) -> None:
+        if self.epochs:
+            self.factor.fill_(min(1.0, (epoch + 1) / self.epochs))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss * self.factor if self.epochs else loss
 
 
 def spot_label(spot: Spot) -> str:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from toys import NUM_SAMPLES, toy_batch, toy_task
 
 from datasets.batch import Batch
-from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.selection import SELECTIONS
-from distillers.task import Task, TaskOutput
+from distillers.task import Pretraining, Task, TaskOutput
 from models import get_model
 from utils.config import Config, find_config
 from utils.errors import UserError

@@ -17,9 +17,8 @@ from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
 from datasets.batch import Batch
 from distillers.crd import Contrast
-from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import routing_loss
-from distillers.task import Classification
+from distillers.task import Classification, Pretraining
 from utils.errors import UserError
 from utils.processes.group import (
     Agreement,

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from datasets import Data, DataInfo, OpenedData
 from distillers.label_loss import LabelLoss
-from distillers.pretraining import Pretraining
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
-from distillers.task import Classification, Task
+from distillers.task import Classification, Pretraining, Task
 from models import StagedModel, get_model, is_registered
 from models.libraries import offered_weights
 from utils.config import Config, ModelConfig
