@@ -21,21 +21,12 @@ from distiller_inputs import (
     make_inputs,
 )
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.batch import Batch
 
 
 class TestEveryDistiller:
-    @every_distiller
-    @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
-    def test_gives_one_finite_float32_loss_per_spot(self, name, gate):
-        distiller = build(name)
-        losses = distiller(*make_inputs(name, gate=gate))
-        assert losses.shape == (len(distiller.spots),)
-        assert losses.dtype == torch.float32
-        assert losses.isfinite().all()
-
     @every_spotted
     def test_costs_nothing_and_moves_nothing_when_no_sample_is_chosen(self, name):
         distiller = build(name)
@@ -146,11 +137,6 @@ class TestEveryDistiller:
         torch.manual_seed(3)
         assert torch.equal(second(*inputs), expected)
 
-    @every_distiller
-    def test_refuses_options_that_it_does_not_have(self, name):
-        with pytest.raises(TypeError, match="colour"):
-            build(name, options={"colour": "red"})
-
 
 def run_on_shapes_alone(module: nn.Module, features, teacher, gates, batch) -> None:
     """Forward and backward with fake tensors, on which anything that needs a value raises an error."""
@@ -163,22 +149,3 @@ def run_on_shapes_alone(module: nn.Module, features, teacher, gates, batch) -> N
         losses = torch.func.functional_call(module, state, (features, teacher, mode.from_tensor(gates), batch))
         if len(losses):
             losses.sum().backward()
-
-
-@pytest.mark.parametrize(
-    "careless",
-    [
-        lambda x, gate: x[gate > 0].mean(),
-        lambda x, gate: x[gate.nonzero()[:, 0]].mean(),
-        lambda x, gate: x.mean() * gate.sum().item(),
-        lambda x, gate: x.mean() if gate.any() else x.sum(),
-    ],
-    ids=["boolean index", "nonzero", "item", "branch"],
-)
-def test_looking_at_a_value_would_be_noticed(careless):
-    class Careless(nn.Module):
-        def forward(self, features, teacher, gates, batch):
-            return careless(features[0], gates[:, 0])[None]
-
-    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        run_on_shapes_alone(Careless(), *make_inputs("at"))

@@ -10,10 +10,8 @@ from documents import execute, shown_file
 from toy_runs import EPOCHS, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_task
 
-from distillers import DISTILLERS
 from distillers.logits import LOGIT_LOSSES, LogitLoss
 from distillers.spot_adaptive.join import make_logit_loss
-from distillers.spot_adaptive.selection import SELECTIONS
 from utils.errors import UserError
 
 NAMES = list(dict.fromkeys(["wsld", *LOGIT_LOSSES]))  # and what somebody has added
@@ -76,23 +74,6 @@ class TestEveryLoss:
             assert loss.isfinite()
             assert student.grad.isfinite().all()
 
-    @every_loss
-    @pytest.mark.parametrize("distiller", ["at", "crd"])
-    @pytest.mark.parametrize("selection", SELECTIONS)
-    def test_takes_the_place_of_the_kl_term_under_any_distiller_and_selection(self, name, distiller, selection):
-        options = {"alpha": 0.5, "beta": 7.0, "selection": selection}
-        loss = make_logit_loss(name, 2.0, {})
-        task, batch = toy_task(distiller, logit_loss=loss, **options), toy_batch()
-        with torch.no_grad():
-            teacher = task.teacher(batch.image)
-        output = take_step(task, batch)
-        parts, label = output.parts, "loss/kl" if name == "kl" else "loss/logits"
-        expected = loss(output.logits, teacher, output.gates[:, -1], batch)
-        torch.testing.assert_close(parts[label], expected)
-        spots = sum(parts[f"loss/{spot}"] for spot in task.gate_labels[:-1])
-        torch.testing.assert_close(parts["loss/total"], parts["loss/ce"] + 7 * spots + 0.5 * expected)
-        assert all(parameter.grad.isfinite().all() for parameter in task.student.parameters())
-
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
@@ -130,24 +111,6 @@ def test_what_a_loss_assigns_to_itself_is_trained_and_saved_with_the_student():
 
 
 class TestRamp:
-    @pytest.mark.parametrize("distiller", ["at", "crd", "kd", "dist"])
-    def test_is_none_where_neither_the_distiller_nor_the_user_asks_for_it(self, distiller):
-        task = toy_task(distiller)
-        assert not any("ramp" in name for name, _ in (*task.named_buffers(), *task.named_parameters()))
-        loss = torch.tensor(1 / 3)
-        assert task.alpha_ramp(loss) is loss
-
-    @pytest.mark.parametrize("distiller", sorted(DISTILLERS))
-    def test_without_epochs_changes_not_a_bit(self, distiller):
-        ramped, plain = toy_task(distiller), toy_task(distiller, warmup_epochs=0)
-        ramped.start_epoch(100)
-        losses = []
-        for task in (ramped, plain):
-            torch.manual_seed(1)
-            losses.append(take_step(task, toy_batch()).loss)
-        assert torch.equal(*losses)
-        assert not any("ramp" in name for name, _ in plain.named_buffers())
-
     @pytest.mark.parametrize(
         ("distiller", "options", "alpha", "beta"),
         [

@@ -9,27 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from documents import execute, shown_file
-from toys import ToyNet, take_step, toy_batch, toy_setting, toy_task
+from documents import shown_file
+from toys import take_step, toy_batch, toy_task
 
 from distillers import DISTILLERS
 from models import get_model
-from utils.config import find_config
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 
 REPO = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """The example's module, registered for one test alone."""
-    monkeypatch.setattr(DISTILLERS, "_entries", {name: DISTILLERS.get(name) for name in DISTILLERS})
-    return SimpleNamespace(**execute("distillers.stats", shown_file("distillers/stats.py")))
 
 
 def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
@@ -77,23 +68,3 @@ def test_a_loss_that_is_no_scalar_is_named(wrong, found):
     task.logit_loss.forward = lambda *_: wrong(torch.zeros(()))
     with pytest.raises(UserError, match=f"^loss at the logits KL: forward gives {re.escape(found)}, must"):
         take_step(task, toy_batch())
-
-
-def test_a_name_that_is_nearly_its_own_is_corrected(example):
-    names = {"teacher": "resnet14", "student": "resnet8", "root": REPO / "configs"}
-    assert find_config("digits", 1, distiller="Stats", **names).load().kd_loss.name == "stats"
-    with pytest.raises(UserError, match="unknown distiller 'stat': did you mean 'stats'"):
-        find_config("digits", 1, distiller="stat", **names).load()
-
-
-@pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
-def test_it_works_with_every_selection_and_between_unequal_widths(example, selection):
-    output = take_step(toy_task("stats", selection=selection), toy_batch())
-    assert output.loss.isfinite()
-    student, teacher = ToyNet(width=3), ToyNet(width=5)
-    distiller = example.ChannelStatistics(toy_setting(student, teacher))
-    batch = toy_batch()
-    features, (of_teacher, _) = student.features(batch.image)[0], teacher.features(batch.image)
-    losses = distiller(features, of_teacher, torch.ones(len(batch.label), 2), batch)
-    losses.sum().backward()
-    assert all(parameter.grad.any() for parameter in distiller.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from toys import IMAGE_SIZE, NUM_CLASSES, ToyNet, take_step, toy_batch, toy_labe
 from distillers.spot_adaptive.join import join
 from distillers.spot_adaptive.policy import POLICIES, Policy, straight_through_gates
 from distillers.spot_adaptive.selection import SELECTIONS
-from utils.config import Config
 from utils.errors import UserError
 
 
@@ -58,7 +58,6 @@ def own(monkeypatch):
     return POLICIES
 
 
-@POLICIES.register("of the tests")
 class Learned(Policy):
     """Looks at everything, with an MLP."""
 
@@ -143,20 +142,6 @@ class TestOwnPolicy:
         with pytest.raises(UserError, match=message):
             take_step(toy_task("at", policy=Wrong), toy_batch())
 
-    def test_is_built_by_name_with_options_and_a_wrong_one_is_refused(self, own):
-        def build(**options):
-            networks = {"labels": toy_labels(), "image_size": IMAGE_SIZE}
-            return join(ToyNet(), ToyNet(), "at", policy="of the tests", policy_options=options, **networks)
-
-        assert build(width=6).policy.net[0].out_features == 6
-        with pytest.raises(UserError, match=r"kd\.policy_options: of the tests has no option 'depth'; it has width"):
-            build(depth=6)
-        kd = {"teacher": {"name": "a"}, "student": {"name": "b"}}
-        data = {"dataset": {"name": "digits"}, "kd": kd, "kd_loss": {"name": "at"}}
-        assert Config.from_dict(data | {"kd": kd | {"policy": "Unsure"}}).kd.policy == "unsure"
-        with pytest.raises(UserError, match=r"kd\.policy: .*unknown policy 'unsur': did you mean 'unsure'"):
-            Config.from_dict(data | {"kd": kd | {"policy": "unsur"}})
-
     def test_resumes_and_is_captured(self, tmp_path, monkeypatch):
         engine = make_engine(tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config())
         finish(engine)
@@ -173,3 +158,12 @@ class TestOwnPolicy:
             assert not training.complaints
             states.append(training.state())
         assert_equal(*states)
+
+    def test_with_a_wrong_name_or_option_is_refused(self, own):
+        networks = {"labels": toy_labels(), "image_size": IMAGE_SIZE}
+        for name, options, message in (
+            ("unsur", {}, "unknown policy 'unsur': did you mean 'unsure'"),
+            ("unsure", {"above": 1}, "kd.policy_options: unsure has no option 'above'; it has below"),
+        ):
+            with pytest.raises(UserError, match=re.escape(message)):
+                join(ToyNet(), ToyNet(), "at", policy=name, policy_options=options, **networks)
