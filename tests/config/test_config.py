@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from datasets import DATASETS
 from distillers import DISTILLERS
-from distillers.logits import LOGIT_LOSSES
+from distillers.registry import LOGIT_LOSSES, POLICIES
 from utils.config import Config, load_config
 from utils.config.__main__ import key_table, main
 from utils.config.errors import all_fields
@@ -296,7 +296,12 @@ def test_the_table_lists_the_choices(key, choices):
 
 def test_the_table_lists_every_data_set_distiller_and_loss_at_the_logits_that_is_registered():
     table = key_table().splitlines()
-    registries = {"dataset.name": DATASETS, "kd_loss.name": DISTILLERS, "kd_loss.logits": LOGIT_LOSSES}
+    registries = {
+        "dataset.name": DATASETS,
+        "kd_loss.name": DISTILLERS,
+        "kd_loss.logits": LOGIT_LOSSES,
+        "kd.policy": POLICIES,
+    }
     for key, registry in registries.items():
         (line,) = (line for line in table if line.startswith(f"{key} "))
         names = line.rpartition("  ")[2].partition(", or your")[0].rpartition(": ")[2].split(", ")
