@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distillers import DISTILLERS
-from utils.benchmark.__main__ import DISTILLER_NAMES, duration, main, milliseconds
+from utils.benchmark.__main__ import duration, main, milliseconds
 from utils.benchmark.cases import Case, Conditions, Kind, Pair
 from utils.benchmark.measure import lasting_bytes, measure_pair, peak_memory, seconds
 from utils.errors import UserError
@@ -16,10 +15,6 @@ from utils.errors import UserError
 CPU = torch.device("cpu")
 SMALL = Conditions(CPU, batch_size=4, size=16, num_classes=10, samples=60, rounds=2)
 PAIR = Pair("resnet8", "resnet8")
-
-
-def test_every_distiller_is_measured_unless_some_are_named():
-    assert {"kd", *DISTILLER_NAMES.split(",")} == set(DISTILLERS)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +56,11 @@ class TestCommand:
         assert [bool(row[-1]) for row in table[2:9]] == [True, *[False] * 4, True, False]
         assert float(table[2][-1]) > 100
 
-    def test_the_machine_the_loader_and_the_time_to_come_are_said_first(self, report):
+    def test_the_machine_and_the_time_to_come_are_said_first(self, report):
         lines, figures = report
         assert f"PyTorch {torch.__version__}; fp32, batch 4, 16x16 pixels, kd.routing_share 1, 1/4" in lines[0]
-        assert f"{figures['loader']['images_per_second_on_one_core']:,.0f} images/s on one CPU core" in lines[1]
-        assert lines[2].startswith("about ")
-        assert lines[2].endswith(" for 14 kinds of steps")
+        assert lines[1].startswith("about ")
+        assert lines[1].endswith(" for 14 kinds of steps")
         assert figures["conditions"]["samples"] == 60
 
     @pytest.mark.parametrize(
@@ -75,11 +69,8 @@ class TestCommand:
             (["resnet8-resnet9"], "resnet8-resnet9: no such pair; expected <teacher>-<student>"),
             (["resnet8-resnet8", "ta"], "unknown distiller 'ta'"),
             (["resnet8-resnet8", "at", "--share", "5/4"], "found '5/4', must be a number above 0 and up to 1"),
-            (["resnet8-resnet8", "at", "--share", "1/0"], "found '1/0', must be"),
             (["resnet8-resnet8", "at", "--compare", "tests"], "--compare: reading tests failed"),
             (["resnet8-resnet8", "at", "--json", "tests"], "--json: tests: is a folder, expected the name of a file"),
-            (["resnet8-resnet8", "at", "--device", "foo"], "found 'foo', must be auto, cpu, cuda or cuda:N"),
-            (["resnet8-resnet8", "at", "--compare", "LICENSE"], "--compare: reading LICENSE failed"),
         ],
     )
     def test_what_cannot_be_measured_is_one_line(self, words, line):
@@ -90,14 +81,9 @@ class TestCommand:
         assert Pair.parse("vgg13-imagenet-vgg8-imagenet") == Pair("vgg13-imagenet", "vgg8-imagenet")
 
 
-@pytest.mark.parametrize(
-    ("number", "text"), [(0.00123456, "1.23"), (0.0123456, "12.3"), (0.1234, "123"), (12.3456, "12346")]
-)
-def test_milliseconds_have_three_digits(number, text):
-    assert milliseconds(number) == text
-
-
-def test_a_duration_is_in_seconds_or_minutes():
+def test_times_have_three_digits_and_a_unit_that_fits():
+    numbers = (0.00123456, 0.0123456, 0.1234, 12.3456)
+    assert [milliseconds(number) for number in numbers] == ["1.23", "12.3", "123", "12346"]
     assert [duration(seconds) for seconds in (4.2, 89, 600)] == ["4 s", "89 s", "10 min"]
 
 

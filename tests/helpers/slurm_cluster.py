@@ -88,7 +88,8 @@ class Cluster:
         try:
             self._prepare()
             self._start_munged()
-            self.start_controller()
+            self._start("slurmctld", "slurmctld", "-D")
+            self._wait(lambda: self("scontrol", "ping").count(" is UP"))
             for name in self.names:
                 self._start(f"slurmd-{name}", "slurmd", "-D", "-N", name)
             self._wait(
@@ -113,14 +114,6 @@ class Cluster:
         """
         options = {"env": self.environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.run(command, check=True, timeout=PATIENCE, **options).stdout
-
-    def start_controller(self) -> None:
-        self._start("slurmctld", "slurmctld", "-D")
-        self._wait(lambda: self("scontrol", "ping").count(" is UP"))
-
-    def stop_controller(self) -> None:
-        """What it knows of jobs is kept for the next start."""
-        self._end("slurmctld")
 
     def jobs(self) -> list[dict[str, str]]:
         """What ``scontrol`` knows of every job, those that ended included."""

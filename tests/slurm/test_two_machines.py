@@ -108,31 +108,6 @@ def test_a_machine_that_is_lost_ends_the_other_with_one_line_and_resuming_is_exa
     assert fingerprint(RunDir(tmp_path / RUN)) == whole
 
 
-def test_the_host_of_the_rendezvous_may_be_lost_as_well_and_fewer_processes_go_on(data, tmp_path):
-    first, second = launch_two(data, tmp_path)
-    in_the_middle(tmp_path / RUN)
-    host, other = (first, second) if hosts_the_store(first) else (second, first)
-    worker = worker_of(host)
-    host.kill()
-    os.kill(worker, signal.SIGKILL)
-    assert_lost(other)
-    ending(host)
-    code, out, errors = ending(launch(data, tmp_path, "--resume"))
-    assert (code, errors) == (0, "")
-    assert "resumed on 1 instead of 2 processes" in out
-
-
-def hosts_the_store(launcher: subprocess.Popen) -> bool:
-    """Whether it listens, as the host of the rendezvous does."""
-    sockets = {os.readlink(file) for file in Path(f"/proc/{launcher.pid}/fd").iterdir()}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{launcher.pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                return True
-    return False
-
-
 def test_a_signal_to_one_machine_saves_and_stops_both_and_resuming_is_exact(data, whole, tmp_path):
     first, second = launch_two(data, tmp_path)
     in_the_middle(tmp_path / RUN)

@@ -146,15 +146,11 @@ TOLERANCE = {torch.float32: (1e-5, 1e-6), torch.float64: (1e-10, 1e-14)}  # rela
     ("distiller", "selection", "phase", "size", "dtype"),
     [
         ("at", "adaptive", "train", 8, torch.float32),
-        ("at", "anti", "train", 8, torch.float32),
-        ("fitnet", "random", "train", 8, torch.float32),
         ("fitnet", "random", "train", 7, torch.float64),  # unequal parts
         ("sp", "adaptive", "train", 8, torch.float32),
         ("crd", "adaptive", "train", 8, torch.float32),
         ("kd", "adaptive", "train", 8, torch.float32),
         ("ft", "adaptive", "pretrain", 8, torch.float32),
-        ("ft", "adaptive", "train", 8, torch.float32),
-        ("fsp", "fixed", "pretrain", 8, torch.float32),
         ("fsp", "fixed", "train", 8, torch.float32),
     ],
 )

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from distillers import DISTILLERS
-from utils.benchmark.cases import Conditions, Kind, Pair
-from utils.benchmark.measure import Result, loader_seconds, measure_pair
+from utils.benchmark.cases import PLAIN_KD, Conditions, Kind, Pair
+from utils.benchmark.measure import Result, measure_pair
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError, doing
 from utils.files import write_text
 from utils.training.device import choose_device, keep_freed_memory
+from utils.training.facts import name_of
 from utils.training.log import log_to_console
 
 PAIRS = "vgg13-vgg8,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,resnet110-resnet32,ResNet50-MobileNetV2"
-DISTILLER_NAMES = "sp,cc,rkd,pkt,ft,fitnet,crd,at,vid,fsp,nst,reviewkd,dkd,dist"
 COLUMNS = {"pair": 22, "step": 20, "ms": 7, "x KD": 5, "MiB": 6, "x KD, MiB": 9, "steps are": 9}
 THEN = {"ms, now / then": 14}
 CASE_TO_PLAIN = 2.5  # an average kind, measured in turn with plain KD, takes this many times as long as plain KD alone
@@ -45,21 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json and options.json.is_dir():  # refused before anything is measured
         raise UserError(f"--json: {options.json}: is a folder, expected the name of a file")
     then = read_times(options.compare) if options.compare else {}
-    machine = describe_machine(device)
+    machine = f"{name_of(device)} ({platform.processor() or platform.machine()}), PyTorch {torch.__version__}"
     print(
-        f"{machine['processor']}, PyTorch {torch.__version__}; {options.precision}, batch {options.batch_size}, "
-        f"{options.size}x{options.size} pixels, kd.routing_share {', '.join(map(str, options.share))}"
-    )
-    on_cpu, on_device = loader_seconds(conditions)
-    loader = {"images_per_second_on_one_core": options.batch_size / on_cpu, "batch_seconds": on_device}
-    print(
-        f"in-memory loader, crop and flip: {milliseconds(on_device)} ms a batch, "
-        f"{loader['images_per_second_on_one_core']:,.0f} images/s on one CPU core",
-        flush=True,
+        f"{machine}; {options.precision}, batch {options.batch_size}, {options.size}x{options.size} pixels, "
+        f"kd.routing_share {', '.join(map(str, options.share))}"
     )
     results = measure(pairs, kinds, conditions, then)
     if options.json:
-        figures = {"machine": machine, "conditions": asdict(conditions) | {"device": str(device)}, "loader": loader}
+        figures = {"machine": machine, "conditions": asdict(conditions) | {"device": str(device)}}
         with doing(f"--json: writing {options.json}"):
             write_text(options.json, json.dumps(figures | {"results": [asdict(r) for r in results]}, indent=2) + "\n")
     return 0
@@ -111,7 +102,8 @@ def duration(seconds: float) -> str:
 def _parser() -> Parser:
     parser = Parser(prog="python -m utils.benchmark", description=__doc__)
     parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"teacher-student, with commas (default: {PAIRS})")
-    parser.add_argument("distillers", nargs="?", default=DISTILLER_NAMES, help=f"default: {DISTILLER_NAMES}")
+    everything = ",".join(name for name in DISTILLERS if name != PLAIN_KD.distiller)
+    parser.add_argument("distillers", nargs="?", default=everything, help=f"default: {everything}")
     parser.add_argument("--share", type=_share, nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
@@ -136,24 +128,6 @@ def _share(text: str) -> Fraction:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, must be a number above 0 and up to 1, e.g. 1/4")
     return share
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """The hardware and software of the measurement."""
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        processor = f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    return {"processor": processor, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not on Linux
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def read_times(path: Path) -> dict[tuple[str, str], float]:

@@ -1,12 +1,11 @@
-"""Seconds and bytes of training steps, and the speed of the loader."""
+"""Seconds and bytes of training steps."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -15,10 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
-from datasets.loading.augment import Augment
-from datasets.loading.memory import MemoryLoader
-from datasets.loading.order import Order
-from utils.benchmark.cases import PLAIN_KD, SEED, Case, Conditions, Kind, Pair
+from utils.benchmark.cases import PLAIN_KD, Case, Conditions, Kind, Pair
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
@@ -26,8 +22,6 @@ log = logging.getLogger("sakd")
 # Steps that are timed together. A GPU works through its queue meanwhile: waiting for it after each would be timed too.
 STEPS = {"cpu": 2, "cuda": 60}
 WARM_UP = 3  # the first makes momentum buffers and lets libraries choose kernels; on a GPU the second is captured
-LOADER_BATCHES = 50
-MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 @dataclass(frozen=True)
@@ -149,38 +143,3 @@ def _peak_on_cpu(function: Callable[[], Any]) -> int:
             now += event.nbytes()
             peak = max(peak, now)
     return peak
-
-
-def loader_seconds(conditions: Conditions) -> tuple[float, float]:
-    """Median time of a batch of the in-memory loader with crop and flip.
-
-    Returns:
-        on one core of the CPU, and on the device of the steps.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        on_cpu = _batch_seconds(replace(conditions, device=torch.device("cpu")))
-    finally:
-        torch.set_num_threads(threads)
-    return on_cpu, _batch_seconds(conditions)
-
-
-def _batch_seconds(conditions: Conditions) -> float:
-    batches = endless(memory_loader(conditions))
-    return seconds([lambda: next(batches)], LOADER_BATCHES, number=1)[0]
-
-
-def memory_loader(conditions: Conditions) -> MemoryLoader:
-    """The loader of a run, with noise for images, as many as a training set has."""
-    shape = (conditions.samples, 3, conditions.size, conditions.size)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
-    order = Order(len(images), conditions.batch_size, shuffle=True)
-    augment = Augment("crop_flip", images.shape[-2:], MEAN, STD, conditions.device)
-    return MemoryLoader(images, conditions.labels(), order, augment, seed=SEED, device=conditions.device)
-
-
-def endless(loader: MemoryLoader) -> Iterator[Any]:
-    """Batches of one epoch after another."""
-    for epoch in itertools.count():
-        yield from loader.epoch(epoch)

@@ -20,7 +20,7 @@ from utils.run_folder.read import SINGLE, is_locked, read_run
 ROOT = Path(__file__).parents[2]
 
 _DISTILLING_ONLY = ("kd.", "kd_loss.", "pretrain.")
-_OF_THE_TEACHER = ("dataset.", "kd.teacher.")  # keys whose change is a change of the teacher
+_NOT_SWEPT = ("run.", "dataset.", "kd.teacher.")  # the runs of a sweep share their data and teachers
 _OWN_OPTIONS = {
     "dataset.name": "--dataset",
     "training.seed": "--seeds",
@@ -108,17 +108,15 @@ def plan(
     combinations = list(product(*map(split_sweep, sweep)))  # one without words if there is no sweep
     jobs: list[Job] = []
     for seed in seeds:
-        alone, distilled = [], []
+        teachers, alone, distilled = [], [], []
         for swept in combinations:
-            for _, student in networks if SINGLE in selections else ():
-                words, more = (
-                    [word for word in part if not word.startswith(_DISTILLING_ONLY)] for part in (overrides, swept)
-                )
-                alone.append(_alone(dataset, seed, student, words, more))
+            words, more = ([w for w in part if not w.startswith(_DISTILLING_ONLY)] for part in (overrides, swept))
+            alone += [_alone(dataset, seed, student, words, more) for _, student in networks if SINGLE in selections]
             for (teacher, student), distiller, selection in product(networks, distillers, to_distil):
                 names = (dataset, seed, teacher, student, distiller)
-                distilled.append(_distilled(names, [*overrides, f"kd.selection={selection}"], swept))
-        teachers = [_teacher(job, teacher_overrides) for job in distilled if job.teacher]
+                pair = _distilled(names, [*overrides, f"kd.selection={selection}"], swept, teacher_overrides)
+                teachers += pair[:-1]
+                distilled.append(pair[-1])
         jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]
     _check_networks(jobs)
     return _each_folder_once(jobs)
@@ -147,11 +145,13 @@ def split_sweep(word: str) -> list[str]:
     """``"training.lr=0.05,0.1"`` → ``["training.lr=0.05", "training.lr=0.1"]``; a comma within brackets splits nothing.
 
     Raises:
-        UserError: it is not of this form, or about the folder of a run.
+        UserError: it is not of this form, or about the data, the teacher or the folder of a run.
     """
     key, sign, values = word.partition("=")
     split = re.split(r",(?![^\[{]*[\]}])", values)
-    if not (key and sign and all(split)) or key.startswith("run."):
+    if key.startswith(_NOT_SWEPT):
+        raise UserError(f"--sweep: found {word!r}; give each value of {key} a grid and a run.root of its own")
+    if not (key and sign and all(split)):
         raise UserError(f"--sweep: found {word!r}, must be a config key and its values, e.g. training.lr=0.05,0.1")
     return [f"{key}={value}" for value in split]
 
@@ -199,10 +199,10 @@ def _check_networks(jobs: Iterable[Job]) -> None:
 
 
 def _alone(dataset: str, seed: int, student: str, overrides: Sequence[str], swept: Sequence[str]) -> Job:
-    run = single_run(dataset, seed, student, [*overrides, *swept])
+    run = single_run(dataset, seed, student, overrides)
     root = Path(run.config.run.root)
     if swept:
-        run = single_run(dataset, seed, student, [*overrides, *swept, _own_root(root, swept)])
+        run = single_run(dataset, seed, student, [*overrides, *_in_its_folder(swept, root)])
     return _single(run, root, swept)
 
 
@@ -211,38 +211,32 @@ def _single(run: SingleRun, root: Path, swept: Sequence[str] = ()) -> Job:
     return Job(name, "train_single.py", run.arguments, run.config, root)
 
 
-def _teacher(job: Job, overrides: Sequence[str]) -> Job:
-    """The run that trains the teacher of a distilled `job`."""
-    config = job.config
-    if config.kd.teacher.checkpoint:  # of a sweep, whose runs share the teacher in the root of the grid
-        run = config.run.model_copy(update={"root": str(job.root)})
-        teacher = config.kd.teacher.model_copy(update={"checkpoint": None})
-        config = config.model_copy(update={"run": run, "kd": config.kd.model_copy(update={"teacher": teacher})})
-    return _single(teacher_run(config, overrides), job.root)
+def _distilled(
+    names: tuple[str, int, str, str, str],
+    overrides: Sequence[str],
+    swept: Sequence[str],
+    teacher_overrides: Sequence[str],
+) -> list[Job]:
+    """The run that trains the teacher, unless its checkpoint is given, and the distilled run.
 
-
-def _distilled(names: tuple[str, int, str, str, str], overrides: Sequence[str], swept: Sequence[str]) -> Job:
-    """A distilled run; `names` are data set, seed, teacher, student and distiller."""
+    Args:
+        names: data set, seed, teacher, student and distiller.
+    """
     dataset, seed, teacher, student, distiller = names
     composed = find_config(dataset, seed, teacher=teacher, student=student, distiller=distiller)
-    words = [*overrides, *swept]
-    config = composed.load(words)
-    root = Path(config.run.root)
-    own = None if config.kd.teacher.checkpoint else config.teacher_checkpoint
+    plain = composed.load(overrides)
+    root, words, jobs = Path(plain.run.root), list(overrides), []
+    if not plain.kd.teacher.checkpoint:
+        jobs.append(_single(teacher_run(plain, teacher_overrides), root))
     if swept:
-        words.append(_own_root(root, swept))
-        if own and not any(word.startswith(_OF_THE_TEACHER) for word in swept):
-            words.append(f"kd.teacher.checkpoint={own}")
-            config = composed.load(words)
-        else:
-            config = composed.load(words)
-            own = own and config.teacher_checkpoint
+        words += [*_in_its_folder(swept, root), f"kd.teacher.checkpoint={plain.teacher_checkpoint}"]
     arguments = ("--dataset", dataset, "--seed", str(seed), "--net1", teacher, "--net2", student)
     arguments = (*arguments, "--distiller", distiller, *words)
-    name = ", ".join([f"{distiller} {config.kd.selection}, {teacher}-{student}, seed {seed}", *swept])
-    return Job(name, "train.py", arguments, config, root, own and own.parents[1])
+    name = ", ".join([f"{distiller} {plain.kd.selection}, {teacher}-{student}, seed {seed}", *swept])
+    config = composed.load(words) if swept else plain
+    return [*jobs, Job(name, "train.py", arguments, config, root, jobs[0].folder if jobs else None)]
 
 
-def _own_root(root: Path, swept: Sequence[str]) -> str:
-    """The word that gives a combination of a sweep a folder of its own."""
-    return f"run.root={root / ','.join(swept).replace('/', '_')}"
+def _in_its_folder(swept: Sequence[str], root: Path) -> list[str]:
+    """The words of one combination of a sweep, and one that gives it a folder of its own in `root`."""
+    return [*swept, f"run.root={root / ','.join(swept).replace('/', '_')}"]

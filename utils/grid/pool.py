@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Pool:
         slots: environment of each process that may run at a time, e.g. ``{"CUDA_VISIBLE_DEVICES": "0"}``.
         logs: folder for the output of the processes, a file for each run.
         say: called with a line whenever a job starts or ends.
-        tick: called several times a second.
+        tick: called several times a second, with the running jobs and the outcomes of those that have ended.
 
     Attributes:
         running: the jobs whose processes run.
@@ -65,7 +65,7 @@ class Pool:
         slots: Sequence[dict[str, str]],
         logs: Path,
         say: Callable[[str], None],
-        tick: Callable[[Pool], None],
+        tick: Callable[[Sequence[Job], Mapping[Path, Outcome]], None],
     ):
         self.jobs, self.slots, self.logs, self.say, self.tick = list(jobs), list(slots), logs, say, tick
         self.outcomes: dict[Path, Outcome] = {}
@@ -94,7 +94,7 @@ class Pool:
                             del self._waiting[job.folder]
                             futures[executor.submit(self._run, job)] = job
                         self._collect(futures)
-                        self.tick(self)
+                        self.tick(self.running, self.outcomes)
                 finally:
                     self._stop()
                     while futures:

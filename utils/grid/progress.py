@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -19,18 +18,6 @@ from utils.run_folder.records import read_epochs
 EVERY = 5.0  # seconds between two looks at the runs' records
 EVERY_IN_FILE = 300.0  # the same where output goes to a file, which gets a line each time
 NAMED = 3  # running jobs whose epoch is shown
-
-
-class Queue(Protocol):
-    """What works through the jobs: `utils.grid.pool.Pool` here, `utils.grid.slurm.SlurmQueue` on a cluster.
-
-    Attributes:
-        running: the jobs whose processes run.
-        outcomes: of those that have ended, by their folders.
-    """
-
-    running: list[Job]
-    outcomes: dict[Path, Any]
 
 
 class Progress:
@@ -51,27 +38,27 @@ class Progress:
         tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stdout)
         sys.stdout.flush()
 
-    def __call__(self, queue: Queue) -> None:
+    def __call__(self, running: Sequence[Job], outcomes: Mapping[Path, object]) -> None:
+        """To be called often, with the running jobs and the outcomes of those that have ended, by their folders."""
         if time.monotonic() - self._looked < (EVERY_IN_FILE if self._bar.disable else EVERY):
             return
         self._looked = time.monotonic()
         if self._bar.disable:
-            self.say(self.line(queue))
+            self.say(self.line(running, outcomes))
         else:
             # A line that is wider than the terminal would not be overwritten but pile up.
-            self._bar.set_description_str(self.line(queue)[: shutil.get_terminal_size().columns - 1])
+            self._bar.set_description_str(self.line(running, outcomes)[: shutil.get_terminal_size().columns - 1])
 
     def close(self) -> None:
         """Take the line off the terminal."""
         self._bar.close()
 
-    def line(self, queue: Queue) -> str:
+    def line(self, running: Sequence[Job], outcomes: Mapping[Path, object]) -> str:
         """``[7/40] left 1:02:03 | at fixed, resnet20-resnet8, seed 1029: epoch 3/12``, of the first few running jobs.
 
         The time left is that of the epochs to go, at the rate of the epochs since the start.
         """
-        running = queue.running
-        self._done |= {folder: self._all[folder] for folder in queue.outcomes}
+        self._done |= {folder: self._all[folder] for folder in outcomes}
         self._done |= {job.folder: epochs_done(job) for job in running}
         done = sum(self._done.values())
         left = "not known before the first epoch"
@@ -83,7 +70,7 @@ class Progress:
             for job in running[:NAMED]
         ]
         more = [f"{len(running) - NAMED} more"] * (len(running) > NAMED)
-        return " | ".join([f"[{len(queue.outcomes)}/{len(self._all)}] left {left}", *named, *more])
+        return " | ".join([f"[{len(outcomes)}/{len(self._all)}] left {left}", *named, *more])
 
 
 def epochs_of(job: Job) -> int:

@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -89,7 +89,7 @@ class SlurmQueue:
         request: what each job asks for.
         logs: folder for submitit's files.
         say: called with a line whenever something changes.
-        tick: called several times a second.
+        tick: called several times a second, with the running jobs and the outcomes of those that have ended.
 
     Attributes:
         outcomes: of the jobs that have ended, by their folders.
@@ -101,7 +101,7 @@ class SlurmQueue:
         request: Request,
         logs: Path,
         say: Callable[[str], None],
-        tick: Callable[[SlurmQueue], None],
+        tick: Callable[[Sequence[Job], Mapping[Path, Outcome]], None],
     ):
         self.jobs, self.request, self.logs, self.say, self.tick = list(jobs), request, logs.absolute(), say, tick
         self.outcomes: dict[Path, Outcome] = {}
@@ -121,7 +121,7 @@ class SlurmQueue:
                 if time.monotonic() - looked >= LOOK:
                     self._look()
                     looked = time.monotonic()
-                self.tick(self)
+                self.tick(self.running, self.outcomes)
                 time.sleep(POLL)
         for job in self.jobs:
             if job.folder in self._submitted:
@@ -155,8 +155,8 @@ class SlurmQueue:
                 self._hand_over(jobs, teacher)
 
     def _hand_over(self, jobs: Sequence[Job], teacher: Path | None) -> None:
-        executor = make_executor(self.logs, self.request, len(jobs), teacher and self._submitted[teacher].job_id)
-        submitted = submit_tasks(executor, [Task(job, self.request.processes) for job in jobs])
+        waits_for = teacher and self._submitted[teacher].job_id
+        submitted = submit([Task(job, self.request.processes) for job in jobs], self.request, waits_for, self.logs)
         for job, there in zip(jobs, submitted):
             layout = Layout(job.folder)
             layout.path.mkdir(parents=True, exist_ok=True)
@@ -243,34 +243,28 @@ def import_submitit():
     return submitit
 
 
-def make_executor(logs: Path, request: Request, jobs: int, teacher: str | None):
-    """submitit's executor for jobs that ask for the same.
+def submit(tasks: Sequence[Task], request: Request, teacher: str | None, logs: Path) -> list[SlurmJob]:
+    """Submit tasks, several as one array.
 
     Args:
         teacher: id of the job without whose success they must not start.
+        logs: folder for submitit's files.
+
+    Raises:
+        UserError: submitit or Slurm is missing, or Slurm refuses the tasks.
     """
+    submitit = import_submitit()
     python = f"exec {shlex.quote(sys.executable)}"  # no shell between Slurm's signals and the process
-    executor = import_submitit().SlurmExecutor(logs, max_num_timeout=NO_LIMIT, python=python)
+    executor = submitit.SlurmExecutor(logs, max_num_timeout=NO_LIMIT, python=python)
     executor.update_parameters(
         job_name="sakd",
         time=HOURS * 60,  # which the keys override
         use_srun=False,
         stderr_to_stdout=True,
         dependency=teacher and f"afterok:{teacher}",
-        array_parallelism=request.at_a_time or jobs,
+        array_parallelism=request.at_a_time or len(tasks),
         additional_parameters=request.keys,
     )
-    return executor
-
-
-def submit_tasks(executor, tasks: Sequence[Task]) -> list[SlurmJob]:
-    """Submit tasks, several as one array.
-
-    Raises:
-        UserError: Slurm refuses them.
-    """
-    import submitit
-
     try:
         with redirect_stderr(StringIO()):  # submitit repeats there what sbatch says
             return executor.submit_array(tasks)
