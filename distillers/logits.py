@@ -225,7 +225,8 @@ def nkd_loss(
         tau: their temperature; their part is multiplied by its square. The target's part has none.
     """
     is_target = torch.arange(student.shape[1], device=label.device) == label[:, None]
-    log_target_s, log_target_t = (z.log_softmax(dim=1)[is_target] for z in (student, teacher))
+    # Not z[is_target], whose size a GPU would have to tell the host.
+    log_target_s, log_target_t = (z.log_softmax(dim=1).gather(1, label[:, None])[:, 0] for z in (student, teacher))
     of_target = -log_target_t.exp() * log_target_s
     (_, log_others_s), (_, log_others_t) = (split_target(z / tau, is_target) for z in (student, teacher))
     # At the target both logarithms are -inf, and 0 times -inf is NaN, so it is masked.

@@ -28,8 +28,6 @@ from toys import ToyNet, toy_data
 
 from distillers import DISTILLERS
 from distillers.at import AT
-from utils.benchmark.__main__ import main as benchmark
-from utils.benchmark.cases import Case, Conditions, Kind, Pair
 from utils.config.training import Optimizer
 from utils.processes.group import is_main, process_group
 from utils.run_folder.checkpoint import read_checkpoint
@@ -299,6 +297,8 @@ def reserve_memory(folder):
     """MiB that PyTorch reserves for steps with a smaller last batch, eager and captured."""
     import fakecuda
 
+    from utils.benchmark.cases import Case, Conditions, Kind, Pair
+
     found = {}
     for graph in ("false", "true"):
         gc.collect()
@@ -316,6 +316,9 @@ def reserve_memory(folder):
 
 
 def measure(folder):
+    # Not before: PyTorch's own asks for the GPU when it is imported, and then no process can be forked.
+    from utils.benchmark.__main__ import main as benchmark
+
     file = Path(folder).with_suffix(".json")
     torch.backends.cudnn.benchmark = False
     words = ["resnet8-resnet8", "at,fsp", "--batch-size", "4", "--size", "16", "--samples", "60", "--rounds", "1"]
