@@ -55,21 +55,16 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("pair", "line"),
+    ("selection", "pair", "line"),
     [
-        ("resnet20-resnet9", "unknown model 'resnet9': did you mean"),
-        ("resnet21-resnet8", "unknown model 'resnet21': did you mean"),
-        ("resnet20-mynets.Net", "model 'mynets.Net': importing 'mynets'"),
-        ("resnet20-torchvision.models.resnet19", "model 'torchvision.models.resnet19': 'torchvision.models' has no"),
+        ("single", "resnet8-resnet9", "unknown model 'resnet9': did you mean"),
+        ("fixed", "resnet21-resnet8", "unknown model 'resnet21': did you mean"),
+        ("fixed", "resnet20-mynets.Net", "model 'mynets.Net': importing 'mynets'"),
     ],
 )
-@pytest.mark.parametrize("selection", ["single", "fixed"])
-def test_a_network_that_does_not_exist_is_refused_before_anything_starts(tmp_path, pair, line, selection):
-    if selection == "single":
-        pair = f"resnet8-{pair.split('-')[pair.startswith('resnet20')]}"  # the student alone is trained
-    with pytest.raises(UserError) as error:
+def test_a_network_that_does_not_exist_is_refused_before_anything_starts(tmp_path, selection, pair, line):
+    with pytest.raises(UserError, match=f"^{line}"):
         jobs_of(tmp_path, [selection], pairs=[pair])
-    assert str(error.value).startswith(line)
     assert not list(tmp_path.iterdir())
 
 
@@ -102,13 +97,9 @@ def test_a_wrong_name_ends_the_grid_before_it_starts(tmp_path):
     assert split_pair("my-net:vgg8") == ("my-net", "vgg8")
 
 
-@pytest.mark.parametrize(
-    ("word", "option"),
-    [("training.seed=5", "--seeds"), ("kd.selection=random", "--selections"), ("kd_loss.name=kd", "--distillers")]
-    + [(f"{network}.name=resnet14", "--pairs") for network in ("kd.teacher", "kd.student", "model")],
-)
+@pytest.mark.parametrize(("word", "option"), [("training.seed=5", "--seeds"), ("kd.student.name=vgg8", "--pairs")])
 def test_a_key_that_the_grid_sets_itself_is_refused(tmp_path, word, option):
-    for where in ("overrides", "teacher_overrides"):
+    for where in ("overrides", "teacher_overrides", "sweep"):
         with pytest.raises(UserError, match=f"^{word}: the option {option} sets this key; leave it out$"):
             jobs_of(tmp_path, **{where: [word]})
 

@@ -93,7 +93,7 @@ def test_a_wrong_command_line_is_an_error_like_any_other():
         main_distill(arguments=["--tacher", "vgg13"])
 
 
-@pytest.mark.parametrize("count", ["two", "", "0", "-1", "1.0", "٣", "9" * 5000])
+@pytest.mark.parametrize("count", ["two", "", "0", "1.0", "٣", "9" * 5000])
 def test_a_number_of_processes_that_is_none_is_refused(count):
     with pytest.raises(UserError, match=r"^nproc: '.{0,60}', expected the number of processes, 1 or more$"):
         launcher_main([count, "train.py"])
