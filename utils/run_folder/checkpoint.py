@@ -129,8 +129,9 @@ def _read_pickle(path: Path) -> Any:
         try:
             names = [name for name in _unsafe_names(path) if name not in _HARMLESS]
             known = {name: _STAND_INS.get(name, _Attributes) for name in names} | _HARMLESS
-            with torch.serialization.safe_globals([(value, name) for name, value in known.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            allowed = torch.serialization.safe_globals([(value, name) for name, value in known.items()])
+            with allowed, path.open("rb") as file:  # by its path, PyTorch would go by what the name ends in
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # a long text that advises to load it unsafely
             code = re.search(r"GLOBAL (\S+)", str(error))
             found = f"it holds {code[1]}" if code else "it is damaged, or holds objects of another kind"
@@ -143,7 +144,7 @@ def _unsafe_names(path: Path) -> list[str]:
     """The classes and functions named in a file of PyTorch's, apart from those that rebuild tensors."""
     with path.open("rb") as file:
         if file.peek().startswith(_ZIP):
-            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            return torch.serialization.get_unsafe_globals_in_checkpoint(file)
         # The format before PyTorch 1.6: three short pickles, then the content.
         operations = [operation for _ in range(4) for operation in pickletools.genops(file)]
     names = (str(argument) for code, argument, _ in operations if code.name == "GLOBAL")
