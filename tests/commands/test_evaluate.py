@@ -86,6 +86,11 @@ def test_a_class_without_images_has_no_accuracy():
     assert "nothing" not in evaluate.class_extremes([75.0, None], ["some", "nothing"])
 
 
+def test_a_folder_of_runs_is_answered_with_those_in_it(run):
+    with pytest.raises(UserError, match=rf"{run.parents[1]}: is no run; 2 are in it: .*{run}"):
+        restore(run.parents[1])
+
+
 def test_the_command_writes_the_teacher_beside_the_student(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "LATENCY_BATCHES", (1,))
     assert evaluate.main([str(run), "--out", str(tmp_path)]) == 0
