@@ -82,10 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-teacher", action="store_true", help="leave the teacher out")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: evaluation/ in the run's folder)")
     options = parser.parse_intermixed_args(arguments)
-    if options.out:
-        refuse_to_replace([Path(options.out, name) for name in FILES], Path(options.out, FILES[0]))
     restored = restore_from(options, options.overrides)
     out = Path(options.out) if options.out else default_folder(restored.path)
+    refuse_to_replace([out / name for name in FILES], out / FILES[0], mark='"gflops"')
     check_writable(out)
     networks = {restored.config.student.title: restored.student()}
     if restored.config.kd and not options.no_teacher:

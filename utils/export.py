@@ -18,6 +18,7 @@ from utils.training.restore import Restored, add_arguments, restore_from
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
 IMAGES = 8
+NORMALISED = "RGB in [0, 1], normalised by mean and std"  # in the description, which is told by it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,20 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.onnx:
         _require("onnx", "onnxscript")
-    if options.out:
-        _check_target(Path(options.out))
+    if options.out and not options.out.endswith(".pt2"):
+        raise UserError(f"--out: {options.out}: must end in .pt2")
     restored = restore_from(options, [*options.overrides, "training.device=cpu", f"validation.batch_size={IMAGES}"])
-    model = original(restored.student())  # under its own names
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")
+    sidecar, onnx_file = target.with_suffix(".json"), target.with_suffix(".onnx")
+    refuse_to_replace([target, sidecar, *([onnx_file] if options.onnx else [])], sidecar, mark=NORMALISED)
+    model = original(restored.student())  # under its own names
     images = next(iter(restored.val.epoch(0))).image[:IMAGES]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"{target}: {export_program(model, images, target)}")
         if options.onnx:
-            onnx_file = target.with_suffix(".onnx")
             print(f"{onnx_file}: {export_onnx(model, images, onnx_file)}")
-        sidecar = target.with_suffix(".json")
         write_text(sidecar, json.dumps(description(restored, name), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{target}: cannot write it ({error.strerror}); --out <file> names another") from error
@@ -97,7 +98,7 @@ def description(restored: Restored, name: str) -> dict:
     return {
         "network": name,
         "checkpoint": str(restored.path),
-        "input": f"float32 [N, 3, {height}, {width}], RGB in [0, 1], normalised by mean and std",
+        "input": f"float32 [N, 3, {height}, {width}], {NORMALISED}",
         **restored.normalisation(),
         "output": f"logits [N, {restored.data.num_classes}]",
         "classes": list(restored.data.class_names),
@@ -128,15 +129,6 @@ def _onnx_runner(file: Path):
 
     evaluator = ReferenceEvaluator(str(file))
     return lambda images: evaluator.run(None, {"image": images})[0]
-
-
-def _check_target(file: Path) -> None:
-    """Raise a UserError if the program cannot be called `file`: it must not replace what no earlier export wrote."""
-    if file.suffix != ".pt2":
-        raise UserError(f"--out: {file}: must end in .pt2")
-    description, onnx = file.with_suffix(".json"), file.with_suffix(".onnx")
-    refuse_to_replace([file, onnx], description)
-    refuse_to_replace([description], file)
 
 
 def _require(*packages: str) -> None:

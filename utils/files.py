@@ -50,10 +50,27 @@ def identity(path: str | os.PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def refuse_to_replace(files: Sequence[Path], sign: Path) -> None:
-    """Raise a UserError if one of `files` is there but not `sign`, which is written together with them."""
-    if there := [file for file in files if os.path.lexists(file) and not os.path.lexists(sign)]:
-        raise UserError(f"{there[0]}: exists already, and no {sign.name} beside it; --out names another place")
+def refuse_to_replace(files: Sequence[Path], sign: Path, mark: str) -> None:
+    """Raise a UserError if one of `files` is there and was not written by us.
+
+    Args:
+        files: what is to be written.
+        sign: one of them, a text.
+        mark: words that `sign` holds if we wrote it, and so the others.
+    """
+    there = [file for file in files if os.path.lexists(file)]
+    if there and not _holds(sign, mark):
+        raise UserError(
+            f"{there[0]}: exists already, and {sign.name} is none of this command; --out names another place"
+        )
+
+
+def _holds(file: Path, mark: str) -> bool:
+    try:
+        check_regular(file, follow_links=False)
+        return mark in file.read_text(errors="replace")
+    except (OSError, UserError):
+        return False
 
 
 def check_writable(folder: Path) -> None:

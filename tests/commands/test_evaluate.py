@@ -1,6 +1,7 @@
 """Evaluating and exporting: the figures are right, and what is handed on computes the same."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -112,21 +113,30 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_compute
         evaluate.main([str(run), f"--out={tmp_path / 'file/inside'}"])
 
 
-def test_files_of_somebody_elses_are_not_replaced(run, tmp_path):
-    for name in ("confusion.csv", "mine.json"):
-        (tmp_path / name).write_text("mine")
-    checkpoint = (run / "ckpt" / "best.pth").read_bytes()
-    with pytest.raises(UserError, match=r"confusion\.csv: exists already, and no evaluation\.json beside it"):
-        evaluate.main([str(run), "--out", str(tmp_path)])
-    for out, message in (
-        (run / "ckpt" / "best.pth", r"--out: .*best\.pth: must end in \.pt2"),
-        (run / "result.pt2", r"result\.json: exists already, and no result\.pt2 beside it; --out names another place"),
-        (tmp_path / "mine.pt2", r"mine\.json: exists already"),
-    ):
-        with pytest.raises(UserError, match=message):
-            export.main([str(run), "--out", str(out)])
-    assert [(tmp_path / name).read_text() for name in ("confusion.csv", "mine.json")] == ["mine"] * 2
-    assert (run / "ckpt" / "best.pth").read_bytes() == checkpoint
+@pytest.mark.parametrize("name", ["evaluation.json", "confusion.csv", "student.json", "student.pt2"])
+def test_files_of_somebody_elses_are_not_replaced(run, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    command, out = (evaluate, tmp_path) if "student" not in name else (export, tmp_path / "student.pt2")
+    with pytest.raises(UserError, match=rf"{name}: exists already, and .*json is none of this command"):
+        command.main([str(run), "--out", str(out)])
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, '{"mine": 1}')]
+
+
+def test_nor_are_they_where_nobody_named_a_place(run, tmp_path):
+    checkpoint = shutil.copy(run / "ckpt" / "best.pth", tmp_path)
+    (tmp_path / "resnet8.json").write_text("mine")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/confusion.png").write_text("mine")
+    for command in (evaluate, export):
+        with pytest.raises(UserError, match="exists already"):
+            command.main([checkpoint])
+
+
+def test_a_checkpoint_is_not_replaced_by_a_program(run):
+    before = (run / "ckpt" / "best.pth").read_bytes()
+    with pytest.raises(UserError, match=r"--out: .*best\.pth: must end in \.pt2"):
+        export.main([str(run), "--out", str(run / "ckpt" / "best.pth")])
+    assert (run / "ckpt" / "best.pth").read_bytes() == before
 
 
 def test_the_exported_program_gives_the_same_logits(run, tmp_path, capsys):
@@ -176,17 +186,22 @@ def test_images_from_files_are_prepared_as_validation_images_are(run, tmp_path):
     torch.testing.assert_close(restored.read_image(str(tmp_path / "digit.png"))[0], batch.image[0])
 
 
-def test_nothing_is_written_through_a_link_that_somebody_has_put_there(run, tmp_path, monkeypatch):
+def test_own_files_are_replaced_and_no_link_is_written_through(run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "TIMED", 1)
-    precious = tmp_path / "precious"
+    precious, out = tmp_path / "precious", tmp_path / "out"
     precious.write_text("content")
-    out = tmp_path / "out"
-    out.mkdir()
-    names = ["evaluation.json", "per_class.csv", "confusion.csv", "confusion.png", "resnet8.pt2", "resnet8.json"]
+    commands = [
+        lambda: evaluate.main([str(run), "--out", str(out), "--no-teacher"]),
+        lambda: export.main([str(run), "--out", str(out / "resnet8.pt2")]),
+    ]
+    for command in commands:
+        assert command() == 0
+    names = ["per_class.csv", "confusion.csv", "confusion.png", "resnet8.pt2"]
     for name in names:
+        (out / name).unlink()
         (out / name).symlink_to(precious)
-    assert evaluate.main([str(run), "--out", str(out), "--no-teacher"]) == 0
-    assert export.main([str(run), "--out", str(out / "resnet8.pt2")]) == 0
+    for command in commands:
+        assert command() == 0
     assert precious.read_text() == "content"
     assert not any((out / name).is_symlink() for name in names)
 
@@ -196,7 +211,7 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
         def forward(self, images):
             return images if images.sum() > 0 else -images
 
-    with pytest.raises(UserError, match=r"x\.pt2: torch\.export cannot follow the network \(") as error:
+    with pytest.raises(UserError, match=r"x\.pt2: exporting the network by torch\.export failed: ") as error:
         export.export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
