@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -14,10 +13,7 @@ from datasets.batch import Batch
 from distillers.base import Distiller, Setting, check_option
 from distillers.ops import at_least, linear_embedding, masked_mean
 from distillers.registry import register_distiller
-from utils.errors import UserError
 from utils.processes.group import all_sum, gather_rows
-
-logger = logging.getLogger("sakd")
 
 EPS = 1e-7
 UNSET = -1.0
@@ -214,9 +210,6 @@ class CRD(Distiller):
         negatives: number K drawn for each sample, at most as many as the largest class leaves.
         temperature: by which similarities are divided.
         momentum: share of the old memory in the new one.
-
-    Raises:
-        UserError: all training samples are of one class.
     """
 
     default_weight = 0.8
@@ -228,18 +221,7 @@ class CRD(Distiller):
         check_option("crd.temperature", temperature, lambda value: value > 0, "a number above 0")
         check_option("crd.momentum", momentum, lambda value: 0 <= value < 1, "a number from 0 to below 1")
         self.sampler = NegativeSampler(setting.labels)
-        if self.sampler.fewest == 0:
-            raise UserError(
-                f"crd: all {len(setting.labels)} training samples are of one class, and CRD contrasts classes; "
-                "take data with at least two or another distiller"
-            )
         self.negatives = min(negatives, self.sampler.fewest)
-        if self.negatives < negatives:
-            logger.info(
-                "crd: %d negatives instead of %d, as many samples as there are outside of the largest class",
-                self.negatives,
-                negatives,
-            )
         self.contrasts = nn.ModuleList(
             Contrast(
                 setting.student[s], setting.teacher[t], len(setting.labels), setting.feat_dim, temperature, momentum

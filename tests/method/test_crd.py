@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 
 from datasets.batch import Batch
 from distillers.base import Setting
 from distillers.crd import CRD, UNSET, Contrast, MemoryBank, NegativeSampler
-from utils.errors import UserError
 
 BATCH, SAMPLES, WIDTH = 6, 30, 8
 STUDENT, TEACHER = (5,), (7,)
@@ -76,20 +73,8 @@ class TestNegatives:
         first, second = NegativeSampler(LABELS)(torch.tensor([1, 4]), 1000)  # two samples of one class
         assert 0 < (first == second).double().mean() < 0.2
 
-    def test_are_at_most_as_many_as_the_largest_class_leaves_which_is_logged_once(self, caplog):
-        caplog.set_level(logging.INFO, "sakd")
-        distiller = CRD(setting())
-        assert distiller.negatives == 12
-        for _ in range(2):
-            step(distiller)
-        assert [record.getMessage() for record in caplog.records] == [
-            "crd: 12 negatives instead of 16384, as many samples as there are outside of the largest class"
-        ]
-
-    def test_need_a_second_class(self):
-        with pytest.raises(UserError, match="crd: all 30 training samples are of one class") as error:
-            CRD(setting(torch.full((SAMPLES,), 3)))
-        assert "\n" not in str(error.value)
+    def test_are_at_most_as_many_as_the_largest_class_leaves(self):
+        assert (CRD(setting()).negatives, CRD(setting(), negatives=7).negatives) == (12, 7)
 
 
 class TestBanks:
