@@ -58,15 +58,14 @@ class LogitLoss(nn.Module):
         check_option("temperature", temperature, lambda value: value > 0, "a number above 0", key="kd_loss.KD_T")
         self.temperature, self.constants = temperature, constants
         for name, value in constants.items():
-            check_weight(f"{type(self).__name__.lower()}.{name}", value)
+            name = f"{type(self).__name__.lower()}.{name}"
+            check_option(name, value, lambda number: number >= 0, "a number from 0 on", key="kd_loss.logits_options")
 
     @classmethod
     def options(cls) -> list[str]:
-        """Names that ``kd_loss.logits_options`` may have."""
-        known = inspect.signature(cls).parameters
-        constants = inspect.signature(cls.function).parameters if cls.function and "constants" in known else {}
-        given = ("temperature", "constants", "student", "teacher", "gate", "label")
-        return [name for name in (*known, *constants) if name not in given]
+        """Names that ``kd_loss.logits_options`` may have: keyword arguments of the function, or of the constructor."""
+        arguments = inspect.signature(cls.function or cls).parameters.values()
+        return [each.name for each in arguments if each.kind is each.KEYWORD_ONLY and each.name != "temperature"]
 
     def forward(self, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         """Loss over the chosen samples, times the chosen share ``n / B``; a scalar.
@@ -76,23 +75,9 @@ class LogitLoss(nn.Module):
             gate: ``[B]``, 1 where the sample is chosen. With none chosen the loss is 0, never NaN.
             batch: has the labels.
         """
-        function = type(self).function
-        if function is None:
-            raise NotImplementedError
-        asked = inspect.signature(function).parameters
-        given = {"temperature": self.temperature} if "temperature" in asked else {}
-        if "label" in asked:
-            given["label"] = batch.label
-        return function(student, teacher, gate, **given, **self.constants)
-
-
-def check_weight(name: str, value: object) -> None:
-    """Check the weight of one part of a loss; `name` is ``"loss.option"``.
-
-    Raises:
-        UserError: it is not a number, or below 0.
-    """
-    check_option(name, value, lambda weight: weight >= 0, "a number from 0 on", key="kd_loss.logits_options")
+        function, known = type(self).function, {"temperature": self.temperature, "label": batch.label}
+        asked = {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
+        return function(student, teacher, gate, **asked, **self.constants)
 
 
 @at_least(torch.float32)
