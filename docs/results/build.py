@@ -9,6 +9,7 @@ runs.csv is a run; one of shares.csv has the percentage of samples that one run 
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -298,7 +299,7 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(map(run_line, finished)), shares[[*(n for n in shares if n not in epochs), *epochs]]
 
 
-def read_csv(file: Path) -> pd.DataFrame:
+def read_csv(file: Path | io.StringIO) -> pd.DataFrame:
     """Empty cells are empty texts, or NaN among numbers."""
     table = pd.read_csv(file, dtype=dict.fromkeys(("homo", "gamma", "routing_share", "teacher_top1"), str))
     texts = table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]
@@ -309,14 +310,15 @@ def main() -> None:
     parser = Parser(description="Make the tables and figures of docs/results.md of the CSV files beside this one.")
     parser.add_argument("folders", nargs="*", type=Path, help="make the CSV files again, of all runs below")
     folders = parser.parse_args().folders
-    if folders:
-        for file, table in zip((RUNS, SHARES), collect(folders)):
-            write_text(file, table.to_csv(index=False))
-    runs, shares = read_csv(RUNS), read_csv(SHARES)
+    files = (RUNS, SHARES)
+    made_again = (table.to_csv(index=False) for table in collect(folders)) if folders else ()
+    texts = list(made_again) or [file.read_text(encoding="utf-8") for file in files]
+    runs, shares = (read_csv(io.StringIO(text)) for text in texts)
     made = tables(runs, shares)
     documents = {path: filled(path.read_text(encoding="utf-8"), made) for path in DOCUMENTS}
     figures = {"accuracy.png": png(accuracy_figure(runs)), "shares.png": png(share_figure(shares))}
-    for document, text in documents.items():
+    # Whatever is wrong with the runs has been said by now.
+    for document, text in (documents | dict(zip(files, texts))).items():
         write_text(document, text)
     for name, figure in figures.items():
         write_bytes(HERE / name, figure)
