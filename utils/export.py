@@ -63,9 +63,7 @@ def export_program(model: nn.Module, images: Tensor, file: Path) -> str:
     Raises:
         UserError: the network cannot be exported, or the loaded program gives other logits.
     """
-    with doing(
-        f"{file}: exporting the network by torch.export"
-    ):  # one of somebody's own may do what cannot be followed
+    with doing(f"{file}: exporting the network by torch.export"):
         program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with replacing(file) as opened:
         torch.export.save(program, opened)
