@@ -93,6 +93,23 @@ def _of_torchvision(name: str, wanted: Any) -> dict[str, Tensor]:
         ) from error
 
 
+def expected_images(name: str, kwargs: Mapping[str, Any]) -> dict[str, list]:
+    """How images were prepared for the weights that `kwargs` ask for: ``mean``, ``std``, ``image_size``; may be empty.
+
+    Args:
+        kwargs: of which `offered_weights` has found the weights.
+    """
+    if is_timm(name):
+        known = _timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
+        return {"mean": [*known.mean], "std": [*known.std], "image_size": [*known.input_size[1:]]} if known else {}
+    from torchvision import models
+
+    package, _, builder = name.rpartition(".")
+    offered = models.get_model_weights(getattr(importlib.import_module(package), builder))
+    images = offered[str(kwargs["weights"]).removeprefix(f"{offered.__name__}.")].transforms()
+    return {"mean": [*images.mean], "std": [*images.std], "image_size": 2 * [*images.crop_size]}
+
+
 def _timm(name: str) -> Any:
     try:
         return importlib.import_module("timm")

@@ -74,6 +74,11 @@ class TestTorchvision:
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, **_: dict(content))
         return content
 
+    def test_images_prepared_in_another_way_are_named_with_the_keys_that_prepare_them_alike(self, imagenet, caplog):
+        task(RESNET, weights="DEFAULT")
+        assert "std [0.229, 0.224, 0.225], here [0.5, 0.5, 0.5]; image_size [224, 224], here [32, 32]" in caplog.text
+        assert "dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225]" in caplog.text
+
     @pytest.mark.parametrize("word", ["DEFAULT", "ResNet18_Weights.IMAGENET1K_V1"])
     def test_weights_by_name_with_a_new_classifier(self, imagenet, word):
         student = task(RESNET, weights=word).student

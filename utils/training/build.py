@@ -17,7 +17,7 @@ from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Pretraining, Task
 from models import StagedModel, get_model, is_registered
-from models.libraries import offered_weights
+from models.libraries import expected_images, offered_weights
 from utils.config import Config, ModelConfig
 from utils.errors import UserError, doing
 from utils.processes.group import rank, world_size
@@ -117,6 +117,12 @@ def load_offered_weights(student: StagedModel, network: ModelConfig, info: DataI
     if weights is not None:
         hint = "" if network.new_head else " (new_head=true trains a new classifier)"
         assign_weights(student, weights, f"{name}: its weights do not fit{hint}", new_head=network.new_head)
+        here, there = info.describe(), expected_images(network.name, network.kwargs)
+        if changes := [f"{key} {value}, here {here[key]}" for key, value in there.items() if here[key] != value]:
+            words = " ".join(
+                f"dataset.{key}={value}".replace(" ", "") for key, value in there.items() if key in "mean std"
+            )
+            log.warning(f"{name}: its weights know images prepared in another way: {'; '.join(changes)} ({words})")
 
 
 def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
