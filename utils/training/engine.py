@@ -145,7 +145,8 @@ class Engine:
         if phase.name == "train":
             record["val"] = self.val = self._evaluate(stop)
             by = self.config.validation.best_by
-            is_best = self.val[by] > self.best.get(by, -1.0)  # a checkpoint from before there was a choice has but top1
+            now, before = self.val[by], self.best.get(by)  # older checkpoints have top1 alone; None was not finite
+            is_best = now is not None and (before is None or now > before)
             if is_best:
                 accuracies = {name: self.val[name] for name in ("top1", "class_mean")}
                 self.best = {**accuracies, "epoch": self.progress.epoch + 1}
@@ -273,7 +274,8 @@ class Engine:
                 self.gates.load_state_dict(checkpoint["gates"])
             self.val = dict(checkpoint["val"])
             best = checkpoint["best"]
-            self.best = {name: float(value) for name, value in best.items()} | {"epoch": int(best["epoch"])}
+            figures = {name: value if value is None else float(value) for name, value in best.items()}
+            self.best = figures | {"epoch": int(best["epoch"])}
             self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
             for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
                 set_rng_state(process["rng"], self.device)
