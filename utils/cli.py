@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +147,7 @@ def _refuse_variables(words: Sequence[str]) -> None:
     """Raise a UserError if a variable of the launchers stands among the keys."""
     for word in words:
         name, _, value = word.partition("=")
-        is_section = name in ("model", "dataset") and not re.fullmatch(r"(?!null$)\w[\w./-]*", value)
-        if name in VARIABLES and not is_section:
+        if name in VARIABLES and not value.lstrip().startswith("{"):  # model and dataset are sections of a config, too
             raise UserError(
                 f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
                 "entry points it is an option (--help)"

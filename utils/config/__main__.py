@@ -6,16 +6,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from utils.command import Parser, guarded
 from utils.config import Config
 from utils.config.errors import all_fields
 from utils.config.layers import Layers
-from utils.config.yaml_text import dump_yaml
+from utils.config.yaml_text import dump_yaml, spell
 
 BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
+EXAMPLE_SINGLE = {"dataset": {"name": "digits"}, "model": {"name": "vgg8"}}
+EXAMPLE_PAIR = {
+    "dataset": {"name": "digits"},
+    "kd": {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}},
+    "kd_loss": {"name": "at"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,20 +39,15 @@ def settings(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     layers = Layers(file)
     layers.add_file(file)
     layers.add_overrides(overrides)
-    kd = layers.data.get("kd")
-    if "model" in layers.data or (isinstance(kd, dict) and {"teacher", "student"} <= kd.keys()):
-        return Config.from_dict(layers.data, layers.source).to_dict()
-    complete = Layers(file)
-    complete.add({"dataset": {"name": "digits"}}, file)
-    if "kd" in layers.data or "kd_loss" in layers.data:
-        pair = {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}}
-        complete.add({"kd": pair, "kd_loss": {"name": "at"}}, file)
-    else:
-        complete.add({"model": {"name": "vgg8"}}, file)
-    complete.add(layers.data, file)
+    data = layers.data
+    kd = data.get("kd")
+    if "model" in data or (isinstance(kd, dict) and {"teacher", "student"} <= kd.keys()):
+        return Config.from_dict(data, layers.source).to_dict()
+    experiment = EXAMPLE_PAIR if {"kd", "kd_loss"} & data.keys() else EXAMPLE_SINGLE
+    complete = Layers(file, [("", experiment), *layers.parts])
     Config.from_dict(complete.data, layers.source)
     print("# a base file: what experiments that start from it share")
-    return layers.data
+    return data
 
 
 def key_table() -> str:
@@ -61,20 +61,14 @@ def key_table() -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "-" if field.default is None else _flow(field.default)
+    return "-" if field.default is None else spell(field.default)
 
 
 def _choices(field: FieldInfo) -> str:
     """The values to choose from, where the key takes no others."""
     kinds = (field.annotation, *get_args(field.annotation))
-    words = [_flow(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    words = [spell(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     return f" [{', '.join(words)}]" if words else ""
-
-
-def _flow(value: Any) -> str:
-    """`value` as it would stand in a config."""
-    value = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
 if __name__ == "__main__":

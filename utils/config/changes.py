@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from functools import cache
 from typing import Any
 
@@ -11,9 +11,14 @@ from utils.config.schema import Config
 from utils.config.types import INCIDENTAL
 
 
-def flatten(config: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings as one dict of dotted keys."""
-    return dict(_walk(config, ""))
+def flatten(section: dict[str, Any], whole: Container[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict of dotted keys; what a key of `whole` holds stays one value."""
+    flat = {}
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        nested = isinstance(value, dict) and value and key not in whole
+        flat |= flatten(value, whole, f"{key}.") if nested else {key: value}
+    return flat
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -21,7 +26,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
 
     What a key holds is one value, e.g. all of ``kd_loss.options``, so that an option that is left out is a difference.
     """
-    old, new = (dict(_walk(config, "", whole=_keys())) for config in (before, after))
+    old, new = (flatten(config, whole=_keys()) for config in (before, after))
     return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}
 
 
@@ -31,7 +36,7 @@ def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
     What a key holds stays one value, e.g. all of ``kd_loss.options``: two runs may have different ones.
     """
     incidental = _keys()
-    return {key: value for key, value in _walk(config, "", whole=incidental) if not incidental.get(key, False)}
+    return {key: value for key, value in flatten(config, whole=incidental).items() if not incidental.get(key, False)}
 
 
 def deciding_changes(before: Any, after: dict[str, Any]) -> str:
@@ -46,12 +51,3 @@ def deciding_changes(before: Any, after: dict[str, Any]) -> str:
 def _keys() -> dict[str, bool]:
     """Every key of the schema, and whether it is incidental."""
     return {".".join(key): INCIDENTAL in field.metadata for key, field in all_fields(Config)}
-
-
-def _walk(section: dict[str, Any], prefix: str, whole: Container[str] = ()) -> Iterator[tuple[str, Any]]:
-    for name, value in section.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value and key not in whole:
-            yield from _walk(value, f"{key}.", whole)
-        else:
-            yield key, value

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +16,47 @@ from utils.errors import UserError
 COMMAND_LINE = "command line"
 
 
+@dataclass
 class Layers:
-    """A nested mapping that grows layer by layer; a later layer wins.
+    """Nested settings in layers; a later one wins.
 
     Attributes:
-        data: the settings of all layers so far.
         name: the source that messages give for a key that no layer sets.
+        parts: source and settings of each layer, the lowest first.
     """
 
-    def __init__(self, name: str):
-        self.data: dict[str, Any] = {}
-        self.name = name
-        self._sources: dict[Key, str] = {}
-        self._files: dict[Path, Layers] = {}
+    name: str
+    parts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The settings of all layers together."""
+        return reduce(_merged, (data for _, data in self.parts), {})
 
     def add(self, data: dict[str, Any], source: str) -> None:
         """Lay `data` on top; messages about its keys name `source`."""
-        self._merge(self.data, data, lambda key: source, ())
+        self.parts.append((source, data))
 
-    def add_file(self, path: str | Path) -> None:
+    def add_file(self, path: str | Path, chain: tuple[Path, ...] = ()) -> None:
         """Lay a file on top, its bases first.
+
+        Args:
+            path: the file.
+            chain: the files whose ``base:`` led here, outermost first.
 
         Raises:
             UserError: the file or one of its bases cannot be read, or the bases go in a circle.
         """
-        self._add_layers(self._read(Path(os.path.normpath(path)), ()))
-
-    def _read(self, path: Path, chain: tuple[Path, ...]) -> Layers:
-        """The file `path` on top of its bases, read once, however often it is named.
-
-        Args:
-            chain: the files whose ``base:`` led here, outermost first.
-        """
-        known = path.resolve()
-        if known in map(Path.resolve, chain):
+        path = Path(os.path.normpath(path))
+        if path.resolve() in map(Path.resolve, chain):
             raise UserError(f"base: goes in a circle ({' -> '.join(map(str, (*chain, path)))})")
-        if known not in self._files:
-            data, layers = read_yaml(path), Layers(str(path))
-            try:
-                for base in _bases(data.pop("base", None)):
-                    layers._add_layers(self._read(Path(os.path.normpath(path.parent / base)), (*chain, path)))
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
-            layers.add(data, str(path))
-            self._files[known] = layers
-        return self._files[known]
-
-    def _add_layers(self, other: Layers) -> None:
-        self._merge(self.data, other.data, other.source, ())
+        data = read_yaml(path)
+        try:
+            for base in _bases(data.pop("base", None)):
+                self.add_file(path.parent / base, (*chain, path))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        self.add(data, str(path))
 
     def add_overrides(self, overrides: Iterable[str]) -> None:
         """Lay ``key=value`` words of the command line on top, e.g. ``"training.epochs=10"``."""
@@ -80,29 +74,28 @@ class Layers:
 
     def copy(self) -> Layers:
         """Independent of this one from here on."""
-        return copy.deepcopy(self)
+        return Layers(self.name, list(self.parts))
 
     def source(self, key: Key) -> str:
-        """Who set `key`; for a key that nobody set, who set the section around it."""
+        """The last layer that set `key`; for a key that nobody set, the last that set something around it."""
         while key:
-            if key in self._sources:
-                return self._sources[key]
+            for source, data in reversed(self.parts):
+                if _holds(data, key):
+                    return source
             key = key[:-1]
         return self.name
 
-    def _merge(self, below: dict[str, Any], above: dict[str, Any], source: Callable[[Key], str], path: Key) -> None:
-        for name, value in above.items():
-            here = (*path, name)
-            is_section = isinstance(below.get(name), dict)
-            if value is None and is_section:
-                continue  # a heading with nothing under it changes nothing
-            self._sources[here] = source(here)
-            if isinstance(value, dict):
-                if not is_section:
-                    below[name] = {}
-                self._merge(below[name], value, source, here)
-            else:
-                below[name] = value
+
+def _merged(below: Any, above: Any) -> Any:
+    if not isinstance(above, dict):
+        # A heading with nothing under it changes nothing.
+        return below if above is None and isinstance(below, dict) else above
+    below = below if isinstance(below, dict) else {}
+    return below | {name: _merged(below.get(name), value) for name, value in above.items()}
+
+
+def _holds(data: Any, key: Key) -> bool:
+    return not key or (isinstance(data, dict) and key[0] in data and _holds(data[key[0]], key[1:]))
 
 
 def _bases(value: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 from utils.config.find import find_config
 from utils.config.names import same_family
 from utils.config.schema import Config, ModelConfig
-from utils.config.yaml_text import parse_yaml
+from utils.config.yaml_text import spell
 from utils.errors import UserError
 from utils.libraries import weights_key
 from utils.run_folder.layout import Layout
@@ -61,11 +60,6 @@ class SingleRun:
     command: Command
     config: Config
     note: str
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """Those of ``train_single.py``."""
-        return self.command.arguments
 
 
 def single_run(dataset: str, seed: int, model: str, overrides: Iterable[str]) -> SingleRun:
@@ -165,20 +159,10 @@ def _shared_words(config: Config) -> list[str]:
     shared = {f"{part}.{key}": value for part in SHARED_SECTIONS for key, value in settings[part].items()}
     shared |= {f"training.{key}": settings["training"][key] for key in SHARED_TRAINING}
     shared |= {f"model.{key}": value for key, value in _how_it_is_built(network).items()}
-    return [_word(key, value) for key, value in shared.items() if value is not None]
+    return [f"{key}={spell(value)}" for key, value in shared.items() if value is not None]
 
 
 def _how_it_is_built(network: ModelConfig) -> dict[str, Any]:
     """The keys of a network, without its name, which is given apart, and without those about a checkpoint."""
     others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
     return network.model_dump(mode="json", exclude=others, exclude_defaults=True)
-
-
-def _word(key: str, value: Any) -> str:
-    """``key=value`` that is read as `value`: text without quotation marks where that is possible."""
-    try:
-        if isinstance(value, str) and parse_yaml(value) == value:
-            return f"{key}={value}"
-    except UserError:  # it needs them
-        pass
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"

@@ -6,8 +6,8 @@ integer, and of two equal keys it silently takes the last.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ import yaml
 from utils.errors import UserError, did_you_mean, doing, reason
 from utils.files import check_regular
 
-# Of each kind of scalar: how it is written, which letters it begins with, and what it becomes.
+# Of the kinds of scalar that YAML 1.2 writes otherwise than PyYAML: the pattern, and which letters it begins with.
 _SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: None),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF"), lambda text: text.lower() == "true"),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789"), int),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)([eE][-+]?[0-9]+)?", list("-+.0123456789"), float),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
 }
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    # Filled below; the parent's would bring YAML 1.1 back, and sets, dates and bytes, which no config needs.
+    # The parent's resolvers would bring YAML 1.1 back; its constructors sets, dates and bytes, which no config needs.
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
-    yaml_constructors: dict = {None: yaml.SafeLoader.construct_undefined}  # noqa: RUF012
+    yaml_constructors = {  # noqa: RUF012
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (None, *(_TAG + kind for kind in ("null", "bool", "str", "seq", "map")))
+    }
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):  # a page of them stands for a text longer than any memory
@@ -51,18 +55,11 @@ class _Dumper(yaml.SafeDumper):
     """Quotes words that are numbers in YAML 1.2, such as ``7e12``, as well as those of YAML 1.1."""
 
 
-def _converting(convert: Callable[[str], Any]) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
-    return lambda loader, node: convert(loader.construct_scalar(node))
-
-
-_TAG = "tag:yaml.org,2002:"
-for _kind, (_pattern, _first, _convert) in _SCALARS.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
-    _Loader.add_constructor(_TAG + _kind, _converting(_convert))
-    _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
-_Loader.add_constructor(_TAG + "str", _converting(str))
-_Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
-_Loader.add_constructor(_TAG + "map", lambda loader, node: loader.construct_mapping(node))
+for _kind, (_pattern, _first) in _SCALARS.items():
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
+_Loader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor(_TAG + "float", lambda loader, node: float(loader.construct_scalar(node)))
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -84,6 +81,14 @@ def parse_yaml(text: str | bytes) -> Any:
 def dump_yaml(value: Any) -> str:
     """Text that `parse_yaml`, and a reader of YAML 1.1, read as `value`: plain dicts, lists and scalars."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+
+
+def spell(value: Any) -> str:
+    """`value` as it stands behind ``key=`` on a command line, without quotation marks where that is possible."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _alone(dataset: str, seed: int, student: str, overrides: Sequence[str], swep
 
 def _single(run: SingleRun, root: Path, swept: Sequence[str] = ()) -> Job:
     name = ", ".join([f"{run.config.title} alone, seed {run.config.training.seed}", *swept])
-    return Job(name, "train_single.py", run.arguments, run.config, root)
+    return Job(name, "train_single.py", run.command.arguments, run.config, root)
 
 
 def _distilled(
