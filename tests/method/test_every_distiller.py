@@ -1,4 +1,4 @@
-"""What all distillers have in common; run for every file in distillers/, whoever has put it there."""
+"""What all distillers have in common; run for every file in distillers/, also one that a user has added."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ TWO_STEPS = [(distiller, "adaptive", LIKE, 8) for distiller in DISTILLERS]
 TWO_STEPS += [("crd", "fixed", LIKE, 8), ("at", "adaptive", MOBILE, 24)]
 
 TOLERANCE = 1e-9
-# Some gradients are zero but for rounding, such as that of a bias before a BatchNorm. There is nothing in them to
+# Some gradients are nothing but rounding, such as that of a bias before a BatchNorm. There is nothing in them to
 # compare; this is how small they must be, relative to the largest gradient of all, in the fast and in the plain step.
 NOTHING = 1e-12
 # Of float32: its rounding, 6e-8, adds up to 1e-6 .. 1e-5 over the layers and the batch, whatever the distiller.
@@ -366,7 +366,7 @@ def test_two_steps_with_both_optimisers_lead_where_the_formulas_lead(distiller, 
 
 @pytest.mark.parametrize("distiller", DISTILLERS)
 def test_a_step_in_float32_has_the_gradients_of_the_formulas_in_float64(distiller):
-    # Where the input of a ReLU is zero but for rounding, it may open in the one and stay closed in the other. That
+    # Where the input of a ReLU is nothing but rounding, it may open in the one and stay closed in the other. That
     # shows as a deviation of 1e-2 in some tensor, for one draw in dozens, and is no error. An error shows every time.
     for seed in range(3):
         case = make_case(distiller, "adaptive", LIKE, 16, seed=seed)
