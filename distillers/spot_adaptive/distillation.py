@@ -162,7 +162,7 @@ class SpotAdaptiveDistillation(Task):
         else:
             features, logits = features_on_the_way(self.student, batch.image, self.num_features)
         gates = self.draw_gates(self.see(features, teacher_features, logits, teacher_logits, batch.label))
-        chosen = SELECTIONS[self.selection].choose(gates.detach())
+        chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
         # Views, so that the gradient of a spot's loss there is its own, without that of the stages between two spots.
         views = features if self.balance is None else [feature.view_as(feature) for feature in features]
@@ -232,6 +232,10 @@ class SpotAdaptiveDistillation(Task):
                 f"{size}"
             )
         return gates
+
+    def choose(self, gates: Tensor) -> Tensor:
+        """Where the student distils, ``[B, K + 1]``, without gradient, from the policy's gates."""
+        return SELECTIONS[self.selection].choose(gates.detach())
 
 
 class Ramp(nn.Module):
