@@ -12,11 +12,13 @@ from made_up_runs import BETA, write_run
 from process_pair import process_pair
 from step_tape import TapeRecorder
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_runs import PowerCut, assert_equal, cut_power_after, finish, make_engine, records, toy_config
 from toys import IMAGE_SIZE, NUM_CLASSES, take_step, toy_batch, toy_labels, toy_task
 
 from distillers.spot_adaptive.balance import EVERY, MOMENTUM, UNSET, Balance, features_on_the_way, too_much
 from distillers.spot_adaptive.join import join
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.processes.group import rank
 from utils.report.gate_plots import ratio_figures
 from utils.report.groups import grouped
@@ -69,6 +71,14 @@ def joint_ratio() -> list[float]:
 def test_the_ratio_is_that_of_the_whole_batch_on_several_processes():
     with process_pair() as on_both:
         assert on_both(joint_ratio) == [pytest.approx([14.0])] * 2
+
+
+def test_a_measurement_looks_at_no_value():
+    with FakeTensorMode():
+        balance, feature, chosen = Balance(1.0, 1), torch.ones(2, 3, requires_grad=True), torch.ones(2, 1)
+        balance.measure(feature.sum(), feature.square().sum()[None], [(feature, feature)], chosen, 2.0)
+        balance(balance.ratio)
+        SELECTIONS["shuffled"].choose(chosen)
 
 
 class TestSteps:

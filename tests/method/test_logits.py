@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from documents import execute, shown_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_runs import EPOCHS, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_task
 
@@ -56,6 +57,14 @@ class TestEveryLoss:
         loss.backward()
         assert loss == 0
         assert not student.grad.any()
+
+    @every_loss
+    def test_computes_without_looking_at_a_value(self, name):
+        loss = make_logit_loss(name, 4.0, {})
+        with FakeTensorMode() as mode:
+            student, teacher, gate = (mode.from_tensor(x) for x in logits_and_gate())
+            batch = toy_batch()._replace(label=mode.from_tensor(toy_batch().label))
+            loss(student, teacher, gate, batch).backward()
 
     @every_loss
     def test_computes_the_same_under_autocast_to_the_last_bit(self, name):
