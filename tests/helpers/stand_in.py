@@ -22,6 +22,8 @@ import pytest
 import torch
 from filelock import FileLock
 
+from utils.processes import rank
+
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "tests/fakecuda"
 PATIENCE = 240  # seconds
@@ -179,6 +181,7 @@ def in_forks(function: Callable[..., Any], *arguments: Any, environments: Sequen
 
 def _answer(pipe: Connection, variables: dict[str, str], function: Callable[..., Any], arguments: tuple) -> None:
     os.environ.update(variables)
+    rank._PARENT = os.getppid()  # that of the process that was forked is another one
     try:
         answer = function(*arguments)
     except BaseException:
