@@ -78,14 +78,14 @@ def assert_trains(config: Config) -> None:
 
 
 def chosen() -> list[Path]:
-    """Of each data set, a file for every distiller and one for every network or pair; all of FSP, whose pairs must fit.
+    """A file for every distiller, and of each data set one for every network or pair; all of FSP, whose pairs must fit.
 
     What distillers make of unequal networks is tested apart, and what the other files say with their values.
     """
     seen, files = set(), []
     for path in EXPERIMENTS:
         _, dataset, _, method, networks = path.parts
-        kinds = {(dataset, method), (dataset, networks)}
+        kinds = {method, (dataset, networks)}
         if method == "fsp" or not kinds <= seen:
             files.append(path)
             seen |= kinds

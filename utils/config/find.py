@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import model_label, needs_small_lr, network_name, safe_name, same_family
@@ -29,11 +28,6 @@ class Composed:
     path: Path | None
     note: str
     layers: Layers
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The settings as plain nested dicts."""
-        return self.layers.data
 
     def load(self, overrides: Iterable[str] = ()) -> Config:
         """Complete and check it, under ``key=value`` words that win over everything else.
