@@ -122,10 +122,10 @@ def test_an_unknown_data_set_lists_those_that_are_there():
     )
 
 
-@pytest.mark.parametrize("name", ["../x", "a*", "."])
+@pytest.mark.parametrize("name", ["../x", "a**", "."])
 def test_names_cannot_lead_out_of_the_configs(name):
-    assert refusal("cifar-100", 1, model=name) == (
-        f"command line: '{name}': must be letters, digits, underscores, dashes and dots"
+    assert refusal("cifar-100", 1, model=name).endswith(
+        f"(composed): model.name: found {name!r}: must be letters, digits, underscores, dashes and dots"
     )
 
 

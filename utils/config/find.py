@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.layers import COMMAND_LINE, Layers
-from utils.config.names import model_label, needs_small_lr, network_name, safe_name, same_family
+from utils.config.names import model_label, needs_small_lr, same_family
 from utils.config.schema import Config
 from utils.errors import UserError, did_you_mean
 from utils.registry import fold
@@ -60,12 +60,18 @@ def find_config(
     Raises:
         UserError: there is no such data set, or names are missing.
     """
-    method, networks = _method_and_networks(model, teacher, student, distiller)
+    pair = (teacher, student, distiller)
+    if model and not any(pair):
+        method, networks = "single", (model,)
+    elif all(pair) and not model:
+        method, networks = distiller.lower(), (teacher, student)
+    else:
+        raise UserError(f"{COMMAND_LINE}: give a model to train, or a teacher, a student and a distiller")
     folder = _dataset_folder(dataset, Path(root))
     file = f"{method}/{'-'.join(map(model_label, networks))}.yml"
     wanted = folder / f"seed-{seed}" / file
-    candidates = [wanted, folder / "seed-1029" / file, *sorted(folder.glob(f"seed-*/{file}"))]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    folders = [folder / f"seed-{seed}", folder / "seed-1029", *sorted(folder.glob("seed-*"))]
+    path = next((parent / file for parent in folders if (parent / file).is_file()), None)
     if path:
         layers = Layers(str(path))
         layers.add_file(path)
@@ -95,23 +101,6 @@ def _compose(layers: Layers, bases: list[Path], method: str, networks: tuple[str
     kd = {"teacher": {"name": teacher}, "student": {"name": student}}
     layers.add({"kd": kd, "kd_loss": {"name": method, "homo": homo}}, layers.name)
     return f"{parts}, homo {str(homo).lower()}"
-
-
-def _method_and_networks(
-    model: str | None, teacher: str | None, student: str | None, distiller: str | None
-) -> tuple[str, tuple[str, ...]]:
-    """``"single"`` or a distiller, and the networks, the one that is trained last."""
-    pair = (teacher, student, distiller)
-    for name in filter(None, (model, *pair)):
-        try:
-            safe_name(name) if name is distiller else network_name(name)
-        except ValueError as error:
-            raise UserError(f"{COMMAND_LINE}: {name!r}: {error}") from None
-    if model and not any(pair):
-        return "single", (model,)
-    if not model and all(pair):
-        return distiller.lower(), (teacher, student)
-    raise UserError(f"{COMMAND_LINE}: give a model to train, or a teacher, a student and a distiller")
 
 
 def _dataset_folder(dataset: str, root: Path) -> Path:
