@@ -26,7 +26,7 @@ def test_a_network_alone(said):
 
 
 def test_a_pair_with_a_teacher_that_is_missing_and_a_phase_of_its_own(said):
-    text = said(main_distill, "--net1", "resnet14", "--net2", "resnet8", "--distiller", "ft", "training.batch_size=32")
+    text = said(main_distill, "--net1", "resnet14", "--net2", "resnet8", "--distiller", "ft", "training.batch_size=8")
     assert "the teacher is trained first, " in text
     assert "spots: f3, logits" in text
     assert text.index("pretrain: SGD of ") < text.index("train: SGD of student")
