@@ -24,16 +24,9 @@ from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError, doing, printable
 from utils.files import replacing
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
-from utils.run_folder.weights import (
-    EMA_HELP,
-    assign_weights,
-    average_instead,
-    find_weights,
-    flattened,
-    unusual,
-)
+from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, find_weights, flattened, unusual
 
-_FORMATS = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors"}
+_ENDINGS = (".pth", ".pt", ".safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +45,6 @@ def _parser() -> Parser:
     export = commands.add_parser("export", help="write the network alone: the student, or a model trained alone")
     export.set_defaults(run=export_network)
     export.add_argument("--ema", action="store_true", dest="average", help=EMA_HELP)
-    export.add_argument("--format", choices=["pth", "safetensors"], dest="form", help="default: by the ending of OUT")
     imported = commands.add_parser(
         "import", help="check somebody's weights against a model and write them as a checkpoint of ours"
     )
@@ -77,10 +69,7 @@ def _parser() -> Parser:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = parse_yaml(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    value = parse_yaml(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"found {text!r}, must be a mapping")
     return value
@@ -105,11 +94,8 @@ def describe(path: Path) -> str:
     return f"{_aligned(rows)}\n\n{_aligned(entries)}".rstrip()
 
 
-def export_network(path: Path, out: Path, form: str | None = None, average: bool = False) -> str:
+def export_network(path: Path, out: Path, average: bool = False) -> str:
     """Write a checkpoint's network, or the moving average of it, as a bare state_dict: PyTorch's format or safetensors.
-
-    Args:
-        form: ``pth`` or ``safetensors``; None: by the ending of `out`.
 
     Returns:
         a line that says what was done.
@@ -118,9 +104,8 @@ def export_network(path: Path, out: Path, form: str | None = None, average: bool
         UserError: `out` is there, or the ending is of neither; or `path` holds no network.
     """
     _refuse_existing(out)
-    form = form or _FORMATS.get(out.suffix.lower())
-    if form is None:
-        raise UserError(f"{out}: must end in {', '.join(_FORMATS)}, or --format says how it is written")
+    if out.suffix not in _ENDINGS:
+        raise UserError(f"{out}: must end in one of {', '.join(_ENDINGS)}")
     content = read_checkpoint(path)
     if average:
         content = average_instead(content, path)
@@ -134,7 +119,7 @@ def export_network(path: Path, out: Path, form: str | None = None, average: bool
     # Copies: safetensors takes no tensors that share their memory, and a view would be saved with all it is a view of.
     weights = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in entries.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    if form != "safetensors":
+    if out.suffix != ".safetensors":
         save_atomically(weights, out)
     else:
         with replacing(out) as file:
@@ -214,7 +199,7 @@ def _without(entries: dict[str, Any], drop: Sequence[str], path: Path) -> dict[s
 
 
 def _short(value: Any) -> str:
-    """A plain value or a few of them, or how much there is. Not the text of all, since a mapping may hold itself."""
+    """A plain value or a few of them, or how much there is."""
     if isinstance(value, dict) and not value and getattr(value, "__dict__", None):
         return f"an object with {', '.join(vars(value))}"[:80]
     if isinstance(value, dict) and all(item is None or isinstance(item, str | int | float) for item in value.values()):

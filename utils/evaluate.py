@@ -1,23 +1,23 @@
-"""How good and how costly a checkpoint's network is; for a distilled student, its teacher beside it."""
+"""Measure the accuracy and the cost of a checkpoint's network, and of a distilled student's teacher beside it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from utils.command import Parser, guarded
-from utils.errors import UserError
+from utils.errors import doing
 from utils.files import check_writable, refuse_to_replace, write_bytes, write_text
 from utils.report.table import Table
 from utils.run_folder.layout import Layout
@@ -27,9 +27,8 @@ from utils.training.precision import autocast
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
-WARM_UP, TIMED = 5, 30  # forward passes
+LATENCY_SECONDS = 0.5  # of forward passes that are timed, for each batch size
 FILES = ("evaluation.json", "per_class.csv", "confusion.csv", "confusion.png")
-EXTREMES = 5  # classes named on the terminal, at either end
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()
     results = {name: (scores(net, restored), cost(net, restored)) for name, net in networks.items()}
     print(f"{restored.path}\n{summary_table(results).markdown()}\n")
-    student = next(iter(results.values()))[0]
-    print(class_extremes(student.per_class(), restored.data.class_names))
     write(out, results, restored)
-    print(f"\n{out}: {', '.join(FILES)}")
+    print(f"{out}: {', '.join(FILES)}")
     return 0
 
 
@@ -133,17 +130,10 @@ def _precision(restored: Restored) -> Callable[[], AbstractContextManager]:
 @torch.inference_mode()
 def latency(model: nn.Module, batch: int, restored: Restored) -> float:
     """Median time of a forward pass in milliseconds, in the precision of the training, after a warm-up."""
-    device, precision = restored.device, _precision(restored)
-    images = torch.zeros(batch, 3, *restored.data.image_size, device=device)
-    times = []
-    for _ in range(WARM_UP + TIMED):
-        _wait_for(device)
-        start = time.perf_counter()
-        with precision():
-            model(images)
-        _wait_for(device)
-        times.append(1000 * (time.perf_counter() - start))
-    return median(times[WARM_UP:])
+    images = torch.zeros(batch, 3, *restored.data.image_size, device=restored.device)
+    names = {"model": model, "images": images, "precision": _precision(restored)}
+    timer = Timer("with precision(): model(images)", globals=names, num_threads=torch.get_num_threads())
+    return 1000 * timer.blocked_autorange(min_run_time=LATENCY_SECONDS).median
 
 
 def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
@@ -163,18 +153,6 @@ def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
     for batch in LATENCY_BATCHES:
         rows.append([f"latency, batch {batch} (ms, median)", *(f"{c.milliseconds[batch]:.2f}" for c in costs)])
     return Table(["", *results], rows)
-
-
-def class_extremes(accuracies: Sequence[float | None], names: Sequence[str]) -> str:
-    """The worst and the best classes, in two lines."""
-    known = sorted((accuracy, name) for accuracy, name in zip(accuracies, names) if accuracy is not None)
-    shown = min(EXTREMES, len(known) // 2)  # no class is both
-    worst, best = known[:shown], known[::-1][:shown]
-    lines = [("lowest", worst), ("highest", best)]
-    return "\n".join(
-        f"{label} class accuracy: " + ", ".join(f"{name} {accuracy:.1f} %" for accuracy, name in group)
-        for label, group in lines
-    )
 
 
 def default_folder(checkpoint: Path) -> Path:
@@ -197,15 +175,13 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
         for name, (scored, spent) in results.items()
     }
     accuracies = zip(names, *(scored.per_class() for scored, _ in results.values()))
-    try:
+    with doing(f"writing to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "evaluation.json", json.dumps(values, indent=2) + "\n")
         write_text(out / "per_class.csv", _csv([["class", *results], *accuracies]))
         confusion = [[name, *row] for name, row in zip(names, first.confusion.tolist())]
         write_text(out / "confusion.csv", _csv([["true \\ predicted", *names], *confusion]))
         write_bytes(out / "confusion.png", _confusion_png(first.confusion, names, next(iter(results))))
-    except OSError as error:
-        raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
 
 
 def _confusion_png(confusion: Tensor, names: Sequence[str], network: str) -> bytes:
@@ -219,11 +195,6 @@ def _csv(lines: Sequence[Sequence[object]]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refuse_to_replace([target, sidecar, *([onnx_file] if options.onnx else [])], sidecar, mark=NORMALISED)
     model = original(restored.student())  # under its own names
     images = next(iter(restored.val.epoch(0))).image[:IMAGES]
-    try:
+    with doing(f"writing {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"{target}: {export_program(model, images, target)}")
         if options.onnx:
             print(f"{onnx_file}: {export_onnx(model, images, onnx_file)}")
         write_text(sidecar, json.dumps(description(restored, name), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{target}: cannot write it ({error.strerror}); --out <file> names another") from error
     print(f"{sidecar}: what the input must be, and the classes")
     return 0
 

@@ -95,15 +95,8 @@ class TestShow:
         assert rows["network"] == "none of the registered models"
         assert rows["classes"].startswith("unknown")
 
-    def test_ends_also_for_mappings_without_end(self, tmp_path, run):
-        circle, forest = {}, {"x": torch.ones(2, 3).to_sparse()}
-        circle["circle"] = circle
-        for _ in range(30):
-            forest = {f"branch {number}": forest for number in range(9)}
-        assert self.rows(run, {"circle": circle, "forest": forest}, tmp_path)["forest"] == "dict of 9"
 
-
-@pytest.mark.parametrize("name", ["vgg8", "wrn_16_2", "MobileNetV2", "ShuffleV2", "ResNet18"])
+@pytest.mark.parametrize("name", ["vgg8", "MobileNetV2"])
 def test_networks_are_known_by_their_entries(name, tmp_path):
     weights = get_model(name, CLASSES).state_dict()
     assert convert.count_classes(weights) == CLASSES
@@ -112,16 +105,12 @@ def test_networks_are_known_by_their_entries(name, tmp_path):
 
 class TestExport:
     @pytest.mark.parametrize(
-        ("out", "words", "read"),
-        [
-            ("new/folder/student.pth", [], lambda path: torch.load(path, weights_only=True)),
-            ("student.SAFETENSORS", [], safetensors.torch.load_file),
-            ("student", ["--format", "safetensors"], safetensors.torch.load_file),
-        ],
+        ("out", "read"),
+        [("new/folder/student.pth", torch.load), ("student.safetensors", safetensors.torch.load_file)],
     )
-    def test_writes_the_student_alone(self, tmp_path, network, run, out, words, read):
+    def test_writes_the_student_alone(self, tmp_path, network, run, out, read):
         torch.save(our_checkpoint(network), tmp_path / "best.pth")
-        code, lines, errors = run("export", tmp_path / "best.pth", tmp_path / out, *words)
+        code, lines, errors = run("export", tmp_path / "best.pth", tmp_path / out)
         assert (code, errors) == (0, "")
         assert lines == [f"{tmp_path / out}: 56 entries of resnet8"]
         assert same(read(tmp_path / out), network.state_dict())
@@ -134,20 +123,18 @@ class TestExport:
     def test_writes_views_and_shared_tensors_as_tensors_of_their_own(self, tmp_path, run):
         whole = torch.randn(1000, 1000)
         torch.save({"a": whole[:2], "b": whole[:2], "c": whole.T[:3]}, tmp_path / "w.pth")
-        for out in ("out.safetensors", "out.pth"):
+        for out, read in (("out.safetensors", safetensors.torch.load_file), ("out.pth", torch.load)):
             assert run("export", tmp_path / "w.pth", tmp_path / out)[0] == 0
             assert (tmp_path / out).stat().st_size < 40_000
-        written = safetensors.torch.load_file(tmp_path / "out.safetensors")
-        assert same(written, {"a": whole[:2], "b": whole[:2], "c": whole.T[:3]})
+            assert same(read(tmp_path / out), {"a": whole[:2], "b": whole[:2], "c": whole.T[:3]})
 
     @pytest.mark.parametrize(
         ("content", "out", "complaint"),
         [
-            ({"a": torch.ones(2)}, "net.onnx", "net.onnx: must end in .pth, .pt, .safetensors, or --format says"),
+            ({"a": torch.ones(2)}, "net.onnx", "net.onnx: must end in one of .pth, .pt, .safetensors"),
             ({"a": torch.ones(2)}, "w.pth", "w.pth: exists already; name another file or remove it first"),
             ({"a": torch.ones(2), "b": 3}, "x.pth", "holds no network alone, b is a int"),
             ({"a": torch.ones(2).to_sparse()}, "x.pth", "holds no network alone, a is torch.float32, torch.sparse_coo"),
-            ({"a": torch.ones(1).expand(10**12)}, "x.pth", "a is (1000000000000,) expanded from fewer values"),
             ({}, "x.pth", "holds no network, it is empty"),
         ],
     )
@@ -189,17 +176,11 @@ class TestImport:
     @pytest.mark.parametrize(
         ("words", "complaint"),
         [
-            (
-                ["--model", "resnet14"],
-                "not the weights of resnet14 with 7 classes: expected 92 entries, the",
-            ),
+            (["--model", "resnet14"], "not the weights of resnet14 with 7 classes: expected 92 entries, the"),
             (["--model", "resnet8", "--num-classes", "9"], "fc.weight has shape (7, 64), expected (9, 64)"),
             (["--model", "resnet9"], "unknown model 'resnet9': did you mean"),
-            (["--model", "resnet8", "--num-classes", "0"], "argument --num-classes: found '0', must be a whole number"),
-            (["--model", "resnet8", "--num-classes", "2147483647"], "out of memory (tried to allocate "),
             (["--model", "resnet8", "--kwargs", "{depht: 3}"], "building resnet8 with 7 classes failed: TypeError"),
             (["--model", "resnet8", "--kwargs", "3"], "argument --kwargs: found '3', must be a mapping"),
-            (["--model", "resnet8", "--kwargs", "[a"], "argument --kwargs: line 1, column 3"),
             (["--model", "resnet8", "--prefix", "net"], "none of those that fit is under 'net'"),
             (["--model", "resnet8", "--drop", "conv"], "no entry is called 'conv', or begins with 'conv.'"),
         ],

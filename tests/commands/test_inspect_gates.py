@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from datasets.source import Files
 from distillers.spot_adaptive.policy import straight_through_gates
@@ -13,13 +14,8 @@ from utils.training.restore import restore
 
 
 @pytest.fixture
-def run(trained_run):
-    return trained_run
-
-
-@pytest.fixture
-def restored(run):
-    return restore(run)
+def restored(trained_run):
+    return restore(trained_run)
 
 
 def give_way(task, teacher_bias):
@@ -37,18 +33,12 @@ def test_chances_are_how_often_training_draws_the_gate(restored):
     logits = torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]]).expand(20_000, -1, -1)
     drawn = straight_through_gates(logits, temperature=5.0).mean(dim=0)
     torch.testing.assert_close(drawn, chances, atol=0.02, rtol=0)
+    task.selection = "anti"  # distils where the policy says not to
+    torch.testing.assert_close(distil_chances(task, torch.zeros(1, 3, 32, 32))[0], 1 - chances)
 
 
-def test_an_anti_run_distils_where_the_policy_says_not_to(restored):
-    task = restored.task()
-    give_way(task, torch.tensor([1.0, -2.0]))
-    task.selection = "anti"
-    chances = distil_chances(task, torch.zeros(1, 3, 32, 32))[0]
-    torch.testing.assert_close(chances, torch.tensor([-1.0, 2.0]).sigmoid())
-
-
-def test_every_class_has_a_line_with_the_mean_of_its_validation_images(run, restored, capsys):
-    assert main([str(run)]) == 0
+def test_every_class_has_a_line_with_the_mean_of_its_validation_images(trained_run, restored, capsys):
+    assert main([str(trained_run)]) == 0
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[1:]]
     assert lines[0] == ["class", "f3", "logits"]
     assert [line[0] for line in lines[2:]] == ["all classes", *"0123456789"]
@@ -56,37 +46,25 @@ def test_every_class_has_a_line_with_the_mean_of_its_validation_images(run, rest
     assert lines[5][1:] == [f"{100 * chance:.0f}" for chance in chances[label == 2].mean(dim=0).tolist()]
 
 
-def test_one_class_is_listed_image_by_image(run, capsys):
-    assert main([str(run), "--class", "3", "--limit", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    assert "mean of 104" in lines[3]
-    assert "validation image 3 " in lines[4]
-
-
-def test_images_of_a_class_are_called_by_their_files_where_they_are_files(restored):
-    source = restored.data.source
+def test_one_class_is_listed_image_by_image(restored):
+    task, source = restored.task(), restored.data.source
+    assert [row[0] for row in of_class(restored, task, "3", limit=2).rows][:2] == ["mean of 104", "validation image 3"]
     files = Files([f"folder/{k}.png" for k in range(len(source.val))], source.val.labels.tolist())
     data = replace(restored.data, source=replace(source, val=files))
-    table = of_class(replace(restored, data=data), restored.task(), "3", limit=2)
+    table = of_class(replace(restored, data=data), task, "3", limit=2)
     assert [row[0] for row in table.rows][1:] == ["folder/3.png", "folder/13.png"]
+    with pytest.raises(UserError, match="no class 'cat'"):
+        of_class(restored, task, "cat", limit=2)
 
 
-def test_image_files_have_a_line_each(run, tmp_path, capsys):
-    from PIL import Image
-
+def test_image_files_have_a_line_each(trained_run, tmp_path, capsys):
     Image.new("RGB", (50, 40), "white").save(tmp_path / "white.png")
-    assert main([str(run), str(tmp_path / "white.png"), "training.device=cpu"]) == 0
+    assert main([str(trained_run), str(tmp_path / "white.png"), "training.device=cpu"]) == 0
     assert str(tmp_path / "white.png") in capsys.readouterr().out
 
 
-def test_a_run_without_a_policy_is_a_one_line_error(run):
+def test_a_run_without_a_policy_is_a_one_line_error(trained_run):
     with pytest.raises(UserError, match="trained alone, which has no policy"):
-        main([str(run.parents[1] / "resnet8")])
+        main([str(trained_run.parents[1] / "resnet8")])
     with pytest.raises(UserError, match="a fixed run, which has no policy"):
-        main([str(run), "kd.selection=fixed"])
-
-
-def test_an_unknown_class_is_a_one_line_error(run):
-    with pytest.raises(UserError, match="no class 'cat'"):
-        main([str(run), "--class", "cat"])
+        main([str(trained_run), "kd.selection=fixed"])

@@ -1,4 +1,4 @@
-"""Weights are found in files of anybody, under whatever key and prefix they are; what does not fit is refused."""
+"""Weights are found in files of any project, under any key and prefix; those that do not fit are refused."""
 
 import argparse
 import logging
@@ -39,7 +39,7 @@ def renamed(weights: dict, ends: dict[str, str]) -> dict:
 
 
 def same(left: dict, right: dict) -> bool:
-    return all(torch.equal(value, right[key]) for key, value in left.items())
+    return bool(left) and all(torch.equal(value, right[key]) for key, value in left.items())
 
 
 def loaded(content, tmp_path, what="the teacher toy", **how) -> dict:
@@ -68,9 +68,10 @@ class Callback:
 OWN, OTHER = entries(1), entries(2)
 FILES = {
     "bare": (OWN, ""),
-    "published code and RepDistiller": ({"epoch": 240, "model": OWN, "best_acc": np.float64(74.6)}, "under model"),
-    "RepDistiller's last": ({"opt": argparse.Namespace(lr=1), "model": OWN, "optimizer": {"state": {}}}, "under model"),
-    "before batches were counted": ({"model": without_counters(OWN)}, "under model"),
+    "published code and RepDistiller": (
+        {"epoch": 240, "model": OWN, "best_acc": np.float64(74.6), "opt": argparse.Namespace(lr=1), "optimizer": {}},
+        "under model",
+    ),
     "data parallel": ({"state_dict": under("module.", OWN)}, "under state_dict.module"),
     "compiled data parallel": (under("module._orig_mod.", OWN), "under module._orig_mod"),
     "a word of one's own": ({"model_state": under("backbone.", OWN)}, "under model_state.backbone"),
@@ -103,8 +104,7 @@ FILES = {
         {"net": under("m.", renamed(OWN, {"running_mean": "moving_mean"})), "x": torch.ones(3)},
         "under net.m, matched by order because the names differ",
     ),
-    "objects without weights": (OWN | {"epoch": 3, "metric": None, "x": Callback()}, ""),
-    "double precision": (
+    "double precision, before batches were counted": (
         {"model": {key: value.double() for key, value in without_counters(OWN).items()}},
         "under model",
     ),
@@ -142,19 +142,10 @@ def test_a_whole_network_in_a_file_gives_its_weights(tmp_path):
     assert same(loaded({"net": network}, tmp_path), OWN)
 
 
-def test_counters_of_batches_are_taken_where_the_file_has_them(tmp_path):
-    torch.save({"net": OWN}, tmp_path / "w.pth")
-    model = ToyNet()
-    load_weights(model, tmp_path / "w.pth")
-    assert same(model.state_dict(), OWN)
-
-
 PREFIXES = {
     "the weights, not their average": ({"state_dict": OWN, "state_dict_ema": OTHER}, "state_dict"),
-    "the average": ({"state_dict": OTHER, "state_dict_ema": OWN}, "state_dict_ema."),
     "one of many": ({"a": OTHER, "b": {"c": OWN}, "d": OTHER}, "b"),
     "the outer one": (OWN | under("module.", OTHER), "."),
-    "the inner one": (OTHER | under("module.", OWN), "module"),
 }
 
 
@@ -178,9 +169,7 @@ def test_a_checkpoint_of_ours_gives_its_weights_not_their_average(tmp_path, capl
     assert not caplog.messages
 
 
-@pytest.mark.parametrize(
-    "rename", [lambda weights: weights, lambda weights: renamed(weights, {})], ids=["same names", "other names"]
-)
+@pytest.mark.parametrize("rename", [dict, lambda weights: renamed(weights, {})], ids=["same names", "other names"])
 def test_a_new_head_is_left_alone_whatever_its_width(tmp_path, rename):
     fresh, wide = ToyNet(num_classes=5), entries(num_classes=1000)
     before = fresh.fc.weight.clone()
@@ -192,21 +181,11 @@ def test_a_new_head_is_left_alone_whatever_its_width(tmp_path, rename):
     assert head_keys(fresh) == {"fc.weight", "fc.bias"}
 
 
-def packed(weights: dict) -> dict:
-    """A data type that PyTorch cannot cast."""
-    return weights | {"fc.bias": torch.ones(5, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}
-
-
-NAN, INF = torch.full((5,), torch.nan), torch.full((5,), torch.inf)
-NESTED = [torch.ones(2), torch.ones(3)]
 REFUSED = {
     "two that fit": ({"a": OWN, "b": OTHER}, "2 sets of entries fit the teacher toy: a, b; checkpoint_prefix=<one of"),
     "another within it": (OWN | under("module.", OTHER), r"fit the teacher toy: \., module; "),
     "width": (entries(width=6), r"conv1\.weight has shape \(6, 3, 3, 3\), expected \(4, 3, 3, 3\)"),
-    "classes": ({"model": entries(num_classes=9)}, r"fc\.weight has shape \(9, 8\), expected \(5, 8\)"),
-    "another network": (torch.nn.Linear(3, 4).state_dict(), "lacks conv1.weight and"),
     "too little": ({key: value for key, value in OWN.items() if key != "fc.bias"}, "the file lacks fc.bias"),
-    "too much": (OWN | {"extra.weight": torch.ones(1)}, "has the unknown extra.weight"),
     "too much behind a prefix": (under("net.", OWN | {"extra": torch.ones(1)}), "has the unknown extra"),
     "one name twice": (OWN | {"module.fc.bias": torch.ones(5)}, r"has the unknown module\.fc\.bias"),
     "other names, BatchNorm in another order": (
@@ -214,27 +193,18 @@ REFUSED = {
         "lacks conv1",
     ),
     "other names in alphabetical order": (dict(sorted(renamed(OWN, {}).items())), "lacks conv1"),
-    "names in another order": (dict(zip(OWN, reversed(OWN.values()))), "has shape"),
-    "nothing": ({}, "lacks conv1.weight and"),
     "names that are none": ({3: torch.ones(2), None: 1}, "lacks conv1.weight and"),
-    "a list": ([1, 2, 3], "holds a list, expected a dictionary"),
-    "NaN": (OWN | {"fc.bias": NAN}, r"fc\.bias holds NaN"),
-    "infinite": (OWN | {"fc.bias": INF}, r"fc\.bias holds NaN or infinite"),
-    "a statistic that is NaN": (OWN | {"bn1.running_var": torch.full((4,), torch.nan)}, r"bn1\.running_var holds NaN"),
+    "NaN": (OWN | {"bn1.running_var": torch.full((4,), torch.nan)}, r"bn1\.running_var holds NaN"),
     "too large once cast": (OWN | {"fc.bias": torch.ones(5).double() * 1e300}, r"fc\.bias holds NaN or infinite"),
     "no tensor": (OWN | {"fc.bias": [0, 0]}, r"fc\.bias is a list, expected a tensor"),
-    "whole numbers": (
-        OWN | {"fc.bias": torch.ones(5, dtype=int)},
-        r"bias is torch\.int64, expected torch\.float32",
-    ),
+    "whole numbers": (OWN | {"fc.bias": torch.ones(5, dtype=int)}, r"bias is torch\.int64, expected torch\.float32"),
     "complex": (OWN | {"fc.bias": torch.ones(5) * 1j}, r"fc\.bias is torch\.complex64"),
     "sparse": (OWN | {"fc.bias": torch.ones(5).to_sparse()}, r"fc\.bias is torch\.float32, torch\.sparse_coo"),
     "shapes alone": (OWN | {"fc.bias": torch.ones(5, device="meta")}, r"fc\.bias is .* on meta"),
     "expanded": (OWN | {"fc.bias": torch.ones(1).expand(5)}, r"fc\.bias is \(5,\) expanded from fewer values"),
     "quantised": (OWN | {"fc.bias": torch.quantize_per_tensor(torch.ones(5), 1.0, 0, torch.qint8)}, "torch.qint8"),
-    "nested": (OWN | {"fc.bias": torch.nested.nested_tensor(NESTED)}, "nested"),
-    "nested jagged": (OWN | {"fc.bias": torch.nested.nested_tensor(NESTED, layout=torch.jagged)}, "nested"),
-    "half a byte each": (packed(OWN), r"w\.pth: "),
+    "nested": (OWN | {"fc.bias": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, "nested"),
+    "half a byte each": (OWN | {"fc.bias": torch.ones(5, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "w.pth: "),
 }
 
 

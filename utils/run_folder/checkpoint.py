@@ -36,11 +36,6 @@ _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; `git lfs pull` fetches that",
     b"<": "an HTML or XML page; a download gave this page in place of the file",
     b"\x1f\x8b": "a gzip archive; unpack it first",
-    b"BZh": "a bzip2 archive; unpack it first",
-    b"\xfd7zXZ": "an xz archive; unpack it first",
-    b"\x28\xb5\x2f\xfd": "a Zstandard archive; unpack it first",
-    b"7z\xbc\xaf": "a 7z archive; unpack it first",
-    b"Rar!": "a RAR archive; unpack it first",
 }
 
 
@@ -80,8 +75,8 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
     check_regular(path)
     with doing(f"reading {path}"):
-        if problem := _what_else_it_is(path):
-            raise UserError(f"{path}: is {problem}")
+        if kind := _other_kind(path):
+            raise UserError(f"{path}: is {kind}")
         content = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
@@ -158,8 +153,8 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _what_else_it_is(path: Path) -> str | None:
-    """What a file is that is evidently no checkpoint; None for one that may be."""
+def _other_kind(path: Path) -> str | None:
+    """The kind of a file that is no checkpoint; None for one that may be."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:

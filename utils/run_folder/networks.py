@@ -1,4 +1,4 @@
-"""Whether a run, or a checkpoint, is of the networks and of the data that one would look for there."""
+"""Whether a run or a checkpoint is of the networks and the data that the config names."""
 
 from __future__ import annotations
 
@@ -46,24 +46,17 @@ def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str, 
     Raises:
         UserError: the classes are others, or in another order.
     """
-    match checkpoint.get("data"):
-        case {"classes": list(theirs), **there}:
-            pass
-        case _:
-            return
-    here = info.describe()
+    there, here = checkpoint.get("data"), info.describe()
+    if not isinstance(there, dict) or not isinstance(theirs := there.get("classes"), list):
+        return
     ours = here.pop("classes")
-    for number, names in enumerate(zip_longest(theirs, ours)):
-        if names[0] != names[1]:
-            their, our = ("missing" if name is None else repr(name) for name in names)
-            advice = (
-                "name one that was trained on these classes"
-                if named
-                else "dataset.label=<name> gives other data its own folder"
-            )
+    for number, (their, our) in enumerate(zip_longest(map(repr, theirs), map(repr, ours), fillvalue="missing")):
+        if their != our:
+            own_folder = "dataset.label=<name> gives other data its own folder"
             raise UserError(
                 f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
-                f"{number} is {their}, here {our}; {advice}"
+                f"{number} is {their}, here {our}; "
+                f"{'name one that was trained on these classes' if named else own_folder}"
             )
     changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
     if changes:

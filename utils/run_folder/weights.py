@@ -1,4 +1,4 @@
-"""A network's weights in a file of anybody: found under whatever key and prefix they are, or not taken at all."""
+"""Find a network's weights in a file of any project, under any key and prefix, or refuse the file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ log = logging.getLogger("sakd")
 
 COUNTERS = "num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 lack them
 AVERAGES = ("state_dict_ema.", "model_ema.")  # moving averages, which timm's own loader takes first too
-MOST_LEVELS, MOST_ENTRIES = 20, 100_000  # of mappings within mappings that are looked at
 # BatchNorm has four tensors of one shape; every network calls them so, whatever it calls its layers.
 BATCHNORM_NAMES = {"weight", "bias", "running_mean", "running_var"}
 
@@ -162,8 +161,8 @@ def head_keys(model: StagedModel) -> set[str]:
 
 
 def flattened(content: dict[Any, Any]) -> dict[str, Any]:
-    """Everything within mappings within mappings, under dotted names. Bounded, since a mapping may hold itself."""
-    return dict(islice(_walk(content, "", MOST_LEVELS), MOST_ENTRIES))
+    """Everything within mappings within mappings, under dotted names."""
+    return dict(_walk(content, ""))
 
 
 def unusual(tensor: Tensor) -> str | None:
@@ -175,10 +174,10 @@ def unusual(tensor: Tensor) -> str | None:
     return None
 
 
-def _walk(mapping: dict[Any, Any], prefix: str, levels: int) -> Iterator[tuple[str, Any]]:
+def _walk(mapping: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in {**mapping, **_parts_of_module(mapping)}.items():
-        if isinstance(value, dict) and levels:
-            yield from _walk(value, f"{prefix}{key}.", levels - 1)
+        if isinstance(value, dict):
+            yield from _walk(value, f"{prefix}{key}.")
         elif value is not None:  # stands in a module for a bias that it does not have
             yield f"{prefix}{key}", value
 

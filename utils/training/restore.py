@@ -30,8 +30,6 @@ from utils.training.build import assemble, build_network, load_teacher, prefix_o
 from utils.training.device import choose_device, set_up
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
-MOST_LISTED = 20  # runs in a message
-
 
 @dataclass(frozen=True)
 class Restored:
@@ -137,7 +135,7 @@ def restore(
         UserError: it cannot be read, does not say what it is of, or names what is not to be trusted.
     """
     if path.is_dir():
-        path = _best_of(path)
+        path = Layout(path).best
     content = read_checkpoint(path)
     if average:
         content = average_instead(content, path)
@@ -162,16 +160,3 @@ def restore(
         "val", val_batch_size(settings, device, opened), validation.num_workers, seed=seed, device=device
     )
     return Restored(path, settings, content, opened, val, device)
-
-
-def _best_of(folder: Path) -> Path:
-    """The best checkpoint of a run folder.
-
-    Raises:
-        UserError: the folder is no run's, but there are runs in it; the line lists them.
-    """
-    best = Layout(folder).best
-    if not best.exists() and (below := sorted(folder.glob(f"**/{best.relative_to(folder)}"))):
-        runs = ", ".join(str(file.parents[1]) for file in below[:MOST_LISTED])
-        raise UserError(f"{folder}: is no run; {len(below)} are in it: {runs}{', ...' * (len(below) > MOST_LISTED)}")
-    return best

@@ -11,7 +11,7 @@ from typing import Any
 from models import is_registered
 from utils.config import Config
 from utils.config.layers import Layers
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.libraries import is_timm, without_weights
 
 Key = tuple[str, ...]
@@ -79,10 +79,8 @@ def is_known_builder(name: str) -> bool:
     if name == "timm.create_model":
         return True  # its argument `model_name` is a word, so no address
     if f"{package}.".startswith("timm.models."):
-        try:
+        with doing(f"model {name!r}: importing timm"):
             import timm
-        except ImportError as error:
-            raise UserError(f"model {name!r}: {error}") from error
         known = timm.list_models()
         return builder in known and package in ("timm.models", timm.model_entrypoint(builder).__module__)
     return False
