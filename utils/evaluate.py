@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from utils.training.precision import autocast
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
-LATENCY_SECONDS = 0.5  # of forward passes that are timed, for each batch size
+TIMED = 30  # forward passes
 FILES = ("evaluation.json", "per_class.csv", "confusion.csv", "confusion.png")
 
 
@@ -133,7 +133,7 @@ def latency(model: nn.Module, batch: int, restored: Restored) -> float:
     images = torch.zeros(batch, 3, *restored.data.image_size, device=restored.device)
     names = {"model": model, "images": images, "precision": _precision(restored)}
     timer = Timer("with precision(): model(images)", globals=names, num_threads=torch.get_num_threads())
-    return 1000 * timer.blocked_autorange(min_run_time=LATENCY_SECONDS).median
+    return 1000 * median(timer.timeit(1).median for _ in range(TIMED))
 
 
 def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:

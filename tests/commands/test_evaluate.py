@@ -171,7 +171,7 @@ def test_images_from_files_are_prepared_as_validation_images_are(trained_run, tm
 
 
 def test_own_files_are_replaced_and_no_link_is_written_through(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.01)
+    monkeypatch.setattr(evaluate, "TIMED", 1)
     precious, out = tmp_path / "precious", tmp_path / "out"
     precious.write_text("content")
     commands = [

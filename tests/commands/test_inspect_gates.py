@@ -46,9 +46,13 @@ def test_every_class_has_a_line_with_the_mean_of_its_validation_images(trained_r
     assert lines[5][1:] == [f"{100 * chance:.0f}" for chance in chances[label == 2].mean(dim=0).tolist()]
 
 
-def test_one_class_is_listed_image_by_image(restored):
+def test_one_class_is_listed_image_by_image(trained_run, restored, capsys):
+    assert main([str(trained_run), "--class", "3", "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert "mean of 104" in lines[3]
+    assert "validation image 3 " in lines[4]
     task, source = restored.task(), restored.data.source
-    assert [row[0] for row in of_class(restored, task, "3", limit=2).rows][:2] == ["mean of 104", "validation image 3"]
     files = Files([f"folder/{k}.png" for k in range(len(source.val))], source.val.labels.tolist())
     data = replace(restored.data, source=replace(source, val=files))
     table = of_class(replace(restored, data=data), task, "3", limit=2)

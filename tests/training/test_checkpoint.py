@@ -42,16 +42,18 @@ class TestSaving:
 
 
 class TestRunDir:
-    def test_refuses_to_write_over_a_run_unless_told(self, tmp_path):
+    @pytest.fixture
+    def run(self, tmp_path):
         run = RunDir(tmp_path / "run")
         run.open(resume=False, overwrite=False)
+        return run
+
+    def test_refuses_to_write_over_a_run_unless_told(self, run):
         run.save({"epoch": 1}, is_best=True)
         with pytest.raises(UserError, match=r"unfinished run already; --resume .* --overwrite"):
-            RunDir(tmp_path / "run").refuse_if_taken()
+            RunDir(run.path).refuse_if_taken()
 
-    def test_goes_on_from_what_somebody_kept(self, tmp_path):
-        run = RunDir(tmp_path / "run")
-        run.open(resume=False, overwrite=False)
+    def test_goes_on_from_what_somebody_kept(self, run):
         run.config.touch()
         run.save({"epoch": 1}, is_best=True)
         run.save({"epoch": 2}, epoch=2)
@@ -61,13 +63,11 @@ class TestRunDir:
             run.previous.unlink(missing_ok=True)
             run.close()
             with pytest.raises(UserError, match="holds an unfinished run already"):
-                RunDir(tmp_path / "run").open(resume=False, overwrite=False)
+                RunDir(run.path).open(resume=False, overwrite=False)
             assert run.open(resume=True, overwrite=False) == read_checkpoint(run.last) == {"epoch": kept}
             run.epoch_checkpoint(kept).unlink(missing_ok=True)
 
-    def test_a_kill_within_the_first_save_leaves_something_to_go_on_from(self, tmp_path, monkeypatch):
-        run = RunDir(tmp_path / "run")
-        run.open(resume=False, overwrite=False)
+    def test_a_kill_within_the_first_save_leaves_something_to_go_on_from(self, run, monkeypatch):
         run.config.touch()
 
         def killed(path: Path, target: Path):
@@ -83,23 +83,21 @@ class TestRunDir:
         run.close()
         assert run.open(resume=True, overwrite=False) == {"epoch": 1}
 
-    def test_refuses_to_write_over_weights_that_somebody_put_there(self, tmp_path):
-        run = RunDir(tmp_path / "run")
-        run.checkpoints.mkdir(parents=True)
+    def test_refuses_to_write_over_weights_that_somebody_put_there(self, run):
+        run.close()
         (run.checkpoints / "mine.pth").touch()
         run.best.touch()
         with pytest.raises(UserError, match=r"holds best\.pth, but no run that it is of \(no config\.yml\)"):
             run.open(resume=False, overwrite=False)
         run.best.unlink()
+        with pytest.raises(UserError, match="nothing to resume"):
+            run.open(resume=True, overwrite=False)
         run.open(resume=False, overwrite=False)
         assert (run.checkpoints / "mine.pth").exists()
 
-    def test_refuses_a_folder_that_a_living_process_writes_to(self, tmp_path):
-        RunDir(tmp_path / "other").open(resume=False, overwrite=False)
-        first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
-        first.open(resume=False, overwrite=False)
+    def test_refuses_a_folder_that_a_living_process_writes_to(self, run):
         with pytest.raises(UserError, match="another run is writing there"):
-            second.open(resume=False, overwrite=True)
+            RunDir(run.path).open(resume=False, overwrite=True)
 
     def test_waits_for_somebody_who_looks_whether_it_is_busy(self, tmp_path):
         (tmp_path / ".lock").touch()
@@ -110,17 +108,10 @@ class TestRunDir:
             RunDir(tmp_path).open(resume=False, overwrite=False)
             timer.join()
 
-    def test_has_nothing_to_resume_in_an_empty_folder(self, tmp_path):
-        with pytest.raises(UserError, match="nothing to resume"):
-            RunDir(tmp_path / "run").open(resume=True, overwrite=False)
-
-    def test_overwriting_drops_everything_of_the_old_run(self, tmp_path):
-        run = RunDir(tmp_path / "run")
-        run.open(resume=False, overwrite=False)
+    def test_overwriting_drops_everything_of_the_old_run(self, run):
         run.save({"epoch": 1}, is_best=True)
         run.metrics.write_text("{}\n")
         run.write_result({"best": 1})
-        del run
-        fresh = RunDir(tmp_path / "run")
-        assert fresh.open(resume=False, overwrite=True) is None
-        assert not any(path.exists() for path in (fresh.last, fresh.best, fresh.metrics, fresh.result))
+        run.close()
+        assert run.open(resume=False, overwrite=True) is None
+        assert not any(path.exists() for path in (run.last, run.best, run.metrics, run.result))

@@ -94,19 +94,11 @@ class TestTrainedAlong:
             start(config)
         assert not config.run_dir.exists()
 
-    def test_the_log_says_how_long_it_takes_and_what_changes_that(self, images, tmp_path, caplog, capsys):
-        caplog.set_level(logging.INFO, "sakd")
-        config = student(tmp_path, images)
-        capsys.readouterr()
-        start(config)
-        shown = capsys.readouterr().out
-        (line,) = (line for line in caplog.messages if "resnet14 is missing" in line)
-        assert "with training.epochs=2; teacher_args=training.epochs=<number> changes that" in line
-        logs = [RunDir(folder).log.read_text() for folder in (config.teacher_checkpoint.parents[1], config.run_dir)]
-        for line in shown.splitlines():
-            assert sum(log.count(line) for log in logs) >= 1, line
-        assert logs[1].count("curves: tensorboard") == 1
-        assert "teacher resnet14: val" in logs[1]
+    def test_the_logs_say_how_long_it_takes_and_what_changes_that(self, together):
+        teacher, run = (run.log.read_text() for run in together)
+        line = "with training.epochs=2; teacher_args=training.epochs=<number> changes that"
+        assert (teacher + run).count(line) == run.count("curves: tensorboard") == 1
+        assert "teacher resnet14: val" in run
 
     def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path, caplog):
         caplog.set_level(logging.INFO, "sakd")
