@@ -96,8 +96,8 @@ class TestTrainedAlong:
 
     def test_the_logs_say_how_long_it_takes_and_what_changes_that(self, together):
         teacher, run = (run.log.read_text() for run in together)
-        line = "with training.epochs=2; teacher_args=training.epochs=<number> changes that"
-        assert (teacher + run).count(line) == run.count("curves: tensorboard") == 1
+        assert "with training.epochs=2; teacher_args=training.epochs=<number> changes that" in teacher + run
+        assert run.count("curves: tensorboard") == 1
         assert "teacher resnet14: val" in run
 
     def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path, caplog):
