@@ -343,7 +343,10 @@ class TestInput:
 
     @pytest.mark.parametrize(
         ("content", "complaint"),
-        [(f"a: !!python/object/apply:os.system [touch {TRACE}]", "for the tag"), ("[" * 100_000, "not YAML: maximum recursion")],
+        [
+            (f"a: !!python/object/apply:os.system [touch {TRACE}]", "for the tag"),
+            ("[" * 100_000, "not YAML: maximum recursion"),
+        ],
         ids=["code", "nested"],
     )
     def test_a_file_that_is_no_config_is_refused(self, tmp_path, refusal, monkeypatch, content, complaint):
