@@ -38,15 +38,11 @@ def main_distill(selection: str | None = None, arguments: Sequence[str] | None =
     parser = _parser(
         "Distil where the policy says not to (anti-SAKD)."
         if selection == "anti"
-        else "Train a student by spot-adaptive knowledge distillation (kd.selection: adaptive, anti, fixed, random)."
+        else "Train a student by spot-adaptive knowledge distillation (kd.selection chooses other ways)."
     )
-    networks = "(default {}; of digits {})"
-    parser.add_argument(
-        "--net1", "--teacher", help=f"teacher network {networks.format(DEFAULTS['net1'], SMALL['net1'])}"
-    )
-    parser.add_argument(
-        "--net2", "--student", help=f"student network {networks.format(DEFAULTS['net2'], SMALL['net2'])}"
-    )
+    for option, alias in (("net1", "teacher"), ("net2", "student")):
+        usual = f"default {DEFAULTS[option]}; of digits {SMALL[option]}"
+        parser.add_argument(f"--{option}", f"--{alias}", help=f"{alias} network ({usual})")
     parser.add_argument(
         "--distiller",
         help=f"what to distil, default {DEFAULTS['distiller']}: {' '.join(names_in_source('distillers', 'distiller'))}",
