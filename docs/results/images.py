@@ -1,7 +1,6 @@
-"""Make data/cifar-10 and data/cifar-10-mini, the images of docs/results.md.
+"""Make data/cifar-10 and data/cifar-10-mini, the images of docs/results.md, of torchvision's CIFAR-10.
 
-    python docs/results/images.py           # out of torchvision's CIFAR-10, which is downloaded
-    python docs/results/images.py FOLDER    # out of a folder with train/<class>/ and test/<class>/
+    python docs/results/images.py
 
 The first has all 60,000 images, the second the first 500 of each class by name to train on, and all test images.
 """
@@ -47,16 +46,6 @@ def write_part(whole: Path, out: Path) -> None:
     shutil.copytree(whole / "test", out / "test")
 
 
-def check_classes(folder: Path) -> None:
-    """Raise a UserError unless both splits have the same classes, with images."""
-    found = [{path.parent.name for path in (folder / split).glob("*/*.*")} for split in ("train", "test")]
-    if not found[0] or found[0] != found[1]:
-        raise UserError(
-            f"{folder}: must have train/<class>/ and test/<class>/ with images, of the same classes; "
-            "without a folder, CIFAR-10 is downloaded"
-        )
-
-
 @contextmanager
 def complete(folder: Path) -> Iterator[Path]:
     """A folder that takes the name `folder` when all is in it."""
@@ -67,15 +56,12 @@ def complete(folder: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = Parser(description="Make data/cifar-10 and data/cifar-10-mini, the images of docs/results.md.")
-    parser.add_argument("folder", nargs="?", type=Path, help="with train/<class>/ and test/<class>/")
-    given, whole, few = parser.parse_args().folder, Path("data/cifar-10"), Path("data/cifar-10-mini")
-    if given:
-        check_classes(given)
+    Parser(description=__doc__.splitlines()[0]).parse_args()
+    whole, few = Path("data/cifar-10"), Path("data/cifar-10-mini")
     if there := next((path for path in (few, whole) if path.exists()), None):
         raise UserError(f"{there}: is there already; delete it to make it anew")
     with complete(whole) as part:
-        shutil.copytree(given, part) if given else write_images(part, Path("data"))
+        write_images(part, Path("data"))
     with complete(few) as part:
         write_part(whole, part)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from documents import DOCUMENTS, REPOSITORY, blocks, execute, launcher_variables, make_workplace, problems, run_python
+from documents import DOCUMENTS, REPOSITORY, blocks, execute, launcher_variables, make_workplace, problems
 
 from datasets import build_data
 from datasets.registry import DATASETS
@@ -57,58 +55,21 @@ def test_what_a_document_says_holds(document, workplace):
 
 
 @pytest.mark.parametrize(
-    ("language", "text", "complaint"),
+    ("text", "complaint"),
     [
-        ("sh", "sh train_sngle.sh", "unknown command"),
-        ("sh", "datset=digits sh train.sh", "no launcher has a variable datset"),
-        ("sh", "dataset=digits net2=resnet9 sh train.sh", "unknown model 'resnet9'"),
-        ("sh", "dataset=digits sh train.sh --resumed", "unrecognized arguments: --resumed"),
-        ("sh", "dataset=digits sh train.sh \\\n    training.epoch=3", "unknown key training.epoch"),
-        ("sh", "dataset=digits teacher_args='training.epoch=3' sh train.sh", "unknown key training.epoch"),
-        ("sh", "sh train.sh --config configs/digits/seed-1029/at/vgg13-vgg9.yml", "vgg13-vgg9.yml: no such file"),
-        ("sh", "sh test.sh -m quick", "no such test or marker"),
-        ("sh", "dataset=digits\nsh train.sh", "sets variables for no command"),
-        ("sh", "conda install torch", "unknown command conda"),
-        ("sh", "python -m utils.reports run", "No module named utils.reports"),
-        ("sh", "python -m utils.report --no-pictures", "unrecognized arguments: --no-pictures"),
-        ("sh", "torchrun --nproc-pernode 4 train.py --dataset digits", "--nproc-pernode"),
-        ("", "`dataset=digits sh train.sh training.epoch=3`", "unknown key training.epoch"),
-        ("", "`training.epoch`", "no such key"),
-        ("", "`configs/<dataset>/seed-1030/<distiller>/<net1>-<net2>.yml`", "no such file"),
-        ("", "`utils.report.curves.loss_figures`", "utils.report.curves has no loss_figures"),
-        ("yaml", "model: {name: mynets.MyNet, stage: [[conv1]]}", "no such key model.stage"),
-        ("", "[link](docs/method.md#notations)", "no such heading"),
-        ("", "a formula $a_k$ that GitHub may spoil", "write formulas as"),
+        ("```sh\ndataset=digits sh train.sh \\\n    training.epoch=3\n```\n", "unknown key training.epoch"),
+        ("see `python -m utils.report --no-pictures`", "unrecognized arguments: --no-pictures"),
+        ("[link](docs/method.md#notations)", "no such heading"),
     ],
 )
-def test_a_misspelt_word_is_found(language, text, complaint, workplace):
-    """In a code block, or in a sentence."""
-    document = f"before\n```{language}\n{text}\n```\nafter\n" if language else f"before\n\nsee {text} there\n"
-    (found,) = problems(document, workplace)
-    assert found.startswith(("line 3: ", "line 4: "))
+def test_a_misspelt_word_is_found(text, complaint, workplace):
+    (found,) = problems(text, workplace)
     assert complaint in found
-
-
-def test_a_document_that_tells_to_install_something_installs_nothing(workplace):
-    assert run_python(["-m", "pip", "install", "no-such-package-anywhere"]) == []
-
-
-def test_code_blocks_look_like_the_rest_of_the_code(tmp_path):
-    (tmp_path / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
-    for document in DOCUMENTS:
-        for block in blocks(document.read_text(encoding="utf-8"), "python"):
-            (tmp_path / f"{document.stem}_{block.line}.py").write_text(block.text)
-    assert list(tmp_path.glob("extending_*.py"))
-    for command in (["check"], ["format", "--diff"]):
-        run = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "."], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stdout
 
 
 class TestExtending:
     def block(self, beginning: str) -> str:
-        (text,) = (block.text for block in blocks(EXTENDING, "python") if block.text.startswith(beginning))
+        (text,) = (text for text in blocks(EXTENDING, "python") if text.startswith(beginning))
         return text
 
     def test_the_loop_trains_student_and_policy_and_leaves_the_teacher_alone(self, capsys, monkeypatch):
@@ -119,8 +80,6 @@ class TestExtending:
         )
         text = self.block("import torch\n")
         found = execute("loop", text)
-        assert len(text.partition("\nimages")[2].splitlines()) <= 20
-        assert set(re.findall(r"^from (\w+)", text, re.MULTILINE)) == {"torch", "distillers"}
         task, student = found["task"], found["student"]
         assert all(ours is theirs for ours, theirs in zip(task.student.parameters(), student.parameters(), strict=True))
         changed = {
@@ -165,12 +124,6 @@ class TestExtending:
         assert (config.dataset.img_h, config.dataset.img_w) == (32, 32)
         assert config.run_dir.as_posix() == "run/pets/1029/resnet8"
 
-    def test_at_most_four_files_are_to_be_read(self):
-        rows = re.findall(r"^\|[^|]+\|([^|]+)\|([^|]+)\|$", EXTENDING, re.MULTILINE)[2:]
-        assert len(rows) == 8
-        for _, read in rows:
-            assert 1 <= len(re.findall(r"`[\w/]+\.py`", read)) <= 4
-
 
 def table(document: str, first_heading: str) -> list[list[str]]:
     """Rows of the table whose first column is headed so."""
@@ -210,31 +163,15 @@ def test_files_that_a_script_mentions_exist(script):
     assert [word for word in words if not (REPOSITORY / word).exists()] == []
 
 
-class TestPicture:
-    COMMITTED = REPOSITORY / "docs/routing.svg"
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def drawn(cls, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("picture")
-        draw = runpy.run_path(str(REPOSITORY / "docs/draw_routing.py"))["main"]
-        draw(folder / "first.svg")
-        draw(folder / "second.svg")
-        return folder
-
-    def test_is_drawn_the_same_every_time(self, drawn):
-        assert (drawn / "first.svg").read_bytes() == (drawn / "second.svg").read_bytes()
-
-    def test_is_what_its_script_draws(self, drawn):
-        """Matplotlib leaves every text as a comment; the outlines themselves vary with its version."""
-
-        def content(file):
-            svg = file.read_text(encoding="utf-8")
-            return re.findall(r"<!-- (.*?) -->", svg, re.DOTALL), len(re.findall("<path", svg))
-
-        assert content(self.COMMITTED)[0] == content(drawn / "first.svg")[0]
-        assert "policy" in content(self.COMMITTED)[0]
-
-    def test_has_a_white_background_also_where_the_page_is_dark(self):
-        first_shape = re.search(r"<path [^>]*>", self.COMMITTED.read_text(encoding="utf-8"))[0]
-        assert "fill: #ffffff" in first_shape
+def test_the_picture_is_what_its_script_draws_the_same_every_time(tmp_path):
+    """Matplotlib leaves every text as a comment; the outlines themselves vary with its version."""
+    draw = runpy.run_path(str(REPOSITORY / "docs/draw_routing.py"))["main"]
+    files = [REPOSITORY / "docs/routing.svg", tmp_path / "first.svg", tmp_path / "second.svg"]
+    draw(files[1])
+    draw(files[2])
+    committed, first, second = (file.read_text(encoding="utf-8") for file in files)
+    assert first == second
+    words, drawn = (re.findall(r"<!-- (.*?) -->", svg, re.DOTALL) for svg in (committed, first))
+    assert words == drawn
+    assert "policy" in words
+    assert "fill: #ffffff" in re.search(r"<path [^>]*>", committed)[0], "white where the page is dark"

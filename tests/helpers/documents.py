@@ -1,20 +1,18 @@
-"""The README and docs/ as a test reads them: their code blocks, and what is wrong with what they say."""
+"""The README and docs/ as tests read them: their code blocks, and whether the things that they name exist."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import io
+import pkgutil
 import re
 import runpy
 import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -34,57 +32,33 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"
 LAUNCHERS = ("train.sh", "train_single.sh", "train_anti.sh")
 OF_THE_SYSTEM = {"MALLOC_TRIM_THRESHOLD_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"}
 MAKES_FILES = ("mkdir", "sed", "cp")  # run for real, in the workplace
-RUNS_WITHOUT_TRAINING = {"utils.config": [], "utils.grid": ["--dry-run"]}  # of all others, the options are parsed
+RUN_WITHOUT_TRAINING = {"utils.config": [], "utils.grid": ["--dry-run"]}  # of other commands the options are parsed
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<![`$])`([^`\n]+)`(?![`$])")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _ASSIGNMENT = re.compile(r"(\w+)=(.*)", re.DOTALL)
-_COMMAND = re.compile(r"(\w+=\S* )*(sh|python|torchrun|tensorboard) ")
-_MODULE = re.compile(r"python -m [\w.]+")
+_COMMAND = re.compile(r"(\w+=\S* )*(sh|python|torchrun) (?!-m [\w.]+$)")
 _KEY = re.compile(r"(dataset|training|validation|model|kd|kd_loss|pretrain|run)(\.\w+)+(=.*)?")
-_NAME = re.compile(r"(models|distillers|datasets|utils)(\.\w+)+")
+_NAME = re.compile(r"(?:python -m )?((models|distillers|datasets|utils)(\.\w+)+)")
 _PATH = re.compile(r"((configs|models|distillers|datasets|utils|tests|docs|\.ci)/[\w./<>*-]*|[\w-]+\.(sh|py|toml|cff))")
 
 
-class Wrong(Exception):
-    """What a document says does not hold."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Code between fences.
-
-    Attributes:
-        line: number of its first line.
-        language: what stands behind the fence.
-        text: the code.
-    """
-
-    line: int
-    language: str
-    text: str
-
-    @property
-    def file(self) -> str | None:
-        """The file that the block shows, if its first line is a comment with a path."""
-        match = re.match(r"# (\S+/\S+\.\w+)\n", self.text)
-        return match and match[1]
-
-
-def blocks(document: str, language: str) -> list[Block]:
+def blocks(document: str, language: str) -> list[str]:
     """All code blocks of one language in a document's text."""
-    found = (Block(document[: m.start(2)].count("\n") + 1, m[1], m[2]) for m in _FENCE.finditer(document))
-    return [block for block in found if block.language == language]
+    return [text for found, text in _FENCE.findall(document) if found == language]
+
+
+def shown_files() -> dict[str, str]:
+    """The files that docs/extending.md shows: blocks whose first line is a comment with a path."""
+    document = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
+    texts = [text for language in ("python", "yaml") for text in blocks(document, language)]
+    return {match[1]: text for text in texts if (match := re.match(r"# (\S+/\S+\.\w+)\n", text))}
 
 
 def shown_file(name: str) -> str:
     """The text of a file that docs/extending.md shows."""
-    document = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
-    (text,) = (
-        block.text for language in ("python", "yaml") for block in blocks(document, language) if block.file == name
-    )
-    return text
+    return shown_files()[name]
 
 
 def execute(name: str, text: str) -> dict:
@@ -102,42 +76,34 @@ def make_workplace(folder: Path) -> None:
     (folder / "configs").mkdir()
     for entry in (REPOSITORY / "configs").iterdir():
         (folder / "configs" / entry.name).symlink_to(entry)
+    for name, text in shown_files().items():
+        if name.endswith(".py"):
+            execute(name.removesuffix(".py").replace("/", "."), text)
+        else:
+            (folder / name).parent.mkdir()
+            (folder / name).write_text(text)
     for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        for block in blocks(text, "yaml"):
-            if block.file:
-                (folder / block.file).parent.mkdir()
-                (folder / block.file).write_text(block.text)
-        for block in blocks(text, "python"):
-            if block.file:
-                execute(block.file.removesuffix(".py").replace("/", "."), block.text)
-        for block in blocks(text, "sh"):
-            for _, _, words in commands(block.text):
+        for block in blocks(document.read_text(encoding="utf-8"), "sh"):
+            for _, words in commands(block):
                 if words and words[0] in MAKES_FILES:
-                    subprocess.run(["sh", "-c", _joined(words)], cwd=folder, check=True)
+                    quoted = (word if word in (">", ">>") else shlex.quote(word) for word in words)
+                    subprocess.run(["sh", "-c", " ".join(quoted)], cwd=folder, check=True)
 
 
-def _joined(words: list[str]) -> str:
-    return " ".join(word if word in (">", ">>") else shlex.quote(word) for word in words)
-
-
-def commands(script: str) -> Iterator[tuple[int, dict[str, str], list[str]]]:
-    """Every command of a shell script: its line, the variables that are set for it, and its words."""
+def commands(script: str) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Every command of a shell script: the variables that are set for it, and its words."""
     exported: dict[str, str] = {}
-    line = 0
-    for text in re.sub(r"\\\n", "\\\\\f", script).split("\n"):
-        words = shlex.split(text.replace("\\\f", " "), comments=True)
-        variables = dict(exported)
-        exporting = words[:1] == ["export"]
-        words = words[exporting:]
+    for line in script.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        is_export = words[:1] == ["export"]
+        variables, words = dict(exported), words[is_export:]
         while words and (match := _ASSIGNMENT.fullmatch(words[0])):
             variables[match[1]] = match[2]
             words.pop(0)
-        if exporting:
+        if is_export:
             exported = variables
         if words or variables != exported:
-            yield line, variables, words
-        line += 1 + text.count("\f")
+            yield variables, words
 
 
 def problems(text: str, workplace: Path, place: Path = REPOSITORY) -> list[str]:
@@ -148,170 +114,123 @@ def problems(text: str, workplace: Path, place: Path = REPOSITORY) -> list[str]:
         workplace: made by `make_workplace`, and the current directory.
         place: folder of the document, to which its links are relative.
     """
-    checks: list[tuple[int, str, Callable[[], None]]] = []
-
-    def check(line: int, what: str, function: Callable[..., None], *arguments: object) -> None:
-        checks.append((line, what, partial(function, *arguments)))
-
-    prose = _FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
-    for block in blocks(text, "sh"):
-        for line, variables, words in commands(block.text):
-            check(block.line + line, " ".join(words), check_command, variables, words, workplace)
-    for block in blocks(text, "yaml"):
-        check(block.line, "yaml", check_yaml, block.text)
-    for number, line in enumerate(prose.split("\n"), 1):
-        for code in _INLINE.findall(line):
-            check(number, code, check_code, code, workplace)
-        for target in _LINK.findall(line):
-            check(number, target, check_link, target, text, place)
-        check(number, line, check_formulas, line)
+    prose = _FENCE.sub("", text)
+    checks: list[tuple[Callable[..., None], tuple]] = [
+        *((check_command, command) for block in blocks(text, "sh") for command in commands(block)),
+        *((check_yaml, (block,)) for block in blocks(text, "yaml")),
+        *((check_code, (code, workplace)) for code in _INLINE.findall(prose)),
+        *((check_link, (target, text, place)) for target in _LINK.findall(prose)),
+    ]
     found = []
-    for number, what, run in checks:
+    for check, arguments in checks:
         try:
-            run()
-        except (Wrong, UserError) as error:
-            found.append(f"line {number}: {what}: {error}")
+            check(*arguments)
+        except (UserError, ImportError, AttributeError) as error:
+            found.append(f"{arguments[:-1] or arguments}: {error}")
     return found
 
 
 def check_code(code: str, workplace: Path) -> None:
     """A piece of code within a sentence: a command, a config key, a file, a name in Python, or none of these."""
-    if _MODULE.fullmatch(code):
-        check_name(code.removeprefix("python -m "))
-    elif _COMMAND.match(code):
-        for _, variables, words in commands(code):
-            check_command(variables, words, workplace)
+    if _COMMAND.match(code):
+        for variables, words in commands(code):
+            check_command(variables, words)
     elif _KEY.fullmatch(code):
         check_key(code)
-    elif _NAME.fullmatch(code):
-        check_name(code)
+    elif match := _NAME.fullmatch(code):
+        pkgutil.resolve_name(match[1])
     elif _PATH.fullmatch(code) and not list(workplace.glob(re.sub(r"<[^>]*>", "*", code))):
-        raise Wrong("no such file")
+        raise UserError(f"{code}: no such file")
 
 
-def check_command(variables: Mapping[str, str], words: list[str], workplace: Path) -> None:
-    """That a command would be accepted. Nothing is trained."""
-    if not words:
-        raise Wrong("sets variables for no command; export keeps them")
-    program, *arguments = words
+def check_command(variables: Mapping[str, str], words: list[str]) -> None:
+    """That a command would be accepted in the current directory. Nothing is trained."""
     if unknown := variables.keys() - launcher_variables() - OF_THE_SYSTEM:
-        raise Wrong(f"no launcher has a variable {', '.join(unknown)}")
-    if program == "sh" and arguments[0] in LAUNCHERS:
-        run_python(handed_over(*arguments, cwd=workplace, **variables))
-    elif program == "sh" and arguments[0] == "test.sh":
-        check_test_arguments(arguments[1:])
-    elif program == "python":
-        run_python(arguments)
-    elif program == "torchrun":
-        from torch.distributed.run import get_args_parser
+        raise UserError(f"no launcher has a variable {', '.join(unknown)}")
+    match words:
+        case ["sh", script, *arguments] if script in LAUNCHERS:
+            run_python(handed_over(script, *arguments, cwd=Path.cwd(), **variables))
+        case ["python", *arguments]:
+            run_python(arguments)
+        case ["torchrun", *arguments]:
+            from torch.distributed.run import get_args_parser
 
-        options = _parsed(lambda: get_args_parser().parse_args(arguments), go_on=True)
-        run_python([options.training_script, *options.training_script_args])
-    elif program not in (*MAKES_FILES, "tensorboard"):
-        raise Wrong(f"unknown command {program}")
+            options = get_args_parser().parse_args(arguments)
+            run_python([options.training_script, *options.training_script_args])
+        case ["sh", "test.sh", *_] | ["tensorboard", *_] | [("mkdir" | "sed" | "cp"), *_]:
+            pass
+        case _:
+            raise UserError(f"unknown command {' '.join(words)!r}")
 
 
 def launcher_variables() -> set[str]:
     """The variables that the launchers read."""
     text = "".join((REPOSITORY / launcher).read_text() for launcher in LAUNCHERS)
-    code = re.sub(r"^\s*#.*", "", text, flags=re.MULTILINE)
-    return set(re.findall(r"\$\{(\w+)[:}]", code))
-
-
-def check_test_arguments(arguments: list[str]) -> None:
-    """Those of test.sh, which are pytest's: a path, or -m and a marker."""
-    markers = re.findall(r'^    "(\w+): ', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
-    known = arguments in ([], *(["-m", marker] for marker in markers))
-    if not (known or all((REPOSITORY / argument).exists() for argument in arguments)):
-        raise Wrong("no such test or marker")
+    return set(re.findall(r"\$\{(\w+)[:}]", re.sub(r"^\s*#.*", "", text, flags=re.MULTILINE)))
 
 
 class _Parsed(BaseException):
-    """Raised in place of what a command does once it has read its options."""
+    """Raised in place of the work of a command that has read its options."""
 
 
 def run_python(arguments: list[str]) -> list[Config]:
-    """Run a command of the project as far as it goes without training, writing or reading a run.
+    """Run a command of the project up to the training; of other commands, read the options.
 
     Returns:
-        what it would train.
+        the configs that it would train.
     """
     if arguments[:2] == ["-m", "utils.launch"]:
         return run_python(arguments[3:])
     if arguments[:2] == ["-m", "pip"]:
         return []  # it would install
+    run, (name, *words) = (runpy.run_path, arguments) if arguments[0] != "-m" else (runpy.run_module, arguments[1:])
+    goes_on = name in RUN_WITHOUT_TRAINING or Path(name).with_suffix(".sh").name in LAUNCHERS
     configs: list[Config] = []
 
-    def train(config: Config, *, resume: bool, overwrite: bool, teacher_args: Sequence[str], command: object) -> None:
-        configs.append(config)
-        if teacher_args:
-            configs.append(teacher_run(config, teacher_args).config)
+    def train(config: Config, *, teacher_args: tuple[str, ...] = (), **_: object) -> None:
+        configs.extend([config, *([teacher_run(config, teacher_args).config] if teacher_args else [])])
 
-    with mock.patch("utils.training.run.train", train):
-        if arguments[0] == "-m":
-            module, *rest = arguments[1:]
-            more = RUNS_WITHOUT_TRAINING.get(module)
-            with _sys_argv([module, *rest, *(more or [])]):
-                _parsed(lambda: runpy.run_module(module, run_name="__main__"), go_on=more is not None)
-        else:
-            if not Path(arguments[0]).exists():
-                raise Wrong(f"no such file {arguments[0]}")
-            trains = Path(arguments[0]).with_suffix(".sh").name in LAUNCHERS  # other scripts would write
-            with _sys_argv(arguments):
-                _parsed(lambda: runpy.run_path(arguments[0], run_name="__main__"), go_on=trains)
-    for config in configs:
-        for model in filter(None, (config.model, config.kd and config.kd.teacher, config.kd and config.kd.student)):
-            if model.name.startswith("timm/"):
-                continue  # an optional package knows them
-            check_name(model.name) if "." in model.name else MODELS.get(model.name)
-    return configs
-
-
-def _parsed(run: Callable[[], object], go_on: bool = False) -> object:
-    """Do `run`, up to the point where it has read its options unless it is to go on. What it complains of is raised."""
     output = io.StringIO()
-
-    def stop_after(parse):
-        def parse_and_stop(*arguments, **options):
-            namespace = parse(*arguments, **options)
-            for word in [*getattr(namespace, "overrides", []), *getattr(namespace, "words", [])]:
-                if "=" in word:
-                    check_key(word)
-            raise _Parsed
-
-        return parse_and_stop
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(output))
         stack.enter_context(contextlib.redirect_stderr(output))
-        if not go_on:
-            for name in ("parse_args", "parse_intermixed_args"):
-                original = getattr(argparse.ArgumentParser, name)
-                stack.enter_context(mock.patch.object(argparse.ArgumentParser, name, stop_after(original)))
+        stack.enter_context(mock.patch("utils.training.run.train", train))
+        stack.enter_context(mock.patch.object(sys, "argv", [name, *words, *RUN_WITHOUT_TRAINING.get(name, [])]))
+        for parse in () if goes_on else ("parse_args", "parse_intermixed_args"):
+            stopping = _stop_after(getattr(argparse.ArgumentParser, parse))
+            stack.enter_context(mock.patch.object(argparse.ArgumentParser, parse, stopping))
         try:
-            return run()
+            run(name, run_name="__main__")
         except _Parsed:
-            return None
-        except SystemExit as end:
-            if end.code:
-                raise Wrong(output.getvalue()) from None
-        except ImportError as error:
-            raise Wrong(str(error)) from None
+            pass
+        except (SystemExit, OSError, ImportError) as end:
+            if getattr(end, "code", True):
+                raise UserError(f"{output.getvalue()}{end}") from None
+    for config in configs:
+        for model in filter(None, (config.model, config.kd and config.kd.teacher, config.kd and config.kd.student)):
+            if "." not in model.name and not model.name.startswith("timm/"):
+                MODELS.get(model.name)
+    return configs
 
 
-@contextlib.contextmanager
-def _sys_argv(arguments: list[str]) -> Iterator[None]:
-    with mock.patch.object(sys, "argv", arguments):
-        yield
+def _stop_after(parse: Callable[..., argparse.Namespace]) -> Callable[..., None]:
+    def parse_and_stop(*arguments, **options):
+        namespace = parse(*arguments, **options)
+        for word in [*getattr(namespace, "overrides", []), *getattr(namespace, "words", [])]:
+            if "=" in word:
+                check_key(word)
+        raise _Parsed
+
+    return parse_and_stop
 
 
 def check_key(text: str) -> None:
-    """``key`` or ``key=value``; of the value, alternatives may stand side by side, or capitals in place of any."""
+    """``key`` or ``key=value``; capitals stand for any value."""
     key, _, value = text.partition("=")
     if not _is_key(key):
-        raise Wrong("no such key")
+        raise UserError(f"no such key {key}")
     if value and not re.fullmatch(r"[A-Z]+", value):
-        _digits(of=key.partition(".")[0]).load([text])
+        _digits(key.startswith("model.")).load([text])
 
 
 def check_yaml(text: str) -> None:
@@ -319,49 +238,23 @@ def check_yaml(text: str) -> None:
     data = yaml.safe_load(text)
     for key in flatten(data):
         if not _is_key(key):
-            raise Wrong(f"no such key {key}")
-    layers = _digits(of="model" if "model" in data else "kd").layers.copy()
+            raise UserError(f"no such key {key}")
+    layers = _digits("model" in data).layers.copy()
     layers.add(data, "yaml")
     Config.from_dict(layers.data, layers.source)
 
 
 def _is_key(key: str) -> bool:
     fields = {".".join(parts): field for parts, field in all_fields(Config)}
-    if any(key == known or known.startswith(f"{key}.") for known in fields):
-        return True
-    mappings = [known for known, field in fields.items() if field.default == {}]
-    return any(key.startswith(f"{known}.") for known in mappings)
+    mappings = [f"{known}." for known, field in fields.items() if field.default == {}]
+    return any(f"{known}.".startswith(f"{key}.") for known in fields) or key.startswith(tuple(mappings))
 
 
-def _digits(of: str):
-    """A config that has the section `of`."""
-    if of == "model":
+def _digits(is_single: bool):
+    """A config of a network alone, or of a pair."""
+    if is_single:
         return find_config("digits", 1029, model="resnet8")
     return find_config("digits", 1029, teacher="resnet20", student="resnet8", distiller="at")
-
-
-def check_name(name: str) -> None:
-    """A dotted name that can be imported."""
-    module, attributes = name, []
-    while module:
-        try:
-            found = importlib.import_module(module)
-            break
-        except ImportError:
-            module, _, attribute = module.rpartition(".")
-            attributes.insert(0, attribute)
-    else:
-        raise Wrong("cannot be imported")
-    for attribute in attributes:
-        if not hasattr(found, attribute):
-            raise Wrong(f"{module} has no {attribute}")
-        found = getattr(found, attribute)
-
-
-def check_formulas(line: str) -> None:
-    """GitHub's Markdown takes backslashes and underscores out of $...$, but not out of $`...`$."""
-    if "$" in re.sub(r"\$`[^`]*`\$|`[^`]*`", "", line):
-        raise Wrong("write formulas as $`...`$ or as a math block")
 
 
 def check_link(target: str, document: str, place: Path) -> None:
@@ -370,9 +263,9 @@ def check_link(target: str, document: str, place: Path) -> None:
         return
     file, _, anchor = target.partition("#")
     if file and not (place / file).exists():
-        raise Wrong("no such file")
+        raise UserError(f"{target}: no such file")
     if anchor and anchor not in anchors((place / file).read_text(encoding="utf-8") if file else document):
-        raise Wrong("no such heading")
+        raise UserError(f"{target}: no such heading")
 
 
 def anchors(document: str) -> list[str]:

@@ -1,19 +1,13 @@
-"""Run folders as training leaves them, with made-up figures, for the tests of what reads them.
-
-``python tests/helpers/made_up_runs.py FOLDER`` writes 190 of them, to look at what a report makes of many.
-"""
+"""Run folders as training leaves them, with made-up figures, for the tests of what reads them."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # when run as a script
 
 from utils.config import Config
 
@@ -122,29 +116,3 @@ def _gate_line(k: int, gates: list[str], num_classes: int, records: list[dict], 
 
 def _write_lines(file: Path, lines: list[dict]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def write_many(root: Path) -> None:
-    """190 CIFAR-100 runs: five pairs, four distillers, four selections, up to three seeds; ten are unfinished."""
-    pairs = [
-        ("resnet56", "resnet20"),
-        ("resnet110", "resnet32"),
-        ("vgg13", "vgg8"),
-        ("wrn_40_2", "wrn_16_2"),
-        ("ResNet50", "MobileNetV2"),
-    ]
-    common = {"dataset": "cifar-100", "epochs": 240, "num_classes": 100}
-    for teacher, student in pairs:
-        for name in (teacher, student):
-            if not (root / "cifar-100" / "1029" / name).exists():
-                write_run(root, selection="single", student=name, **common)
-        for distiller in ("at", "crd", "kd", "vid"):
-            for selection, seeds in (("fixed", 3), ("adaptive", 3), ("anti", 2), ("random", 1)):
-                for seed in range(1029, 1029 + seeds):
-                    done = 90 if seed == 1031 and distiller == "vid" else 240
-                    names = {"teacher": teacher, "student": student, "distiller": distiller}
-                    write_run(root, selection=selection, seed=seed, done=done, **names, **common)
-
-
-if __name__ == "__main__":
-    write_many(Path(sys.argv[1]))

@@ -31,9 +31,7 @@ def epochs(*shares):
             "as if there were no teacher",
         ),
         ("adaptive", [(1.0, 1.0), (1.0, 0.99)], "None"),
-        ("anti", [(1.0, 0.0)], "None"),
         ("fixed", [(1.0, 1.0)], "None"),
-        ("adaptive", [(), ()], "None"),
         ("adaptive", [], "None"),
     ],
 )

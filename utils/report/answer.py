@@ -16,7 +16,8 @@ from utils.run_folder.read import SELECTIONS, SINGLE, Run
 from utils.run_folder.records import read_evaluation
 
 LATENCY, ARITHMETIC = "latency of one image (ms)", "forward pass of one image (MFLOPs)"
-
+COSTS = (LATENCY, ARITHMETIC)
+POINT = ["cost", "mean", "std", "kind", "label"]
 LABEL_WIDTH = 30  # characters
 
 
@@ -54,19 +55,17 @@ def tradeoff_figures(groups: Sequence[Group]) -> Iterator[Figure]:
 
     The cost is the latency that ``python -m utils.evaluate`` measured, if it did for all networks, else FLOPs.
     """
-    points = [point for axis in (LATENCY, ARITHMETIC) for point in _points(groups, axis)]
-    table = pd.DataFrame(points, columns=["axis", "cost", "mean", "std", "kind", "label"]).drop_duplicates()
-    everywhere = table.groupby("axis")["cost"].apply(lambda costs: costs.notna().all())
-    axis = next((name for name in (LATENCY, ARITHMETIC) if everywhere.get(name, False)), None)
     best = best_student(groups)
+    tables = {axis: pd.DataFrame(_points(groups, axis), columns=POINT).drop_duplicates() for axis in COSTS}
+    axis = next((axis for axis, table in tables.items() if table["cost"].notna().all()), None)
     if axis is None or best is None:
         return
     group, selection = best
     top = (group.first.distiller, selection, group.top1(selection).mean())
-    colors = SELECTION_COLORS | {TEACHER: REFERENCE}
+    shown = tables[axis]
+    colors = {TEACHER: REFERENCE} | SELECTION_COLORS
     with styled():
         figure, (panel,) = panels(1)
-        shown = table[table["axis"] == axis]
         labels: dict[tuple[int, int], list[tuple[str, tuple[float, float]]]] = {}
         for point in shown.itertuples():
             place, std = (point.cost, point.mean), 0.0 if pd.isna(point.std) else point.std
@@ -77,9 +76,9 @@ def tradeoff_figures(groups: Sequence[Group]) -> Iterator[Figure]:
         for texts in labels.values():  # those of points too close for two lines share one
             words = fill(", ".join(dict.fromkeys(text for text, _ in texts)), LABEL_WIDTH)
             panel.annotate(words, texts[0][1], (6, 0), textcoords="offset points", va="center", fontsize=7)
-        kinds = [kind for kind in (TEACHER, *colors) if kind in set(table["kind"])]
+        kinds = [kind for kind in colors if kind in set(shown["kind"])]
         names = {SINGLE: "student alone"}
-        dots = [mark(names.get(kind, kind), colors[kind], marker="o", ls="", ms=4) for kind in dict.fromkeys(kinds)]
+        dots = [mark(names.get(kind, kind), colors[kind], marker="o", ls="", ms=4) for kind in kinds]
         figure_legend(figure, dots)
         panel.margins(x=0.2)
         panel.set(xlabel=axis, ylabel="validation top-1 (%)")
@@ -101,7 +100,7 @@ def _points(groups: Sequence[Group], axis: str) -> Iterator[tuple]:
             values, runs = group.top1(kind), [run for run in group.of(kind) or group.runs if run.is_finished]
             if len(values) and runs:
                 label = {TEACHER: group.first.teacher, SINGLE: group.first.student}.get(kind, "")
-                yield axis, _cost(runs[-1], axis, kind == TEACHER), values.mean(), values.std(), kind, label
+                yield _cost(runs[-1], axis, kind == TEACHER), values.mean(), values.std(), kind, label
 
 
 def _cost(run: Run, axis: str, of_teacher: bool) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from utils.report.tables import TEST, result_tables, run_table
 from utils.run_folder.read import Run
 from utils.run_folder.records import warn
 
-NAMED = 5  # unfinished runs
 NO_CHOICE_NAMED = 3
 
 NOTE = (
@@ -95,8 +94,7 @@ def subtitle(runs: Sequence[Run]) -> str:
 def unfinished(runs: Sequence[Run]) -> list[str]:
     """A sentence that names the runs that are not finished."""
     names = [f"{run.title} ({run.progress})" for run in runs if not run.is_finished]
-    more = [f"and {len(names) - NAMED} more"] * (len(names) > NAMED)
-    return [f"Not finished: {'; '.join(names[:NAMED] + more)}."] * bool(names)
+    return [f"Not finished: {enumerate_some(names)}."] * bool(names)
 
 
 def result_section(dataset: str, groups: Sequence[Group]) -> Section:
@@ -119,27 +117,26 @@ def result_section(dataset: str, groups: Sequence[Group]) -> Section:
 
 def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Section:
     """The table of all runs."""
-    table, same = run_table(groups, records)
     paths = [run.path for group in groups for run in group.runs]
     links = {str(path): address(path, out) for path in paths}
-    return Section("Runs", [" ".join(filter(None, (RUNS, same)))], {"All runs": table}, links=links)
+    return Section("Runs", [RUNS], {"All runs": run_table(groups, records)}, links=links)
 
 
 def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
     """What students cost, and what adaptivity gains, on one data set."""
     rows = distilled(groups)
-    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figures(rows))
-    return shown + drawn(f"{dataset} difference", GAIN, difference_figures(rows))
+    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figures, rows)
+    return shown + drawn(f"{dataset} difference", GAIN, difference_figures, rows)
 
 
 def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     """Curves and gates of the runs on one data set."""
-    curves = drawn(f"{dataset} accuracy", ACCURACY, accuracy_figures(groups))
-    curves += drawn(f"{dataset} cross entropy", ENTROPY, cross_entropy_figures(groups))
-    shares = drawn(f"{dataset} gate shares", SHARES, share_figures(groups))
+    curves = drawn(f"{dataset} accuracy", ACCURACY, accuracy_figures, groups)
+    curves += drawn(f"{dataset} cross entropy", ENTROPY, cross_entropy_figures, groups)
+    shares = drawn(f"{dataset} gate shares", SHARES, share_figures, groups)
     sections = [Section(f"Training on {dataset}", figures=curves)]
     sections.append(Section(f"Where {dataset} is distilled, and when", figures=shares))
-    pulls = drawn(f"{dataset} balance", RATIOS, ratio_figures(groups))
+    pulls = drawn(f"{dataset} balance", RATIOS, ratio_figures, groups)
     sections.append(Section(f"Balanced spots on {dataset}", figures=pulls))
     return [section for section in sections if section.figures]
 
@@ -158,11 +155,11 @@ def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: boo
         section.texts.append(str(run.path))
         section.links = {str(run.path): address(run.path, out)}
         name, source = f"run {number:03} {run.title}", load_source(run) if with_images else None
-        section.figures = drawn(f"{name} losses", LOSSES, map(loss_figure, [run]))
+        section.figures = drawn(f"{name} losses", LOSSES, loss_figure, run)
         if gates := run.gate_shares():
             names = class_names_of(source, len(gates.shares))
-            heatmap = (class_heatmap(gates, names, run.title) for _ in range(1))
-            section.figures += drawn(f"{name} classes", CLASSES.format(gates.epoch), heatmap)
+            caption = CLASSES.format(gates.epoch)
+            section.figures += drawn(f"{name} classes", caption, class_heatmap, gates, names, run.title)
         _add_gallery(section, run, name, source)
         if number == limit < len(chosen):
             left = len(chosen) - limit
@@ -179,8 +176,7 @@ def _add_gallery(section: Section, run: Run, name: str, source: Source | None) -
         text = f"The images distilled most and least often are shown after {WAITS_FOR} epochs; so far {samples.epochs}."
         section.texts.append(text)
     elif source is not None and matches(samples, source):
-        figures = (gallery_figure(samples, source, run.title) for _ in range(1))
-        section.figures += drawn(f"{name} gallery", GALLERY, figures, photographs=True)
+        section.figures += drawn(f"{name} gallery", GALLERY, gallery_figure, samples, source, run.title)
     else:
         section.texts.append(
             f"The images distilled most and least often are not shown: {run.data} does not hold exactly the "
@@ -208,23 +204,27 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
         return []
     names, title = source.class_names, f"{run.title}, best epoch"
     confusion = predictions.confusion(len(names))
-    figures = drawn(f"{dataset} confusion", CONFUSION, (confusion_figure(confusion, names, title) for _ in range(1)))
-    histogram = (class_figure(predictions, names, title) for _ in range(1))
-    figures += drawn(f"{dataset} class counts", COUNTS, histogram)
+    figures = drawn(f"{dataset} confusion", CONFUSION, confusion_figure, confusion, names, title)
+    figures += drawn(f"{dataset} class counts", COUNTS, class_figure, predictions, names, title)
     if np.array_equal(predictions.labels, source.val.labels) and len(predictions.worst(1)):
-        mistakes = (mistakes_figure(predictions, source.val, names, title) for _ in range(1))
-        figures += drawn(f"{dataset} mistakes", MISTAKES, mistakes, photographs=True)
+        figures += drawn(f"{dataset} mistakes", MISTAKES, mistakes_figure, predictions, source.val, names, title)
     return [Section(f"The best student on {dataset}", figures=figures)]
 
 
-def drawn(name: str, caption: str, figures: Iterable[Figure], *, photographs: bool = False) -> list[ShownFigure]:
-    """The figures as PNG files. One that cannot be drawn is named and left out: the report is of many runs."""
+def drawn(
+    name: str, caption: str, draw: Callable[..., Figure | Iterable[Figure]], *arguments: object
+) -> list[ShownFigure]:
+    """What `draw` draws of the arguments, as PNG files.
+
+    A figure that cannot be drawn is named and left out: the report is of many runs.
+    """
     shown: list[ShownFigure] = []
     try:
         with doing(f"drawing {name}"):
-            for number, figure in enumerate(figures, 1):
-                data, width = png(figure, photographs=photographs), round(figure.get_figwidth() * 96)
-                shown.append(ShownFigure(slug(f"{name} {number}"), caption, data, width))
+            figures = draw(*arguments)
+            for number, figure in enumerate([figures] if isinstance(figures, Figure) else figures, 1):
+                width = round(figure.get_figwidth() * 96)
+                shown.append(ShownFigure(slug(f"{name} {number}"), caption, png(figure), width))
     except UserError as error:
         warn(f"{error}; left out")
     return shown

@@ -23,7 +23,6 @@ from utils.report.style import (
     mark,
     panels,
     run_line,
-    seed_dashes,
     styled,
 )
 from utils.run_folder.read import Run
@@ -41,10 +40,10 @@ def accuracy_figures(groups: Sequence[Group]) -> Iterator[Figure]:
     """
     limits = _accuracy_limits([run for group in groups for run in group.runs])
 
-    def draw(panel: Axes, group: Group, dashes: dict) -> list[Run]:
+    def draw(panel: Axes, group: Group) -> list[Run]:
         shown = with_epochs([*group.alone, *group.runs])
         for run in shown:
-            run_line(panel, run, run.curve("val.top1"), dashes[run.seed])
+            run_line(panel, run, run.curve("val.top1"))
         if (teacher := pd.Series([run.teacher_top1 for run in shown], dtype=float).mean()) > 0:
             panel.axhline(teacher, color=REFERENCE, ls=":", lw=1)
         panel.set_ylim(limits)
@@ -56,12 +55,12 @@ def accuracy_figures(groups: Sequence[Group]) -> Iterator[Figure]:
 def cross_entropy_figures(groups: Sequence[Group]) -> Iterator[Figure]:
     """Cross-entropy over epochs: validation, and training pale."""
 
-    def draw(panel: Axes, group: Group, dashes: dict) -> list[Run]:
+    def draw(panel: Axes, group: Group) -> list[Run]:
         shown = with_epochs(group.runs)
         for run in shown:
             # A network alone has no other loss than the cross-entropy.
-            run_line(panel, run, run.curve("train.loss/ce").fillna(run.curve("train.loss/total")), "-", pale=True)
-            run_line(panel, run, run.curve("val.loss/total"), dashes[run.seed])
+            run_line(panel, run, run.curve("train.loss/ce").fillna(run.curve("train.loss/total")), pale=True)
+            run_line(panel, run, run.curve("val.loss/total"))
         log_axis(panel)
         return shown
 
@@ -74,21 +73,20 @@ def with_epochs(runs: Sequence[Run]) -> list[Run]:
 
 
 def _figures(
-    groups: Sequence[Group], draw: Callable[[Axes, Group, dict], list[Run]], ylabel: str, entries: Sequence[Line2D]
+    groups: Sequence[Group], draw: Callable[[Axes, Group], list[Run]], ylabel: str, entries: Sequence[Line2D]
 ) -> Iterator[Figure]:
     """Panels of twelve groups at a time; `draw` draws one of them and tells which runs it shows."""
-    dashes = seed_dashes(run for group in groups for run in (*group.alone, *group.runs))
     for piece in chunks([group for group in groups if with_epochs(group.runs)], PANELS_PER_FIGURE):
         with styled():
             figure, axes = panels(len(piece))
             shown = []
             for panel, group in zip(axes, piece):
-                shown += draw(panel, group, dashes)
+                shown += draw(panel, group)
                 panel.set_title(fill(group.title, TITLE_WIDTH))
                 epoch_axis(panel, max(run.epochs for run in group.runs))
                 if panel.get_subplotspec().is_first_col():
                     panel.set_ylabel(ylabel)
-            legend(figure, shown, dashes, entries)
+            legend(figure, shown, entries)
         yield figure
 
 

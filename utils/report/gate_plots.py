@@ -20,7 +20,6 @@ from utils.report.style import (
     legend,
     log_axis,
     run_line,
-    seed_dashes,
     styled,
 )
 from utils.run_folder.read import Run
@@ -34,8 +33,8 @@ LABELLED_CLASSES = 60
 def share_figures(groups: Sequence[Group]) -> Iterator[Figure]:
     """Share of training samples distilled at each spot over epochs: a row for each group, a column for each spot."""
 
-    def draw(panel: Axes, run: Run, label: str, dash: object) -> None:
-        run_line(panel, run, 100 * run.curve(f"train.gate/{label}"), dash)
+    def draw(panel: Axes, run: Run, label: str) -> None:
+        run_line(panel, run, 100 * run.curve(f"train.gate/{label}"))
         panel.set(ylim=(-3, 103), yticks=(0, 50, 100))
 
     yield from _grids(groups, lambda run: run.has_policy, lambda run: run.gate_labels, draw, "distilled (%)")
@@ -44,8 +43,8 @@ def share_figures(groups: Sequence[Group]) -> Iterator[Figure]:
 def ratio_figures(groups: Sequence[Group]) -> Iterator[Figure]:
     """How hard each spot of a balanced run would pull, over epochs; the cap as a dotted line."""
 
-    def draw(panel: Axes, run: Run, label: str, dash: object) -> None:
-        run_line(panel, run, run.curve(f"train.ratio/{label}").clip(lower=1e-3), dash)
+    def draw(panel: Axes, run: Run, label: str) -> None:
+        run_line(panel, run, run.curve(f"train.ratio/{label}").clip(lower=1e-3))
         panel.axhline(run.settings["kd.balance"], color=REFERENCE, ls=":", lw=1)
         log_axis(panel)
 
@@ -60,18 +59,17 @@ def _grids(
     groups: Sequence[Group],
     shown: Callable[[Run], bool],
     labels_of: Callable[[Run], list[str]],
-    draw: Callable[[Axes, Run, str, object], None],
+    draw: Callable[[Axes, Run, str], None],
     ylabel: str,
 ) -> Iterator[Figure]:
     """A row for each group that has runs to be shown, a column for each of its labels."""
     rows = [(group, runs) for group in groups if (runs := [run for run in with_epochs(group.runs) if shown(run)])]
-    dashes = seed_dashes(run for _, runs in rows for run in runs)
     for piece in chunks(rows, ROWS_PER_FIGURE):
         with styled():
-            yield _grid(piece, labels_of, draw, ylabel, dashes)
+            yield _grid(piece, labels_of, draw, ylabel)
 
 
-def _grid(rows: Sequence[tuple[Group, list[Run]]], labels_of, draw, ylabel: str, dashes: dict) -> Figure:
+def _grid(rows: Sequence[tuple[Group, list[Run]]], labels_of, draw, ylabel: str) -> Figure:
     columns = max(len(labels_of(runs[0])) for _, runs in rows) or 1
     size = (max(columns * PANEL[0] * 0.62, 4.2), len(rows) * PANEL[1] * 0.85 + 0.7)
     figure = Figure(figsize=size, layout="constrained")
@@ -80,7 +78,7 @@ def _grid(rows: Sequence[tuple[Group, list[Run]]], labels_of, draw, ylabel: str,
         labels = labels_of(runs[0])
         for panel, label in zip(line, labels):
             for run in runs:
-                draw(panel, run, label, dashes[run.seed])
+                draw(panel, run, label)
             epoch_axis(panel, max(run.epochs for run in runs))
             panel.set_title(label)
             panel.tick_params(labelleft=panel is line[0])
@@ -88,7 +86,7 @@ def _grid(rows: Sequence[tuple[Group, list[Run]]], labels_of, draw, ylabel: str,
             empty.remove()
         words = [group.first.pair, group.first.distiller, *group.settings.split(), ylabel]
         line[0].set_ylabel("\n".join(words), fontsize=8)
-    legend(figure, [run for _, runs in rows for run in runs], dashes)
+    legend(figure, [run for _, runs in rows for run in runs])
     return figure
 
 

@@ -170,11 +170,9 @@ def replaced(groups: Iterable[Group]) -> list[Run]:
     """Finished runs that are in no table of results, because a later one has their seed and their settings, too."""
     found = []
     for group in groups:
-        last: dict[tuple[str, int], Run] = {}
-        for run in (run for run in group.runs if run.is_finished):
-            key = run.selection, run.seed
-            found += [last[key]] if key in last else []
-            last[key] = run
+        finished = [run for run in group.runs if run.is_finished]
+        seen = pd.DataFrame([(run.selection, run.seed) for run in finished])
+        found += [run for run, is_replaced in zip(finished, seen.duplicated(keep="last")) if is_replaced]
     return found
 
 

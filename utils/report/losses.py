@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.report.style import REFERENCE, SELECTION_COLORS, epoch_axis, log_axis, panels, spot_colors, styled
+from utils.report.style import REFERENCE, epoch_axis, log_axis, panels, styled
 from utils.run_folder.read import Run
 
 _NOT_WEIGHTED = ("loss/total", "loss/ce", "loss/routed_ce", "loss/policy")
@@ -33,18 +33,16 @@ def contributions(run: Run) -> pd.DataFrame:
 
 def loss_figure(run: Run) -> Figure:
     """The contributions over epochs."""
-    colors = spot_colors(run.gate_labels)
     terms = contributions(run)
     with styled():
         figure, (panel,) = panels(1)
         for name, values in terms.items():
             spot = name.removeprefix("loss/")
-            color = {"total": REFERENCE, "ce": SELECTION_COLORS["fixed"]} | colors
             marker = "o" if len(values) == 1 else ""
-            at_logits = SELECTION_COLORS["adaptive"]
-            panel.plot(values, label=_label(spot, run), color=color.get(spot, at_logits), marker=marker, ms=4)
+            color = REFERENCE if spot == "total" else None
+            panel.plot(values, label=_label(spot, run), color=color, marker=marker, ms=4)
         if (routed := run.curve("train.loss/routed_ce")).notna().any():
-            panel.plot(routed, label=ROUTED, color=SELECTION_COLORS["anti"], ls="--")
+            panel.plot(routed, label=ROUTED, ls="--")
         if terms.min(axis=None) > 0:
             log_axis(panel)
         epoch_axis(panel, run.epochs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib as mpl
@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from PIL import Image
 
 from utils.run_folder.read import Run
 
@@ -26,7 +25,6 @@ SELECTION_COLORS = {
     "adaptive": "#D55E00",
 }
 REFERENCE = "#222222"
-SEED_DASHES = ("-", (0, (5, 1.6)), (0, (1.6, 1)), (0, (6, 1.2, 1.2, 1.2)))
 SHARE_MAP = "cividis"  # even in lightness, and the same to most colour-blind people
 
 DPI = 144
@@ -71,27 +69,15 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def spot_colors(labels: Sequence[str]) -> dict[str, object]:
-    """One colour for each gate: from dark (shallow) to light (deep) along the network, the logits' apart."""
-    scale, *spots = mpl.colormaps["viridis"], *labels[:-1]
-    colors = {label: scale(0.85 * k / max(len(spots) - 1, 1)) for k, label in enumerate(spots)}
-    return colors | dict.fromkeys(labels[-1:], SELECTION_COLORS["adaptive"])
-
-
-def seed_dashes(runs: Iterable[Run]) -> dict[int, object]:
-    """A dash pattern for each seed; they come round again where there are more seeds."""
-    return {seed: SEED_DASHES[k % len(SEED_DASHES)] for k, seed in enumerate(sorted({run.seed for run in runs}))}
-
-
-def run_line(panel: Axes, run: Run, curve: pd.Series, dash: object, *, pale: bool = False) -> None:
-    """One run's values over its epochs, in the colour of its selection and the dashes of its seed.
+def run_line(panel: Axes, run: Run, curve: pd.Series, *, pale: bool = False) -> None:
+    """One run's values over its epochs, in the colour of its selection.
 
     Args:
         pale: the line stands behind those that matter.
     """
     color, order = SELECTION_COLORS[run.selection], list(SELECTION_COLORS).index(run.selection)
     width = 1.4 * (2 if run.selection == "fixed" else 1)  # shows on both sides of an adaptive line on top of it
-    style = {"color": color, "ls": dash, "alpha": 0.4 if pale else 0.85, "zorder": order + 2}
+    style = {"color": color, "alpha": 0.4 if pale else 0.85, "zorder": order + 2}
     panel.plot(curve.index, curve, lw=width / (2 if pale else 1), **style, marker="o" if len(curve) == 1 else "", ms=4)
     if not run.is_finished:
         panel.plot(curve.index[-1:], curve[-1:], "o", ms=5, mfc="white", color=color)
@@ -102,17 +88,12 @@ def mark(label: str, color: str = REFERENCE, **style) -> Line2D:
     return Line2D([], [], color=color, label=label, **style)
 
 
-def legend(figure: Figure, runs: Sequence[Run], dashes: dict[int, object], more: Sequence[Line2D] = ()) -> None:
-    """One legend for all panels, above them: the selections and seeds of `runs`, and `more`."""
+def legend(figure: Figure, runs: Sequence[Run], more: Sequence[Line2D] = ()) -> None:
+    """One legend for all panels, above them: the selections of `runs`, and `more`."""
     present = {run.selection for run in runs}
     handles = [mark(name, color) for name, color in SELECTION_COLORS.items() if name in present] + [*more]
     if any(not run.is_finished for run in runs):
         handles.append(mark("unfinished", marker="o", mfc="white", ls=""))
-    seeds: dict[object, list[str]] = {}
-    for seed in sorted({run.seed for run in runs}):
-        seeds.setdefault(dashes[seed], []).append(str(seed))
-    if len({run.seed for run in runs}) > 1:
-        handles += [mark(f"seed {', '.join(names)}", "#555555", ls=dash) for dash, names in seeds.items()]
     figure_legend(figure, handles)
 
 
@@ -146,18 +127,9 @@ def label_width(names: Sequence[str], size: float = 7) -> float:
     return 0.62 * size / 72 * max(map(len, names), default=0)
 
 
-def png(figure: Figure, *, photographs: bool = False) -> bytes:
-    """The figure as a PNG file.
-
-    Args:
-        photographs: keep every colour. Elsewhere 256 are enough, in a third of the bytes.
-    """
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     with styled():  # some texts are made only now
         figure.savefig(buffer, format="png", dpi=DPI)
-    if photographs:
-        return buffer.getvalue()
-    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    smaller = io.BytesIO()
-    image.save(smaller, format="png", optimize=True)
-    return smaller.getvalue()
+    return buffer.getvalue()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from utils.report.groups import TEACHER, Group, gap_closed
+from utils.report.groups import TEACHER, Group
 from utils.report.statistics import mean_text
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import SELECTIONS, SINGLE, Run
@@ -18,7 +18,6 @@ MEASURES = {"last": "last epoch", "best": "best epoch"}
 TEST = "test split, best epoch"
 COLUMNS = (TEACHER, SINGLE, *SELECTIONS)
 IN_PAPER = (TEACHER, SINGLE, "fixed", "adaptive")
-MAY_BE_CAPTION = ["dataset", "data", "status", "epochs", "lr", "batch"]
 
 
 def result_tables(groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
@@ -117,7 +116,6 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
         "class_mean": run.curve("val.class_mean").iloc[-1] if run.records else None,
         "teacher_top1": run.teacher_top1,
         "test_top1": run.test_top1,
-        "gap_closed": _gap_closed_by(run, group),
         "no_choice": str(run.no_choice or ""),
         "lr": run.settings.get("training.lr"),
         "batch_size": run.settings.get("training.batch_size"),
@@ -128,22 +126,14 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
     }
 
 
-def _gap_closed_by(run: Run, group: Group) -> float | None:
-    """Like `Group.gap_closed`, of one run; the student alone is that of its seed, else the mean of those of others."""
-    alone = group.top1(SINGLE)
-    if not run.is_finished or run.teacher_top1 is None or alone.empty:
-        return None
-    return gap_closed(run.last_top1, alone.get(run.seed, alone.mean()), run.teacher_top1)
-
-
 def command_of(run: Run) -> str:
     """The command that made the run; of a run written before commands were remembered, its config file."""
     script = "train_single.py" if run.is_single else "train.py"
     return (run.facts or {}).get("command") or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
 
 
-def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The table of all runs as text, and a sentence about what is the same for all and has no column for that.
+def run_table(groups: Sequence[Group], records: pd.DataFrame) -> pd.DataFrame:
+    """The table of all runs as text.
 
     Args:
         records: see `run_records`. Accuracies of unfinished runs are those so far.
@@ -163,11 +153,8 @@ def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFr
             "best %": records["best_top1"].map(percent),
             "class mean %": records["class_mean"].map(percent),
             "test % (best epoch)": records["test_top1"].map(percent),
-            "gap closed": records["gap_closed"].map(share),
             "no choice": [run.no_choice.short if run.no_choice else "" for run in runs],
             "settings": records["settings"],
-            "lr": records["lr"].map(_plain),
-            "batch": records["batch_size"].map(_plain),
             "time": [tqdm.format_interval(run.seconds) if run.records else "" for run in runs],
             "parameters (M)": records["parameters"].map(_in_millions),
             "MFLOPs": records["flops"].map(_in_millions),
@@ -175,15 +162,11 @@ def run_table(groups: Sequence[Group], records: pd.DataFrame) -> tuple[pd.DataFr
                 " / ".join(filter(None, map(_in_millions, costs)))
                 for costs in zip(records["teacher_parameters"], records["teacher_flops"])
             ],
-            "data": records["data"],
             "folder": records["folder"],
             "command": records["command"],
         }
     )
-    same = [name for name in MAY_BE_CAPTION if len(table) > 1 and table[name].nunique() == 1]
-    words = [f"{name} {table[name].iloc[0]}" for name in same if table[name].iloc[0]]
-    sentence = f"The same for all: {', '.join(words)}." if words else ""
-    return without_empty(table.drop(columns=same)), sentence
+    return without_empty(table)
 
 
 def without_empty(table: pd.DataFrame) -> pd.DataFrame:
@@ -197,10 +180,6 @@ def percent(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     return "" if pd.isna(value) else f"{value:.0f} %"
-
-
-def _plain(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def _in_millions(value: float | None) -> str:

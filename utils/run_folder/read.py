@@ -16,7 +16,7 @@ from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config.changes import deciding_settings
 from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
-from utils.errors import UserError, doing
+from utils.errors import UserError
 from utils.files import identity
 from utils.run_folder.choice import NoChoice, no_choice
 from utils.run_folder.layout import CONFIG, Layout
@@ -26,6 +26,7 @@ from utils.run_folder.records import (
     GateShares,
     read_epochs,
     read_facts,
+    read_file,
     read_gate_samples,
     read_gate_shares,
     read_result,
@@ -207,13 +208,8 @@ def read_run(path: Path) -> Run | None:
     Other files that are damaged count as not there; a warning line names them.
     """
     layout = Layout(path)
-    if not os.path.lexists(layout.config):
-        return None
-    try:
-        with doing(f"reading {layout.config}"):
-            known = _identity(read_yaml(layout.config))
-    except UserError as error:
-        warn(f"{error}; this run is left out")
+    known = read_file(layout.config, lambda file: _identity(read_yaml(file)))
+    if known is None:
         return None
     records, result = read_epochs(layout.metrics, "train"), read_result(layout.result)
     # A finished run may have been resumed with more epochs; its old result does not mean that it is finished.
@@ -227,9 +223,9 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     data, training, kd = config["dataset"], config["training"], config.get("kd")
     known = {
         "config": config,
-        "dataset": _text(data.get("label") or data["name"]),
-        "dataset_name": _text(data["name"]),
-        "data": _text(data["root"]),
+        "dataset": str(data.get("label") or data["name"]),
+        "dataset_name": str(data["name"]),
+        "data": str(data["root"]),
         "seed": int(training["seed"]),
         "epochs": int(training["epochs"]),
         "settings": deciding_settings(config),
@@ -242,20 +238,14 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     return known | {
         "student": _title(kd["student"]),
         "teacher": _title(kd["teacher"]),
-        "teacher_weights": _text(kd["teacher"].get("checkpoint") or ""),
-        "distiller": _text(config["kd_loss"]["name"]),
+        "teacher_weights": str(kd["teacher"].get("checkpoint") or ""),
+        "distiller": str(config["kd_loss"]["name"]),
         "selection": kd["selection"],
     }
 
 
 def _title(network: dict[str, Any]) -> str:
-    return model_label(_text(network["name"]), network.get("kwargs"), network.get("label"))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"found {value!r}, expected a name")
-    return value
+    return str(model_label(str(network["name"]), network.get("kwargs"), network.get("label")))
 
 
 def is_locked(layout: Layout) -> bool:

@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 Epoch = dict[str, Any]  # a line of metrics.jsonl, see `read_epochs`
 
-_LAST_EPOCH = 10**9  # a larger number comes from a damaged file
 _MEASURED = {
     "pretrain": [("train", "loss/total")],
     "train": [("train", "loss/total"), ("val", "loss/total"), ("val", "top1")],
@@ -75,7 +74,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
     Where the data has a test split, ``test_top1`` is that of the best epoch.
     """
-    return _read_file(file, _result)
+    return read_file(file, _result)
 
 
 def read_facts(file: Path) -> dict[str, Any] | None:
@@ -86,12 +85,12 @@ def read_facts(file: Path) -> dict[str, Any] | None:
     two for a multiplication and an addition; None if not known. ``weights`` has, for each weighted term of the loss,
     its weight and over how many epochs it grows to that. ``device`` and ``command`` are those of the last start.
     """
-    return _read_file(file, _facts)
+    return read_file(file, _facts)
 
 
 def read_evaluation(file: Path) -> dict[str, float] | None:
     """``evaluation.json``: the latency of one image in milliseconds by network; None if nothing was evaluated."""
-    return _read_file(file, _latencies)
+    return read_file(file, _latencies)
 
 
 def read_gate_shares(file: Path) -> GateShares | None:
@@ -101,13 +100,9 @@ def read_gate_shares(file: Path) -> GateShares | None:
 
 def read_gate_samples(folder: Path) -> GateSamples | None:
     """The newest ``epoch-N.npz`` of the folder, each of which counts from the beginning; None if there is none."""
-    files = {epoch_number(file): file for file in folder.glob("*.npz")}
-    if None in files:
-        warn(f"{files.pop(None)}: expected epoch-<number>.npz; left out")
-    newest_first = (
-        _tolerantly(files[number], lambda file: _gate_samples(file)) for number in sorted(files, reverse=True)
-    )
-    return next(filter(None, newest_first), None)
+    files = [file for file in folder.glob("*.npz") if epoch_number(file) is not None]
+    samples = (read_file(file, _gate_samples) for file in sorted(files, key=epoch_number, reverse=True))
+    return next(filter(None, samples), None)
 
 
 @cache
@@ -120,21 +115,20 @@ def _epoch(line: bytes) -> Epoch:
     record = json.loads(line)
     for part, name in _MEASURED[record["phase"]]:
         record[part][name]  # a KeyError says what is missing
-    if not 0 < record["epoch"] < _LAST_EPOCH:
+    if record["epoch"] < 1:
         raise ValueError(f"epoch {record['epoch']}")
     means = {part: _numbers(record.get(part, {})) for part in ("train", "val")}
     return record | {"epoch": int(record["epoch"]), "seconds": float(record["seconds"])} | means
 
 
-def _result(content: bytes) -> dict[str, Any]:
-    result = json.loads(content)
-    accuracies = {name: value for name, value in result.items() if name.endswith("_top1")}
+def _result(file: Path) -> dict[str, Any]:
+    result = json.loads(file.read_bytes())
     result["best_top1"], result["last_top1"]
-    return result | _numbers(accuracies)
+    return result | _numbers({name: value for name, value in result.items() if name.endswith("_top1")})
 
 
-def _facts(content: bytes) -> dict[str, Any]:
-    facts = json.loads(content)
+def _facts(file: Path) -> dict[str, Any]:
+    facts = json.loads(file.read_bytes())
     height, width = map(int, facts["image_size"])
     known = {name: int(facts[name]) for name in ("train_images", "val_images", "classes", "parameters")}
     for name in ("flops", "teacher_parameters", "teacher_flops"):
@@ -145,8 +139,8 @@ def _facts(content: bytes) -> dict[str, Any]:
     return known | {"image_size": (height, width), "weights": weights} | words
 
 
-def _latencies(content: bytes) -> dict[str, float]:
-    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(content).items()}
+def _latencies(file: Path) -> dict[str, float]:
+    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(file.read_bytes()).items()}
 
 
 def _gate_shares(line: bytes) -> GateShares:
@@ -167,17 +161,13 @@ def _gate_samples(file: Path) -> GateSamples:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    return {name: _number(value) for name, value in values.items()}
-
-
-def _number(value: Any) -> float:
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else math.nan
+    numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
+    return {name: number if math.isfinite(number) else math.nan for name, number in numbers.items()}
 
 
 def _read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
     """Every line that `parse` takes. The first that it does not take is named."""
-    content = _read_file(file, bytes) or b""
+    content = read_file(file, Path.read_bytes) or b""
     found: list[T] = []
     broken = ""
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
@@ -190,12 +180,10 @@ def _read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
     return found
 
 
-def _read_file(file: Path, parse: Callable[[bytes], T]) -> T | None:
-    return _tolerantly(file, lambda file: parse(file.read_bytes())) if os.path.lexists(file) else None
-
-
-def _tolerantly(file: Path, read: Callable[[Path], T]) -> T | None:
-    """What `read` makes of the file; None, and a warning, if anything goes wrong."""
+def read_file(file: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of the file; None if there is none, or, with a warning, if anything goes wrong."""
+    if not os.path.lexists(file):
+        return None
     try:
         with doing(f"reading {file}"):
             check_regular(file)
