@@ -33,10 +33,9 @@ NO_CHOICE_NAMED = 3
 NOTE = (
     "Validation top-1 in percent: mean ± sample standard deviation (number of seeds) of the finished runs. The "
     "teacher's figure is that of the checkpoint used. The best epoch was chosen on the images that it is measured on, "
-    "so it looks better than it is: compare by the last epoch."
+    "so it looks better than it is: compare by the last epoch. A difference pairs runs with the same seed; in brackets "
+    "its 95 % interval (Student's t). Gap closed: the share of the way from the student alone to its teacher."
 )
-DIFFERENCE = "A difference pairs runs with the same seed; in brackets its 95 % interval (Student's t)."
-GAP = "Gap closed: the share of the way from the student alone to its teacher."
 PAPER = "* published: Song et al., Spot-adaptive Knowledge Distillation, IEEE TIP 2022."
 RUNS = (
     "Accuracies of unfinished runs are those so far. Time: of all epochs. Parameters and FLOPs of one image's forward "
@@ -107,11 +106,8 @@ def result_section(dataset: str, groups: Sequence[Group]) -> Section:
         f"{'Top-1' if name == TEST else 'Validation top-1'} (%), {name}": table
         for name, table in result_tables(rows).items()
     }
-    headings = [name for table in section.tables.values() for name in table]
-    notes = {NOTE: True, DIFFERENCE: "adaptive - fixed" in headings}
-    notes[GAP] = any(name.startswith("gap closed") for name in headings)
-    section.texts += [*not_counted(rows), *without_choice(runs), " ".join(note for note in notes if notes[note])]
-    section.texts += [PAPER] * any(name.endswith("*") for name in headings)
+    section.texts += [*not_counted(rows), *without_choice(runs), NOTE]
+    section.texts += [PAPER] * any(name.endswith("*") for table in section.tables.values() for name in table)
     return section
 
 

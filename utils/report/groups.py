@@ -83,19 +83,17 @@ class Group:
         return paired_difference(self.top1(ours, measure), self.top1(base, measure))
 
     def gap_closed(self, selection: str, measure: str = "last") -> float | None:
-        """Share of the gap between the student alone and the teacher, in percent, of the means over the seeds."""
-        return gap_closed(*(self.top1(name, measure).mean() for name in (selection, SINGLE, TEACHER)))
+        """Share of the gap between the student alone and the teacher, in percent, of the means over the seeds.
+
+        None or NaN if that is not known.
+        """
+        top1, single, teacher = (self.top1(name, measure).mean() for name in (selection, SINGLE, TEACHER))
+        return 100 * (top1 - single) / (teacher - single) if teacher > single else None
 
     @cached_property
     def published(self) -> dict[str, float]:
         """The paper's figures by column, for what it ran."""
         return published(self.first.dataset_name, self.first.teacher, self.first.student, self.first.distiller)
-
-
-def gap_closed(top1: float, single: float, teacher: float) -> float | None:
-    """Which part of the way from the student alone to its teacher was made, in percent; None if that is not known."""
-    share = 100 * (top1 - single) / (teacher - single) if teacher > single else float("nan")
-    return None if pd.isna(share) else share
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
