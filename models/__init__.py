@@ -1,6 +1,5 @@
 """Networks cut into stages, and the adapters between their features."""
 
-import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -23,7 +22,6 @@ __all__ = [
     "is_registered",
     "original",
     "register_model",
-    "wrap_model",
     "wrap_module",
 ]
 
@@ -69,31 +67,9 @@ def get_model(
     Raises:
         utils.errors.UserError: there is no such model, or it cannot be built or cut as asked.
     """
-    kwargs = kwargs or {}
-    if not is_registered(name):
-        return wrap_model(name, num_classes, stages, kwargs, image_size)
-    build = MODELS.get(name)
-    if stages is not None:
-        raise UserError(f"model {name!r} is cut into stages already; `stages` is for models given by an import path")
-    arguments = inspect.signature(build)
-    try:
-        arguments.bind(num_classes=num_classes, **kwargs)
-    except TypeError as error:
-        raise UserError(f"model {name!r}: {error}; its arguments are {', '.join(arguments.parameters)}") from error
-    try:
-        return call_factory(build, num_classes, kwargs)
-    except UserError as error:
-        raise UserError(f"model {name!r}: {error}") from error
-
-
-def wrap_model(
-    name: str, num_classes: int, stages: Stages | None, kwargs: dict, image_size: tuple[int, int]
-) -> StagedModel:
-    """Build a module that is not registered and cut it into stages; see `get_model`."""
     build = find_builder(name)
     try:
-        return wrap_module(
-            call_factory(build, num_classes, without_weights(name, kwargs)), num_classes, image_size, stages
-        )
+        module = call_factory(build, num_classes, without_weights(name, kwargs or {}))
+        return wrap_module(module, num_classes, image_size, stages)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error

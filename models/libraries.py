@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from utils.errors import UserError, explain
+from utils.errors import UserError, doing
 from utils.libraries import TIMM, is_timm, weights_key, without_weights
 
 
@@ -62,35 +62,24 @@ def _of_timm(name: str, wanted: Any, kwargs: dict[str, Any], num_classes: int, n
             f"kwargs: the pretrained weights know {known.num_classes} classes, here {num_classes}; "
             "new_head=true trains a new classifier"
         )
-    try:
+    with doing(
+        "kwargs: reading the pretrained weights (pretrained=FILE takes a file, pretrained=false random weights)"
+    ):
         return build(num_classes=num_classes, pretrained=True, **kwargs).state_dict()
-    except Exception as error:
-        where = wanted if wanted is not True else "the local cache of Hugging Face, nor fetched"
-        raise UserError(
-            f"kwargs: the pretrained weights cannot be read from {where} ({explain(error)}); "
-            "pretrained=FILE takes a file, pretrained=false random weights"
-        ) from error
 
 
 def _of_torchvision(name: str, wanted: Any) -> dict[str, Tensor]:
     from torchvision import models
 
     package, _, builder = name.rpartition(".")
-    try:
+    with doing("kwargs: looking for the weights that torchvision offers for it"):
         offered = models.get_model_weights(getattr(importlib.import_module(package), builder))
-    except (ValueError, AttributeError, ImportError) as error:
-        raise UserError(f"kwargs: torchvision offers no weights for it ({explain(error)})") from error
     names = [*offered.__members__]
     word = str(wanted).removeprefix(f"{offered.__name__}.")
     if word not in names:
         raise UserError(f"kwargs: weights is {wanted!r}, must be {' or '.join(names)}")
-    try:
+    with doing(f"kwargs: reading the weights {word} or fetching them (checkpoint=FILE takes a file)"):
         return offered[word].get_state_dict(progress=False, check_hash=True)
-    except Exception as error:
-        raise UserError(
-            f"kwargs: the weights {word} are neither in the local cache nor can they be fetched "
-            f"({explain(error)}); checkpoint=FILE takes a file"
-        ) from error
 
 
 def expected_images(name: str, kwargs: Mapping[str, Any]) -> dict[str, list]:

@@ -1,10 +1,10 @@
-"""A network of any kind as a `StagedModel`: cut automatically or as told, and tried out before it is used."""
+"""A network of any kind as a `StagedModel`: cut automatically, or as told and then tried out before it is used."""
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import compress
@@ -15,13 +15,10 @@ from torch.fx.proxy import TraceError
 
 from models.cut.ends import Ends
 from models.cut.given import BEFORE, Stages, given_pieces, listed, only_tensor
-from models.cut.layout import Layout, find_layout, prefix_tokens
-from models.cut.trace import Place, cut_points, record_shapes, slices, trace
-from models.cut.view import Piece, StagedView, compiled
+from models.cut.trace import Place, PlaceTracer, cut_points, record_shapes, slices
+from models.cut.view import Piece, StagedView, compiled, find_layout, prefix_tokens
 from models.staged import StagedModel
 from utils.errors import UserError, doing, exhausted_memory, explain
-
-Pieces = Mapping[bool, Sequence[Piece]]  # of evaluation and of training mode
 
 MODES = {False: "evaluation mode", True: "training mode"}
 # How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
@@ -34,8 +31,8 @@ def wrap_module(
     """A view of `module` that knows its stages. The module itself stays as it is.
 
     Where torch.fx can follow its forward, it is cut where one tensor is all that the rest needs, a torchvision ResNet
-    at its layers. Otherwise there are two stages, body and classifier, or the network is one piece. Before anything is
-    returned, random images prove on a copy that the stages do what the module's own forward does, in evaluation and in
+    at its layers. Otherwise there are two stages, body and classifier, or the network is one piece. For these, and for
+    `stages`, random images prove on a copy that the stages do what the module's own forward does, in evaluation and in
     training mode.
 
     Args:
@@ -51,61 +48,34 @@ def wrap_module(
         if stages is not None:
             raise UserError("is cut into stages by its own class; leave `stages` out")
         return module
-    trial = Trial(module, num_classes, image_size)
-    if stages is None:
-        return _cut(module, trial)
-    pieces = dict.fromkeys(MODES, given_pieces(module, stages))
-    try:
-        view = trial.view(module, pieces)
-        trial.refuse_other_training(pieces[True])
-        return view
-    except UserError as error:
-        raise UserError(f"stages: {error}") from error
-
-
-def _cut(module: nn.Module, trial: Trial) -> StagedView:
+    if stages is not None:
+        return Trial(module, num_classes, image_size).given(stages)
     try:
         with _same_draws():
-            pieces = followed(trial.fresh(), trial.images)
-        return trial.view(module, pieces)
+            return followed(module, num_classes, image_size)
     except Exception as error:  # torch.fx runs code that is not ours on placeholders
         if exhausted_memory(error):
             raise
         uncut = f"torch.fx cannot follow its forward ({explain(error)})"
-    for head in reversed(trial.classifiers()):
-        with suppress(UserError):
-            pieces = dict.fromkeys(MODES, given_pieces(module, [[f"{BEFORE}{head}"], [head]]))
-            return trial.view(module, pieces, uncut)
-    whole = [Piece(_forward, frozenset(module.state_dict())), Piece(_same, frozenset())]
-    return trial.view(module, dict.fromkeys(MODES, whole), uncut)
+    return Trial(module, num_classes, image_size).body_and_classifier(uncut)
 
 
-def _forward(network: nn.Module, x: Tensor) -> Tensor:
-    return network(x)
+def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, int]) -> StagedView:
+    """The view of a network that torch.fx can follow. Its stages are the forward's own operations, so they are exact.
 
-
-def _same(network: nn.Module, x: Tensor) -> Tensor:
-    return x
-
-
-def followed(network: nn.Module, images: Tensor) -> Pieces:
-    """The stages of a network that torch.fx can follow.
-
-    Its forward is followed twice: into all submodules, to choose the ends of the stages, and then into those only that
+    The forward is followed twice: into all submodules, to choose the ends of the stages, and then into those only that
     an end lies within. All others are called as they are, with what they decide when they are called.
 
-    Args:
-        network: a copy, because what a forward stores in it may be placeholders.
-
     Raises:
-        Exception: torch.fx cannot follow it.
+        Exception: torch.fx cannot follow it, or it does not give logits ``[B, num_classes]``.
     """
-    network.eval()
-    graph = trace(network)
+    network = fresh(module)  # what a forward stores in a network may be placeholders
+    images = torch.randn(2, 3, *image_size)
+    graph = PlaceTracer().trace(network)
     record_shapes(network, graph, images[:1])
-    ends = Ends(network, graph, tuple(images.shape[2:])).find()
+    ends = Ends(network, graph, image_size).find()
     opened = {path for end in ends for path in end.opened}
-    graphs = {mode: trace(network.train(mode), opened) for mode in MODES}
+    graphs = {mode: PlaceTracer(opened).trace(network.train(mode)) for mode in MODES}
     record_shapes(network.eval(), graphs[False], images[:1])
     nodes = [{mode: _end_at(end.place, graph) for mode, graph in graphs.items()} for end in ends]
     # A submodule may hand the end of a stage on within a list, or do something else in training mode.
@@ -115,10 +85,14 @@ def followed(network: nn.Module, images: Tensor) -> Pieces:
     ]
     if not same[-1]:
         raise TraceError("it gives the vector before the classifier in one mode only")
-    return {
+    pieces = {
         mode: [compiled(network, piece) for piece in slices(graph, [found[mode] for found in compress(nodes, same)])]
         for mode, graph in graphs.items()
     }
+    view, logits = staged_view(module, module, pieces, images)
+    if {found.shape for found in logits.values()} != {(len(images), num_classes or logits[False].shape[-1])}:
+        raise TraceError("it gives other logits than were asked for")
+    return view
 
 
 def _end_at(place: Place, graph: fx.Graph) -> fx.Node | None:
@@ -127,10 +101,65 @@ def _end_at(place: Place, graph: fx.Graph) -> fx.Node | None:
     return nodes[-1] if nodes and nodes[-1] in cut_points(graph) else None
 
 
-class Trial:
-    """A copy of a network and a few random images, to try stages on.
+def fresh(network: nn.Module, mode: bool = False) -> nn.Module:
+    """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train(mode)
 
-    Every run draws the same random numbers and leaves the global generators as they were.
+
+def staged_view(
+    module: nn.Module,
+    trial: nn.Module,
+    pieces: Mapping[bool, Sequence[Piece]],
+    images: Tensor,
+    uncut: str = "",
+) -> tuple[StagedView, dict[bool, Tensor]]:
+    """`module` with the stages that `pieces` do in evaluation and in training mode, and their logits in each.
+
+    Args:
+        trial: the network on copies of which the stages are run.
+
+    Raises:
+        UserError: a stage fails, or a feature is no map and no vector.
+    """
+    overwriting: set[int] = set()
+    logits = {}
+    for mode in MODES:
+        with _same_draws(), torch.set_grad_enabled(mode):
+            *features, logits[mode] = run_pieces(fresh(trial, mode), pieces[mode], images, overwriting)
+    layouts = []
+    for number, feature in enumerate(features):
+        try:
+            layouts.append(find_layout(tuple(feature.shape[1:]), tuple(images.shape[2:]), prefix_tokens(module)))
+        except ValueError as error:
+            raise UserError(f"feature {number} is {error}; let its stage end elsewhere") from error
+    one_piece = len(features) == 1 and features[0] is logits[True]
+    if not uncut and all(feature.dim() == 2 for feature in features):
+        uncut = "nowhere in its forward is one map all that the rest needs"
+    return StagedView(module, pieces, layouts, overwriting, uncut, one_piece), logits
+
+
+def run_pieces(network: nn.Module, pieces: Sequence[Piece], images: Tensor, overwriting: set[int]) -> list[Tensor]:
+    """What each stage gives; adds to `overwriting` the numbers of those that overwrite what they are handed."""
+    outputs = [images.clone()]
+    for number, piece in enumerate(pieces):
+        x = outputs[-1]
+        if number == len(pieces) - 1 and x.dim() != 2:
+            raise UserError(
+                f"the last feature, before the classifier, must be a vector and has shape {tuple(x.shape[1:])}; "
+                "pool or flatten it at the end of the stage before the last"
+            )
+        version = x._version
+        with doing(f"stage {number} on a tensor of shape {tuple(x.shape)}"):
+            outputs.append(piece.run(network, x))
+        if x._version != version:
+            overwriting.add(number)
+        if not isinstance(outputs[-1], Tensor):
+            raise UserError(f"stage {number} gives a {type(outputs[-1]).__name__}, not a tensor")
+    return outputs[1:]
+
+
+class Trial:
+    """Proves stages on random images and a copy of a network, which has no weights of zero.
 
     Raises:
         UserError: the network cannot be copied, or does not turn the images into logits ``[B, num_classes]``.
@@ -138,45 +167,56 @@ class Trial:
 
     def __init__(self, network: nn.Module, num_classes: int | None, image_size: tuple[int, int]):
         noise = torch.Generator().manual_seed(0)
+        self.network = network
         with doing("copying it, which distilling needs,"):
-            self.network = copy.deepcopy(network)
-        _fill_zeros(self.network, noise)
-        self.image_size = image_size
+            self.copy = copy.deepcopy(network)
+        _fill_zeros(self.copy, noise)
         self.images = torch.randn(2, 3, *image_size, generator=noise)
         self.logits = {mode: self._own_logits(mode, num_classes) for mode in MODES}
 
-    def view(self, network: nn.Module, pieces: Pieces, uncut: str = "") -> StagedView:
-        """`network` with these stages.
+    def given(self, stages: Stages) -> StagedView:
+        """The stages of a config.
 
         Raises:
-            UserError: they do not reproduce the network's own logits, or a feature is no map and no vector.
+            UserError: there are no such stages, they do not reproduce the logits of the network's own forward, or they
+                train what it does not.
         """
-        overwriting: set[int] = set()
-        for mode in MODES:
-            with _same_draws(), torch.no_grad():
-                features, logits = self._run(self.fresh(mode), pieces[mode], overwriting)
-            self._compare(logits, mode)
-        layouts = [self._layout(number, tuple(feature.shape[1:])) for number, feature in enumerate(features)]
-        one_piece = len(features) == 1 and features[0] is logits
-        if not uncut and all(feature.dim() == 2 for feature in features):
-            uncut = "nowhere in its forward is one map all that the rest needs"
-        return StagedView(network, pieces, layouts, overwriting, uncut, one_piece)
+        try:
+            return self._view(given_pieces(self.network, stages))
+        except UserError as error:
+            raise UserError(f"stages: {error}") from error
 
-    def refuse_other_training(self, pieces: Sequence[Piece]) -> None:
-        """Raise a UserError if the stages train what the network's own forward does not.
+    def body_and_classifier(self, uncut: str) -> StagedView:
+        """Two stages, the classifier and all before it; or the network is one piece."""
+        for head in reversed(self._classifiers()):
+            with suppress(UserError):
+                return self._view(given_pieces(self.network, [[f"{BEFORE}{head}"], [head]]), uncut)
+        whole = Piece(lambda network, x: network(x), frozenset(self.network.state_dict()))
+        return self._view([whole, Piece(lambda network, x: x, frozenset())], uncut)
 
-        Nothing is compared where that trains nothing, as that of a teacher may.
-        """
-        own = self._trained(lambda network: network(self.images.clone()))
-        if own and (others := self._trained(lambda network: self._run(network, pieces, set())[1]) - own):
+    def _view(self, pieces: Sequence[Piece], uncut: str = "") -> StagedView:
+        view, logits = staged_view(self.network, self.copy, dict.fromkeys(MODES, pieces), self.images, uncut)
+        for mode, own in self.logits.items():
+            if logits[mode].shape != own.shape:
+                found = tuple(logits[mode].shape)
+                raise UserError(f"they give logits of shape {found}, the network's own forward {tuple(own.shape)}")
+            gap, scale = (logits[mode] - own).abs().max(), own.abs().max()
+            if not gap <= TOLERANCES[mode] * scale:  # nor if either is NaN
+                raise UserError(
+                    f"they do not do what the network's own forward does: in {MODES[mode]} logits differ by up to "
+                    f"{gap:.2g}, where the largest is {scale:.2g}; is a step missing or out of order?"
+                )
+        own = self._trained(self.logits[True])
+        if own and (others := self._trained(logits[True]) - own):
             raise UserError(
                 f"they train {listed(sorted(others)[:3])}, to which the network's own forward gives no gradient "
                 "(torch.no_grad or detach there); requires_grad=False keeps a part as it is"
             )
+        return view
 
-    def classifiers(self) -> list[str]:
+    def _classifiers(self) -> list[str]:
         """Submodules that have weights and are called with a vector, in the order of their calls."""
-        found, network = [], self.fresh()
+        found, network = [], fresh(self.copy)
 
         def before(path: str, part: nn.Module, arguments: tuple) -> None:
             given = only_tensor(*arguments)
@@ -189,53 +229,10 @@ class Trial:
         self._own_logits(False, None, network)
         return found
 
-    def fresh(self, mode: bool = False) -> nn.Module:
-        """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
-        return copy.deepcopy(self.network, {id(tensor): tensor for tensor in self.network.parameters()}).train(mode)
-
-    def _run(self, network: nn.Module, pieces: Sequence[Piece], overwriting: set[int]) -> tuple[list[Tensor], Tensor]:
-        """Features and logits; adds to `overwriting` the numbers of the stages that overwrite what they are handed."""
-        outputs = [self.images.clone()]
-        for number, piece in enumerate(pieces):
-            x = outputs[-1]
-            if number == len(pieces) - 1 and x.dim() != 2:
-                raise UserError(
-                    f"the last feature, before the classifier, must be a vector and has shape {tuple(x.shape[1:])}; "
-                    "pool or flatten it at the end of the stage before the last"
-                )
-            version = x._version
-            with doing(f"stage {number} on a tensor of shape {tuple(x.shape)}"):
-                outputs.append(piece.run(network, x))
-            if x._version != version:
-                overwriting.add(number)
-            if not isinstance(outputs[-1], Tensor):
-                raise UserError(f"stage {number} gives a {type(outputs[-1]).__name__}, not a tensor")
-        return outputs[1:-1], outputs[-1]
-
-    def _compare(self, logits: Tensor, mode: bool) -> None:
-        own = self.logits[mode]
-        if logits.shape != own.shape:
-            raise UserError(
-                f"they give logits of shape {tuple(logits.shape)}, the network's own forward {tuple(own.shape)}"
-            )
-        gap, scale = (logits - own).abs().max(), own.abs().max()
-        if not gap <= TOLERANCES[mode] * scale:  # nor if either is NaN
-            raise UserError(
-                f"they do not do what the network's own forward does: in {MODES[mode]} logits differ by up to "
-                f"{gap:.2g}, where the largest is {scale:.2g}; is a step missing or out of order?"
-            )
-
-    def _layout(self, number: int, shape: tuple[int, ...]) -> Layout:
-        try:
-            return find_layout(shape, self.image_size, prefix_tokens(self.network))
-        except ValueError as error:
-            raise UserError(f"feature {number} is {error}; let its stage end elsewhere") from error
-
-    @torch.no_grad()
     def _own_logits(self, mode: bool, num_classes: int | None, network: nn.Module | None = None) -> Tensor:
-        size = "x".join(map(str, self.image_size))
-        with doing(f"running it on images of {size} in {MODES[mode]}"), _same_draws():
-            logits = (network or self.fresh(mode))(self.images.clone())
+        size = "x".join(map(str, self.images.shape[2:]))
+        with doing(f"running it on images of {size} in {MODES[mode]}"), _same_draws(), torch.set_grad_enabled(mode):
+            logits = (network or fresh(self.copy, mode))(self.images.clone())
         if num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
             num_classes = logits.shape[1]
         expected = (len(self.images), num_classes)
@@ -244,14 +241,11 @@ class Trial:
             raise UserError(f"gives {found} for {expected[0]} images in {MODES[mode]}, not logits of shape {expected}")
         return logits
 
-    def _trained(self, forward: Callable[[nn.Module], Tensor]) -> set[str]:
-        """Names of the parameters that get a gradient from the logits in training mode; none if that fails."""
-        network = self.fresh(True)
-        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    def _trained(self, logits: Tensor) -> set[str]:
+        """Names of the parameters that get a gradient from the logits; none if that fails."""
+        parameters = {name: p for name, p in self.copy.named_parameters() if p.requires_grad}
         try:
-            with _same_draws(), torch.enable_grad():
-                loss = forward(network).sum()
-                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
         except RuntimeError:  # of a network that cannot be trained, as a teacher need not be
             return set()
         return {name for name, gradient in zip(parameters, gradients) if gradient is not None}

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from models.cut.layout import Tokens, find_layout, prefix_tokens
 from models.cut.trace import Place, cut_points, shared
+from models.cut.view import Tokens, find_layout, prefix_tokens
 
 LONGEST_ROW = 4  # features at one resolution
 RESNET = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]

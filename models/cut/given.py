@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from models.cut.layout import prefix_tokens
-from models.cut.view import Piece, compiled, is_used
+from models.cut.view import Piece, compiled, is_used, prefix_tokens
 from models.staged import global_pool
 from utils.errors import UserError, doing
 
@@ -52,7 +51,7 @@ def given_pieces(network: nn.Module, stages: Stages) -> list[Piece]:
     """
     if len(stages) < 2 or not all(stages):
         lengths = ", ".join(str(len(stage)) for stage in stages) or "none"
-        raise UserError(f"stages: two or more are needed, each of one or more steps; found with steps: {lengths}")
+        raise UserError(f"two or more are needed, each of one or more steps; found with steps: {lengths}")
     if not stages[0][0].startswith(BEFORE):
         return [_chain(network, stage) for stage in stages]
     (before, *rest), *others = stages
@@ -120,10 +119,10 @@ def _expanded(network: nn.Module, step: str) -> list[str]:
             find_part(network, step)
         return [step]
     parts = part_names(find_part(network, owner))
-    with doing(f"stages: taking the slice {step!r} of {listed(parts)}"):
+    with doing(f"taking the slice {step!r} of {listed(parts)}"):
         chosen = parts[slice(*(int(bound) if bound else None for bound in bounds.split(":", 1)))]
     if not chosen:
-        raise UserError(f"stages: the slice {step!r} is empty; the parts are {listed(parts)}")
+        raise UserError(f"the slice {step!r} is empty; the parts are {listed(parts)}")
     return [f"{owner}.{name}".removeprefix(".") for name in chosen]
 
 
@@ -139,9 +138,7 @@ def find_part(network: nn.Module, path: str) -> nn.Module:
         owner = path.rpartition(".")[0]
         there = listed(part_names(find_part(network, owner)))
         place = repr(owner) if owner else "the network"
-        raise UserError(
-            f"stages: there is no {path!r}: {place} has {there}; operations are {listed(OPERATIONS)}"
-        ) from None
+        raise UserError(f"there is no {path!r}: {place} has {there}; operations are {listed(OPERATIONS)}") from None
 
 
 def part_names(module: nn.Module) -> list[str]:

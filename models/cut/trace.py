@@ -125,19 +125,6 @@ class _Recorder(fx.Interpreter):
             n.meta["shape"] = tuple(result.shape[1:])
         return result
 
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        # A module may write into a list that it is called with, which that of a node refuses.
-        return super().call_module(target, tuple(list(a) if isinstance(a, list) else a for a in args), kwargs)
-
-
-def trace(network: nn.Module, opened: Collection[str] | None = None) -> fx.Graph:
-    """The graph of the forward of `network` in its present mode; see `PlaceTracer`.
-
-    Raises:
-        Exception: torch.fx cannot follow it.
-    """
-    return PlaceTracer(opened).trace(network)
-
 
 @torch.no_grad()
 def record_shapes(network: nn.Module, graph: fx.Graph, images: Tensor) -> None:

@@ -79,12 +79,9 @@ class TestContract:
         assert len(SPECIFIED) == 32
 
     @every_specified
-    def test_state_dict_has_the_published_keys_and_shapes_in_order(self, name):
+    def test_has_the_published_parameters_under_their_keys_in_order(self, name):
         ours = [(key, list(tensor.shape)) for key, tensor in shapes_only(name).state_dict().items()]
         assert ours == list(map(tuple, published_state_dicts()[name].items()))
-
-    @every_specified
-    def test_has_the_published_number_of_parameters(self, name):
         parameters = sum(parameter.numel() for parameter in shapes_only(name).parameters())
         assert parameters == CONTRACT["models"][name]["parameters"]
 
@@ -93,11 +90,6 @@ class TestContract:
         for size, shapes in CONTRACT["models"][name]["features"].items():
             ours = shapes_only(name).feature_shapes(int(size), int(size))
             assert [list(shape) for shape in ours] == shapes, f"at {size} pixels"
-
-    @every_specified
-    def test_the_last_feature_is_the_vector_that_the_policy_reads(self, name):
-        size = max(int(size) for size in CONTRACT["models"][name]["features"])
-        assert shapes_only(name).feature_shapes(size, size)[-1] == (CONTRACT["models"][name]["hint_channels"],)
 
     def test_half_the_width_gives_the_mobilenet_of_the_classic_benchmarks(self):
         half = shapes_only("MobileNetV2_half")
@@ -123,7 +115,7 @@ class TestStages:
         model, x = sample(name), images(32 if name == "vgg8-imagenet" else 16)
         with torch.no_grad():
             logits, cuts = model(x), range(1, len(model.stages()))
-            for number in (1, 2, len(cuts)):
+            for number in (1, len(cuts)):
                 for chosen in combinations(cuts, number):
                     out = x
                     for start, stop in zip((0, *chosen), (*chosen, None)):
@@ -151,29 +143,11 @@ class TestStages:
                 x = out
 
     @every_sample
-    def test_all_features_are_maps_but_the_last_which_is_a_vector(self, name):
-        with torch.no_grad():
-            features, logits = sample(name).features(images(count=3))
-        assert features[-1].dim() == 2
-        assert all(feature.dim() == 4 for feature in features[:-1])
-        assert logits.shape == (3, 7)
-
-    @every_sample
     def test_features_and_logits_send_a_gradient_to_every_parameter(self, name):
         model = sample(name).train()
         features, logits = model.features(images())
         (sum(feature.square().mean() for feature in features) + logits.square().mean()).backward()
         assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
-
-    @every_sample
-    def test_a_copy_stands_on_its_own(self, name):
-        model, x = sample(name), images()
-        twin = copy.deepcopy(model)
-        with torch.no_grad():
-            logits = model(x)
-            for parameter in model.parameters():
-                parameter.zero_()
-            assert torch.equal(twin(x), logits)
 
     def test_vgg_pools_before_its_last_block_from_64_pixels_on(self):
         vgg = shapes_only("vgg8")
@@ -289,10 +263,10 @@ class TestGetModel:
         with pytest.raises(UserError, match=r"did you mean 'ResNet34'.*known are .*wrn_40_2"):
             get_model("ResNet43", 10)
 
-    def test_names_an_unknown_keyword_argument_and_the_known_ones(self):
-        with pytest.raises(UserError, match=r"'MobileNetV2'.*'depth'.*num_classes, width"):
+    def test_refuses_an_unknown_keyword_argument(self):
+        with pytest.raises(UserError, match=r"'MobileNetV2'.*unexpected keyword argument 'depth'"):
             get_model("MobileNetV2", 10, kwargs={"depth": 3})
 
     def test_refuses_stages_for_a_network_that_has_its_own(self):
-        with pytest.raises(UserError, match=r"resnet8.*cut into stages already"):
+        with pytest.raises(UserError, match=r"resnet8.*cut into stages by its own class"):
             get_model("resnet8", 10, stages=[["conv1"], ["fc"]])

@@ -8,11 +8,10 @@ import pytest
 import torch
 import torchvision
 import yaml
+from odd_networks import Own
 from pictures import image_folder
-from torch import nn
 
 from models import MODELS
-from models.staged import StagedModel, global_pool
 from utils import export
 from utils.cli import main_distill, main_single
 from utils.errors import UserError
@@ -28,6 +27,7 @@ RESNET_STAGES = [
     ["fc"],
 ]
 RESNET, MOBILENET = "torchvision.models.resnet18", "torchvision.models.mobilenet_v2"
+CONNECTED, ODD_NAMES = "odd_networks.Connected", "odd_networks.OddNames"
 
 
 @pytest.fixture(scope="module")
@@ -87,85 +87,40 @@ def test_it_starts_from_weights_for_other_classes_with_a_new_head():
         torch.testing.assert_close(weights[name], imagenet[name], rtol=0, atol=1e-6)
 
 
-def test_it_teaches_another_model_of_ones_own(trained):
+def test_it_teaches_another_network_of_torchvision_which_is_exported(trained, tmp_path, capsys):
     names = ["--teacher", RESNET, "--student", MOBILENET, "--distiller", "at"]
     main_distill(arguments=["--dataset", "pets", *names])
     run = Path(f"run/pets/1029/adaptive-at/{RESNET}-{MOBILENET}")
     student = torchvision.models.mobilenet_v2(num_classes=2)
     student.load_state_dict(read_checkpoint(run / "ckpt/best.pth")["model"])
     assert (run / "result.json").exists()
-
-
-NETS = '''
-from torch import nn
-
-
-class Connected(nn.Module):
-    """Decides by the image when it is trained; behind that, there is a classifier or not."""
-
-    def __init__(self, num_classes, classifier=True):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.logits = nn.Conv2d(4, num_classes, 1)
-        self.fc = nn.Linear(num_classes, num_classes) if classifier else None
-
-    def forward(self, x):
-        if self.training and x.mean() > 100:
-            x = x / 100
-        x = self.norm(self.conv(x)) + x.mean(dim=1, keepdim=True)
-        x = self.logits(x).sigmoid().mean(dim=(2, 3))
-        return x if self.fc is None else self.fc(x)
-'''
+    export.main([str(run), f"--out={tmp_path / 'student.pt2'}"])
+    assert "same logits" in capsys.readouterr().out
 
 
 def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path, capsys):
-    Path("connected.py").write_text(NETS)
-    main_single(["--dataset", "pets", "--model", "connected.Connected", "model.label=body"])
-    main_single(["--dataset", "pets", "--model", "connected.Connected", "model.kwargs.classifier=false"])
-    pair = ["--dataset", "pets", "--teacher", "connected.Connected", "--student", "connected.Connected"]
+    main_single(["--dataset", "pets", "--model", CONNECTED, "model.label=body"])
+    main_single(["--dataset", "pets", "--model", CONNECTED, "model.kwargs.classifier=false"])
+    pair = ["--dataset", "pets", "--teacher", CONNECTED, "--student", CONNECTED]
     names = ["kd.teacher.kwargs.classifier=false", "kd.student.label=body"]  # one piece teaches body and classifier
     main_distill(arguments=[*pair, "--distiller", "kd", *names])
-    run = Path("run/pets/1029/adaptive-kd/connected.Connected-classifier-false-body")
+    run = Path("run/pets/1029/adaptive-kd/odd_networks.Connected-classifier-false-body")
     assert read_checkpoint(run / "ckpt/best.pth")["extra"]["policy.linear.weight"].shape == (2, 4)
     export.main([str(run), "--trust", f"--out={tmp_path / 'body.pt2'}"])
     assert "same logits" in capsys.readouterr().out
 
-    reason = r"torch\.fx cannot follow its forward \(TraceError: .*connected\.py, line 15"
+    reason = r"torch\.fx cannot follow its forward \(TraceError: .*odd_networks\.py, line"
     with pytest.raises(UserError, match=rf"^AT finds no spot in .*; kd\.student\.stages names stages .*: {reason}"):
         main_distill(arguments=[*pair, "--distiller", "at", *names])
     with pytest.raises(UserError, match=r"^pkt: the teacher is one piece [^;]*; distiller=kd [^;]*; kd\.student"):
         main_distill(arguments=[*pair, "--distiller", "pkt", *names])
 
 
-ODD_NAMES = """
-from torch import nn
-
-
-class Odd(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.features, self.stages = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 2, 2)
-        self.run, self.step = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 2, 2)
-        self.shapes, self.forward_features = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-        self.network, self.state_dicts = nn.Flatten(), nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        x = self.step(self.run(self.stages(self.features(x))))
-        return self.state_dicts(self.network(self.forward_features(self.shapes(x))))
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.run.eval()
-        return self
-"""
-
-
 def test_a_network_whose_parts_have_any_name_is_trained_distilled_resumed_and_exported(tmp_path, capsys):
-    Path("odd.py").write_text(ODD_NAMES)
-    main_single(["--dataset", "pets", "--model", "odd.Odd"])
-    pair = ["--dataset", "pets", "--teacher", "odd.Odd", "--student", "odd.Odd", "--distiller", "at"]
+    main_single(["--dataset", "pets", "--model", ODD_NAMES])
+    pair = ["--dataset", "pets", "--teacher", ODD_NAMES, "--student", ODD_NAMES, "--distiller", "at"]
     main_distill(arguments=[*pair, "kd.student.label=student"])
-    run = Path("run/pets/1029/adaptive-at/odd.Odd-student")
+    run = Path("run/pets/1029/adaptive-at/odd_networks.OddNames-student")
     content = read_checkpoint(run / "ckpt/last.pth")
     assert list(content["model"])[:2] == ["features.weight", "features.bias"]
     assert not content["model"]["run.running_mean"].any()  # its own `train` keeps that BatchNorm as it is
@@ -181,17 +136,6 @@ def test_a_network_whose_parts_have_any_name_is_trained_distilled_resumed_and_ex
         main_distill(arguments=[*pair, "kd.student.label=student", "training.epochs=2", "--resume"])
 
 
-class Stubborn(StagedModel):
-    """Gives logits of ten classes, whatever it is asked for."""
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.fc = nn.Linear(3, 10)
-
-    def stages(self):
-        return (global_pool,), (self.fc,)
-
-
 @pytest.mark.parametrize(
     ("model", "words", "complaint"),
     [
@@ -202,7 +146,8 @@ class Stubborn(StagedModel):
 def test_a_registered_network_that_does_not_fit_is_refused_before_anything_is_written(
     model, words, complaint, monkeypatch
 ):
-    monkeypatch.setattr(MODELS, "_entries", {name: MODELS.get(name) for name in MODELS} | {"stubborn": Stubborn})
+    stubborn = {"stubborn": lambda num_classes: Own(10)}
+    monkeypatch.setattr(MODELS, "_entries", {name: MODELS.get(name) for name in MODELS} | stubborn)
     with pytest.raises(UserError, match=f"^model '{model}': {complaint}"):
         main_single(["--dataset", "pets", "--model", model, "run.root=misfit", *words])
     assert not Path("misfit").exists()
