@@ -12,6 +12,17 @@ from torch import nn
 from models import StagedModel
 from models.staged import global_pool
 
+# What torchvision's ResNets are cut into, spelt out.
+RESNET_STAGES = [
+    ["conv1", "bn1", "relu", "maxpool"],
+    ["layer1"],
+    ["layer2"],
+    ["layer3"],
+    ["layer4"],
+    ["avgpool", "flatten"],
+    ["fc"],
+]
+
 
 class Chain(nn.Module):
     """Parts called in order of definition, with a flattening between them."""
@@ -50,16 +61,6 @@ class Skip(nn.Module):
 
     def forward(self, x):
         return self.fc(self.conv(x + self.same(x)).mean(dim=(2, 3)))
-
-
-class SkipOverAll(nn.Module):
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, num_classes, 3), nn.Linear(num_classes, num_classes)
-
-    def forward(self, x):
-        x = self.conv(x).mean(dim=(2, 3))
-        return x + self.fc(x)
 
 
 class FunctionalMaxPool(nn.Module):

@@ -18,15 +18,6 @@ from utils.errors import UserError
 
 SIZE = (32, 32)
 RESNET = "torchvision.models.resnet18"
-RESNET_STAGES = [
-    ["conv1", "bn1", "relu", "maxpool"],
-    ["layer1"],
-    ["layer2"],
-    ["layer3"],
-    ["layer4"],
-    ["avgpool", "flatten"],
-    ["fc"],
-]
 UNCHAINED_STAGES = [["conv1", "relu"], ["conv2", "relu"], ["pool"], ["fc"]]
 CHAIN_STAGES = [["stem"], ["down"], ["pool", "flatten"], ["classifier"]]
 
@@ -92,7 +83,7 @@ class TestTorchvision:
     def test_stages_of_a_config_say_the_same_as_the_automatic_cut_which_draws_nothing(self):
         arguments = {"kwargs": {"zero_init_residual": True}, "image_size": (48, 32)}
         views = []
-        for stages in (None, RESNET_STAGES):
+        for stages in (None, odd.RESNET_STAGES):
             torch.manual_seed(3)
             views.append(get_model(RESNET, 7, stages=stages, **arguments))
         random_state = torch.get_rng_state()
@@ -118,7 +109,6 @@ AUTOMATIC = [
     (odd.WithRootTensors, [(4, 32, 32), (8, 16, 16), (8,)]),
     (odd.PoolingClassifier, [(4, 32, 32), (4,)]),
     (odd.Skip, [(3, 32, 32), (4, 30, 30), (4,)]),
-    (odd.SkipOverAll, [(10, 30, 30), (10,)]),
     (odd.FunctionalMaxPool, [(4, 32, 32), (1024,)]),
     (odd.TwoInputs, [(10,)]),
     (odd.ConvolutionalClassifier, [(10, 30, 30), (10,)]),

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from odd_networks import Own
+from odd_networks import RESNET_STAGES, Own
 from pictures import image_folder
 
 from models import MODELS
@@ -17,15 +17,6 @@ from utils.cli import main_distill, main_single
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 
-RESNET_STAGES = [
-    ["conv1", "bn1", "relu", "maxpool"],
-    ["layer1"],
-    ["layer2"],
-    ["layer3"],
-    ["layer4"],
-    ["avgpool", "flatten"],
-    ["fc"],
-]
 RESNET, MOBILENET = "torchvision.models.resnet18", "torchvision.models.mobilenet_v2"
 CONNECTED, ODD_NAMES = "odd_networks.Connected", "odd_networks.OddNames"
 
