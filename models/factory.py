@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -36,9 +37,14 @@ def call_factory(factory: Callable[..., nn.Module], num_classes: int, kwargs: di
     """The network that `factory` makes.
 
     Raises:
-        UserError: it fails, for example because of a keyword argument that it does not know, or makes something else.
+        UserError: it does not know one of the keyword arguments, fails, or makes something else.
     """
     with doing(f"calling it with {', '.join(['num_classes', *kwargs])}"):
+        arguments = inspect.signature(factory)
+        try:
+            arguments.bind(num_classes=num_classes, **kwargs)
+        except TypeError as error:
+            raise UserError(f"{error}; its arguments are {', '.join(arguments.parameters)}") from error
         module = factory(num_classes=num_classes, **kwargs)
     if not isinstance(module, nn.Module):
         raise UserError(f"calling it gives a {type(module).__name__}, not a torch.nn.Module")

@@ -336,7 +336,7 @@ class TestComplaints:
         ("network", "kwargs", "expected"),
         [
             (odd.Failing, {}, "calling it with num_classes failed: RuntimeError: no weights here"),
-            (odd.Chain, {"depth": 3}, "calling it with num_classes, depth failed: TypeError:"),
+            (odd.Chain, {"depth": 3}, "got an unexpected keyword argument 'depth'; its arguments are num_classes"),
             (odd.not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
             (odd.SevenClasses, {}, "gives shape (2, 7) for 2 images in evaluation mode, not logits of shape (2, 10)"),
             (odd.TwoOutputs, {}, "gives a tuple for 2 images"),
