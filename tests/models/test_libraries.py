@@ -148,5 +148,5 @@ class TestTimm:
             raise OSError("offline")
 
         monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
-        with pytest.raises(UserError, match=r"reading the pretrained weights \(pretrained=FILE .*\) failed: .*offline"):
+        with pytest.raises(UserError, match=r"reading the pretrained weights \(pretrained=FILE .*\) failed: "):
             task("timm/resnet10t.c3_in1k", pretrained=True)
