@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,7 @@ log = logging.getLogger("sakd")
 
 DEFAULT_SIZE = (32, 32)  # of images that have no native size
 LARGEST_CROPPED = 64  # beyond, objects in photographs vary in scale, and so should the crops
+SOURCE_KEYS = ("val_split", "image_range", "image_column", "label_column")  # that say what is in a data set
 MEMORY_LIMIT = 4 * 2**30  # bytes that a data set may take by itself; dataset.loader=memory takes more
 
 
@@ -149,11 +150,7 @@ class OpenedData(DataInfo):
         self.check_batches(batch_size, val_batch_size, shard[1])
         how = {"seed": seed, "device": device, "shard": shard}
         return Data(
-            class_names=self.class_names,
-            image_size=self.image_size,
-            mean=self.mean,
-            std=self.std,
-            labels=self.labels,
+            **{field.name: getattr(self, field.name) for field in fields(DataInfo)},
             train=self.load_split("train", batch_size, num_workers, **how),
             val=self.load_split("val", val_batch_size, val_num_workers, **how),
         )
@@ -200,9 +197,13 @@ def open_data(config: DatasetConfig) -> OpenedData:
         UserError: the data is missing, damaged or not what the config says.
     """
     with main_first():  # it may have to download and unpack
-        columns = {"image_column": config.image_column, "label_column": config.label_column}
-        source = find_source(config.name, config.root, config.val_split, image_range=config.image_range, **columns)
-    _check_classes(config, source)
+        source = find_source(config.name, config.root, **{key: getattr(config, key) for key in SOURCE_KEYS})
+    found = len(source.class_names)
+    if config.num_classes not in (None, found):
+        raise UserError(
+            f"dataset.num_classes: {config.num_classes} in the config, but {config.name} has {found} classes; "
+            f"set dataset.num_classes={found}"
+        )
     check_labels(source)
     if config.on_corrupt == "error":
         check_files(source)
@@ -220,23 +221,14 @@ def open_data(config: DatasetConfig) -> OpenedData:
     )
 
 
-def find_source(
-    name: str,
-    root: str | Path,
-    val_split: float | None = None,
-    *,
-    image_range: Sequence[float] | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> Source:
-    """The data set called `name`; the other arguments are the keys ``dataset.*`` of these names.
+def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | None = None, **keys: Any) -> Source:
+    """The data set called `name`; the other arguments are the keys ``dataset.*`` of these names, see `SOURCE_KEYS`.
 
     Raises:
         UserError: it is not there, or has no use for one of the keys.
     """
     find = DATASETS.get(name)
     known = inspect.signature(find).parameters
-    keys = {"val_split": val_split, "image_column": image_column, "label_column": label_column}
     keys = {key: value for key, value in keys.items() if value is not None}
     for key in keys:
         if key not in known:
@@ -288,15 +280,6 @@ def _memory_limit(device: torch.device) -> int:
         return MEMORY_LIMIT
     free, _ = torch.cuda.mem_get_info(device)
     return min(MEMORY_LIMIT, free // 4)
-
-
-def _check_classes(config: DatasetConfig, source: Source) -> None:
-    found = len(source.class_names)
-    if config.num_classes not in (None, found):
-        raise UserError(
-            f"dataset.num_classes: {config.num_classes} in the config, but {config.name} has {found} classes; "
-            f"set dataset.num_classes={found}"
-        )
 
 
 def _check_batches(what: str, batch_size: int, count: int, world: int, least: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from contextlib import suppress
@@ -25,7 +26,7 @@ log = logging.getLogger("sakd")
 
 SAMPLED = 64  # images whose values are looked at
 DARK = 0x4000  # largest value of an image of 16 bits that looks nearly black: a quarter of the range
-_REMEMBERED = "# Images that dataset.on_corrupt=skip leaves out. Without this file they are searched for again. "
+REMEMBERED = "sakd-unreadable-images.json"
 
 
 def check_labels(source: Source) -> None:
@@ -59,17 +60,12 @@ def check_labels(source: Source) -> None:
 
 def _check_arrays(what: str, split: Arrays) -> None:
     images, labels = split.images, split.labels
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"the {what} images are {_kind(images)}, expected uint8 [N, 3, H, W]")
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise UserError(f"the {what} labels are {_kind(labels)}, expected int64 [N]")
-    if len(split.images) != len(split.labels):
-        raise UserError(f"the data set holds {len(split.images)} {what} images, {len(split.labels)} labels")
-
-
-def _kind(values: torch.Tensor) -> str:
-    """``"float32 [2, 3, 8, 8]"``."""
-    return f"{values.dtype} {list(values.shape)}".removeprefix("torch.")
+    kinds = [f"{values.dtype} {list(values.shape)}".removeprefix("torch.") for values in (images, labels)]
+    is_batch = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
+    if not is_batch or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{what}: found images {kinds[0]} and labels {kinds[1]}, expected uint8 [N, 3, H, W] and int64 [N]"
+        )
 
 
 def check_files(source: Source) -> None:
@@ -80,10 +76,10 @@ def check_files(source: Source) -> None:
     """
     for what, split in source.splits().items():
         if isinstance(split, Files) and not split.seen:
-            missing = [path for path in map(split.path, range(len(split))) if not os.path.exists(path)]
+            missing = [path for path in map(split.path, range(len(split))) if not os.path.isfile(path)]
             if missing:
                 raise UserError(
-                    f"{missing[0]}: not there ({len(missing)} of {len(split)} {what} images are missing); "
+                    f"{missing[0]}: is no file ({len(missing)} of {len(split)} {what} images are missing); "
                     "dataset.on_corrupt=skip leaves such images out"
                 )
 
@@ -126,22 +122,23 @@ def without_unreadable(source: Source, workers: int, root: Path) -> Source:
     Raises:
         UserError: a training class, or the whole of validation, has no readable file.
     """
-    memory = root / "unreadable-images.txt" if root.is_dir() else root.with_name(f"{root.name}.unreadable.txt")
-    splits = {what: split for what, split in source.splits().items() if not isinstance(split, Arrays)}
+    splits = {what: split for what, split in source.splits().items() if isinstance(split, Files)}
     if not splits:
         return source
-    digest = _digest(splits) if is_main() else None
+    memory = root / REMEMBERED if root.is_dir() else root.with_name(f"{root.name}.{REMEMBERED}")
+    digest = _digest(splits) if is_main() else ""
     found = from_main(_recall(memory, digest) if is_main() else None)
-    is_known = found is not None
-    if not is_known:
+    if found is None:
         found = {what: find_unreadable(split, workers) for what, split in splits.items()}
-        is_known = digest is not None and may_write() and _remember(memory, digest, found)
-    more = f"; {memory} names all" if is_known else ""
-    parts = [_readable_part(what, split, found.get(what, {}), source, more) for what, split in source.splits().items()]
+        if is_main() and may_write():
+            _remember(memory, digest, found)
+    if any(found.values()) and memory.is_file():
+        log.info("%s names all images that cannot be read", memory)
+    parts = [_readable_part(what, split, found.get(what), source) for what, split in source.splits().items()]
     return replace(source, **dict(zip(("train", "val", "test"), parts)))
 
 
-def _readable_part(what: str, split: Split, broken: dict[int, str], source: Source, more: str) -> Split:
+def _readable_part(what: str, split: Split, broken: dict[int, str] | None, source: Source) -> Split:
     if not broken:
         return split
     first = next(iter(broken.values()))
@@ -150,52 +147,35 @@ def _readable_part(what: str, split: Split, broken: dict[int, str], source: Sour
     if len(rest) == 0 or (lost and what == "training"):
         names = enumerate_some([source.class_names[label] for label in lost])
         raise UserError(f"no {what} image of class {names} can be read; the first: {first}")
-    log.warning(
-        "dataset.on_corrupt: %d of %d %s images skipped, the first: %s%s", len(broken), len(split), what, first, more
-    )
+    log.warning("dataset.on_corrupt: %d of %d %s images skipped, the first: %s", len(broken), len(split), what, first)
     return rest
 
 
-def _digest(splits: dict[str, Split]) -> str | None:
-    """Changes with the images; None where that cannot be said of a split."""
-    if not all(isinstance(split, Files) for split in splits.values()):
-        return None
+def _digest(splits: dict[str, Files]) -> str:
+    """Changes with the images: their paths, and their sizes and times, or what is in them."""
     digest = hashlib.sha256()
-    for split in splits.values():
+    for what, split in splits.items():
+        digest.update(what.encode())
         for index in range(len(split)):
-            digest.update(os.fsencode(split.path(index)))
-            if (content := split.content(index)) is not None:
-                digest.update(content)
-                continue
-            with suppress(OSError):
-                status = os.stat(split.path(index))
-                digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(b"end of a split")
-    return digest.hexdigest()[:32]
+            path, content = split.path(index), split.content(index)
+            digest.update(os.fsencode(path))
+            with suppress(OSError):  # it is not there
+                digest.update(content or repr((os.stat(path).st_size, os.stat(path).st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
-def _recall(memory: Path, digest: str | None) -> dict[str, dict[int, str]] | None:
+def _recall(memory: Path, digest: str) -> dict[str, dict[int, str]] | None:
     """What is remembered of these very images; None: nothing."""
-    try:
-        first, *lines = memory.read_text(encoding="utf-8").splitlines()
-        if digest is None or first != f"{_REMEMBERED}{digest}":
-            return None
-        found: dict[str, dict[int, str]] = {}
-        for what, index, line in (line.split("\t", 2) for line in lines):
-            found.setdefault(what, {})[int(index)] = line
-        return found
-    except (OSError, ValueError):
-        return None
+    with suppress(Exception):  # a file that is not there or damaged is written anew
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        if known["digest"] == digest:
+            return {what: {int(index): line for index, line in found.items()} for what, found in known["found"].items()}
+    return None
 
 
-def _remember(memory: Path, digest: str, found: dict[str, dict[int, str]]) -> bool:
-    """Write the file, unless there is another one; whether that was possible."""
-    lines = [f"{what}\t{index}\t{line}\n" for what, broken in found.items() for index, line in broken.items()]
+def _remember(memory: Path, digest: str, found: dict[str, dict[int, str]]) -> None:
+    """Write the file, where that is possible."""
     try:
-        if memory.exists() and not memory.read_text(encoding="utf-8").startswith(_REMEMBERED):
-            raise FileExistsError(f"{memory} is another file")
-        write_text(memory, f"{_REMEMBERED}{digest}\n{''.join(lines)}")
-    except (OSError, ValueError) as error:
-        log.warning("the unreadable images are searched for again next time: %s", error)
-        return False
-    return True
+        write_text(memory, json.dumps({"digest": digest, "found": found}, indent=1))
+    except OSError as error:
+        log.warning("images that cannot be read are searched for again next time: %s", error)

@@ -49,23 +49,23 @@ _ADVICE = (
 
 def source_of_folders(parts: dict[str | None, Path], val_split: float | None, where: str) -> Source:
     """A data set of one folder with class folders for each split, see `source_of_rows`."""
-    paths, labels, splits = [], [], []
-    for split, folder in parts.items():
-        if split == "test" and "val" in parts and not set(_visible_folders(folder)) & set(labels):
-            log.warning("%s: not sorted into the classes of train, so it is no test split", folder)
-            continue
-        found = scan(folder)
-        paths += [path for path, _ in found]
-        labels += [name for _, name in found]
-        splits += [split] * len(found)
-    return source_of_rows(
-        lambda rows, numbers: Files([paths[row] for row in rows], numbers),
-        labels,
-        splits,
-        val_split,
-        where,
-        numbers=False,
-    )
+    if "test" in parts and "val" in parts:
+        classes, of_test = (set(_visible_folders(parts[split])) for split in ("train", "test"))
+        if not classes & of_test:
+            log.warning("%s: not sorted into the classes of train, so it is no test split", parts["test"])
+            parts = {split: folder for split, folder in parts.items() if split != "test"}
+    return source_of_files({split: scan(folder) for split, folder in parts.items()}, val_split, where)
+
+
+def source_of_files(found: dict[str | None, list[tuple[str, str]]], val_split: float | None, where: str) -> Source:
+    """A data set of the path and class of each image of each split, see `source_of_rows`."""
+    rows = [(path, name, split) for split, images in found.items() for path, name in images]
+    paths, labels, splits = zip(*rows)
+
+    def take(numbers: list[int], classes: list[int]) -> Files:
+        return Files([paths[number] for number in numbers], classes)
+
+    return source_of_rows(take, labels, splits, val_split, where, numbers=False)
 
 
 def find_folder(root: Path, names: Sequence[str]) -> Path:

@@ -17,7 +17,7 @@ from datasets.folder import is_hidden
 from datasets.registry import register_dataset
 from datasets.rows import SPLITS, enumerate_some, source_of_rows, split_called
 from datasets.source import Files, Source
-from utils.errors import UserError, doing, reason
+from utils.errors import UserError, doing
 from utils.files import check_regular
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class EncodedImages(Files):
         return f"{self._where} row {self._items[index]}"
 
     def content(self, index: int) -> bytes:
-        return self._table[int(self._items[index])].as_py()
+        return self._table[int(self._items[index])].as_py() or b""  # nothing is no image, as other bytes are none
 
 
 @register_dataset("csv", "parquet")
@@ -153,10 +153,11 @@ def _splits(part: Rows, of_file: str | None, root: Path) -> list[str | None]:
 
 
 def _joined(images: list[Any], root: Path) -> list[Path] | pyarrow.ChunkedArray:
-    if all(isinstance(part, list) for part in images):
-        return [path for part in images for path in part]
-    if any(isinstance(part, list) for part in images):
+    kinds = {isinstance(part, list) for part in images}
+    if len(kinds) > 1:
         raise UserError(f"{root}: some of its files hold images, others the names of image files")
+    if True in kinds:
+        return [path for part in images for path in part]
     import pyarrow
 
     return pyarrow.chunked_array([chunk for part in images for chunk in part.chunks])
@@ -173,42 +174,30 @@ def _read(file: Path, image_column: str | None, label_column: str | None) -> Row
 def _read_text(file: Path, image_column: str | None, label_column: str | None) -> Rows:
     import pandas
 
-    try:
-        with file.open(encoding="utf-8-sig") as opened, warnings.catch_warnings():
-            warnings.simplefilter("error", pandas.errors.ParserWarning)  # a line is longer than the first
-            first = opened.readline()
-            opened.seek(0)
-            rows = pandas.read_csv(
-                opened, sep=max(",;\t", key=first.count), dtype=str, keep_default_na=False, index_col=False
-            )
-    except (ValueError, pandas.errors.ParserWarning) as error:  # pandas' own errors, and those of the encoding
-        raise UserError(f"dataset.root: {file}: is no table of UTF-8 text ({reason(error)})") from error
+    with file.open(encoding="utf-8-sig") as opened, warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)  # a line is longer than the first
+        first = opened.readline()
+        opened.seek(0)
+        separator = max(",;\t", key=first.count)
+        rows = pandas.read_csv(opened, sep=separator, dtype=str, keep_default_na=False, index_col=False)
     image, label, split = _columns(list(rows.columns), image_column, label_column, file)
-    missing = (rows[image].isna() | (rows[image] == "")).tolist()
-    if any(missing):
-        raise UserError(f"{file}: {missing.index(True) + 1}. row names no image in the column {image}")
-    return Rows(
-        [file.parent / path for path in rows[image]], rows[label].tolist(), rows[split].tolist() if split else None
-    )
+    paths = [file.parent / path for path in rows[image].fillna("")]
+    return Rows(paths, rows[label].tolist(), rows[split].tolist() if split else None)
 
 
 def _read_arrow(file: Path, image_column: str | None, label_column: str | None) -> Rows:
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.dataset
-    except ImportError:
-        raise UserError(f"{file}: needs pyarrow; pip install pyarrow") from None
+    import pyarrow
+    import pyarrow.compute
+    import pyarrow.dataset
+
     data = pyarrow.dataset.dataset(file, format=ARROW[file.suffix.lower()])
     image, label, split = _columns(data.schema.names, image_column, label_column, file)
     table = data.to_table(columns=[name for name in (image, label, split) if name])
     column = table[image]
     if pyarrow.types.is_struct(column.type) and "bytes" in [field.name for field in column.type]:
         column = pyarrow.compute.struct_field(column, "bytes")
-    if column.null_count:
-        raise UserError(f"{file}: column {image} is empty in {column.null_count} rows")
     if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-        images = [file.parent / path for path in column.to_pylist()]
+        images = [file.parent / (path or "") for path in column.to_pylist()]
     elif pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
         images = column.cast(pyarrow.large_binary())  # of one type, whichever each file has
     else:
@@ -244,8 +233,6 @@ def _columns(
                 f"{file}: no column is called {' or '.join(usual[:3])}; {key} names one of {enumerate_some(names, 20)}"
             )
         if wanted is None and len(there) > 1:
-            log.info(
-                "%s: of the columns %s, %s is the %s; %s names another", file, ", ".join(there), there[0], what, key
-            )
+            log.info("%s: %s is the %s, of %s; %s names another", file, there[0], what, ", ".join(there), key)
         found.append(wanted or there[0])
     return (*found, folded.get("split"))

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.download import provide
-from datasets.folder import find_folder, scan
+from datasets.folder import find_folder, scan, source_of_files
 from datasets.registry import register_dataset
-from datasets.rows import source_of_rows
-from datasets.source import CIFAR10_NORM, Files, Source
-from utils.errors import UserError
+from datasets.source import CIFAR10_NORM, Source
+from utils.errors import doing
 
 URL, MD5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 
@@ -27,26 +26,15 @@ def tiny_imagenet(root: Path) -> Source:
         UserError: something is missing; the line names it.
     """
     home = root if (root / "train").is_dir() else provide(root, "tiny-imagenet-200", URL, MD5)
-    train, val = scan(find_folder(home, ["train"])), home / "val"
-    val = _annotated(val) if (val / "images").is_dir() else scan(find_folder(home, ["val"]))
-    paths, labels = zip(*train, *val)
-    source = source_of_rows(
-        lambda rows, numbers: Files([paths[row] for row in rows], numbers),
-        labels,
-        ["train"] * len(train) + ["val"] * len(val),
-        None,
-        str(home),
-        numbers=False,
-    )
+    train, val = (find_folder(home, [name]) for name in ("train", "val"))
+    found = {"train": scan(train), "val": _annotated(val) if (val / "images").is_dir() else scan(val)}
+    source = source_of_files(found, None, str(home))
     return replace(source, mean=CIFAR10_NORM[0], std=CIFAR10_NORM[1], augment="flip", image_size=(64, 64))
 
 
 def _annotated(val: Path) -> list[tuple[str, str]]:
     """Path and class of the images in ``val/images``, as ``val/val_annotations.txt`` says."""
     table = val / "val_annotations.txt"
-    if not table.is_file():
-        raise UserError(f"{table}: missing; it says which class each file in {val / 'images'} belongs to")
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if short := [row for row in rows if len(row) < 2]:
-        raise UserError(f"{table}: found {short[0][0]!r}, expected the name of a file, a tab and its class")
-    return [(str(val / "images" / row[0]), row[1]) for row in rows]
+    with doing(f"reading {table}, the classes of the files in {val / 'images'},"):
+        rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [(str(val / "images" / row[0]), row[1]) for row in rows]

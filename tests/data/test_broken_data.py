@@ -1,5 +1,6 @@
 """Data that is not as it should be: unreadable files, wrong labels, too few images; workers that do not start."""
 
+import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -16,6 +17,7 @@ from PIL import Image
 
 from datasets import DATASETS, Arrays, Source, check
 from datasets.check import check_labels
+from datasets.download import without_downloads
 from datasets.loading import decode as decoding
 from datasets.loading import workers as workers_module
 from datasets.loading.workers import Workers
@@ -48,13 +50,14 @@ def broken(tmp_path):
     return damaged, clean
 
 
-@pytest.mark.parametrize("loader", LOADERS)
 class TestUnreadableImages:
+    @pytest.mark.parametrize("loader", LOADERS)
     def test_are_refused_by_name_unless_told_otherwise(self, broken, loader):
         message = r"damaged/train/ant/001\.png: cannot be read as an image .*; dataset\.on_corrupt=skip leaves such"
-        with pytest.raises(Exception, match=message):
+        with pytest.raises(UserError, match=message):
             batches(open_data("imagefolder", broken[0], img_h=32, loader=loader, augment="none").train)
 
+    @pytest.mark.parametrize("loader", LOADERS)
     def test_are_skipped_as_if_they_had_never_been_there(self, broken, loader, caplog):
         keys = {"img_h": 32, "loader": loader}
         damaged = open_data("imagefolder", broken[0], on_corrupt="skip", **keys)
@@ -66,32 +69,29 @@ class TestUnreadableImages:
         assert "train/ant/001.png: cannot be read as an image" in caplog.text
         assert "1 of 6 validation images skipped" in caplog.text
 
-    def test_are_remembered_until_the_images_change(self, broken, loader, monkeypatch, caplog):
-        keys = {"on_corrupt": "skip", "img_h": 32, "loader": loader, "workers": 2}
+    def test_are_remembered_until_the_images_change(self, broken, monkeypatch):
+        keys = {"on_corrupt": "skip", "img_h": 32, "workers": 2}
+        memory = broken[0] / check.REMEMBERED
+        memory.write_text("[]")
         first = open_data("imagefolder", broken[0], **keys)
-        lines = (broken[0] / "unreadable-images.txt").read_text().splitlines()
-        assert [line.split("\t")[:2] for line in lines[1:]] == [
-            ["training", "1"],
-            ["training", "6"],
-            ["validation", "0"],
-        ]
-        assert all("cannot be read as an image" in line for line in lines[1:])
-        assert "unreadable-images.txt names all" in caplog.text
+        found = json.loads(memory.read_text())["found"]
+        assert {what: list(lines) for what, lines in found.items()} == {"training": ["1", "6"], "validation": ["0"]}
+        assert "train/bee/000.png: cannot be read as an image" in found["training"]["6"]
         with monkeypatch.context() as patch:
             patch.setattr(check, "find_unreadable", lambda *_: pytest.fail("images are searched again"))
             assert same(batches(open_data("imagefolder", broken[0], **keys).train), batches(first.train))
         save(smooth_picture(40, 40), broken[0] / "train" / "bee" / "000.png")
         assert open_data("imagefolder", broken[0], **keys).train.num_samples == 11
 
-    def test_are_not_remembered_where_that_is_not_possible(self, broken, loader, monkeypatch, caplog):
-        keys = {"on_corrupt": "skip", "img_h": 32, "loader": loader}
-        (broken[0] / "unreadable-images.txt").write_text("my own notes")
-        assert open_data("imagefolder", broken[0], **keys).train.num_samples == 10
-        assert (broken[0] / "unreadable-images.txt").read_text() == "my own notes"
+    def test_are_searched_for_again_where_nothing_can_be_written(self, broken, caplog):
+        (broken[0] / check.REMEMBERED).mkdir()
+        assert open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32).train.num_samples == 10
         assert "searched for again next time" in caplog.text
+        with without_downloads():
+            open_data("imagefolder", broken[1], on_corrupt="skip", img_h=32)
+        assert not (broken[1] / check.REMEMBERED).exists()
 
-    def test_are_shared_out_among_processes_that_all_get_the_same_answer(self, broken, loader, monkeypatch):
-        split = open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader).train
+    def test_are_shared_out_among_processes_that_all_get_the_same_answer(self, broken, monkeypatch):
         monkeypatch.setattr(decoding, "CHUNK", 2)
         source = DATASETS.get("imagefolder")(broken[0]).train
         expected, parts = decoding.find_unreadable(source), []
@@ -102,19 +102,14 @@ class TestUnreadableImages:
             found = decoding.find_unreadable(source)
         assert list(found.items()) == list(expected.items())
         assert [len(part) for part in parts] == [1, 1]
-        assert len(expected) == len(source) - split.num_samples == 2
 
-    def test_may_not_be_a_whole_class(self, broken, loader):
-        for path in (broken[0] / "train" / "bee").iterdir():
+    @pytest.mark.parametrize(
+        ("folder", "message"), [("train/bee", "no training image of class bee"), ("val", "no validation image of")]
+    )
+    def test_may_not_be_a_whole_class_or_all_of_validation(self, broken, folder, message):
+        for path in (broken[0] / folder).rglob("*.png"):
             path.write_bytes(b"no picture")
-        line = refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader)
-        assert line.startswith("no training image of class bee can be read; the first: ")
-
-    def test_may_not_be_all_of_validation(self, broken, loader):
-        for path in (broken[0] / "val").glob("*/*.png"):
-            path.write_bytes(b"no picture")
-        line = refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32, loader=loader)
-        assert line.startswith("no validation image of class ant, bee can be read")
+        assert refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32).startswith(message)
 
 
 class TestDarkImages:
@@ -143,32 +138,13 @@ class TestDarkImages:
         assert bool(caplog.messages) is warned
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-def test_images_of_every_mode_come_out_in_rgb(tmp_path, loader):
-    picture = smooth_picture(40, 40)
-    sixteen = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) << 8)
-    modes = {mode: picture.convert(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")} | {"I;16": sixteen}
-    for split in ("train", "val"):
-        for mode, converted in modes.items():
-            save(converted, tmp_path / split / "Ünïcode 日本" / f"{mode.replace(';', '')}.png")
-    save(picture, tmp_path / "train" / "another class" / "0.png")
-    data = open_data("imagefolder", tmp_path, img_h=32, loader=loader, on_corrupt="skip")
-    images = torch.cat([image for image, *_ in batches(data.val)])
-    assert images.shape == (len(modes), 3, 32, 32)
-    assert images.isfinite().all()
-    sixteen_bits, grey = images[1], images[2]  # in the order of the file names
-    torch.testing.assert_close(grey, sixteen_bits, rtol=0, atol=0.05)
-
-
 class TestLinks:
     """Folders of images that are reached by more than one way."""
 
-    @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "../../train"])
+    @pytest.mark.parametrize("target", [".", "../..", "../../train"])
     def test_that_lead_back_add_no_images(self, tmp_path, target):
         root = image_folder(tmp_path / "images", train=2, val=1)
         (root / "train" / "ant" / "again").symlink_to(target)
-        (root / "train" / "bee" / "deeper").mkdir()
-        (root / "train" / "bee" / "deeper" / "again").symlink_to(f"../{target}")
         assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 1, 1]
 
     def test_to_one_folder_elsewhere_add_its_images_once(self, tmp_path):
@@ -179,17 +155,12 @@ class TestLinks:
             (root / "train" / "ant" / name).symlink_to(tmp_path / "elsewhere")
         assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 0, 1, 1]
 
-    def test_that_make_a_class_of_another_class_are_refused(self, tmp_path):
-        root = image_folder(tmp_path, train=2, val=1)
-        (root / "train" / "cow").symlink_to("bee")
-        assert refusal(open_data, "imagefolder", root) == (
-            f"{root}/train/cow: leads to another class folder, or to a folder above it"
-        )
-
-    def test_that_make_a_class_of_a_folder_elsewhere_are_followed(self, tmp_path):
+    def test_make_a_class_of_a_folder_elsewhere_but_not_of_another_class(self, tmp_path):
         root, other = image_folder(tmp_path / "a", train=2, val=1), image_folder(tmp_path / "b", train=3, val=1)
         (root / "train" / "cow").symlink_to(other / "train" / "bee")
         assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+        (root / "train" / "dog").symlink_to("bee")
+        assert "train/dog: leads to another class folder" in refusal(open_data, "imagefolder", root)
 
 
 def test_a_folder_that_cannot_be_listed_ends_the_search(tmp_path, monkeypatch):
@@ -207,69 +178,56 @@ def test_a_folder_that_cannot_be_listed_ends_the_search(tmp_path, monkeypatch):
         open_data("imagefolder", root, img_h=32)
 
 
-class TestTooFewImages:
-    def test_one_training_image_per_process_is_refused(self, tmp_path):
-        line = refusal(open_data, "imagefolder", image_folder(tmp_path, train=1), img_h=32, shard=(0, 2))
-        assert line.startswith("training.batch_size: batches of 8 from 2 images give each of 2 processes fewer than 2;")
-
-    def test_batches_of_one_are_refused_for_training(self, tmp_path):
-        line = refusal(open_data, "imagefolder", image_folder(tmp_path), img_h=32, batch_size=1)
-        assert line.startswith("training.batch_size: batches of 1 from 12 images")
-
-    def test_one_validation_image_is_enough(self, tmp_path):
-        root = image_folder(tmp_path, val=1)
-        (root / "val" / "bee" / "000.png").unlink()
-        (root / "val" / "bee").rmdir()
-        assert open_data("imagefolder", root, img_h=32).val.num_samples == 1
+@pytest.mark.parametrize(
+    ("train", "keys", "each"),
+    [(1, {"shard": (0, 2)}, "2 images give each of 2"), (6, {"batch_size": 1}, "12 images give a")],
+)
+def test_training_batches_of_one_image_are_refused(tmp_path, train, keys, each):
+    root = image_folder(tmp_path, train, val=1)
+    line = refusal(open_data, "imagefolder", root, img_h=32, **keys)
+    assert line.startswith("training.batch_size: batches of ")
+    assert f" from {each} " in line
+    (root / "val" / "bee" / "000.png").unlink()
+    (root / "val" / "bee").rmdir()
+    assert open_data("imagefolder", root, img_h=32).val.num_samples == 1
 
 
-class TestLabels:
+class TestArrays:
     def source(self, labels, images=None):
         labels = torch.tensor(labels)
-        pictures = torch.zeros(len(labels) if images is None else images, 3, 8, 8, dtype=torch.uint8)
+        images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8) if images is None else images
         good = Arrays(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
-        return Source(Arrays(pictures, labels), good, ("a", "b"), (0.5,) * 3, (0.5,) * 3, "none", (8, 8))
+        return Source(Arrays(images, labels), good, ("a", "b"), (0.5,) * 3, (0.5,) * 3, "none", (8, 8))
 
     @pytest.mark.parametrize(
         ("labels", "message"),
         [
             ([0, 1, 2], "training image 2 has the label 2, out of range: 2 classes are numbered from 0"),
-            ([0, -1, 1], "training image 1 has the label -1, out of range: 2 classes are numbered from 0"),
-            (
-                [5, 5, 1],
-                "training image 0 (and 1 more) has the label 5, out of range: 2 classes are numbered from 0",
-            ),
+            ([-1, 5, 1], "training image 0 (and 1 more) has the label -1, out of range"),
             ([], "the data set holds no training images"),
             ([1, 1], "all training images are of one class, b; there is nothing to tell it from"),
         ],
     )
-    def test_out_of_range_are_refused(self, labels, message):
-        assert refusal(check_labels, self.source(labels)) == message
+    def test_with_labels_of_no_class_or_one_are_refused(self, labels, message, monkeypatch):
+        monkeypatch.setitem(DATASETS._entries, "own", lambda root: self.source(labels))
+        assert message in refusal(open_data, "own")
 
-    def test_that_no_training_image_has_are_named(self, caplog):
+    def test_that_train_only_some_classes_are_a_warning(self, caplog):
         check_labels(replace(self.source([0, 2, 2]), class_names=("a", "b", "c", "d")))
         assert caplog.messages == ["no image to train on of b, d, though there are 4 classes"]
-
-    def test_must_be_as_many_as_images(self):
-        assert refusal(check_labels, self.source([0, 1], images=3)) == "the data set holds 3 training images, 2 labels"
 
     @pytest.mark.parametrize(
         ("images", "labels", "message"),
         [
-            (torch.rand(2, 3, 8, 8), [0, 1], "images are float32 [2, 3, 8, 8], expected uint8 [N, 3, H, W]"),
-            (torch.zeros(2, 8, 8, 3).byte(), [0, 1], "images are uint8 [2, 8, 8, 3], expected uint8 [N, 3, H, W]"),
-            (torch.zeros(2, 3, 8, 8).byte(), [0.0, 1.0], "labels are float32 [2], expected int64 [N]"),
-            (torch.zeros(2, 3, 8, 8).byte(), [[1, 0], [0, 1]], "labels are int64 [2, 2], expected int64 [N]"),
+            (torch.rand(2, 3, 8, 8), [0, 1], "images float32 [2, 3, 8, 8] and labels int64 [2], expected uint8"),
+            (torch.zeros(2, 8, 8, 3).byte(), [0, 1], "images uint8 [2, 8, 8, 3]"),
+            (torch.zeros(3, 3, 8).byte(), [0, 1, 1], "images uint8 [3, 3, 8]"),
+            (torch.zeros(2, 3, 8, 8).byte(), [0.0, 1.0], "labels float32 [2], expected"),
+            (torch.zeros(3, 3, 8, 8).byte(), [0, 1], "images uint8 [3, 3, 8, 8] and labels int64 [2]"),
         ],
     )
-    def test_and_images_must_be_of_their_kind(self, images, labels, message):
-        source = replace(self.source([0, 1]), train=Arrays(images, torch.tensor(labels)))
-        assert refusal(check_labels, source) == f"the training {message}"
-
-    def test_are_checked_for_data_sets_of_ones_own(self, monkeypatch):
-        source = self.source([0, 1, 7])
-        monkeypatch.setitem(DATASETS._entries, "own", lambda root: source)
-        assert "training image 2 has the label 7" in refusal(open_data, "own")
+    def test_of_another_kind_are_refused(self, images, labels, message):
+        assert message in refusal(check_labels, self.source(labels, images))
 
 
 class TestWorkers:
@@ -280,8 +238,7 @@ class TestWorkers:
     def open(self, root, loader, workers):
         return batches(open_data("imagefolder", root, img_h=32, loader=loader, workers=workers).train)
 
-    @pytest.mark.parametrize("loader", LOADERS)
-    @pytest.mark.parametrize("possible", [0, 1, 3])
+    @pytest.mark.parametrize(("loader", "possible"), [("stream", 0), ("stream", 3), ("memory", 1)])
     def test_are_fewer_where_not_all_can_start(self, root, loader, possible, monkeypatch, caplog):
         expected = self.open(root, loader, workers=0)
         start_one, started = Workers._start_one, []

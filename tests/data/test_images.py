@@ -47,13 +47,13 @@ def test_a_range_of_values_becomes_black_to_white(tmp_path):
     assert (outside[signed >= 1000] == 255).all()
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PCX", "SGI"])
-def test_only_the_documented_formats_are_opened(tmp_path, kind, monkeypatch):
+def test_only_the_documented_formats_are_opened(tmp_path, monkeypatch):
     """Pillow hands PostScript to Ghostscript."""
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("another program is called"))
-    smooth_picture(8, 8).save(tmp_path / "000.png", kind)
-    line = refusal(open_rgb, tmp_path / "000.png")
-    assert line.endswith("000.png: cannot be read as an image (damaged, or of an unknown format)")
+    for kind in ("EPS", "PCX"):
+        smooth_picture(8, 8).save(tmp_path / "000.png", kind)
+        line = refusal(open_rgb, tmp_path / "000.png")
+        assert line.endswith("000.png: cannot be read as an image (damaged, or of an unknown format)")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "MPO"])
@@ -84,7 +84,7 @@ def test_palettes_are_looked_up_with_or_without_a_transparent_entry(tmp_path):
 
 def test_cmyk_and_bilevel_become_rgb(tmp_path):
     assert written(tmp_path, smooth_picture(8, 8).convert("CMYK"), "print.jpg").shape == (8, 8, 3)
-    assert set(np.unique(written(tmp_path, Image.fromarray(GREY).convert("1")))) <= {0, 255}
+    assert set(np.unique(written(tmp_path, Image.fromarray(GREY).convert("1")))) == {0, 255}
 
 
 def test_what_cannot_be_brought_to_eight_bits_or_to_a_size_is_refused(tmp_path):
@@ -92,16 +92,8 @@ def test_what_cannot_be_brought_to_eight_bits_or_to_a_size_is_refused(tmp_path):
     assert "heights.tif: cannot be read as an image (floating-point values" in refusal(
         open_rgb, tmp_path / "heights.tif"
     )
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refusal(open_rgb, tmp_path / "pipe.png") == f"{tmp_path / 'pipe.png'}: is a pipe, expected a file"
+    assert "none.png: cannot be read as an image (No such file" in refusal(open_rgb, tmp_path / "none.png")
     Image.new("L", (10_010, 10)).save(tmp_path / "line.png")
     assert "(10010 x 10 pixels, too thin to be scaled)" in refusal(open_rgb, tmp_path / "line.png")
-
-
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
-    path = tmp_path / "pipe.png"
-    os.mkfifo(path)
-    assert refusal(open_rgb, path) == f"{path}: is a pipe, expected a file"
-
-
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    path = tmp_path / "none.png"
-    assert refusal(open_rgb, path) == f"{path}: cannot be read as an image (No such file or directory)"

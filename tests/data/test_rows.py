@@ -15,7 +15,6 @@ from pictures import open_data, refusal, save, smooth_picture
 
 from datasets.rows import source_of_rows, split_rows
 from datasets.table import table
-from utils.errors import UserError
 
 
 def labels_of(split, source):
@@ -50,9 +49,7 @@ class TestSharesOfRows:
         assert caplog.messages == ["dataset.val_split: 0.1 of it is 2 images; one for each class is taken"]
         assert (sorted(row % 3 for row in val), len(train)) == ([0, 1, 2], 15)
 
-    @pytest.mark.parametrize(
-        ("labels", "share"), [([0, 0, 1], 0.1), ([0] * 1000 + [1] * 2, 0.1), ([0] * 1000 + [1] * 2, 0.9)]
-    )
+    @pytest.mark.parametrize(("labels", "share"), [([0, 0, 1], 0.1), ([0] * 1000 + [1] * 2, 0.1)])
     def test_of_too_few_images_are_one_line(self, labels, share):
         line = refusal(split_rows, labels, share, "it")
         assert line.startswith(f"dataset.val_split: {share} of it does not leave every class images on both sides: ")
@@ -66,7 +63,6 @@ class TestLabels:
             (["11", "7", "9", "7"], ("7", "9", "11")),
             ([0.0, 10.0, 2.0, 10.0], ("0", "2", "10")),
             (["b", "10", "9", "b"], ("9", "10", "b")),
-            (["7", "7" * 5000, "7", "7"], ("7", "7" * 5000)),
             (["a", "0.5", "a", "a"], ("0.5", "a")),
         ],
     )
@@ -162,7 +158,7 @@ class TestSplits:
 
 def write(folder, header, rows, name="images.csv", separator=","):
     path = folder / name
-    path.write_text("\n".join(separator.join(row) for row in [header, *rows]) + "\n")
+    path.write_text("\n".join(separator.join(row) for row in [header, *rows]) + "\n", errors="surrogateescape")
     return path
 
 
@@ -178,21 +174,13 @@ class TestText:
             for k in range(10)
         ]
 
-    def test_with_a_split_column(self, tmp_path, rows):
-        source = table(write(tmp_path, ["path", "label", "split"], rows))
+    @pytest.mark.parametrize("separator", [",", ";", "\t"])
+    def test_with_a_split_column(self, tmp_path, rows, separator):
+        source = table(write(tmp_path, ["path", "label", "split"], rows, separator=separator))
         assert source.class_names == ("cat", "dog")
         assert labels_of(source.train, source) == ["cat", "dog"] * 3
         assert source.val.path(0).endswith("6.png")
         assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=7))
-
-    def test_without_one_is_divided(self, tmp_path, rows):
-        source = table(write(tmp_path, ["path", "label"], [row[:2] for row in rows]), val_split=0.2)
-        assert (len(source.train), len(source.val)) == (8, 2)
-
-    @pytest.mark.parametrize("separator", [";", "\t"])
-    def test_separated_by(self, tmp_path, rows, separator):
-        source = table(write(tmp_path, ["path", "label", "split"], rows, "images.tsv", separator))
-        assert labels_of(source.val, source) == ["cat", "dog"] * 2
 
     def test_as_pandas_and_excel_write_it(self, tmp_path, rows):
         frame = pandas.DataFrame(rows, columns=["Image", " Label", "Split"])
@@ -220,30 +208,28 @@ class TestText:
         ("rows", "message"),
         [
             ([("a.png", "cat", "night")], "split 'night', must be one of train, training, val, "),
-            ([("a.png", "cat", "train"), ("", "cat", "val")], "2. row names no image in the column path"),
             ([], "holds no images"),
-            ([("a.png", "cat", "train", "more")], "is no table of UTF-8 text"),
+            ([("a.png", "cat", "train", "more")], "images.csv failed: ParserWarning: "),
+            ([("\udcff.png", "cat", "train")], "images.csv failed: UnicodeDecodeError: "),
         ],
     )
     def test_what_is_wrong_is_one_line(self, tmp_path, rows, message):
         assert message in refusal(table, write(tmp_path, ["path", "label", "split"], rows))
 
-    @pytest.mark.parametrize("content", [b"", b"path,label\n\xf6.png,1\n", bytes(range(256))])
-    def test_no_table_is_one_line(self, tmp_path, content):
-        (tmp_path / "images.csv").write_bytes(content)
-        assert "images.csv: is no table of UTF-8 text (" in refusal(table, tmp_path / "images.csv")
-
-    @pytest.mark.parametrize("loader", ["memory", "stream"])
-    def test_a_file_that_is_not_there_is_refused_before_the_run_begins(self, tmp_path, rows, loader):
-        path = write(tmp_path, ["path", "label", "split"], [*rows, ("nowhere.png", "cat", "val")])
-        keys = {"loader": loader, "augment": "none", "img_h": 8}
+    def test_a_file_that_is_not_there_is_refused_before_the_run_begins(self, tmp_path, rows):
+        path = write(tmp_path, ["path", "label", "split"], [*rows, ("nowhere.png", "cat", "val"), ("", "cat", "val")])
+        keys = {"loader": "stream", "img_h": 8}
         assert refusal(open_data, "csv", path, **keys) == (
-            f"{tmp_path / 'nowhere.png'}: not there (1 of 5 validation images are missing); "
+            f"{tmp_path / 'nowhere.png'}: is no file (2 of 6 validation images are missing); "
             "dataset.on_corrupt=skip leaves such images out"
         )
         assert open_data("csv", path, on_corrupt="skip", **keys).val.num_samples == 4
 
-    def test_a_pipe_and_no_file_are_refused(self, tmp_path):
+    def test_a_pipe_no_file_and_no_table_are_refused(self, tmp_path):
+        (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
+        assert "images.parquet failed: " in refusal(table, tmp_path / "images.parquet")
+        (tmp_path / "empty").mkdir()
+        assert "holds no .parquet, .arrow" in refusal(table, tmp_path / "empty")
         os.mkfifo(tmp_path / "pipe.csv")
         assert refusal(table, tmp_path / "pipe.csv").endswith("pipe.csv: is a pipe, expected a file")
         assert "missing.csv failed: No such file or directory" in refusal(table, tmp_path / "missing.csv")
@@ -296,23 +282,17 @@ class TestArrow:
         assert source.class_names == ("no", "yes", "perhaps")
         assert source.train.labels.tolist() == [0, 1] * 3
 
-    def test_a_folder_is_split_by_the_names_of_its_files(self, tmp_path, content):
+    def test_a_folder_is_split_by_the_names_of_its_files_and_folders(self, tmp_path, content):
         content = content.drop_columns(["split"])
-        self.store(tmp_path / "data/train-00000.parquet", content.slice(0, 5))
-        self.store(tmp_path / "data/validation-00000.parquet", content.slice(5, 3))
-        self.store(tmp_path / "data/test-00000.parquet", content.slice(8))
-        for hidden in ("data/._train-00000.parquet", ".cache/train-1.parquet", "__MACOSX/train-2.parquet"):
+        self.store(tmp_path / "train-00000.parquet", content.slice(0, 5))
+        self.store(tmp_path / "validation-00000.parquet", content.slice(5, 3))
+        self.store(tmp_path / "TEST/0.parquet", content.slice(8))
+        for hidden in ("._train-00000.parquet", ".cache/train-1.parquet", "__MACOSX/train-2.parquet"):
             (tmp_path / hidden).parent.mkdir(exist_ok=True)
             (tmp_path / hidden).write_bytes(b"what systems leave")
         source = table(tmp_path)
         assert [len(part) for part in (source.train, source.val, source.test)] == [5, 3, 2]
         assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=5))
-
-    def test_or_of_its_folders(self, tmp_path, content):
-        content = content.drop_columns(["split"])
-        self.store(tmp_path / "Train/0000.parquet", content.slice(0, 6))
-        self.store(tmp_path / "TEST/0000.parquet", content.slice(6))
-        assert len(table(tmp_path).val) == 4
 
     def test_two_data_sets_in_one_folder_are_named(self, tmp_path, content):
         self.store(tmp_path / "small/train-0.parquet", content)
@@ -338,10 +318,10 @@ class TestArrow:
         assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=1))
 
     def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, content):
-        images = [{"bytes": b"no image" if k == 3 else png(k), "path": ""} for k in range(10)]
+        images = [{"bytes": {2: None, 3: b"no image"}.get(k, png(k)), "path": ""} for k in range(10)]
         source = table(self.store(tmp_path / "images.parquet", content.set_column(0, "image", [images])))
-        with pytest.raises(UserError, match=r"images\.parquet row 3: cannot be read as an image"):
-            source.train.picture(3)
+        for row in (2, 3):
+            assert f"images.parquet row {row}: cannot be read as an image" in refusal(source.train.picture, row)
         rest = source.train.subset([0, 1, 2, 4, 5])
         assert np.array_equal(rest.picture(3), smooth_picture(8, 8, seed=4))
         assert rest.labels.tolist() == [0, 1, 0, 0, 1]
@@ -354,10 +334,6 @@ class TestArrow:
             (lambda t: t.set_column(1, "label", [[0.5] * 10]), "found the label 0.5, must be words or whole numbers"),
             (lambda t: t.set_column(1, "label", [[[1]] * 10]), ": int64>, expected words or whole numbers"),
             (lambda t: t.set_column(2, "split", [[None, *["train"] * 9]]), "split None, must be one of"),
-            (
-                lambda t: t.set_column(0, "image", [[{"bytes": None}, *[{"bytes": png(1)}] * 9]]),
-                "column image is empty in 1 rows",
-            ),
         ],
     )
     def test_what_is_wrong_is_one_line(self, tmp_path, content, change, message):

@@ -266,14 +266,15 @@ def data_of(runs: Sequence[Run]) -> str:
 
 def load_source(run: Run) -> Source | None:
     """The run's data set, or None where it is not at hand."""
-    keys = ("val_split", "image_range", "image_column", "label_column")
-    given = {key: run.config["dataset"].get(key) for key in keys}
+    from datasets.build import SOURCE_KEYS  # brings PyTorch, which a report without images does not need
+
+    given = {key: run.config["dataset"].get(key) for key in SOURCE_KEYS}
     return _load_source(run.dataset_name, run.data, json.dumps(given))
 
 
 @lru_cache(maxsize=1)  # runs come data set by data set, and one may fill the memory
 def _load_source(name: str, root: str, keys: str) -> Source | None:
-    from datasets.build import find_source  # brings PyTorch, which a report without images does not need
+    from datasets.build import find_source
     from datasets.download import without_downloads
 
     try:
