@@ -116,11 +116,15 @@ class OpenedData(DataInfo):
         Raises:
             UserError: there are not.
         """
-        # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
-        _check_batches("training", batch_size, len(self.source.train), world, least=2)
-        for split in (self.source.val, self.source.test):
-            if split is not None:
-                _check_batches("validation", val_batch_size, len(split), world, least=1)
+        for name, split in self.source.splits().items():
+            # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
+            what, size, least = ("training", batch_size, 2) if name == "training" else ("validation", val_batch_size, 1)
+            if min(size, len(split)) < least * world:
+                each = f"each of {world} processes" if world > 1 else "a step"
+                raise UserError(
+                    f"{what}.batch_size: batches of {size} from {len(split)} images give {each} fewer than "
+                    f"{least}; use a larger batch, more images or fewer processes"
+                )
 
     def load(
         self,
@@ -280,12 +284,3 @@ def _memory_limit(device: torch.device) -> int:
         return MEMORY_LIMIT
     free, _ = torch.cuda.mem_get_info(device)
     return min(MEMORY_LIMIT, free // 4)
-
-
-def _check_batches(what: str, batch_size: int, count: int, world: int, least: int) -> None:
-    if min(batch_size, count) < least * world:
-        each = f"each of {world} processes" if world > 1 else "a step"
-        raise UserError(
-            f"{what}.batch_size: batches of {batch_size} from {count} images give {each} fewer than "
-            f"{least}; use a larger batch, more images or fewer processes"
-        )

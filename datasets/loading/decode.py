@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from datasets.images import fit, to_tensor
-from datasets.loading.augment import AUGMENTATIONS, Recipe
+from datasets.loading.augment import Recipe
 from datasets.loading.order import derive_seed
 from datasets.loading.workers import Workers, shared_images
 from datasets.source import Split
@@ -19,7 +17,7 @@ from utils.errors import Unforeseen, UserError, doing
 from utils.processes.group import gather_objects, rank, world_size
 
 CHUNK = 32  # images that a worker decodes at a time when all are wanted
-AS_THEY_ARE = AUGMENTATIONS["none"]
+AS_THEY_ARE = Recipe()
 
 
 class Decoder:
@@ -34,9 +32,15 @@ class Decoder:
 
     def __init__(self, split: Split, size: tuple[int, int], *, margin: bool = False, recipe: Recipe = AS_THEY_ARE):
         self._split = split
-        self._crop = _random_resized_crop(size) if recipe.resized_crop else partial(fit, size=size, margin=margin)
-        self._change = _trivial_augment() if recipe.trivial else None
+        self._crop = partial(fit, size=size, margin=margin)
+        self._change = None
         self._is_random = recipe.streams
+        if recipe.streams:
+            # Takes a second to import, and few data sets need it.
+            from torchvision.transforms import RandomResizedCrop, v2
+
+            self._crop = RandomResizedCrop(size) if recipe.resized_crop else self._crop
+            self._change = v2.TrivialAugmentWide() if recipe.trivial else None
 
     def __call__(self, index: int, seed: int = 0) -> Tensor:
         """Decode an image; what is random derives from `seed` and the index.
@@ -114,15 +118,3 @@ def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
 def _chunks(split: Split) -> list[range]:
     count = len(split)
     return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-
-
-def _random_resized_crop(size: tuple[int, int]) -> Callable[[Image], Image]:
-    from torchvision.transforms import RandomResizedCrop  # takes a second to import, and few data sets need it
-
-    return RandomResizedCrop(size)
-
-
-def _trivial_augment() -> Callable[[Image], Image]:
-    from torchvision.transforms.v2 import TrivialAugmentWide
-
-    return TrivialAugmentWide()

@@ -94,18 +94,6 @@ class TestLabels:
     def test_of_folders_stay_words(self):
         assert rows_source(["10", "2", "02", "2"], numbers=False).class_names == ("02", "10", "2")
 
-    def test_may_number_given_names(self):
-        taken = []
-        source_of_rows(
-            lambda rows, labels: taken.append(labels) or rows,
-            [2, 0, 2],
-            ["train", "train", "val"],
-            None,
-            "it",
-            class_names=("x", "y", "z"),
-        )
-        assert taken == [[2, 0], [2], []]
-
     @pytest.mark.parametrize("label", [0.5, float("inf")])
     def test_may_be_no_fractions(self, label):
         assert "must be words or whole numbers" in refusal(rows_source, [0.0, label, 1.0])
