@@ -82,7 +82,7 @@ def test_a_class_without_images_has_no_accuracy():
 
 
 def test_the_command_writes_the_teacher_beside_the_student(trained_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "LATENCY_BATCHES", (1,))
+    monkeypatch.setattr(evaluate, "TIMED", 1)
     assert evaluate.main([str(trained_run), "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert "resnet8 (teacher)" in table
