@@ -15,7 +15,7 @@ from utils.errors import UserError
 PATIENCE = 2.0  # seconds in which the launcher, which looks ten times a second, notices the end of another process
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # set by torchrun
 SCRATCH = "SAKD_SCRATCH"  # environment variable: the folder in which the processes of a machine and `utils.launch` talk
-_PARENT = os.getppid()
+_launcher: int | None = None  # process id of the parent of this process of several
 
 
 class RankInfo(NamedTuple):
@@ -55,7 +55,9 @@ def introduce() -> None:
 
     Errors go to standard error.
     """
+    global _launcher
     if rank_info().world > 1:
+        _launcher = os.getppid()
         _write(f"pid-{os.getpid()}", "")
     if rank_info().rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
@@ -63,7 +65,7 @@ def introduce() -> None:
 
 def launcher_is_gone() -> bool:
     """Whether this is one of several processes and their launcher has died: nobody else would stop them."""
-    return rank_info().world > 1 and os.getppid() != _PARENT
+    return _launcher is not None and os.getppid() != _launcher
 
 
 def wait_for_the_cause() -> None:
