@@ -199,3 +199,8 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
         export.export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_answered_with_the_runs_in_it(trained_run):
+    with pytest.raises(UserError, match=f"is no run; the runs in it are .*{trained_run.name}"):
+        evaluate.main([str(trained_run.parents[2])])

@@ -17,6 +17,7 @@ from datasets.download import without_downloads
 from datasets.images import fit, open_rgb, to_tensor
 from datasets.loading.augment import AUGMENTATIONS
 from datasets.loading.loader import Loader
+from datasets.rows import enumerate_some
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
 from utils.config import Config, load_config
@@ -135,7 +136,10 @@ def restore(
         UserError: it cannot be read, does not say what it is of, or names what is not to be trusted.
     """
     if path.is_dir():
-        path = Layout(path).best
+        folder, path = path, Layout(path).best
+        below = [str(file.parents[1]) for file in sorted(folder.glob("**/ckpt/best.pth"))]
+        if below and not path.exists():
+            raise UserError(f"{folder}: is no run; the runs in it are {enumerate_some(below, 20)}")
     content = read_checkpoint(path)
     if average:
         content = average_instead(content, path)
