@@ -5,6 +5,7 @@ import os
 # Before PyTorch starts its pools: results do not depend on the machine, and parallel test processes do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import re
 import signal
 from pathlib import Path
@@ -39,6 +40,14 @@ def _same_start():
     """Every test starts from the same random state and with one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_log():
+    """No test sees the handlers and the level that a run in another test has left."""
+    log = logging.getLogger("sakd")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
