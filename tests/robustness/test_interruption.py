@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import stat
+import traceback
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,8 @@ class TestDying:
             torch.save = save_half_and_die
             try:
                 finish(make_engine(tmp_path / "run", config=toy_config(**KEEPING)))
+            except BaseException:
+                traceback.print_exc()
             finally:  # it must not go on with the other tests
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -265,7 +268,7 @@ class TestAFolderThatIsGone:
 
     def test_is_noticed_where_no_other_run_has_begun(self, tmp_path):
         engine = make_engine(tmp_path / "run")
-        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
         with pytest.raises(UserError, match="was moved or deleted while this run was going on"):
             finish(engine)
         assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -109,8 +109,8 @@ class Reporter:
         self.line(" | ".join(parts))
 
     def close(self) -> None:
-        """Close everything, even if closing something fails."""
-        with self._open:
+        """Close everything, even if closing something fails; where the folder is gone, TensorBoard's file may fail."""
+        with suppress(OSError) if self.run.lost else nullcontext(), self._open:
             if self._bar is not None:
                 self._bar.close()
 
