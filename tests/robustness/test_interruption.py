@@ -9,12 +9,12 @@ import os
 import shutil
 import signal
 import stat
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import STEPS, PowerCut, assert_equal, finish, make_engine, records, toy_config
+from ready_process import ReadyProcess
+from toy_runs import STEPS, PowerCut, assert_equal, die_within_a_checkpoint, finish, make_engine, records, toy_config
 
 import utils.files
 import utils.run_folder.folder
@@ -82,24 +82,7 @@ class TestDying:
         check_resumed(tmp_path / "run", whole)
 
     def test_in_the_middle_of_a_file_leaves_the_old_one_and_nothing_else(self, tmp_path, whole):
-        save, times = torch.save, itertools.count(1)
-
-        def save_half_and_die(state, file):
-            if next(times) < 3:
-                return save(state, file)
-            file.write(b"half of it")
-            os._exit(9)
-
-        child = os.fork()
-        if child == 0:
-            torch.save = save_half_and_die
-            try:
-                finish(make_engine(tmp_path / "run", config=toy_config(**KEEPING)))
-            except BaseException:
-                traceback.print_exc()
-            finally:  # it must not go on with the other tests
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert ReadyProcess(die_within_a_checkpoint, tmp_path / "run", KEEPING).ending() == (9, "")
         assert len(list((tmp_path / "run").rglob(TEMPORARY))) == 1
         check_resumed(tmp_path / "run", whole)
 
