@@ -170,7 +170,7 @@ class Engine:
         started, done = time.monotonic(), self.progress.step
         self.report.start_epoch(self._title(), len(self.data.train), done)
         for batch in self.data.train.epoch(self._global_epoch(), start=done):
-            self.phase.task.start_step(self.progress.epoch * len(self.data.train) + self.progress.step)
+            phase.task.start_step(self.progress.epoch * len(self.data.train) + self.progress.step)
             self._step(batch)
             self.progress.step += 1
             self.report.step()
