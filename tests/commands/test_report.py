@@ -13,8 +13,8 @@ from made_up_runs import write_run, write_samples
 
 from utils.errors import UserError
 from utils.report.__main__ import main
-from utils.report.answer import answer, tradeoff_figures
 from utils.report.build import common_settings, data_of, without_choice
+from utils.report.gain import answer, tradeoff_figure
 from utils.report.groups import grouped
 from utils.report.statistics import Difference, mean_text, paired_difference
 from utils.report.tables import result_records, result_table, result_tables, run_records, run_table
@@ -356,7 +356,7 @@ def test_the_first_sentence_names_the_best_student_and_its_gain(tmp_path):
         "Best student: resnet20 → resnet8, at, fixed, 73.00±1.41 (2), over the student alone "
         "+2.50 [-3.85, +8.85] (2), not significant. Its teacher has 75.00."
     )
-    (panel,) = next(tradeoff_figures(groups_of(tmp_path))).axes
+    (panel,) = tradeoff_figure(groups_of(tmp_path)).axes
     assert [text.get_text() for text in panel.texts] == ["resnet20", "resnet8", "at, fixed"]
     assert panel.get_xlabel() == "forward pass of one image (MFLOPs)"
 
@@ -368,5 +368,5 @@ def test_measured_latencies_take_the_place_of_flops(tmp_path):
         networks = {"resnet8": 1.5, "resnet20 (teacher)": 4}
         content = {name: {"milliseconds": {"1": value, "64": 9}} for name, value in networks.items()}
         (folder / "evaluation.json").write_text(json.dumps(content))
-    (panel,) = next(tradeoff_figures(groups_of(tmp_path))).axes
+    (panel,) = tradeoff_figure(groups_of(tmp_path)).axes
     assert sorted({line.get_xdata()[0] for line in panel.lines}) == [1.5, 4]

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
-from utils.report.answer import answer, best_student, tradeoff_figures
 from utils.report.confusion import confusion_figure
 from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
+from utils.report.gain import answer, best_student, tradeoff_figure
 from utils.report.gallery import WAITS_FOR, class_names_of, gallery_figure, matches
 from utils.report.gate_plots import class_heatmap, ratio_figures, share_figures
 from utils.report.groups import Group, replaced
@@ -121,7 +121,7 @@ def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Se
 def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
     """What students cost, and what adaptivity gains, on one data set."""
     rows = distilled(groups)
-    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figures, rows)
+    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figure, rows)
     return shown + drawn(f"{dataset} difference", GAIN, difference_figures, rows)
 
 
@@ -208,7 +208,7 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
 
 
 def drawn(
-    name: str, caption: str, draw: Callable[..., Figure | Iterable[Figure]], *arguments: object
+    name: str, caption: str, draw: Callable[..., Figure | Iterable[Figure] | None], *arguments: object
 ) -> list[ShownFigure]:
     """What `draw` draws of the arguments, as PNG files.
 
@@ -217,7 +217,7 @@ def drawn(
     shown: list[ShownFigure] = []
     try:
         with doing(f"drawing {name}"):
-            figures = draw(*arguments)
+            figures = draw(*arguments) or ()
             for number, figure in enumerate([figures] if isinstance(figures, Figure) else figures, 1):
                 width = round(figure.get_figwidth() * 96)
                 shown.append(ShownFigure(slug(f"{name} {number}"), caption, png(figure), width))

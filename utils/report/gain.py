@@ -1,0 +1,120 @@
+"""What distillation gains on one data set: the best student, what it gains over training alone, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from textwrap import fill
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.report.groups import TEACHER, Group
+from utils.report.statistics import Difference, mean_text
+from utils.report.style import REFERENCE, SELECTION_COLORS, figure_legend, mark, panels, styled
+from utils.run_folder.layout import Layout
+from utils.run_folder.read import SELECTIONS, SINGLE, Run
+from utils.run_folder.records import read_evaluation
+
+LATENCY, ARITHMETIC = "latency of one image (ms)", "forward pass of one image (MFLOPs)"
+LABEL_WIDTH = 30  # characters
+
+
+def best_student(groups: Sequence[Group]) -> tuple[Group, str] | None:
+    """The distilled group and its selection with the highest mean accuracy after the last epoch."""
+    known = [(group, selection) for group in groups for selection in SELECTIONS if len(group.top1(selection))]
+    return max(known, key=lambda one: one[0].top1(one[1]).mean(), default=None)
+
+
+def gain(group: Group, selection: str, measure: str = "last") -> Difference | None:
+    """What the students of `group` gain over the student alone, over the seeds that both have; None if there is none.
+
+    Args:
+        measure: see `Group.top1`.
+    """
+    return group.difference(selection, SINGLE, measure)
+
+
+def answer(groups: Sequence[Group]) -> list[str]:
+    """The best student of the distilled `groups`, its gain and that of the policy, in a sentence; none without one."""
+    best = best_student(groups)
+    if best is None:
+        return []
+    group, selection = best
+    sentence = f"Best student: {group.title}, {selection}, {mean_text(group.top1(selection))}"
+    if over_alone := gain(group, selection):
+        sentence += f", over the student alone {judged(over_alone)}"
+    other = "adaptive" if selection == "fixed" else selection
+    if instead := group.difference(other, "fixed"):
+        sentence += f"; {other} instead of fixed adds {judged(instead)}"
+    teacher = group.top1(TEACHER)
+    return [sentence + (f". Its teacher has {teacher.mean():.2f}." if len(teacher) else ".")]
+
+
+def judged(difference: Difference) -> str:
+    """The difference, and whether it is significant."""
+    if difference.half_width is None:
+        return f"{difference} (one seed, no interval)"
+    return f"{difference}{'' if difference.is_significant else ', not significant'}"
+
+
+@styled()
+def tradeoff_figure(groups: Sequence[Group]) -> Figure | None:
+    """Mean accuracy after the last epoch against the cost of the network, with its deviation over the seeds.
+
+    The cost is the latency that ``python -m utils.evaluate`` measured, if it did for all networks, else FLOPs; there is
+    no figure if neither is known of all.
+    """
+    tables = {axis: pd.DataFrame(_points(groups, axis)).drop_duplicates() for axis in (LATENCY, ARITHMETIC)}
+    axis = next((axis for axis, table in tables.items() if len(table) and table["cost"].notna().all()), None)
+    if axis is None:
+        return None
+    colors = {TEACHER: REFERENCE} | SELECTION_COLORS
+    figure, (panel,) = panels(1)
+    points = tables[axis]
+    for point in points.itertuples():
+        std = 0.0 if pd.isna(point.std) else point.std
+        panel.errorbar(point.cost, point.mean, std, fmt="o", ms=4, lw=1, color=colors[point.kind], alpha=0.8)
+    # There is room for one label in each cell of a grid of 4 x 12 over all points; points of one cell share it.
+    cell = [_rounded(points["cost"], 4), _rounded(points["mean"], 12)]
+    for _, near in points[points["label"] != ""].groupby(cell, sort=False):
+        words = fill(", ".join(near["label"].unique()), LABEL_WIDTH)
+        place = near["cost"].iloc[0], near["mean"].iloc[0]
+        panel.annotate(words, place, (6, 0), textcoords="offset points", va="center", fontsize=7)
+    names = {SINGLE: "student alone"}
+    shown = [kind for kind in colors if kind in set(points["kind"])]
+    figure_legend(figure, [mark(names.get(kind, kind), colors[kind], marker="o", ls="", ms=4) for kind in shown])
+    panel.margins(x=0.2)
+    panel.set(xlabel=axis, ylabel="validation top-1 (%)")
+    return figure
+
+
+def _rounded(values: pd.Series, count: int) -> pd.Series:
+    """Which of `count` + 1 equal steps from the lowest to the highest is closest."""
+    return (count * (values - values.min()) / max(values.max() - values.min(), 1e-9)).round()
+
+
+def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
+    best = best_student(groups) or (None, None)
+    for group in groups:
+        for kind in (TEACHER, SINGLE, *SELECTIONS):
+            values, runs = group.top1(kind), [run for run in group.of(kind) or group.runs if run.is_finished]
+            if len(values) and runs:
+                named = {TEACHER: group.first.teacher, SINGLE: group.first.student}
+                if group is best[0]:
+                    named[best[1]] = f"{group.first.distiller}, {best[1]}"
+                cost = _cost(runs[-1], axis, kind == TEACHER)
+                yield {
+                    "cost": cost,
+                    "mean": values.mean(),
+                    "std": values.std(),
+                    "kind": kind,
+                    "label": named.get(kind, ""),
+                }
+
+
+def _cost(run: Run, axis: str, of_teacher: bool) -> float | None:
+    if axis == ARITHMETIC:
+        flops = (run.facts or {}).get("teacher_flops" if of_teacher else "flops")
+        return None if flops is None else flops / 1e6
+    measured = read_evaluation(Layout(run.path).evaluation / "evaluation.json") or {}
+    return measured.get(f"{run.teacher} (teacher)" if of_teacher else run.student)
