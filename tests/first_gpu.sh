@@ -56,7 +56,7 @@ many=$($PY -c 'import xdist' 2>/dev/null && [ -z "${SMALL:-}" ] && echo "-n 4" |
 lim "${TESTS:-110}" $PY -m pytest -v -m gpu -o addopts= -p no:cacheprovider $many --durations=5 \
   tests/training/test_gpu.py ${PICK:-} > "$OUT/tests.txt" 2>&1
 echo "passed $(grep -c PASSED "$OUT/tests.txt"), failed $(grep -c "^FAILED" "$OUT/tests.txt")"
-grep -E "^(FAILED|ERROR|CUT|SKIPPED,)|[0-9] passed|no tests" "$OUT/tests.txt" | cut -c1-200
+grep -E "^(FAILED|ERROR|CUT|SKIPPED,)|[0-9] passed|no tests|tests collected" "$OUT/tests.txt" | cut -c1-200
 grep -E "^E  " "$OUT/tests.txt" | head -20 | cut -c1-220
 
 # Four steps. The order of sums alone moves the weights by 1e-3 to 5e-3 of their way in fp32 (measured on a CPU).

@@ -99,7 +99,8 @@ class Training:
         batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes)]
         batches = [Batch(*(value.to(self.device) for value in batch)) for batch in batches]
         with before():
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                self.task.start_step(number)
                 self.step(batch)
         return self
 

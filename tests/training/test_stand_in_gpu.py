@@ -29,6 +29,7 @@ from toys import ToyNet, toy_data
 from distillers import DISTILLERS
 from distillers.at import AT
 from utils.config.training import Optimizer
+from utils.errors import UserError
 from utils.processes.group import is_main, process_group
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
@@ -39,7 +40,12 @@ SMALL = ["--dataset", "digits", "training.epochs=2", "training.batch_size=16", "
 WORKSPACES = (32 * 2**20, 2**20)  # bytes that cuBLAS keeps for a stream, and in PyTorch 2.11 cuBLASLt
 DIGITS_STEPS = 98  # of two epochs; the last one of each is smaller
 SIZES = [8, 8, 5, 8, 5]
-KINDS = ("fp32", "bf16", "deterministic")
+KINDS = [
+    *((distiller, "bf16") for distiller in sorted(set(DISTILLERS))),
+    *((distiller, "fp32") for distiller in ("at", "crd")),
+    *((distiller, "deterministic") for distiller in ("at", "crd", "fitnet", "nst", "sp")),
+    *((distiller, "balanced") for distiller in ("at", "crd")),
+]
 
 
 # ---- in a process that sees the GPU
@@ -139,22 +145,23 @@ def capture_every_distiller(folder):
     import fakecuda
 
     found = {}
-    for distiller in sorted(set(DISTILLERS)):
-        for kind in KINDS:
-            fakecuda.reset()
-            set_up(toy_config(deterministic=kind == "deterministic"))
-            odd = kind == "deterministic" and distiller in ("at", "fitnet", "sp", "nst")
-            training = Training(distiller, "bf16" if kind == "bf16" else "fp32", teacher=OddNet if odd else ToyNet)
-            training.take([*SIZES, 11] if kind == "bf16" else SIZES)
+    for distiller, kind in KINDS:
+        fakecuda.reset()
+        set_up(toy_config(deterministic=kind == "deterministic"))
+        options = {"teacher": OddNet} if kind == "deterministic" and distiller != "crd" else {}
+        options |= {"balance": 1.0} if kind == "balanced" else {}
+        with mock.patch("distillers.spot_adaptive.balance.EVERY", 3):  # the first and the fourth step measure
+            training = Training(distiller, "bf16" if kind == "bf16" else "fp32", **options).take(SIZES)
             seen = fakecuda.stats()
             training.take(SIZES, waiting_refused)
-            found[f"{distiller} {kind}"] = {
-                "complaints": training.complaints,
-                "replays": seen["graph_launches"],
-                "violations": seen["violations"],
-                # PyTorch fills what it allocates for a graph's generator if it is told to be deterministic.
-                "outside": [kernel for kernel in seen["outside"] if "FillFunctor<long>" not in kernel],
-            }
+        found[f"{distiller} {kind}"] = {
+            "complaints": training.complaints,
+            "ways": len(training.step._ways),
+            "replays": seen["graph_launches"],
+            "violations": seen["violations"],
+            # PyTorch fills what it allocates for a graph's generator if it is told to be deterministic.
+            "outside": [kernel for kernel in seen["outside"] if "FillFunctor<long>" not in kernel],
+        }
     set_up(toy_config())
     return found
 
@@ -344,12 +351,16 @@ QUESTIONS = {
 
 def train_on_an_old_gpu(folder):
     """Exit code, standard error and output in each precision."""
+    from utils.benchmark.__main__ import main as benchmark
+
     found = {}
     for precision in ("bf16", "tf32"):
         words = [*COMMANDS["resnet8"], f"run.root={folder}/{precision}", f"training.precision={precision}"]
         with redirect_stdout(StringIO()) as printed:
             found[precision] = (*run_command(*words), printed.getvalue())
-    return found
+    with pytest.raises(UserError) as refusal:
+        benchmark(["resnet8-resnet8", "at", "--precision", "bf16"])
+    return found | {"benchmark": str(refusal.value)}
 
 
 def run_gpu_tests():
@@ -413,12 +424,12 @@ class TestEntryPoints:
         assert found["errors"].count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
+@pytest.mark.parametrize(("distiller", "kind"), KINDS)
 def test_every_distiller_is_captured(answer, distiller, kind):
     found = answer("distillers")[f"{distiller} {kind}"]
-    replays = len(SIZES) - 1 + (kind == "bf16")  # the first step is eager
-    assert found == {"complaints": [], "replays": replays, "violations": [], "outside": []}
+    ways = 3 if kind == "balanced" else 2  # two sizes, and one of them with a measurement
+    # The first step is eager.
+    assert found == {"complaints": [], "ways": ways, "replays": len(SIZES) - 1, "violations": [], "outside": []}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -524,6 +535,7 @@ def test_a_gpu_of_before_8_0_refuses_bf16_and_says_that_tf32_is_fp32(stand_in, t
     code, errors, printed = found["tf32"]
     assert (code, errors) == (0, "")
     assert "training.precision=tf32 is fp32 here" in printed
+    assert found["benchmark"].startswith("--precision: bf16 needs compute capability 8.0, and ")
 
 
 class TestBenchmark:

@@ -22,6 +22,7 @@ from utils.files import write_text
 from utils.training.device import choose_device, keep_freed_memory
 from utils.training.facts import name_of
 from utils.training.log import log_to_console
+from utils.training.precision import precision_advice, refuse_precision
 
 PAIRS = "vgg13-vgg8,wrn_40_2-wrn_16_2,resnet32x4-resnet8x4,resnet110-resnet32,ResNet50-MobileNetV2"
 COLUMNS = {"pair": 22, "step": 20, "ms": 7, "x KD": 5, "MiB": 6, "x KD, MiB": 9, "steps are": 9}
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     log_to_console()
     device = choose_device(options.device)
+    refuse_precision(device, options.precision, "--precision")
     keep_freed_memory(device)  # as a run does
     pairs = [Pair.parse(text) for text in options.pairs.split(",")]
     distillers = [DISTILLERS.canonical(name) for name in options.distillers.split(",")]
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{machine}; {options.precision}, batch {options.batch_size}, {options.size}x{options.size} pixels, "
         f"kd.routing_share {', '.join(map(str, options.share))}"
     )
+    if advice := precision_advice(device, options.precision):
+        print(advice)
     results = measure(pairs, kinds, conditions, then)
     if options.json:
         figures = {"machine": machine, "conditions": asdict(conditions) | {"device": str(device)}}

@@ -34,12 +34,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def refuse_precision(device: torch.device, precision: str) -> None:
-    """Raise a UserError if a GPU has no bfloat16, which PyTorch would imitate slowly."""
+def refuse_precision(device: torch.device, precision: str, option: str = "training.precision") -> None:
+    """Raise a UserError, which names the `option`, if a GPU has no bfloat16: PyTorch would imitate it slowly."""
     if precision == "bf16" and not has_tensor_cores(device):
         raise UserError(
-            f"training.precision: bf16 needs compute capability {_AMPERE[0]}.{_AMPERE[1]}, and {_name(device)}; "
-            "training.precision=fp32 trains there"
+            f"{option}: bf16 needs compute capability {_AMPERE[0]}.{_AMPERE[1]}, and {_name(device)}; fp32 works there"
         )
 
 

@@ -260,9 +260,6 @@ class CapturedStep:
         self._ways[self._kind(batch)] = compute
         self._give_up(len(batch.label), problem)
 
-    def _kind(self, batch: Batch) -> Hashable:
-        return self._step.task.kind_of_step, *(value.shape for value in batch)
-
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
         self._ways.clear()
