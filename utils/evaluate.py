@@ -23,7 +23,7 @@ from utils.report.table import Table
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
 from utils.training.facts import flops
-from utils.training.precision import autocast
+from utils.training.precision import autocast, refuse_precision
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: evaluation/ in the run's folder)")
     options = parser.parse_intermixed_args(arguments)
     restored = restore_from(options, options.overrides)
+    refuse_precision(restored.device, restored.config.training.precision)
     out = Path(options.out) if options.out else default_folder(restored.path)
     refuse_to_replace([out / name for name in FILES], out / FILES[0], mark='"gflops"')
     check_writable(out)

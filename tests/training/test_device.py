@@ -232,10 +232,13 @@ def test_a_gpu_evaluates_many_small_images_at_once():
     assert size("cuda", 32, batch_size=7) == 7
 
 
-@pytest.mark.parametrize("call", ["FIND", "GET"])
-def test_cudnn_without_a_workspace_is_out_of_memory(call):
-    with pytest.raises(UserError, match="cuda: out of memory; a smaller"), explaining_limits(torch.device("cuda")):
+@pytest.mark.parametrize(("call", "capability"), [("FIND", (7, 5)), ("GET", (8, 0))])
+def test_cudnn_without_a_workspace_is_out_of_memory(monkeypatch, call, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    line = "cuda: out of memory; a smaller training.batch_size, "
+    with pytest.raises(UserError, match=line) as caught, explaining_limits(torch.device("cuda")):
         raise RuntimeError(f"{call} was unable to find an engine to execute this computation")
+    assert ("bf16" in str(caught.value)) == (capability == (8, 0))
 
 
 def test_tests_for_a_gpu_run_in_one_process_and_all_others_see_none(pytestconfig):

@@ -18,7 +18,7 @@ from utils.config import Config
 from utils.errors import UserError, exhausted_memory, reason
 from utils.files import warn_once
 from utils.processes.rank import rank_info
-from utils.training.precision import set_precision
+from utils.training.precision import has_tensor_cores, set_precision
 
 log = logging.getLogger("sakd")
 
@@ -150,10 +150,11 @@ def explaining_limits(device: torch.device) -> Iterator[None]:
         line = exhausted_memory(error)
         if line is None:
             raise
-        graph = " and training.cuda_graph=false" if device.type == "cuda" else ""
+        others = ["training.precision=bf16"] if has_tensor_cores(device) else []
+        others += ["training.cuda_graph=false"] if device.type == "cuda" else []
         raise UserError(
             f"{device}: {line}; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less, and so "
-            f"does training.precision=bf16{graph}"
+            f"does {' or '.join(others)}"
         ) from error
 
 
