@@ -6,7 +6,7 @@ set, put a file here that registers a function ``(root: Path) -> Source``.
 """
 
 from datasets.batch import Batch
-from datasets.build import Data, DataInfo, OpenedData, build_data, open_data
+from datasets.build import Data, build_data, check_batches, make_loader, make_loaders, open_data, readable_part
 from datasets.loading.loader import Loader
 from datasets.registry import DATASETS, register_dataset
 from datasets.source import Arrays, Files, Source
@@ -16,12 +16,14 @@ __all__ = [
     "Arrays",
     "Batch",
     "Data",
-    "DataInfo",
     "Files",
     "Loader",
-    "OpenedData",
     "Source",
     "build_data",
+    "check_batches",
+    "make_loader",
+    "make_loaders",
     "open_data",
+    "readable_part",
     "register_dataset",
 ]

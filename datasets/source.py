@@ -109,16 +109,16 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: its images, and what is customary for it.
+    """One data set: its images, what networks and checkpoints have to know of them, and what is customary for it.
 
     Attributes:
         train: images to learn from.
         val: images by which the best epoch is chosen.
         class_names: one name per class, in the order of the labels.
-        mean: of each channel, in [0, 1].
+        mean: of each channel, in [0, 1]; what images are normalised by.
         std: of each channel, in [0, 1].
-        augment: customary augmentation, a name in `loading.augment.AUGMENTATIONS`; None: it depends on the size.
-        image_size: native (height, width); None: the images are of any size.
+        augment: training augmentation, a name in `loading.augment.AUGMENTATIONS`; None: it depends on the size.
+        image_size: (height, width) of every batch; None: the images are of any size.
         test: images that nothing is chosen by, labelled as the others; None: there are none.
     """
 
@@ -131,7 +131,26 @@ class Source:
     image_size: tuple[int, int] | None
     test: Split | None = None
 
+    @property
+    def labels(self) -> Tensor:
+        """Class of every training image, int64 ``[N]``, in index order."""
+        return self.train.labels
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return len(self.class_names)
+
     def splits(self) -> dict[str, Split]:
         """The splits by what messages call them, in a fixed order."""
         named = {"training": self.train, "validation": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
+
+    def describe(self) -> dict[str, list]:
+        """What a checkpoint says of the data that its network knows."""
+        return {
+            "classes": [str(name) for name in self.class_names],
+            "image_size": [int(side) for side in self.image_size],
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
+        }

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def scores(model: nn.Module, restored: Restored) -> Scores:
     """Run `model` over the validation images, in the precision of its training."""
-    classes = restored.data.num_classes
+    classes = restored.source.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=restored.device)
 
     def count(logits: Tensor, label: Tensor) -> None:
@@ -107,7 +107,7 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
 
     means = evaluate(model, restored.val, restored.device, _precision(restored), after_batch=count)
     test = None
-    if restored.data.source.test is not None:
+    if restored.source.test is not None:
         found = evaluate(model, restored.load_test(), restored.device, _precision(restored))
         test = {name: found[name] for name in ("top1", "class_mean")}
     return Scores(means["top1"], means.get("top5"), confusion.cpu(), test)
@@ -119,7 +119,7 @@ def cost(model: nn.Module, restored: Restored) -> Cost:
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         megabytes=sum(t.numel() * t.element_size() for t in tensors) / 1e6,
-        gflops=flops(model, restored.data.image_size, restored.device) / 1e9,
+        gflops=flops(model, restored.source.image_size, restored.device) / 1e9,
         milliseconds={n: latency(model, n, restored) for n in LATENCY_BATCHES},
     )
 
@@ -131,7 +131,7 @@ def _precision(restored: Restored) -> Callable[[], AbstractContextManager]:
 @torch.inference_mode()
 def latency(model: nn.Module, batch: int, restored: Restored) -> float:
     """Median time of a forward pass in milliseconds, in the precision of the training, after a warm-up."""
-    images = torch.zeros(batch, 3, *restored.data.image_size, device=restored.device)
+    images = torch.zeros(batch, 3, *restored.source.image_size, device=restored.device)
     names = {"model": model, "images": images, "precision": _precision(restored)}
     timer = Timer("with precision(): model(images)", globals=names, num_threads=torch.get_num_threads())
     return 1000 * median(timer.timeit(1).median for _ in range(TIMED))
@@ -163,7 +163,7 @@ def default_folder(checkpoint: Path) -> Path:
 
 def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored) -> None:
     """Write every figure of every network, and the first one's confusion matrix and its picture."""
-    names = restored.data.class_names
+    names = restored.source.class_names
     first = next(iter(results.values()))[0]
     values = {
         name: {

@@ -90,14 +90,14 @@ def export_onnx(model: nn.Module, images: Tensor, file: Path) -> str:
 
 def description(restored: Restored, name: str) -> dict:
     """What somebody needs to know to use the exported network."""
-    height, width = restored.data.image_size
+    height, width = restored.source.image_size
     return {
         "network": name,
         "checkpoint": str(restored.path),
         "input": f"float32 [N, 3, {height}, {width}], {NORMALISED}",
         **restored.normalisation(),
-        "output": f"logits [N, {restored.data.num_classes}]",
-        "classes": list(restored.data.class_names),
+        "output": f"logits [N, {restored.source.num_classes}]",
+        "classes": list(restored.source.class_names),
     }
 
 

@@ -80,7 +80,7 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
 
     Where the data set does not consist of files, images are called by their place in the split.
     """
-    names = restored.data.class_names
+    names = restored.source.class_names
     if name not in names:
         known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise UserError(f"--class: the data set has no class {name!r}; known are {known}")
@@ -89,7 +89,7 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
     if not chosen.any():
         raise UserError(f"--class: no validation image is of class {name!r}")
     rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
-    images = restored.data.source.val
+    images = restored.source.val
     rows += [(_name_of(images, k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
     return _table(f"class {name}", task, rows)
 
@@ -102,7 +102,7 @@ def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> Table:
     """The mean over the validation images of every class."""
     _, label, chances = validation_chances(restored, task)
     rows = [(ALL, chances.mean(dim=0))]
-    for k, name in enumerate(restored.data.class_names):
+    for k, name in enumerate(restored.source.class_names):
         if (label == k).any():
             rows.append((name, chances[label == k].mean(dim=0)))
     return _table("class", task, rows)

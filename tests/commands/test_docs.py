@@ -95,7 +95,7 @@ class TestExtending:
         config = find_config("npz", 1029, model="resnet8").load()
         sizes = {"batch_size": 4, "val_batch_size": 5, "num_workers": 0, "val_num_workers": 0}
         data = build_data(config.dataset, **sizes, seed=1, device="cpu")
-        assert data.num_classes == 3
+        assert data.source.num_classes == 3
         (batch,) = data.val.epoch(0)
         assert batch.image.shape == (5, 3, 16, 16)
         assert batch.label.tolist() == [0, 1, 2, 0, 1]

@@ -52,10 +52,9 @@ def test_one_class_is_listed_image_by_image(trained_run, restored, capsys):
     assert len(lines) == 6
     assert "mean of 104" in lines[3]
     assert "validation image 3 " in lines[4]
-    task, source = restored.task(), restored.data.source
+    task, source = restored.task(), restored.source
     files = Files([f"folder/{k}.png" for k in range(len(source.val))], source.val.labels.tolist())
-    data = replace(restored.data, source=replace(source, val=files))
-    table = of_class(replace(restored, data=data), task, "3", limit=2)
+    table = of_class(replace(restored, source=replace(source, val=files)), task, "3", limit=2)
     assert [row[0] for row in table.rows][1:] == ["folder/3.png", "folder/13.png"]
     with pytest.raises(UserError, match="no class 'cat'"):
         of_class(restored, task, "cat", limit=2)

@@ -65,7 +65,7 @@ from utils.training.build import build_task
 config = find_config("digits", 1, teacher="resnet14", student="resnet8", distiller="at").load(["kd.selection=fixed"])
 opened = open_data(config.dataset)
 task = build_task(config, opened).train()
-images, labels = opened.source.train.images[:2] / 255, opened.source.train.labels[:2]
+images, labels = opened.train.images[:2] / 255, opened.train.labels[:2]
 for output in task(Batch(images, labels, labels)):
     output.loss.backward()
 print(*sys.modules)

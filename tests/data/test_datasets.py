@@ -52,14 +52,14 @@ class TestDigits:
     )
     def test_other_sizes_are_had_by_scaling(self, keys, size):
         data = open_data("digits", **keys)
-        assert (data.train.num_samples, data.val.num_samples, data.image_size) == (776, 1021, size)
+        assert (data.train.num_samples, data.val.num_samples, data.source.image_size) == (776, 1021, size)
         assert next(data.train.epoch(0)).image.shape == (8, 3, *size)
 
     def test_a_wrong_number_of_classes_is_refused(self):
         assert refusal(open_data, "digits", num_classes=100) == (
             "dataset.num_classes: 100 in the config, but digits has 10 classes; set dataset.num_classes=10"
         )
-        assert open_data("digits", num_classes=10).num_classes == 10
+        assert open_data("digits", num_classes=10).source.num_classes == 10
 
 
 def write_pickle(path, content):
@@ -91,8 +91,8 @@ class TestCIFAR:
     def test_cifar10_is_read_from_torchvisions_files(self, tmp_path, unsigned):
         write_cifar10(tmp_path)
         data = open_data("CIFAR10", tmp_path, mean=[0.0] * 3, std=[1 / 255] * 3)
-        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (20, 4, 10)
-        assert data.class_names[9] == "class 9"
+        assert (data.train.num_samples, data.val.num_samples, data.source.num_classes) == (20, 4, 10)
+        assert data.source.class_names[9] == "class 9"
         images, labels = whole(data.val)
         assert labels.tolist() == [5, 1, 2, 3]
         assert torch.equal(images.round().to(torch.uint8).flatten(1), torch.from_numpy(noise(4, 3072, seed=5)))
@@ -100,9 +100,9 @@ class TestCIFAR:
     def test_cifar100_has_fine_labels(self, tmp_path, unsigned):
         write_cifar100(tmp_path)
         data = open_data("cifar_100", tmp_path)
-        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (6, 3, 100)
+        assert (data.train.num_samples, data.val.num_samples, data.source.num_classes) == (6, 3, 100)
         assert data.train.labels.tolist() == list(range(6))
-        assert data.image_size == (32, 32)
+        assert data.source.image_size == (32, 32)
 
     def test_the_published_normalisation_and_augmentation_are_the_default(self, tmp_path, unsigned):
         write_cifar10(tmp_path)
@@ -149,8 +149,8 @@ def write_tiny_imagenet(home, *, val_in_classes=False):
 class TestTinyImageNet:
     def check(self, root):
         data = open_data("tiny-imagenet", root)
-        assert data.class_names == ("n01", "n02", "n03")
-        assert data.image_size == (64, 64)
+        assert data.source.class_names == ("n01", "n02", "n03")
+        assert data.source.image_size == (64, 64)
         assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
         assert next(data.train.epoch(0)).image.shape == (6, 3, 64, 64)
         return data
@@ -186,7 +186,7 @@ class TestImageFolder:
         root = image_folder(tmp_path, classes=("zebra", "ape", "bee"))
         shutil.rmtree(root / "val" / "bee")
         data = open_data("imagefolder", root)
-        assert (data.class_names, data.num_classes, data.image_size) == (("ape", "bee", "zebra"), 3, (32, 32))
+        assert (data.source.class_names, data.source.image_size) == (("ape", "bee", "zebra"), (32, 32))
         assert data.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
         assert data.val.labels.tolist() == [0] * 3 + [2] * 3
         assert "dataset.img_h and img_w are not set: images are scaled to 32x32" in caplog.text
@@ -224,7 +224,7 @@ class TestImageFolder:
         (tmp_path / "train" / ".cache").mkdir()
         save(smooth_picture(40, 40), tmp_path / "train" / "y" / "0.png")
         data = open_data("imagefolder", tmp_path, img_h=32)
-        assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (9, 8, 2)
+        assert (data.train.num_samples, data.val.num_samples, data.source.num_classes) == (9, 8, 2)
         assert next(data.val.epoch(0)).image.shape == (8, 3, 32, 32)
 
     def test_images_in_unsupported_formats_are_counted(self, tmp_path, caplog):
@@ -310,7 +310,7 @@ class TestImageFolder:
             with open(os.fsencode(root / folder / "bee") + b"/\xff.heic", "wb"):
                 pass
         data = open_data("imagefolder", root, img_h=32)
-        assert data.class_names == ("a\\udce9", "bee")
+        assert data.source.class_names == ("a\\udce9", "bee")
         assert whole(data.train)[1].tolist() == [0] * 6 + [1] * 6
         caplog.text.encode("utf-8")
 
@@ -321,5 +321,5 @@ def test_imagenet_takes_both_names_of_its_folders(tmp_path, folders):
         for wnid in ("n01440764", "n01443537"):
             save(smooth_picture(80, 60), tmp_path / folder / wnid / "0.JPEG")
     data = open_data("imagenet", tmp_path, img_h=64, num_classes=2)
-    assert data.class_names == ("n01440764", "n01443537")
+    assert data.source.class_names == ("n01440764", "n01443537")
     assert next(data.train.epoch(0)).image.shape == (2, 3, 64, 64)

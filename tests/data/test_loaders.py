@@ -276,7 +276,7 @@ class TestEvaluation:
         root = image_folder(tmp_path, train=1, size=(300, 400))
         data = open_data("imagenet", root, loader=kind, **UNSCALED)
         pipeline = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
-        assert data.image_size == (224, 224)
+        assert data.source.image_size == (224, 224)
         assert_shows(data.val, tmp_path / "val", pipeline)
 
     def test_is_the_same_from_memory_and_from_files(self, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,7 +14,7 @@ from datasets.loading.augment import Augment
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order
 from datasets.loading.stream import StreamLoader
-from datasets.source import Arrays
+from datasets.source import Arrays, Source
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
@@ -116,4 +118,10 @@ def toy_data(
         train = StreamLoader(split, *how("crop_flip", shuffle=True), margin=False, workers=workers, **common)
     val = MemoryLoader(images, labels, *how("none", shuffle=False), **common)
     names = tuple(f"class {k}" for k in range(NUM_CLASSES))
-    return Data(names, IMAGE_SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), labels, train, val)
+    return Data(toy_source(labels, names), train, val)
+
+
+def toy_source(labels: torch.Tensor, class_names: Sequence[str], size: tuple[int, int] = IMAGE_SIZE) -> Source:
+    """Black images, the same to train on and to validate."""
+    split = Arrays(torch.zeros(len(labels), 3, *size, dtype=torch.uint8), labels)
+    return Source(split, split, tuple(class_names), (0.5,) * 3, (0.25,) * 3, "crop_flip", size)

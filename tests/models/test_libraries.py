@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from toys import toy_source
 
-from datasets import DataInfo
 from models import find_builder, get_model
 from utils.config import Config, find_config
 from utils.config.names import model_label, needs_small_lr, same_family
@@ -19,7 +19,7 @@ from utils.training.trust import is_known_builder, refuse_foreign_code
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 RESNET = "torchvision.models.resnet18"
-INFO = DataInfo(tuple("abc"), (32, 32), (0.5,) * 3, (0.5,) * 3, torch.arange(9) % 3)
+SOURCE = toy_source(torch.arange(9) % 3, "abc", (32, 32))
 
 
 def config(name: str, new_head: bool = True, **kwargs) -> Config:
@@ -28,7 +28,7 @@ def config(name: str, new_head: bool = True, **kwargs) -> Config:
 
 
 def task(*args, **kwargs):
-    return build_task(config(*args, **kwargs), INFO)
+    return build_task(config(*args, **kwargs), SOURCE)
 
 
 def test_names_of_timm_are_configs_labels_and_families():
@@ -76,7 +76,7 @@ class TestTorchvision:
 
     def test_images_prepared_in_another_way_are_named_with_the_keys_that_prepare_them_alike(self, imagenet, caplog):
         task(RESNET, weights="DEFAULT")
-        assert "std [0.229, 0.224, 0.225], here [0.5, 0.5, 0.5]; image_size [224, 224], here [32, 32]" in caplog.text
+        assert "std [0.229, 0.224, 0.225], here [0.25, 0.25, 0.25]; image_size [224, 224], here [32, 32]" in caplog.text
         assert "dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225]" in caplog.text
 
     @pytest.mark.parametrize("word", ["DEFAULT", "ResNet18_Weights.IMAGENET1K_V1"])

@@ -13,8 +13,8 @@ import pytest
 import torch
 from pictures import image_folder, open_data
 from process_runs import config_file, fingerprint
+from toys import toy_source
 
-from datasets import DataInfo
 from models import get_model
 from utils import evaluate as evaluation
 from utils.config import load_config
@@ -65,10 +65,8 @@ class TestTestSplit:
     def test_is_what_the_best_epoch_achieves_on_images_nothing_was_chosen_by(self, finished):
         result, run = finished
         restored = restore(run.path)
-        assert [len(part) for part in restored.data.source.splits().values()] == [20, 8, 10]
-        found = evaluate(
-            restored.student(), restored.data.load_split("test", 4, 0, seed=0, device="cpu"), restored.device
-        )
+        assert [len(part) for part in restored.source.splits().values()] == [20, 8, 10]
+        found = evaluate(restored.student(), restored.load_test(), restored.device)
         assert result["test_top1"] == found["top1"]
         assert result["test_class_mean"] == found["class_mean"]
         assert read_result(run.result)["test_top1"] == found["top1"]
@@ -119,17 +117,17 @@ class TestAccuracyByClass:
 
 
 class TestClassWeights:
-    INFO = DataInfo(("a", "b", "c"), (8, 8), (0.5,) * 3, (0.5,) * 3, torch.tensor([0, 0, 0, 1]))
+    SOURCE = toy_source(torch.tensor([0, 0, 0, 1]), "abc")
 
     def test_balanced_are_in_inverse_proportion_to_the_images(self):
-        info = replace(self.INFO, class_names=("a", "b"))
-        torch.testing.assert_close(class_weights("balanced", info), torch.tensor([4 / 6, 2.0]))
+        source = replace(self.SOURCE, class_names=("a", "b"))
+        torch.testing.assert_close(class_weights("balanced", source), torch.tensor([4 / 6, 2.0]))
 
     def test_may_be_given(self):
-        assert class_weights((1.0, 2.0, 3.0), self.INFO).tolist() == [1, 2, 3]
-        assert class_weights(None, self.INFO) is None
+        assert class_weights((1.0, 2.0, 3.0), self.SOURCE).tolist() == [1, 2, 3]
+        assert class_weights(None, self.SOURCE) is None
         with pytest.raises(UserError, match=r"training\.class_weights: found 2 weights, and there are 3 classes"):
-            class_weights((1.0, 2.0), self.INFO)
+            class_weights((1.0, 2.0), self.SOURCE)
 
     @pytest.mark.parametrize("distiller", [None, "at"])
     def test_change_what_is_trained(self, images, tmp_path, distiller):

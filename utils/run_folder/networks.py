@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from datasets import DataInfo
+from datasets import Source
 from utils.config import Config, ModelConfig
 from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
@@ -32,21 +32,21 @@ def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
     _compare(folder, "model", teacher, "kd.teacher")
 
 
-def refuse_other_classes(checkpoint: dict[str, Any], info: DataInfo, what: str, *, named: bool = False) -> None:
+def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str, *, named: bool = False) -> None:
     """Compare the data that a checkpoint was trained on with the data in use; files of other projects do not say.
 
     Another normalisation or image size is one line in the log.
 
     Args:
         checkpoint: its content.
-        info: the data in use.
+        source: the data in use.
         what: how messages call the checkpoint.
         named: the config names it; so it is not one that another data set of the same label has left there.
 
     Raises:
         UserError: the classes are others, or in another order.
     """
-    there, here = checkpoint.get("data"), info.describe()
+    there, here = checkpoint.get("data"), source.describe()
     if not isinstance(there, dict) or not isinstance(theirs := there.get("classes"), list):
         return
     ours = here.pop("classes")

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datasets import Data, DataInfo, OpenedData
+from datasets import Data, Source, check_batches, make_loaders, readable_part
 from distillers.label_loss import LabelLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
@@ -37,7 +37,7 @@ from utils.training.step import Phase
 VALIDATION_PIXELS = 2**20  # of the images that a GPU evaluates at once: 1000 images of 32x32, 64 of 128x128 and larger
 
 
-def build(config: Config, opened: OpenedData, device: torch.device) -> tuple[Task, OpenedData]:
+def build(config: Config, source: Source, device: torch.device) -> tuple[Task, Source]:
     """Seed PyTorch, and build what the config trains on the host; find what is wrong before anything that takes long.
 
     Returns:
@@ -48,28 +48,30 @@ def build(config: Config, opened: OpenedData, device: torch.device) -> tuple[Tas
         UserError: something does not exist, does not fit together, or cannot be done on the device.
     """
     training = config.training
-    opened.check_batches(training.batch_size, val_batch_size(config, device, opened), world_size())
+    check_batches(source, training.batch_size, val_batch_size(config, device, source), world_size())
     refuse_precision(device, training.precision)
     check_options(training.optimizer)
 
-    def make(info: DataInfo) -> Task:
+    def make(source: Source) -> Task:
         set_up(config)
-        return synchronize_batchnorm(build_task(config, info), config, device)
+        return synchronize_batchnorm(build_task(config, source), config, device)
 
-    task = make(opened)
+    task = make(source)
     refuse_impossible(training.cuda_graph, device, task)
-    readable = opened.without_unreadable(training.num_workers)
-    if len(readable.labels) < len(opened.labels):
+    readable = readable_part(source, config.dataset, training.num_workers)
+    if len(readable.labels) < len(source.labels):
         task = make(readable)  # a distiller may keep something of every image
     return task, readable
 
 
-def load_data(opened: OpenedData, config: Config, device: torch.device) -> Data:
+def load_data(source: Source, config: Config, device: torch.device) -> Data:
     """Both loaders of the config's data set, on `device`."""
     training = config.training
-    return opened.load(
+    return make_loaders(
+        source,
+        config.dataset,
         batch_size=training.batch_size,
-        val_batch_size=val_batch_size(config, device, opened),
+        val_batch_size=val_batch_size(config, device, source),
         num_workers=training.num_workers,
         val_num_workers=config.validation.num_workers,
         seed=training.seed,
@@ -78,14 +80,14 @@ def load_data(opened: OpenedData, config: Config, device: torch.device) -> Data:
     )
 
 
-def val_batch_size(config: Config, device: torch.device, info: DataInfo) -> int:
+def val_batch_size(config: Config, device: torch.device, source: Source) -> int:
     """``validation.batch_size``, or what suits the device: no figure depends on it."""
-    height, width = info.image_size
+    height, width = source.image_size
     on_gpu = max(64, min(1000, VALIDATION_PIXELS // (height * width)))
     return config.validation.batch_size or (on_gpu if device.type == "cuda" else 64)
 
 
-def build_task(config: Config, info: DataInfo) -> Task:
+def build_task(config: Config, source: Source) -> Task:
     """What the config trains: one network under cross-entropy, or a student under a teacher whose weights are random.
 
     No image is decoded for it, and no file of the teacher's is needed.
@@ -93,31 +95,31 @@ def build_task(config: Config, info: DataInfo) -> Task:
     kd = config.kd
     # The student comes first: it starts from the same weights whatever the distiller and the selection are.
     network = config.student
-    student = build_network(network, info)
+    student = build_network(network, source)
     if network.checkpoint:
         name = f"the student {network.title}" if kd else network.title
         section = "kd.student" if kd else "model"
         load_weights(student, Path(network.checkpoint), name, new_head=network.new_head, **prefix_of(network, section))
     else:
-        load_offered_weights(student, network, info)
+        load_offered_weights(student, network, source)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(f"model {network.name!r}: has nothing to train, all its parameters have requires_grad=False")
     if kd is None:
-        return Classification(student, make_label_loss(config, class_weights(config.training.class_weights, info)))
-    return assemble(config, student, build_network(kd.teacher, info), info)
+        return Classification(student, make_label_loss(config, class_weights(config.training.class_weights, source)))
+    return assemble(config, student, build_network(kd.teacher, source), source)
 
 
-def load_offered_weights(student: StagedModel, network: ModelConfig, info: DataInfo) -> None:
+def load_offered_weights(student: StagedModel, network: ModelConfig, source: Source) -> None:
     """Give `student` the weights of timm or torchvision that its keyword arguments ask for, if they do."""
     name = f"model {network.name!r}"
     try:
-        weights = offered_weights(network.name, network.kwargs, info.num_classes, new_head=network.new_head)
+        weights = offered_weights(network.name, network.kwargs, source.num_classes, new_head=network.new_head)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     if weights is not None:
         hint = "" if network.new_head else " (new_head=true trains a new classifier)"
         assign_weights(student, weights, f"{name}: its weights do not fit{hint}", new_head=network.new_head)
-        here, there = info.describe(), expected_images(network.name, network.kwargs)
+        here, there = source.describe(), expected_images(network.name, network.kwargs)
         if changes := [f"{key} {value}, here {here[key]}" for key, value in there.items() if here[key] != value]:
             words = " ".join(
                 f"dataset.{key}={value}".replace(" ", "") for key, value in there.items() if key in "mean std"
@@ -125,7 +127,7 @@ def load_offered_weights(student: StagedModel, network: ModelConfig, info: DataI
             log.warning(f"{name}: its weights know images prepared in another way: {'; '.join(changes)} ({words})")
 
 
-def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
+def load_teacher(teacher: StagedModel, config: Config, source: Source) -> None:
     """Give the teacher its weights.
 
     Raises:
@@ -134,7 +136,7 @@ def load_teacher(teacher: StagedModel, config: Config, info: DataInfo) -> None:
     network, path = config.kd.teacher, find_teacher(config)
     title = f"the teacher {network.title}"
     content = read_checkpoint(path)
-    refuse_other_classes(content, info, f"{path}: {title}", named=bool(network.checkpoint))
+    refuse_other_classes(content, source, f"{path}: {title}", named=bool(network.checkpoint))
     take_weights(teacher, content, path, title, **prefix_of(network, "kd.teacher"))
 
 
@@ -193,15 +195,15 @@ def make_phase(name: str, task: Task, epochs: int, config: Config, average: Weig
     return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config), average)
 
 
-def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: DataInfo) -> SpotAdaptiveDistillation:
+def assemble(config: Config, student: StagedModel, teacher: StagedModel, source: Source) -> SpotAdaptiveDistillation:
     """Join the networks by the config's distiller and selection."""
     kd, options = config.kd, config.kd_loss
     return join(
         student,
         teacher,
         options.name,
-        labels=info.labels,
-        image_size=info.image_size,
+        labels=source.labels,
+        image_size=source.image_size,
         options=options.options,
         spots=options.spots,
         feat_dim=options.feat_dim,
@@ -222,7 +224,7 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, info: D
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
         processes=world_size(),
-        label_loss=make_label_loss(config, class_weights(config.training.class_weights, info)),
+        label_loss=make_label_loss(config, class_weights(config.training.class_weights, source)),
     )
 
 
@@ -231,7 +233,7 @@ def make_label_loss(config: Config, weights: Tensor | None = None) -> LabelLoss:
     return LabelLoss(training.label_smoothing, training.mixup, training.cutmix, weights)
 
 
-def class_weights(wanted: Literal["balanced"] | Sequence[float] | None, info: DataInfo) -> Tensor | None:
+def class_weights(wanted: Literal["balanced"] | Sequence[float] | None, source: Source) -> Tensor | None:
     """The weight of each class in the cross-entropy, float32 ``[num_classes]``; None: all have the same.
 
     Raises:
@@ -240,35 +242,35 @@ def class_weights(wanted: Literal["balanced"] | Sequence[float] | None, info: Da
     if wanted is None:
         return None
     if wanted == "balanced":
-        counts = info.labels.bincount(minlength=info.num_classes)
-        return len(info.labels) / (info.num_classes * counts.clamp(min=1)).float()
-    if len(wanted) != info.num_classes:
+        counts = source.labels.bincount(minlength=source.num_classes)
+        return len(source.labels) / (source.num_classes * counts.clamp(min=1)).float()
+    if len(wanted) != source.num_classes:
         raise UserError(
-            f"training.class_weights: found {len(wanted)} weights, and there are {info.num_classes} classes"
+            f"training.class_weights: found {len(wanted)} weights, and there are {source.num_classes} classes"
         )
     return torch.tensor(wanted)
 
 
-def build_network(config: ModelConfig, info: DataInfo) -> StagedModel:
+def build_network(config: ModelConfig, source: Source) -> StagedModel:
     """The network that the config names, for the classes and images of the data.
 
     Raises:
         UserError: there is none, or it does not turn these images into one logit for each class.
     """
     name, kwargs = config.name, config.kwargs
-    model = get_model(name, info.num_classes, stages=config.stages, kwargs=kwargs, image_size=info.image_size)
+    model = get_model(name, source.num_classes, stages=config.stages, kwargs=kwargs, image_size=source.image_size)
     if is_registered(name):  # the others have been run when they were cut
-        _check_logits(model, name, info)
+        _check_logits(model, name, source)
     return model
 
 
-def _check_logits(model: StagedModel, name: str, info: DataInfo) -> None:
-    size = "x".join(map(str, info.image_size))
+def _check_logits(model: StagedModel, name: str, source: Source) -> None:
+    size = "x".join(map(str, source.image_size))
     with doing(f"model {name!r}: running it on images of {size}"):
-        _, logits = model.shapes(*info.image_size)
-    if logits != (info.num_classes,):
+        _, logits = model.shapes(*source.image_size)
+    if logits != (source.num_classes,):
         raise UserError(
-            f"model {name!r}: gives logits of shape {logits} for an image, and the data has {info.num_classes} "
+            f"model {name!r}: gives logits of shape {logits} for an image, and the data has {source.num_classes} "
             "classes; its last layer must have the width `num_classes`, with which it is called"
         )
 

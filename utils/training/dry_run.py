@@ -44,20 +44,20 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
     with ExitStack() as stack:
         stack.enter_context(process_group(device))
         stack.enter_context(explaining_limits(device))
-        opened, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
-        task, opened = build(config, opened, device)
+        source, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
+        task, source = build(config, source, device)
         if config.kd and missing is None:
-            load_teacher(task.teacher, config, opened)
-        data = stack.enter_context(closing(load_data(opened, config, device)))
+            load_teacher(task.teacher, config, source)
+        data = stack.enter_context(closing(load_data(source, config, device)))
         print(describe(config, data, device))
         networks = {"student": task.student, "teacher": task.teacher} if config.kd else {"network": task.student}
         for role, network in networks.items():
-            print(f"{role}: {describe_network(network, data.image_size)}")
+            print(f"{role}: {describe_network(network, data.source.image_size)}")
         if missing:
             print(f"the teacher is trained first, {missing.config.training.epochs} epochs that are not counted here")
         if config.kd:
             print(f"spots: {', '.join(task.gate_labels)}")
-        phases = make_phases(place_task(task, config, device, data.image_size), config)
+        phases = make_phases(place_task(task, config, device, data.source.image_size), config)
         total = 0.0
         for phase in phases:
             print(f"{phase.name}: {'; '.join(describe_optimizers(phase))}")
@@ -85,7 +85,7 @@ def describe_optimizers(phase: Phase) -> Iterator[str]:
 def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device) -> float:
     """Mean time of a training step, its batch included. It is not captured as a CUDA graph, so a run may be faster."""
     labels = list(getattr(phase.task, "gate_labels", ()))
-    gates = GateRecorder(labels, data.num_classes, data.train.num_samples, device)
+    gates = GateRecorder(labels, data.source.num_classes, data.train.num_samples, device)
     phase.task.train()
     step = EagerStep(phase, Meter(device), gates, partial(autocast, device, config.training.precision))
     batches = itertools.chain.from_iterable(map(data.train.epoch, itertools.count(1)))

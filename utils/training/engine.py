@@ -51,7 +51,7 @@ class Engine:
         self.task = phases[-1].task
         self.progress = Progress(epoch=self._first_epoch(0))
         self.meter = Meter(device)
-        self.gates = GateRecorder(list(self.task.gate_labels), data.num_classes, data.train.num_samples, device)
+        self.gates = GateRecorder(list(self.task.gate_labels), data.source.num_classes, data.train.num_samples, device)
         self.val: dict[str, float | None] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
         self.report: Reporter = NullReporter()
@@ -253,14 +253,14 @@ class Engine:
             "val": self.val,
             "best": self.best,
             "threads": torch.get_num_threads(),
-            "data": self.data.describe(),
+            "data": self.data.source.describe(),
             "config": self.config.to_dict(),
         }
         return state | ({"ema": self.phase.average.state_dict()} if self.phase.average else {})
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         what = f"{self.run.path}: its checkpoint"
-        refuse_other_classes(checkpoint, self.data, what)
+        refuse_other_classes(checkpoint, self.data.source, what)
         refuse_other_images(checkpoint, self.data.train.num_samples, what)
         try:
             self.progress = Progress(**checkpoint["progress"])

@@ -20,13 +20,13 @@ def facts_of(task: Task, data: Data, device: torch.device) -> dict[str, Any]:
     sizes = {
         "train_images": data.train.num_samples,
         "val_images": data.val.num_samples,
-        "classes": data.num_classes,
-        "image_size": list(data.image_size),
+        "classes": data.source.num_classes,
+        "image_size": list(data.source.image_size),
     }
     for prefix, model in (("", task.student), ("teacher_", getattr(task, "teacher", None))):
         if model is not None:
             sizes[f"{prefix}parameters"] = sum(p.numel() for p in model.parameters())
-            sizes[f"{prefix}flops"] = flops_without_computing(model, data.image_size)
+            sizes[f"{prefix}flops"] = flops_without_computing(model, data.source.image_size)
     return sizes | {"weights": weights_of(task), "device": name_of(device)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import OpenedData, open_data
+from datasets import Source, make_loader, open_data, readable_part
 from datasets.download import without_downloads
 from datasets.images import fit, open_rgb, to_tensor
 from datasets.loading.augment import AUGMENTATIONS
@@ -40,21 +40,20 @@ class Restored:
         path: the file.
         config: of the run that wrote it, under the overrides given.
         content: everything in the file; its weights may have been replaced by their moving average.
-        data: the data set.
+        source: the data set.
         val: its validation images, on `device`; those to train on are not decoded.
     """
 
     path: Path
     config: Config
     content: dict[str, Any]
-    data: OpenedData
+    source: Source
     val: Loader
     device: torch.device
 
     def load_test(self) -> Loader:
         """The test images, where the data has some, as `val` has those for validation."""
-        size, workers = val_batch_size(self.config, self.device, self.data), self.config.validation.num_workers
-        return self.data.load_split("test", size, workers, seed=self.config.training.seed, device=self.device)
+        return _load("test", self.source, self.config, self.device)
 
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode.
@@ -64,8 +63,8 @@ class Restored:
         """
         network = self.config.student
         title = f"the {'student ' if self.config.kd else ''}{network.title} of its config"
-        refuse_other_classes(self.content, self.data, f"{self.path}: {title}")
-        model = build_network(network, self.data)
+        refuse_other_classes(self.content, self.source, f"{self.path}: {title}")
+        model = build_network(network, self.source)
         section = "kd.student" if self.config.kd else "model"
         take_weights(model, self.content, self.path, title, **prefix_of(network, section))
         return model.to(self.device).eval()
@@ -76,8 +75,8 @@ class Restored:
         Raises:
             UserError: see `load_teacher`.
         """
-        model = build_network(self.config.kd.teacher, self.data)
-        load_teacher(model, self.config, self.data)
+        model = build_network(self.config.kd.teacher, self.source)
+        load_teacher(model, self.config, self.source)
         return model.to(self.device).eval()
 
     def task(self) -> SpotAdaptiveDistillation:
@@ -88,15 +87,15 @@ class Restored:
         """
         if self.config.kd is None:
             raise UserError(f"{self.path}: of a network trained alone; it has no spots and no policy")
-        task = assemble(self.config, self.student(), self.teacher(), self.data).to(self.device)
+        task = assemble(self.config, self.student(), self.teacher(), self.source).to(self.device)
         with doing(f"{self.path}: loading the policy and the distiller"):
             task.load_extra_state(self.content["extra"])
         return task.eval()
 
     def read_image(self, file: str) -> Tensor:
         """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
-        margin = AUGMENTATIONS[self.data.augment].resized_crop
-        image = to_tensor(fit(open_rgb(file), self.data.image_size, margin)).unsqueeze(0).to(self.device)
+        margin = AUGMENTATIONS[self.source.augment].resized_crop
+        image = to_tensor(fit(open_rgb(file), self.source.image_size, margin)).unsqueeze(0).to(self.device)
         augment = self.val.augment
         one = torch.zeros(1, dtype=torch.int64)
         return augment(image, one.to(self.device), augment.draw(1, torch.Generator()).to(self.device))
@@ -158,9 +157,10 @@ def restore(
     set_up(settings)
     agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
     with nullcontext() if agreed else without_downloads():
-        opened = open_data(settings.dataset).without_unreadable(settings.training.num_workers)
-    validation, seed = settings.validation, settings.training.seed
-    val = opened.load_split(
-        "val", val_batch_size(settings, device, opened), validation.num_workers, seed=seed, device=device
-    )
-    return Restored(path, settings, content, opened, val, device)
+        source = readable_part(open_data(settings.dataset), settings.dataset, settings.training.num_workers)
+    return Restored(path, settings, content, source, _load("val", source, settings, device), device)
+
+
+def _load(split: str, source: Source, config: Config, device: torch.device) -> Loader:
+    size, workers = val_batch_size(config, device, source), config.validation.num_workers
+    return make_loader(source, config.dataset, split, size, workers, seed=config.training.seed, device=device)

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from datasets import Data, OpenedData, open_data
+from datasets import Data, Source, make_loader, open_data
 from distillers import DISTILLERS
 from distillers.spot_adaptive.balance import too_much
 from distillers.task import Task
@@ -80,17 +80,17 @@ def train(
             keep_freed_memory(device)
             stack.enter_context(process_group(device))
             stack.enter_context(explaining_limits(device))
-            opened = open_data(config.dataset)
+            source = open_data(config.dataset)
             teacher = find_missing_teacher(config, teacher_args)
             if teacher_args and not teacher:
                 log.info("teacher_args (--teacher-arg) changes nothing: no teacher is to be trained")
-            task, opened = build(config, opened, device)
+            task, source = build(config, source, device)
         if teacher:
             generators = [device] if device.type == "cuda" else []
             with torch.random.fork_rng(generators):  # the student goes on from the state that it was built with
-                train_teacher(teacher, opened if teacher.config.dataset == config.dataset else None, device, stop)
+                train_teacher(teacher, source if teacher.config.dataset == config.dataset else None, device, stop)
             resume = resume and run.begun
-        return fit(config, opened, task, device, stop, resume=resume, overwrite=overwrite, command=command)
+        return fit(config, source, task, device, stop, resume=resume, overwrite=overwrite, command=command)
 
 
 def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> SingleRun | None:
@@ -114,11 +114,11 @@ def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> Singl
         ) from error
 
 
-def train_teacher(teacher: SingleRun, opened: OpenedData | None, device: torch.device, stop: StopRequest) -> None:
+def train_teacher(teacher: SingleRun, source: Source | None, device: torch.device, stop: StopRequest) -> None:
     """Train a teacher, or go on training it, within the processes of its student.
 
     Args:
-        opened: its data set; None if that has to be opened.
+        source: its data set; None if that has to be opened.
 
     Raises:
         Interrupted: a signal arrived, also if the training had ended by then.
@@ -131,8 +131,8 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, device: torch.d
     )
     log.info(f"config: {teacher.note}")
     with stop.at_once():
-        task, opened = build(config, opened or open_data(config.dataset), device)
-    fit(config, opened, task, device, stop, resume=run.begun, command=teacher.command)
+        task, source = build(config, source or open_data(config.dataset), device)
+    fit(config, source, task, device, stop, resume=run.begun, command=teacher.command)
     del task
     gc.collect()  # memory of the GPU that the engine took is the student's now
     if any(gather_objects(stop.requested)):
@@ -143,7 +143,7 @@ def train_teacher(teacher: SingleRun, opened: OpenedData | None, device: torch.d
 
 def fit(
     config: Config,
-    opened: OpenedData,
+    source: Source,
     task: Task,
     device: torch.device,
     stop: StopRequest,
@@ -155,7 +155,7 @@ def fit(
     """Train what `build` made of `config` to the end, see `train`. The same whatever was trained before.
 
     Args:
-        opened: the config's data set, without images that cannot be read.
+        source: the config's data set, without images that cannot be read.
         task: on the host, with random weights where the teacher's go.
         device: where to train.
         stop: ends the training.
@@ -167,12 +167,12 @@ def fit(
         with stop.at_once():
             set_backends(config)
             if config.kd:
-                load_teacher(task.teacher, config, opened)
-            data = stack.enter_context(closing(load_data(opened, config, device)))
+                load_teacher(task.teacher, config, source)
+            data = stack.enter_context(closing(load_data(source, config, device)))
             log.info(describe(config, data, device))
             if advice := precision_advice(device, config.training.precision):
                 log.info(advice)
-            task = place_task(task, config, device, data.image_size)
+            task = place_task(task, config, device, data.source.image_size)
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
             phases = make_phases(task, config)
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
@@ -190,8 +190,8 @@ def fit(
             facts = facts_of(task, data, device) | {"command": remembered(config, command)}
             write_text(run.facts, json.dumps(facts, indent=2) + "\n")
         result |= engine.fit(stop)
-        if opened.source.test is not None:
-            result |= test_best(engine, opened)
+        if source.test is not None:
+            result |= test_best(engine, source)
         if is_main():
             run.write_result(result)
             with log_to_file(run.log):
@@ -199,15 +199,15 @@ def fit(
     return result
 
 
-def test_best(engine: Engine, opened: OpenedData) -> dict[str, float]:
+def test_best(engine: Engine, source: Source) -> dict[str, float]:
     """Accuracies of the best epoch's student on the test images, which nothing was chosen by, in percent."""
     config, device = engine.config, engine.device
-    shard, size = (rank(), world_size()), val_batch_size(config, device, opened)
+    shard, size = (rank(), world_size()), val_batch_size(config, device, source)
     how = {"seed": config.training.seed, "device": device, "shard": shard}
     weights = from_main(read_checkpoint(engine.run.best)["model"] if is_main() else None)
     student = copy.deepcopy(engine.task.student)
     student.load_state_dict(weights)
-    with closing(opened.load_split("test", size, config.validation.num_workers, **how)) as images:
+    with closing(make_loader(source, config.dataset, "test", size, config.validation.num_workers, **how)) as images:
         precision = partial(autocast, device, config.training.precision)
         found = evaluate(student, images, device, precision)
     return {f"test_{name}": found[name] for name in ("top1", "top5", "class_mean") if name in found}
@@ -229,7 +229,7 @@ def log_ending(run: RunDir) -> Iterator[None]:
 def describe(config: Config, data: Data, device: torch.device) -> str:
     return (
         f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
-        f"{data.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
+        f"{data.source.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
     )
 
 
