@@ -186,7 +186,7 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
 
 
 def _confusion_png(confusion: Tensor, names: Sequence[str], network: str) -> bytes:
-    from utils.report.confusion import confusion_figure  # brings matplotlib
+    from utils.report.heatmaps import confusion_figure  # brings matplotlib
     from utils.report.style import png
 
     return png(confusion_figure(confusion.numpy(), names, network))

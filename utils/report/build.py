@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
-from utils.report.confusion import confusion_figure
-from utils.report.curves import accuracy_figures, cross_entropy_figures, difference_figures
+from utils.report.curves import accuracy_figure, accuracy_limits, cross_entropy_figure, difference_figure, with_epochs
 from utils.report.gain import answer, best_student, tradeoff_figure
-from utils.report.gallery import WAITS_FOR, class_names_of, gallery_figure, matches
-from utils.report.gate_plots import class_heatmap, ratio_figures, share_figures
+from utils.report.gallery import gallery_figure, mistakes_figure
+from utils.report.gates import share_figure, with_policy
 from utils.report.groups import Group, replaced
+from utils.report.heatmaps import class_heatmap, confusion_figure
 from utils.report.losses import loss_figure
 from utils.report.page import Section, ShownFigure, address, slug
 from utils.report.style import png
@@ -28,6 +28,9 @@ from utils.report.tables import TEST, result_tables, run_table
 from utils.run_folder.read import Run
 from utils.run_folder.records import warn
 
+MISTAKES = 16
+PANELS, GRID_ROWS, DIFFERENCES = 12, 8, 40  # in one figure
+WAITS_FOR = 10  # epochs; before, most shares are equal by chance
 NO_CHOICE_NAMED = 3
 
 NOTE = (
@@ -60,10 +63,6 @@ SHARES = (
     "Share of the training samples distilled at each spot in every epoch, one line for each run with a policy. fN: the "
     "feature with index N (student-teacher where the two differ); logits: the loss at the logits."
 )
-RATIOS = (
-    "How hard each spot would pull at the student under β, in comparison with the labels: the ratio of both gradients "
-    "at its feature, epoch means, logarithmic. Above the dotted line, kd.balance, its loss is weighted down to that."
-)
 LOSSES = (
     "What each term adds to the training loss, its weight included (alpha at the logits, beta at the spots); epoch "
     "means, logarithmic where none is below 0."
@@ -71,7 +70,7 @@ LOSSES = (
 CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
 CONFUSION = "Images of each true class (row) by the class that the best student predicts (column)."
 COUNTS = "How many validation images each class has, and for how many the best student predicts it."
-MISTAKES = "The validation images of which the best student is most certain, and wrong: true class → predicted class."
+ERRORS = "The validation images of which the best student is most certain, and wrong: true class → predicted class."
 GALLERY = (
     "Training images distilled most and least often at each spot, with their class and the share of recorded epochs in "
     "which they were distilled. Among equals the choice is spread evenly over the data set."
@@ -120,20 +119,23 @@ def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Se
 
 def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
     """What students cost, and what adaptivity gains, on one data set."""
-    rows = distilled(groups)
-    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figure, rows)
-    return shown + drawn(f"{dataset} difference", GAIN, difference_figures, rows)
+    compared = [group for group in distilled(groups) if group.difference("adaptive", "fixed")]
+    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figure, [distilled(groups)])
+    return shown + drawn(f"{dataset} difference", GAIN, difference_figure, chunks(compared, DIFFERENCES))
 
 
 def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     """Curves and gates of the runs on one data set."""
-    curves = drawn(f"{dataset} accuracy", ACCURACY, accuracy_figures, groups)
-    curves += drawn(f"{dataset} cross entropy", ENTROPY, cross_entropy_figures, groups)
-    shares = drawn(f"{dataset} gate shares", SHARES, share_figures, groups)
-    sections = [Section(f"Training on {dataset}", figures=curves)]
-    sections.append(Section(f"Where {dataset} is distilled, and when", figures=shares))
-    pulls = drawn(f"{dataset} balance", RATIOS, ratio_figures, groups)
-    sections.append(Section(f"Balanced spots on {dataset}", figures=pulls))
+    begun = [group for group in groups if with_epochs(group.runs)]
+    accuracy = partial(accuracy_figure, limits=accuracy_limits([run for group in groups for run in group.runs]))
+    curves = drawn(f"{dataset} accuracy", ACCURACY, accuracy, chunks(begun, PANELS))
+    curves += drawn(f"{dataset} cross entropy", ENTROPY, cross_entropy_figure, chunks(begun, PANELS))
+    choosing = chunks([group for group in groups if with_policy(group.runs)], GRID_ROWS)
+    shares = drawn(f"{dataset} gate shares", SHARES, share_figure, choosing)
+    sections = [
+        Section(f"Training on {dataset}", figures=curves),
+        Section(f"Where {dataset} is distilled, and when", figures=shares),
+    ]
     return [section for section in sections if section.figures]
 
 
@@ -143,19 +145,18 @@ def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: boo
     Args:
         with_images: load the data sets, for class names and galleries.
     """
-    chosen = [run for run in runs if run.has_policy and run.records]
+    chosen = with_policy(runs)
     # A seed of every pair and distiller comes before a second seed of any.
     chosen.sort(key=lambda run: (not run.is_finished, run.selection != "adaptive", run.seed))
     for number, run in enumerate(chosen[:limit], 1):
-        section = Section(f"{run.dataset}: {run.title}", without_choice([run]), detail=True)
-        section.texts.append(str(run.path))
+        section = Section(f"{run.dataset}: {run.title}", [*without_choice([run]), str(run.path)], detail=True)
         section.links = {str(run.path): address(run.path, out)}
         name, source = f"run {number:03} {run.title}", load_source(run) if with_images else None
-        section.figures = drawn(f"{name} losses", LOSSES, loss_figure, run)
+        section.figures = drawn(f"{name} losses", LOSSES, loss_figure, [run])
         if gates := run.gate_shares():
-            names = class_names_of(source, len(gates.shares))
-            caption = CLASSES.format(gates.epoch)
-            section.figures += drawn(f"{name} classes", caption, class_heatmap, gates, names, run.title)
+            names = source.class_names if source and len(source.class_names) == len(gates.shares) else None
+            heatmap = partial(class_heatmap, class_names=names, title=run.title)
+            section.figures += drawn(f"{name} classes", CLASSES.format(gates.epoch), heatmap, [gates])
         _add_gallery(section, run, name, source)
         if number == limit < len(chosen):
             left = len(chosen) - limit
@@ -171,8 +172,9 @@ def _add_gallery(section: Section, run: Run, name: str, source: Source | None) -
     if samples.epochs < WAITS_FOR:
         text = f"The images distilled most and least often are shown after {WAITS_FOR} epochs; so far {samples.epochs}."
         section.texts.append(text)
-    elif source is not None and matches(samples, source):
-        section.figures += drawn(f"{name} gallery", GALLERY, gallery_figure, samples, source, run.title)
+    elif source is not None and len(samples.frequency) == len(source.train):
+        gallery = partial(gallery_figure, source=source, title=run.title)
+        section.figures += drawn(f"{name} gallery", GALLERY, gallery, [samples])
     else:
         section.texts.append(
             f"The images distilled most and least often are not shown: {run.data} does not hold exactly the "
@@ -187,42 +189,46 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
         return []
     group, selection = best
     run = max((run for run in group.of(selection) if run.is_finished), key=lambda run: run.last_top1)
-    from utils.report.student import class_figure, mistakes_figure, predict  # brings PyTorch
+    from utils.report.student import confusion_of, count_figure, predict, worst  # brings PyTorch
 
     source = load_source(run)
     try:
         with doing(f"evaluating {run.path}"):
-            predictions = source and predict(run, source)
+            predictions = predict(run, source) if source else None
     except UserError as error:
         warn(f"{error}; its confusions are left out")
         return []
     if predictions is None:
         return []
-    names, title = source.class_names, f"{run.title}, best epoch"
-    confusion = predictions.confusion(len(names))
-    figures = drawn(f"{dataset} confusion", CONFUSION, confusion_figure, confusion, names, title)
-    figures += drawn(f"{dataset} class counts", COUNTS, class_figure, predictions, names, title)
-    if np.array_equal(predictions.labels, source.val.labels) and len(predictions.worst(1)):
-        figures += drawn(f"{dataset} mistakes", MISTAKES, mistakes_figure, predictions, source.val, names, title)
+    known = {"class_names": source.class_names, "title": f"{run.title}, best epoch"}
+    confusion, wrong = confusion_of(predictions, len(source.class_names)), worst(predictions, MISTAKES)
+    figures = drawn(f"{dataset} confusion", CONFUSION, partial(confusion_figure, **known), [confusion])
+    figures += drawn(f"{dataset} class counts", COUNTS, partial(count_figure, **known), [confusion])
+    if len(wrong) and np.array_equal(predictions["label"], source.val.labels):
+        mistakes = partial(mistakes_figure, split=source.val, **known)
+        figures += drawn(f"{dataset} mistakes", ERRORS, mistakes, [wrong])
     return [Section(f"The best student on {dataset}", figures=figures)]
 
 
-def drawn(
-    name: str, caption: str, draw: Callable[..., Figure | Iterable[Figure] | None], *arguments: object
-) -> list[ShownFigure]:
-    """What `draw` draws of the arguments, as PNG files.
+def chunks(items: Sequence, size: int) -> list[Sequence]:
+    """`items` in pieces of `size`; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def drawn(name: str, caption: str, draw: Callable[[object], Figure | None], pieces: Iterable) -> list[ShownFigure]:
+    """What `draw` draws of each of the pieces, as PNG files.
 
     A figure that cannot be drawn is named and left out: the report is of many runs.
     """
-    shown: list[ShownFigure] = []
-    try:
-        with doing(f"drawing {name}"):
-            figures = draw(*arguments) or ()
-            for number, figure in enumerate([figures] if isinstance(figures, Figure) else figures, 1):
-                width = round(figure.get_figwidth() * 96)
-                shown.append(ShownFigure(slug(f"{name} {number}"), caption, png(figure), width))
-    except UserError as error:
-        warn(f"{error}; left out")
+    shown = []
+    for number, piece in enumerate(pieces, 1):
+        try:
+            with doing(f"drawing {name}"):
+                if figure := draw(piece):
+                    width = round(figure.get_figwidth() * 96)
+                    shown.append(ShownFigure(slug(f"{name} {number}"), caption, png(figure), width))
+        except UserError as error:
+            warn(f"{error}; left out")
     return shown
 
 

@@ -1,4 +1,4 @@
-"""The training images that a policy distils most, and least, often at each spot."""
+"""Images: those that a policy distils most, and least, often at each spot, and the worst mistakes of a student."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from datasets.source import Source
+from datasets.source import Source, Split
 from utils.errors import UserError
 from utils.report.style import styled
 from utils.run_folder.records import GateSamples
 
-TILES = 8
+TILES = 8  # in a row
 TILE = 64  # pixels
 GAP = 4
 STRIP = TILES * (TILE + GAP) - GAP
 IMAGE_ROW, ALIKE_ROW, TEXT_LINE = 1.2, 0.3, 0.12  # inches
-WAITS_FOR = 10  # epochs; before, most shares are equal by chance
 CHARACTERS = 12  # of a class name beside each other below an image
 
 
@@ -45,45 +45,65 @@ def extremes(frequency: np.ndarray, count: int, *, most: bool) -> np.ndarray:
     return np.concatenate([sure, tied[np.arange(missing) * len(tied) // missing]])
 
 
+@styled()
 def gallery_figure(samples: GateSamples, source: Source, title: str) -> Figure:
     """One row per spot: most often distilled on the left, least often on the right.
 
     Args:
         source: its training images are those that were recorded.
     """
-    spots = len(samples.gates)
     alike = [column.min() == column.max() for column in samples.frequency.T]
     lines = max(_wrapped(name).count("\n") for name in source.class_names)
     heights = [ALIKE_ROW if same else IMAGE_ROW + lines * TEXT_LINE for same in alike]
-    with styled():
-        figure = Figure(figsize=(2 * STRIP / 100 + 0.3, sum(heights) + 0.4), layout="constrained")
-        axes = figure.subplots(spots, 2, squeeze=False, height_ratios=heights)
-        for k, label in enumerate(samples.gates):
-            for panel in axes[k]:
-                panel.set_axis_off()
-            if alike[k]:
-                share = 100 * samples.frequency[0, k]
-                axes[k, 0].set_title(f"{label}: every image is distilled equally often ({share:.0f} %)")
-                continue
-            for most, panel in zip((True, False), axes[k]):
+    figure = Figure(figsize=(2 * STRIP / 100 + 0.3, sum(heights) + 0.4), layout="constrained")
+    axes = figure.subplots(len(alike), 2, squeeze=False, height_ratios=heights)
+    for label, same, frequency, panels in zip(samples.gates, alike, samples.frequency.T, axes):
+        for most, panel in zip((True, False), panels):
+            panel.set_axis_off()
+            if not same:
                 panel.set_title(f"{label}: {'most' if most else 'least'} often distilled")
-                _strip(panel, samples.frequency[:, k], source, most=most)
-        epochs = f"{samples.epochs} epoch{'s' if samples.epochs > 1 else ''}"
-        figure.suptitle(f"{title}, {epochs}", x=0.01, ha="left", fontsize=9)
+                chosen = extremes(frequency, TILES, most=most)
+                names = (_wrapped(source.class_names[source.train.labels[index]]) for index in chosen)
+                captions = [f"{name}\n{100 * frequency[index]:.0f} %" for name, index in zip(names, chosen)]
+                _strip(panel, source.train, chosen, captions)
+        if same:
+            panels[0].set_title(f"{label}: every image is distilled equally often ({100 * frequency[0]:.0f} %)")
+    epochs = f"{samples.epochs} epoch{'s' if samples.epochs > 1 else ''}"
+    figure.suptitle(f"{title}, {epochs}", x=0.01, ha="left", fontsize=9)
     return figure
 
 
-def _strip(panel: Axes, frequency: np.ndarray, source: Source, *, most: bool) -> None:
+@styled()
+def mistakes_figure(mistakes: pd.DataFrame, split: Split, class_names: Sequence[str], title: str) -> Figure:
+    """Images with their true class and the predicted one, eight in a row.
+
+    Args:
+        mistakes: see `utils.report.student.predict`; not empty.
+        split: the images.
+    """
+    pairs = zip(mistakes["label"], mistakes["predicted"], 100 * mistakes["certainty"])
+    captions = [f"{_wrapped(class_names[a])}\n→ {_wrapped(class_names[b])}\n{share:.0f} %" for a, b, share in pairs]
+    rows = -(-len(captions) // TILES)
+    height = IMAGE_ROW - 0.3 + TEXT_LINE * max(caption.count("\n") for caption in captions)
+    figure = Figure(figsize=(STRIP / 100 + 0.3, rows * height + 0.4), layout="constrained")
+    for row, panel in enumerate(figure.subplots(rows, squeeze=False).flat):
+        shown = slice(row * TILES, (row + 1) * TILES)
+        _strip(panel, split, mistakes.index[shown], captions[shown])
+        panel.set_axis_off()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    return figure
+
+
+def _strip(panel: Axes, split: Split, indices: Sequence[int], captions: Sequence[str]) -> None:
+    """Images beside each other with their captions below; a blank where an image cannot be read any more."""
     canvas = np.full((TILE, STRIP, 3), 255, dtype=np.uint8)
-    for position, index in enumerate(extremes(frequency, TILES, most=most)):
+    for position, (index, caption) in enumerate(zip(indices, captions)):
         left = position * (TILE + GAP)
-        name = source.class_names[int(source.train.labels[index])]
         try:
-            canvas[:, left : left + TILE] = tile(source.train.picture(int(index)))
+            canvas[:, left : left + TILE] = _tile(split.picture(int(index)))
         except UserError:  # it was there when the run began
             panel.text(left + TILE / 2, TILE / 2, "cannot\nbe read", ha="center", va="center", fontsize=7)
-        text = f"{_wrapped(name)}\n{100 * frequency[index]:.0f} %"
-        panel.text(left + TILE / 2, TILE + 3, text, ha="center", va="top", fontsize=7)
+        panel.text(left + TILE / 2, TILE + 3, caption, ha="center", va="top", fontsize=7)
     panel.imshow(canvas, interpolation="nearest")
 
 
@@ -94,17 +114,7 @@ def _wrapped(name: str) -> str:
     return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
-def tile(picture: Image.Image) -> np.ndarray:
+def _tile(picture: Image.Image) -> np.ndarray:
     # Small images are shown as the pixels that they are.
     method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
     return np.asarray(ImageOps.fit(picture.convert("RGB"), (TILE, TILE), method))
-
-
-def matches(samples: GateSamples, source: Source) -> bool:
-    """Whether the recorded samples can be those of `source`."""
-    return len(samples.frequency) == len(source.train)
-
-
-def class_names_of(source: Source | None, count: int) -> Sequence[str] | None:
-    """Names for `count` classes, None if `source` does not have them."""
-    return source.class_names if source is not None and len(source.class_names) == count else None

@@ -31,23 +31,23 @@ def contributions(run: Run) -> pd.DataFrame:
     return pd.DataFrame(terms)
 
 
+@styled()
 def loss_figure(run: Run) -> Figure:
     """The contributions over epochs."""
     terms = contributions(run)
-    with styled():
-        figure, (panel,) = panels(1)
-        for name, values in terms.items():
-            spot = name.removeprefix("loss/")
-            marker = "o" if len(values) == 1 else ""
-            color = REFERENCE if spot == "total" else None
-            panel.plot(values, label=_label(spot, run), color=color, marker=marker, ms=4)
-        if (routed := run.curve("train.loss/routed_ce")).notna().any():
-            panel.plot(routed, label=ROUTED, ls="--")
-        if terms.min(axis=None) > 0:
-            log_axis(panel)
-        epoch_axis(panel, run.epochs)
-        panel.set(title=run.title, ylabel="part of the training loss, epoch mean")
-        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure, (panel,) = panels(1)
+    for name, values in terms.items():
+        spot = name.removeprefix("loss/")
+        marker = "o" if len(values) == 1 else ""
+        color = REFERENCE if spot == "total" else None
+        panel.plot(values, label=_label(spot, run), color=color, marker=marker, ms=4)
+    if (routed := run.curve("train.loss/routed_ce")).notna().any():
+        panel.plot(routed, label=ROUTED, ls="--")
+    if terms.min(axis=None) > 0:
+        log_axis(panel)
+    epoch_axis(panel, run.epochs)
+    panel.set(title=run.title, ylabel="part of the training loss, epoch mean")
+    panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -29,7 +29,6 @@ SHARE_MAP = "cividis"  # even in lightness, and the same to most colour-blind pe
 
 DPI = 144
 PANEL = (3.3, 2.3)  # inches
-PANELS_PER_FIGURE = 12
 _PANELS_PER_ROW = 3
 
 _RC = {
@@ -52,7 +51,7 @@ _RC = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Settings for everything drawn inside; nobody else's figures change."""
+    """Settings for everything drawn inside, or in a function that it decorates; nobody else's figures change."""
     with mpl.rc_context(_RC):
         yield
 
@@ -115,11 +114,6 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
-    """`items` in pieces of `size`; the last may be shorter."""
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def label_width(names: Sequence[str], size: float = 7) -> float:
