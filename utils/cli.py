@@ -122,6 +122,7 @@ def _load(file: str | None, given: dict[str, Any], names: Sequence[str], words: 
     from utils.config import find_config, load_config
     from utils.training.log import log, log_to_console
 
+    log_to_console()
     if file and given:
         raise UserError(
             f"command line: {', '.join(given)} beside --config, whose file says what to run; "
@@ -134,7 +135,6 @@ def _load(file: str | None, given: dict[str, Any], names: Sequence[str], words: 
     renamed = {"net1": "teacher", "net2": "student"}
     composed = find_config(**{renamed.get(name, name): value for name, value in chosen.items()})
     config = composed.load(words)
-    log_to_console()
     log.info(f"config: {composed.note}")
     return config
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from utils.config.drops import config_of
 from utils.config.find import Composed, find_config
 from utils.config.layers import Layers
 from utils.config.schema import Config, DatasetConfig, ModelConfig
@@ -29,4 +30,4 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     layers = Layers(str(path))
     layers.add_file(path)
     layers.add_overrides(overrides)
-    return Config.from_dict(layers.data, layers.source)
+    return config_of(layers)

@@ -33,6 +33,11 @@ class Layers:
         """The settings of all layers together."""
         return reduce(_merged, (data for _, data in self.parts), {})
 
+    @property
+    def typed(self) -> dict[str, Any]:
+        """The settings of the command line alone."""
+        return reduce(_merged, (data for source, data in self.parts if source == COMMAND_LINE), {})
+
     def add(self, data: dict[str, Any], source: str) -> None:
         """Lay `data` on top; messages about its keys name `source`."""
         self.parts.append((source, data))

@@ -19,6 +19,7 @@ from utils.config.yaml_text import dump_yaml
 from utils.processes.group import process_group
 from utils.training.build import build, load_data, load_teacher, make_phases
 from utils.training.device import choose_device, explaining_limits
+from utils.training.doubts import uneven_classes
 from utils.training.facts import flops_without_computing
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
@@ -49,7 +50,7 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
         if config.kd and missing is None:
             load_teacher(task.teacher, config, source)
         data = stack.enter_context(closing(load_data(source, config, device)))
-        print(describe(config, data, device))
+        print("\n".join([describe(config, data, device), *uneven_classes(source, config)]))
         networks = {"student": task.student, "teacher": task.teacher} if config.kd else {"network": task.student}
         for role, network in networks.items():
             print(f"{role}: {describe_network(network, data.source.image_size)}")

@@ -25,6 +25,7 @@ from utils.run_folder.resume import FORMAT, Progress, refuse_other_images
 from utils.training.accuracy import evaluate
 from utils.training.cuda_graph import CudaRecorder, choose_recorder
 from utils.training.device import keep_threads, rng_state, set_rng_state
+from utils.training.doubts import no_progress
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, not_finite
 from utils.training.precision import autocast
@@ -150,6 +151,8 @@ class Engine:
             if is_best:
                 accuracies = {name: self.val[name] for name in ("top1", "class_mean")}
                 self.best = {**accuracies, "epoch": self.progress.epoch + 1}
+            for line in no_progress(self.best, self.progress.epoch + 1, self.data.val.labels, self.config):
+                self.report.line(line)
         self.run.refuse_if_lost()
         if phase.name == "train":
             every, is_last = self.config.training.gate_samples_freq, self.progress.epoch + 1 == phase.epochs

@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 
@@ -35,6 +35,7 @@ from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
 from utils.training.build import build, load_data, load_teacher, make_phases, teacher_accuracy, val_batch_size
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
+from utils.training.doubts import poor_teacher, uneven_classes, wide_interval
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
@@ -170,10 +171,12 @@ def fit(
                 load_teacher(task.teacher, config, source)
             data = stack.enter_context(closing(load_data(source, config, device)))
             log.info(describe(config, data, device))
+            warn(uneven_classes(source, config))
             if advice := precision_advice(device, config.training.precision):
                 log.info(advice)
             task = place_task(task, config, device, data.source.image_size)
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
+            warn(poor_teacher(result["teacher_top1"], data.val.labels, config) if config.kd else ())
             phases = make_phases(task, config)
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
         if checkpoint is not None:
@@ -195,6 +198,7 @@ def fit(
         if is_main():
             run.write_result(result)
             with log_to_file(run.log):
+                warn(wide_interval(result["last_top1"], data.val.num_samples))
                 log.info(farewell(config, result, run, command))
     return result
 
@@ -224,6 +228,11 @@ def log_ending(run: RunDir) -> Iterator[None]:
             if file:
                 file.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
         raise
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        log.warning(line)
 
 
 def describe(config: Config, data: Data, device: torch.device) -> str:

@@ -1,0 +1,73 @@
+"""Warnings of a poor result."""
+
+import json
+
+import pytest
+import torch
+from toy_runs import finish, make_engine, toy_config
+
+from datasets.source import Arrays, Source
+from utils.config import Config
+from utils.run_folder.layout import Layout
+from utils.training.doubts import constant_accuracy, no_progress, poor_teacher, uneven_classes, wide_interval
+
+LABELS = torch.tensor([0] * 6 + [1] * 3 + [2])
+
+
+def config_with(**sections) -> Config:
+    return Config.from_dict({"dataset": {"name": "digits"}, "model": {"name": "resnet8"}} | sections)
+
+
+def source_of(*counts: int) -> Source:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    part = Arrays(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), labels)
+    return Source(part, part, ("cat", "dog", "owl", "yak"), (0, 0, 0), (1, 1, 1), augment=None, image_size=(8, 8))
+
+
+def test_uneven_classes_are_named_unless_something_makes_up_for_them():
+    uneven = source_of(34, 10, 3)  # no image of the fourth class, which has its own warning
+    (line,) = uneven_classes(uneven, config_with())
+    assert "34 training images of cat and 3 of owl" in line
+    assert uneven_classes(source_of(30, 10, 3), config_with()) == []
+    assert uneven_classes(uneven, config_with(dataset={"name": "digits", "sampler": "balanced"})) == []
+    assert uneven_classes(uneven, config_with(training={"class_weights": "balanced"})) == []
+
+
+def test_the_largest_class_is_what_a_constant_network_gets():
+    assert constant_accuracy(LABELS) == pytest.approx(60)
+    assert constant_accuracy(LABELS, "class_mean") == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(("epoch", "top1", "warns"), [(3, 60.0, False), (4, 60.0, True), (4, 61.0, False)])
+def test_no_better_than_the_largest_class_after_a_third_of_the_epochs(epoch, top1, warns):
+    config = config_with(training={"epochs": 10})
+    found = no_progress({"top1": top1, "class_mean": 30.0}, epoch, LABELS, config)
+    assert bool(found) is warns
+    by_class = config_with(training={"epochs": 10}, validation={"best_by": "class_mean"})
+    assert no_progress({"top1": 50.0, "class_mean": 40.0}, 4, LABELS, by_class) == []
+
+
+def test_a_run_says_so_itself(tmp_path):
+    engine = make_engine(tmp_path / "run", distiller=None, config=toy_config(lr=1e-9))
+    engine.data.val.labels = torch.zeros_like(engine.data.val.labels)  # all of one class: nothing can be better
+    finish(engine)
+    text = (tmp_path / "run/log.txt").read_text()
+    assert text.count("predicting the largest class for every image has 100.00%") == 1
+    assert "warning: after 1 of 3 epochs" in text
+
+
+def test_a_teacher_below_the_largest_class_or_the_student_alone(tmp_path):
+    config = Config.from_dict(toy_config().to_dict() | {"run": {"root": str(tmp_path)}})
+    assert "60.00" in poor_teacher(60.0, LABELS, config)[0]
+    assert poor_teacher(70.0, LABELS, config) == []
+    alone = Layout(tmp_path / "digits/1029/resnet8")
+    alone.path.mkdir(parents=True)
+    alone.result.write_text(json.dumps({"best_top1": 71.5, "last_top1": 69.0}))
+    assert "less than the student alone: 71.50%" in poor_teacher(70.0, LABELS, config)[0]
+    assert poor_teacher(71.5, LABELS, config) == []
+
+
+def test_the_interval_of_few_images():
+    (line,) = wide_interval(44.68, 188)
+    assert "188 validation images: its 95 % interval is 37.8 to 51.8" in line
+    assert wide_interval(74.0, 10_000) == []

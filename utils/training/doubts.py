@@ -1,0 +1,90 @@
+"""Reasons why the result of a run will be poor, or says little; one line each, in every run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from datasets.source import Source
+from utils.config import Config
+from utils.run_folder.layout import Layout
+from utils.run_folder.records import read_result
+
+UNEVEN = 10  # times as many images
+WIDE = 2.0  # points
+CONFIDENCE = 0.95
+
+
+def uneven_classes(source: Source, config: Config) -> list[str]:
+    """Whether some classes have far fewer training images than others, and nothing in the config makes up for it."""
+    counts, names = source.labels.bincount(), source.class_names
+    large, small = int(counts.argmax()), int(counts.where(counts > 0, len(source.labels)).argmin())
+    if config.dataset.sampler == "balanced" or config.training.class_weights or counts[large] <= UNEVEN * counts[small]:
+        return []
+    return [
+        f"warning: uneven classes, {counts[large]:,} training images of {names[large]} and {counts[small]:,} of "
+        f"{names[small]}; dataset.sampler=balanced or training.class_weights=balanced makes up for it, and "
+        "validation.best_by=class_mean chooses the best epoch by all classes alike"
+    ]
+
+
+def constant_accuracy(labels: Tensor, by: str = "top1") -> float:
+    """Accuracy in percent of a network that predicts the largest class for every image.
+
+    Args:
+        labels: of the images, int64 ``[N]``.
+        by: ``top1``, or ``class_mean``, the mean of the classes' accuracies.
+    """
+    counts = labels.bincount()
+    return 100 * (counts.max() / counts.sum() if by == "top1" else 1 / (counts > 0).sum()).item()
+
+
+def no_progress(best: Mapping[str, float], epoch: int, labels: Tensor, config: Config) -> list[str]:
+    """Whether after a third of the epochs no epoch was better than to predict the largest class for every image.
+
+    Args:
+        best: accuracies of the best epoch so far, percent; older checkpoints have ``top1`` alone.
+        epoch: that has ended, counted from 1.
+        labels: of the validation images.
+    """
+    by, epochs = config.validation.best_by, config.training.epochs
+    least = constant_accuracy(labels, by)
+    if epoch != math.ceil(epochs / 3) or best.get(by, math.inf) > least:
+        return []
+    return [
+        f"warning: after {epoch} of {epochs} epochs the best {by} is {best[by]:.2f}%, and predicting the largest class "
+        f"for every image has {least:.2f}%; another training.lr may help"
+    ]
+
+
+def poor_teacher(top1: float, labels: Tensor, config: Config) -> list[str]:
+    """Whether a teacher is too bad to learn from.
+
+    Args:
+        top1: its accuracy on the validation images, percent.
+        labels: of these images.
+    """
+    least = constant_accuracy(labels)
+    if top1 <= least:
+        return [f"warning: the teacher has {top1:.2f}%, and predicting the largest class for every image {least:.2f}%"]
+    alone = config.model_copy(update={"model": config.kd.student, "kd": None, "kd_loss": None}).run_dir
+    result = read_result(Layout(alone).result)
+    if result is None or top1 >= result["best_top1"]:
+        return []
+    return [f"warning: the teacher has {top1:.2f}%, less than the student alone: {result['best_top1']:.2f}% in {alone}"]
+
+
+def wide_interval(top1: float, images: int) -> list[str]:
+    """Whether an accuracy, in percent, is of so few images that its interval (Wilson's) is wide."""
+    from scipy.stats import binomtest  # takes a second
+
+    interval = binomtest(round(top1 / 100 * images), images).proportion_ci(CONFIDENCE, method="wilson")
+    low, high = 100 * interval.low, 100 * interval.high
+    if high - low <= WIDE:
+        return []
+    return [
+        f"warning: {top1:.2f}% of only {images:,} validation images: its {100 * CONFIDENCE:.0f} % interval is "
+        f"{low:.1f} to {high:.1f}"
+    ]
