@@ -130,7 +130,8 @@ def _each_folder_once(jobs: Iterable[Job]) -> list[Job]:
         changes = {} if first is job else differences(*(deciding_settings(j.config.to_dict()) for j in (first, job)))
         if not changes:
             continue
-        key, (before, now) = next(iter(changes.items()))
+        key = min(changes, key=lambda key: key != "training.epochs")  # the drops may follow from that
+        before, now = changes[key]
         if job.config.kd:
             raise UserError(f"{job.folder}: two runs would write there, with {key} {before} and with {now}")
         # Only a network alone has two roles, and teachers come first.
