@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -125,7 +126,7 @@ class Augment:
         if not (self.recipe.crop or self.recipe.flip):
             images = store.index_select(0, rows)
         elif store.device.type == "cpu":
-            images = self._copy_pieces(store, rows, moves)
+            images = self._copy_windows(store, rows, moves)
         else:
             images = self._index_pixels(store, rows, moves)
         return torch.mul(images, self._scale).add_(self._shift)
@@ -141,33 +142,12 @@ class Augment:
         columns = self._columns.index_select(0, moves.flip)[:, None, None]
         return images.gather(3, columns.expand_as(images))
 
-    def _copy_pieces(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
-        """The same in the way that is fast on a CPU: 0.4 ms for 64 images of 32x32, where pixel by pixel takes 2.9."""
-        images = self._crop(store, rows, moves) if self.recipe.crop else store.index_select(0, rows)
-        return _mirror(images, moves.flip) if self.recipe.flip else images
-
-    def _crop(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
-        """Cut each image's window out of the store.
-
-        A window is read as `height` pieces of `width` bytes per channel. ``index_select`` over all possible
-        pieces (a view that overlaps itself) copies each piece at once.
-        """
+    def _copy_windows(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+        """The same, image by image, which is faster on a CPU: 4 ms for 64 images of 224x224 instead of 19."""
         height, width = self.size
-        _, channels, full_h, full_w = store.shape
-        channel = torch.arange(channels, device=store.device).view(1, -1, 1) * (full_h * full_w)
-        line = torch.arange(height, device=store.device).view(1, 1, -1) * full_w
-        corner = rows * (channels * full_h * full_w) + moves.top * full_w + moves.left
-        starts = corner.view(-1, 1, 1) + channel + line
-        pieces = store.view(-1).unfold(0, width, 1)
-        return pieces.index_select(0, starts.view(-1)).view(len(rows), channels, height, width)
-
-
-def _mirror(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the images ``[B, 3, H, W]`` whose `flip` is 1.
-
-    Picking from both versions copies whole images; ``torch.where`` decides pixel by pixel and takes four times
-    as long on a CPU.
-    """
-    count = len(images)
-    both = torch.cat((images, images.flip(3)))
-    return both.index_select(0, flip * count + torch.arange(count, device=images.device))
+        pixels = store.numpy()
+        images = np.empty((len(rows), store.shape[1], height, width), np.uint8)
+        for image, row, top, left, flip in zip(images, *(numbers.tolist() for numbers in (rows, *moves))):
+            window = pixels[row, :, top : top + height, left : left + width]
+            image[...] = window[:, :, ::-1] if flip else window
+        return torch.from_numpy(images)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import itertools
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from datasets.images import fit, to_tensor
-from datasets.loading.augment import Recipe
+from datasets.loading.augment import AUGMENTATIONS, Recipe
 from datasets.loading.order import derive_seed
-from datasets.loading.workers import Workers, shared_images
+from datasets.loading.workers import map_in_workers, shared_images
 from datasets.source import Split
 from utils.errors import Unforeseen, UserError, doing
 from utils.processes.group import gather_objects, rank, world_size
 
 CHUNK = 32  # images that a worker decodes at a time when all are wanted
-AS_THEY_ARE = Recipe()
 
 
 class Decoder:
@@ -30,17 +29,18 @@ class Decoder:
         recipe: of this, what is done when a picture is decoded.
     """
 
-    def __init__(self, split: Split, size: tuple[int, int], *, margin: bool = False, recipe: Recipe = AS_THEY_ARE):
+    def __init__(
+        self, split: Split, size: tuple[int, int], *, margin: bool = False, recipe: Recipe = AUGMENTATIONS["none"]
+    ):
         self._split = split
-        self._crop = partial(fit, size=size, margin=margin)
-        self._change = None
+        self._changes = [partial(fit, size=size, margin=margin)]
         self._is_random = recipe.streams
         if recipe.streams:
             # Takes a second to import, and few data sets need it.
             from torchvision.transforms import RandomResizedCrop, v2
 
-            self._crop = RandomResizedCrop(size) if recipe.resized_crop else self._crop
-            self._change = v2.TrivialAugmentWide() if recipe.trivial else None
+            self._changes = [RandomResizedCrop(size)] if recipe.resized_crop else self._changes
+            self._changes += [v2.TrivialAugmentWide()] if recipe.trivial else []
 
     def __call__(self, index: int, seed: int = 0) -> Tensor:
         """Decode an image; what is random derives from `seed` and the index.
@@ -58,14 +58,14 @@ class Decoder:
 
     def _decode(self, index: int, seed: int) -> Tensor:
         picture = self._split.picture(index)
-        if not self._is_random:
-            return to_tensor(self._crop(picture))
         # torchvision draws from the global generator. Seeding that per image makes a crop independent of the process
         # that decodes it; putting it back keeps num_workers=0 from disturbing the training run.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(seed, index))
-            picture = self._crop(picture)
-            return to_tensor(self._change(picture) if self._change else picture)
+        with torch.random.fork_rng(devices=[], enabled=self._is_random):
+            if self._is_random:
+                torch.default_generator.manual_seed(derive_seed(seed, index))
+            for change in self._changes:
+                picture = change(picture)
+        return to_tensor(picture)
 
 
 def decode_all(split: Split, size: tuple[int, int], *, margin: bool = False, workers: int = 0) -> Tensor:
@@ -84,9 +84,8 @@ def decode_all(split: Split, size: tuple[int, int], *, margin: bool = False, wor
         for index in chunk:
             images[index] = decode(index)
 
-    with closing(Workers(work, min(workers, len(_chunks(split))))) as pool:
-        for _ in pool.map(_chunks(split)):
-            pass
+    for _ in map_in_workers(work, _chunks(split), workers):
+        pass
     return images
 
 
@@ -97,8 +96,8 @@ def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
     there for one and missing for another.
     """
 
-    def work(chunk: range) -> dict[int, str]:
-        found = {}
+    def work(chunk: range) -> list[tuple[int, str]]:
+        found = []
         for index in chunk:
             try:
                 with doing(f"decoding image {index}"):
@@ -106,13 +105,12 @@ def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
             except Unforeseen:
                 raise
             except UserError as error:
-                found[index] = str(error)
+                found.append((index, str(error)))
         return found
 
     chunks = _chunks(split)[rank() :: world_size()]
-    with closing(Workers(work, min(workers, len(chunks)))) as pool:
-        own = {index: line for found in pool.map(chunks) for index, line in found.items()}
-    return dict(sorted(item for part in gather_objects(own) for item in part.items()))
+    own = [item for found in map_in_workers(work, chunks, workers) for item in found]
+    return dict(sorted(itertools.chain(*gather_objects(own))))
 
 
 def _chunks(split: Split) -> list[range]:

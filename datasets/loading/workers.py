@@ -1,4 +1,9 @@
-"""Processes that decode pictures beside the training process."""
+"""Processes that decode pictures beside the training process.
+
+PyTorch's DataLoader is not used: a program hangs at its end where one of its processes could not be started, its
+handler of SIGCHLD raises errors in the middle of a step or a checkpoint, and it needs semaphores and room for batches
+in ``/dev/shm``, of which a container may have 64 MB or none.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,12 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ExceptionWithTraceback
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +32,18 @@ log = logging.getLogger("sakd")
 AHEAD = 3  # jobs at each process: one under way, two to go on with while a batch is being used
 
 
+class Worker(NamedTuple):
+    """A process, and our end of the pipe for its jobs and their short results."""
+
+    process: multiprocessing.Process
+    pipe: Connection
+
+
 class Workers:
     """Forked processes that do jobs; the results come in the order of the jobs.
 
-    Each process has a pipe of its own for jobs and short results; pictures are written into `shared_images`. So nothing
-    here needs a queue, a lock or space in ``/dev/shm``, of which a container may have 64 MB or none.
-
-    A process that cannot be started is done without. Where none can be, the jobs are done here.
+    Pictures are written into `shared_images`. A process that cannot be started is done without. Where none can be, the
+    jobs are done here.
 
     Args:
         work: does one job.
@@ -42,12 +53,12 @@ class Workers:
     def __init__(self, work: Callable[[Any], Any], count: int):
         self._work = work
         self.count = min(count, _cores()) if "fork" in multiprocessing.get_all_start_methods() else 0
-        self._processes: list[multiprocessing.Process] = []
-        self._pipes: list[Connection] | None = None  # not started
-        self._under_way: deque[int] = deque()
+        self._is_started = False
+        self._workers: list[Worker] = []
+        self._under_way: deque[Worker] = deque()  # for each job, who does it
         self._turn: object = None
         # Also at the end of the program, before Python waits for its children: these ignore the signal that ends them.
-        self._end = Finalize(self, _kill, args=(self._processes,), exitpriority=10)
+        self._end = Finalize(self, _kill, args=(self._workers,), exitpriority=10)
 
     def map(self, jobs: Iterable[Any]) -> Iterator[Any]:
         """What `work` makes of each of the `jobs`. Calling this again ends the iteration before.
@@ -59,17 +70,16 @@ class Workers:
             UserError: a process died.
             Exception: what `work` raised.
         """
-        if self._pipes is None:
+        if not self._is_started:
             self._start()
         while self._under_way:
             self._receive()
         self._turn = turn = object()
-        if not self._pipes:
+        if not self._workers:
             yield from map(self._work, jobs)
             return
-        jobs, places = iter(jobs), itertools.cycle(range(len(self._pipes)))
-        for job in itertools.islice(jobs, AHEAD * len(self._pipes)):
-            self._send(next(places), job)
+        todo = zip(jobs, itertools.cycle(self._workers))
+        self._send(itertools.islice(todo, AHEAD * len(self._workers)))
         while self._under_way:
             result = self._receive()
             if isinstance(result, Exception):
@@ -77,78 +87,62 @@ class Workers:
             yield result
             if self._turn is not turn:
                 return
-            for job in itertools.islice(jobs, 1):
-                self._send(next(places), job)
+            self._send(itertools.islice(todo, 1))
 
     def close(self) -> None:
         """End the processes. They hold nothing that could be lost."""
         self._end()
-        for pipe in self._pipes or []:
-            pipe.close()
-        self._pipes = []
+        self._workers.clear()
         self._under_way.clear()
 
     def _start(self) -> None:
-        self._pipes = []
-        # Until they ignore them: a handler of this process would raise its exception in the forked one.
+        self._is_started = True
+        fork = multiprocessing.get_context("fork")  # the work need not be pickled
+        # Blocked for good in the workers: Ctrl-C and batch systems signal every process of a run. The training process
+        # decides when to stop, and needs its workers for the step under way.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             for _ in range(self.count):
-                self._start_one()
+                own, other = fork.Pipe()
+                with closing(other):
+                    process = fork.Process(target=_serve, args=(self._work, other, own), daemon=True)
+                    process.start()
+                self._workers.append(Worker(process, own))
         except OSError as error:
             # The half that is given back is room for what comes next: threads of PyTorch, checkpoints to write.
-            for process in self._processes[len(self._processes) // 2 :]:
-                process.kill()
-                process.join()
-                self._processes.remove(process)
-                self._pipes.pop().close()
-            left = len(self._pipes)
-            log.warning(
-                "no more processes can be started (%s): %s",
-                reason(error),
-                f"{left} of {self.count} decode the images" if left else "the training process decodes the images",
-            )
+            left = len(self._workers) // 2
+            _kill(self._workers[left:])
+            del self._workers[left:]
+            who = f"{left} of {self.count}" if left else "the training process"
+            log.warning("no more processes can be started (%s): images are decoded by %s", reason(error), who)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
-    def _start_one(self) -> None:
-        own, other = multiprocessing.Pipe()
-        fork = multiprocessing.get_context("fork")  # the work need not be pickled
-        process = fork.Process(target=_serve, args=(self._work, other, [*self._pipes, own]), daemon=True)
-        try:
-            process.start()
-        except OSError:
-            own.close()
-            raise
-        finally:
-            other.close()
-        self._processes.append(process)
-        self._pipes.append(own)
-
-    def _send(self, place: int, job: Any) -> None:
-        try:
-            self._pipes[place].send(job)
-        except OSError:
-            raise self._died(place) from None
-        self._under_way.append(place)
+    def _send(self, todo: Iterable[tuple[Any, Worker]]) -> None:
+        for job, worker in todo:
+            self._under_way.append(worker)
+            with suppress(OSError):  # it died, which shows when its result is due
+                worker.pipe.send(job)
 
     def _receive(self) -> Any:
-        place = self._under_way.popleft()
+        process, pipe = self._under_way.popleft()
         try:
-            return self._pipes[place].recv()
+            return pipe.recv()
         except (EOFError, OSError):
-            raise self._died(place) from None
+            process.join(5)
+            code = process.exitcode
+            self.close()
+            how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+            raise UserError(
+                f"a process that decodes images died ({how}); is there enough memory? fewer of them, "
+                "training.num_workers and validation.num_workers, need less"
+            ) from None
 
-    def _died(self, place: int) -> UserError:
-        process = self._processes[place]
-        process.join(5)
-        code = process.exitcode
-        how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        self.close()
-        return UserError(
-            f"a process that decodes images died ({how}); is there enough memory? fewer of them, "
-            "training.num_workers and validation.num_workers, need less"
-        )
+
+def map_in_workers(work: Callable[[Any], Any], jobs: Sequence[Any], count: int) -> Iterator[Any]:
+    """What `work` makes of each of the `jobs`, by at most `count` processes that end with the iteration."""
+    with closing(Workers(work, min(count, len(jobs)))) as workers:
+        yield from workers.map(jobs)
 
 
 def shared_images(count: int, size: tuple[int, int]) -> Tensor:
@@ -157,34 +151,26 @@ def shared_images(count: int, size: tuple[int, int]) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8).view(count, 3, *size)
 
 
-def _serve(work: Callable[[Any], Any], pipe: Connection, of_parent: list[Connection]) -> None:
+def _serve(work: Callable[[Any], Any], pipe: Connection, of_parent: Connection) -> None:
     """Do what comes until the parent has closed its end of the pipe, or died."""
-    # Ctrl-C and batch systems signal every process of a run. The training process decides when to stop, and needs its
-    # workers for the step under way.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    for other in of_parent:  # forked along: an end that is open here would keep the pipe open when the parent is gone
-        other.close()
+    of_parent.close()  # forked along, it would keep the pipe open when the parent is gone
     torch.set_num_threads(1)  # the threads of the parent are not forked along
-    try:
+    with suppress(EOFError, OSError):
         while True:
-            pipe.send(_done(work, pipe.recv()))
-    except (EOFError, OSError):
-        pass
+            pipe.send(_result(work, pipe.recv()))
 
 
-def _done(work: Callable[[Any], Any], job: Any) -> Any:
+def _result(work: Callable[[Any], Any], job: Any) -> Any:
     try:
         return work(job)
     except Exception as error:
         return ExceptionWithTraceback(error, error.__traceback__)  # which comes out of the pipe as the error itself
 
 
-def _kill(processes: list[multiprocessing.Process]) -> None:
-    for process in processes:
+def _kill(workers: list[Worker]) -> None:
+    for process, _ in workers:
         process.kill()
-    for process in processes:
+    for process, _ in workers:
         process.join()
 
 

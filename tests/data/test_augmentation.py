@@ -59,7 +59,7 @@ def test_what_a_gpu_computes_has_the_same_bits(name, size):
     store = augment.pad(torch.from_numpy(noise(5, 3, *size)))
     rows, moves = torch.tensor([4, 0, 4, 2, 1, 3]), draw(augment, 6)
     pixels = augment._index_pixels(store, rows, moves)
-    assert torch.equal(pixels, augment._copy_pieces(store, rows, moves))
+    assert torch.equal(pixels, augment._copy_windows(store, rows, moves))
 
 
 def test_crops_and_flips_are_uniform_and_independent():

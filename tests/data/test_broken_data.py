@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -241,20 +242,20 @@ class TestWorkers:
     @pytest.mark.parametrize(("loader", "possible"), [("stream", 0), ("stream", 3), ("memory", 1)])
     def test_are_fewer_where_not_all_can_start(self, root, loader, possible, monkeypatch, caplog):
         expected = self.open(root, loader, workers=0)
-        start_one, started = Workers._start_one, []
+        start, started = ForkProcess.start, []
 
-        def start(workers):
-            if len(workers._pipes) == possible:
+        def start_some(process):
+            if len(started) == possible:
                 raise OSError(24, "Too many open files")
-            start_one(workers)
-            started.append(workers._processes[-1])
+            start(process)
+            started.append(process)
 
         monkeypatch.setattr(workers_module, "_cores", lambda: 8)
         monkeypatch.setattr(decoding, "CHUNK", 1)
-        monkeypatch.setattr(Workers, "_start_one", start)
+        monkeypatch.setattr(ForkProcess, "start", start_some)
         assert same(self.open(root, loader, workers=8), expected)
-        left = {0: "the training process decodes", 1: "the training process decodes", 3: "1 of 8 decode"}[possible]
-        assert f"no more processes can be started (Too many open files): {left} the images" in caplog.text
+        left = {0: "the training process", 1: "the training process", 3: "1 of 8"}[possible]
+        assert f"no more processes can be started (Too many open files): images are decoded by {left}" in caplog.text
         assert [process.is_alive() for process in started[1:]] == [False] * len(started[1:])
 
     def test_do_not_outnumber_the_cores(self, monkeypatch):
