@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 
 import numpy as np
@@ -281,3 +282,13 @@ class TestRecords:
         by_class = [stored["distilled"][k::5].mean(axis=0) / 3 for k in range(5)]
         shares = np.mean([line["classes"] for line in gate_records(finished_run)], axis=0)
         assert np.allclose(by_class, shares, atol=1e-3)
+
+
+@pytest.mark.parametrize(("limit", "said"), [(0.0, 1), (10**6, 0)])
+def test_a_long_run_says_once_after_its_first_steps_how_long_it_takes(tmp_path, monkeypatch, limit, said):
+    monkeypatch.setattr("utils.training.engine.LONG", limit)
+    monkeypatch.setattr("utils.training.pace.WARM_UP", 1)
+    monkeypatch.setattr("utils.training.pace.TIMED", 2)
+    finish(make_engine(tmp_path / "run", distiller=None))
+    text = (tmp_path / "run/log.txt").read_text()
+    assert len(re.findall(r"about [\d:]+ for 3 epochs, validation not counted", text)) == said

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from datasets import Data
 from datasets.batch import Batch
@@ -28,9 +29,12 @@ from utils.training.device import keep_threads, rng_state, set_rng_state
 from utils.training.doubts import no_progress
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, not_finite
+from utils.training.pace import Pace
 from utils.training.precision import autocast
 from utils.training.reporter import NullReporter, Reporter
 from utils.training.step import CapturedStep, EagerStep, Phase, make_step
+
+LONG = 300.0  # seconds
 
 
 class Engine:
@@ -61,6 +65,7 @@ class Engine:
         self._recorder: CudaRecorder | None = None
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._seconds_per_step: float | None = None
+        self._pace: Pace | None = Pace(device)  # of the first epoch here, after which every epoch says what is left
         if rank():  # all are built alike, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
 
@@ -158,7 +163,8 @@ class Engine:
             every, is_last = self.config.training.gate_samples_freq, self.progress.epoch + 1 == phase.epochs
             self.gates.end_epoch(self.run, epoch, samples=is_last or bool(every and epoch % every == 0))
         self._advance()
-        self.report.end_epoch(record | {"seconds": time.monotonic() - started}, self._seconds_left())
+        left = self._seconds_left(self._seconds_per_step)
+        self.report.end_epoch(record | {"seconds": time.monotonic() - started}, left)
         self.save(is_best=is_best)
         if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
             raise self._interruption()
@@ -178,7 +184,9 @@ class Engine:
             self.progress.step += 1
             self.report.step()
             self._seconds_per_step = (time.monotonic() - started) / (self.progress.step - done)
+            self._say_duration()
             yield self.progress.step
+        self._pace = None
         self.report.end_steps()
 
     def _step(self, batch: Batch) -> None:
@@ -188,12 +196,20 @@ class Engine:
             )
         self._take_step(batch)
 
+    def _say_duration(self) -> None:
+        """Once, after the first few steps, if the run is a long one."""
+        seconds = self._pace and self._pace.seconds()
+        if seconds and (left := self._seconds_left(seconds)) > LONG:
+            about = f"{left / 3600:.0f} h" if left > 5 * 3600 else tqdm.format_interval(left)
+            epochs = self._epochs_left()
+            self.report.line(f"about {about} for {epochs} epoch{'s' * (epochs > 1)}, validation not counted")
+
     def _log_interval(self, step: int) -> None:
         steps = len(self.data.train)
         if step % self.config.training.print_iter_freq == 0 and step < steps:
             means = self.meter.means()
             self._raise_if_not_finite(means, weights=False)
-            self.report.interval(self._title(), step, steps, means, self._seconds_left())
+            self.report.interval(self._title(), step, steps, means, self._seconds_left(self._seconds_per_step))
 
     def _stay_eager(self, size: int | None, why: str) -> None:
         """The steps of the phase under way, or those on batches of `size` images, cannot be captured."""
@@ -325,9 +341,9 @@ class Engine:
     def _global_epoch(self) -> int:
         return sum(phase.epochs for phase in self.phases[: self.progress.phase]) + self.progress.epoch
 
-    def _seconds_left(self) -> float:
-        """Steps still to go at the pace of the last ones; evaluation is left out."""
-        if self._seconds_per_step is None:
-            return 0.0
-        epochs = sum(phase.epochs for phase in self.phases) - self._global_epoch()
-        return self._seconds_per_step * (epochs * len(self.data.train) - self.progress.step)
+    def _epochs_left(self) -> int:
+        return sum(phase.epochs for phase in self.phases) - self._global_epoch()
+
+    def _seconds_left(self, per_step: float | None) -> float:
+        """Steps still to go at this pace; evaluation is left out."""
+        return (per_step or 0.0) * (self._epochs_left() * len(self.data.train) - self.progress.step)
