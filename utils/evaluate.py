@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -19,7 +20,7 @@ from torch.utils.benchmark import Timer
 from utils.command import Parser, guarded
 from utils.errors import doing
 from utils.files import check_writable, refuse_to_replace, write_bytes, write_text
-from utils.report.table import Table
+from utils.report.table import markdown
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
 from utils.training.facts import flops
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if restored.config.kd and not options.no_teacher:
         networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()
     results = {name: (scores(net, restored), cost(net, restored)) for name, net in networks.items()}
-    print(f"{restored.path}\n{summary_table(results).markdown()}\n")
+    print(f"{restored.path}\n{markdown(summary_table(results))}\n")
     write(out, results, restored)
     print(f"{out}: {', '.join(FILES)}")
     return 0
@@ -137,7 +138,7 @@ def latency(model: nn.Module, batch: int, restored: Restored) -> float:
     return 1000 * median(timer.timeit(1).median for _ in range(TIMED))
 
 
-def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
+def summary_table(results: dict[str, tuple[Scores, Cost]]) -> pd.DataFrame:
     """One column per network."""
     rows: list[list[str]] = []
     scored, costs = zip(*results.values())
@@ -153,7 +154,7 @@ def summary_table(results: dict[str, tuple[Scores, Cost]]) -> Table:
     rows.append(["GFLOPs per image (2 x multiply-adds)", *(f"{item.gflops:.4f}" for item in costs)])
     for batch in LATENCY_BATCHES:
         rows.append([f"latency, batch {batch} (ms, median)", *(f"{c.milliseconds[batch]:.2f}" for c in costs)])
-    return Table(["", *results], rows)
+    return pd.DataFrame(rows, columns=["", *results])
 
 
 def default_folder(checkpoint: Path) -> Path:

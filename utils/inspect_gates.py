@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
-from utils.report.table import Table
+from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
 
 ALL = "all classes"
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = of_class(restored, task, options.class_name, options.limit)
     else:
         table = of_classes(restored, task)
-    print(table.markdown())
+    print(markdown(table))
     return 0
 
 
@@ -70,12 +71,12 @@ def distil_chances(task: SpotAdaptiveDistillation, images: Tensor, label: Tensor
     return 1 - chances if task.selection == "anti" else chances
 
 
-def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence[str]) -> Table:
+def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence[str]) -> pd.DataFrame:
     """One line per image file."""
     return _table("image", task, [(file, distil_chances(task, restored.read_image(file))[0]) for file in files])
 
 
-def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limit: int) -> Table:
+def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limit: int) -> pd.DataFrame:
     """The mean over the validation images of a class, then the first `limit` of them, each with its file.
 
     Where the data set does not consist of files, images are called by their place in the split.
@@ -98,7 +99,7 @@ def _name_of(split: Split, index: int) -> str:
     return split.path(index) if hasattr(split, "path") else f"validation image {index}"
 
 
-def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> Table:
+def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> pd.DataFrame:
     """The mean over the validation images of every class."""
     _, label, chances = validation_chances(restored, task)
     rows = [(ALL, chances.mean(dim=0))]
@@ -114,11 +115,9 @@ def validation_chances(restored: Restored, task: SpotAdaptiveDistillation) -> tu
     return tuple(torch.cat(column).cpu() for column in zip(*parts))
 
 
-def _table(heading: str, task: SpotAdaptiveDistillation, rows: Iterable[tuple[str, Tensor]]) -> Table:
-    return Table(
-        [heading, *task.gate_labels],
-        [(name, *(f"{100 * chance:.0f}" for chance in row.tolist())) for name, row in rows],
-    )
+def _table(heading: str, task: SpotAdaptiveDistillation, rows: Iterable[tuple[str, Tensor]]) -> pd.DataFrame:
+    cells = [[name, *(f"{100 * chance:.0f}" for chance in row.tolist())] for name, row in rows]
+    return pd.DataFrame(cells, columns=[heading, *task.gate_labels])
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def run_line(run: Run) -> dict[str, Any]:
         "train_top1": round(run.records[-1]["train"]["top1"], 2),
         "no_choice": run.no_choice.short if run.no_choice else "",
         "minutes": round(run.seconds / 60, 1),
-        "device": (run.facts or {}).get("device", ""),
+        "device": run.facts.get("device", ""),
         "command": command_of(run),
     }
 

@@ -48,27 +48,6 @@ def series(values):
     return pd.Series(values, dtype=float)
 
 
-def test_mean_and_sample_deviation_are_those_worked_out_by_hand():
-    assert mean_text(series([70.0, 71.0, 72.0])) == "71.00±1.00 (3)"
-    assert mean_text(series([70.0])) == "70.00 (1)"
-    assert mean_text(series([])) == ""
-    assert mean_text(series([70.0, np.nan])).startswith("nan"), "a seed that failed is not left out of the mean"
-
-
-def test_the_paired_interval_is_students():
-    # Differences 1, 2, 0: mean 1, deviation 1; t(0.975, 2) = 4.302653; half width 4.302653 / sqrt(3).
-    found = paired_difference(series({1: 71, 2: 73, 3: 72, 9: 50}), series({1: 70, 2: 71, 3: 72, 8: 90}))
-    assert (found.mean, found.n) == (1.0, 3)
-    assert found.half_width == pytest.approx(2.484138, abs=1e-5)
-    assert not found.is_significant
-    assert Difference(-2.5, 2.484, 3).is_significant
-
-
-def test_a_single_common_seed_has_no_interval_and_no_common_seed_no_difference():
-    assert paired_difference(series({1: 71.0, 2: 75.0}), series({1: 70.0})) == Difference(1.0, None, 1)
-    assert paired_difference(series({1: 71.0}), series({2: 70.0})) is None
-
-
 def test_a_row_gathers_seeds_and_compares_adaptive_with_fixed(tmp_path):
     write_pair_of_seeds(tmp_path)
     row = cells(tmp_path)
@@ -81,21 +60,6 @@ def test_a_row_gathers_seeds_and_compares_adaptive_with_fixed(tmp_path):
     assert last["adaptive_minus_fixed_half_width"] == pytest.approx(2.484138, abs=1e-5)
     assert (best["measure"], best["adaptive_mean"]) == ("best", 75)
     assert np.isnan(last["anti_mean"])
-
-
-def test_the_teacher_of_a_row_is_the_one_that_its_runs_measured(tmp_path):
-    write_run(tmp_path, selection="fixed", teacher_top1=None)
-    write_run(tmp_path, selection="single", student="resnet20", accuracies=[1, 2, 81, 80])
-    write_run(tmp_path, selection="single", student="resnet8", accuracies=[1, 2, 66, 65])
-    row = cells(tmp_path)
-    assert "teacher" not in row, "another run of that network may have had other settings"
-    assert row["single"] == "65.00 (1)"
-
-
-def test_a_student_alone_of_another_length_is_no_baseline(tmp_path):
-    write_run(tmp_path, selection="fixed")
-    write_run(tmp_path, selection="single", student="resnet8", epochs=9)
-    assert "single" not in cells(tmp_path)
 
 
 def test_unfinished_runs_are_shown_as_such_and_never_averaged(tmp_path):
@@ -134,41 +98,6 @@ def test_another_teacher_makes_a_row_and_a_teacher_of_each_seed_does_not(tmp_pat
     assert len(groups_of(tmp_path / "a", tmp_path / "b")) == 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "found"),
-    [
-        ({"training": {"lr": 0.1, "num_workers": 9}}, "training.lr=0.1 training.lr_agent=0.05"),
-        ({"training": {"schedule": "cosine"}}, "training.schedule=cosine"),
-        ({"kd_loss": {"options": {"power": 2}}}, "kd_loss.options={'power': 2}"),
-    ],
-)
-def test_runs_with_other_settings_get_a_row_that_names_them(settings, found, tmp_path):
-    write_run(tmp_path / "a", selection="fixed", seed=1)
-    write_run(tmp_path / "b", selection="fixed", seed=1, settings=settings)
-    assert groups_of(tmp_path)[1].settings == found
-    runs = grouped(find_runs([tmp_path]))
-    table = run_table(runs, run_records(runs))
-    assert table["settings"].tolist()[1] == found
-
-
-def test_keys_that_decide_no_result_make_no_rows(tmp_path):
-    keys = {"keep_checkpoints": 3, "save_ep_freq": 1, "print_iter_freq": 7, "optimizer": {"lr": 0.5}, "lr": 0.05}
-    write_run(tmp_path / "a", selection="fixed", seed=1)
-    write_run(tmp_path / "b", selection="fixed", seed=2, settings={"training": keys, "validation": {"batch_size": 9}})
-    assert [group.settings for group in groups_of(tmp_path)] == [""]
-
-
-def test_a_recipe_that_differs_stands_in_every_row_and_what_is_common_is_said_once(tmp_path):
-    write_run(tmp_path, selection="fixed", epochs=1)
-    write_run(tmp_path, selection="fixed", distiller="sp", epochs=1)
-    assert [group.settings for group in groups_of(tmp_path)] == ["", ""]
-    assert common_settings(find_runs([tmp_path])) == ["All runs: 1 epoch, batches of 64, learning rate 0.05."]
-    write_run(tmp_path / "b", selection="fixed", distiller="kd", epochs=4)
-    settings = {group.first.distiller: group.settings for group in groups_of(tmp_path)}
-    assert settings == {k: f"training.epochs={n}" for k, n in (("at", 1), ("sp", 1), ("kd", 4))}
-    assert common_settings(find_runs([tmp_path])) == ["All runs: batches of 64, learning rate 0.05."]
-
-
 def test_runs_on_other_images_share_neither_a_row_nor_a_student_alone(tmp_path):
     for root in ("cats", "dogs"):
         write_run(tmp_path / root, selection="fixed", dataset="imagefolder", settings={"dataset": {"root": root}})
@@ -195,14 +124,6 @@ def test_the_share_of_the_gap_to_the_teacher_is_that_worked_out_by_hand(tmp_path
     assert cells(tmp_path)["gap closed: fixed"] == "44 %"  # 2 of 4.5
     write_run(tmp_path, selection="fixed", distiller="sp", teacher_top1=70)
     assert cells_of(tmp_path, "sp")["gap closed: fixed"] == "", "its teacher is no better than the student alone"
-
-
-def test_columns_without_an_entry_and_a_second_table_of_the_same_are_left_out(tmp_path):
-    write_run(tmp_path, selection="fixed", epochs=1)
-    assert list(result_tables(groups_of(tmp_path))) == ["last epoch, which is the best"]
-    assert list(cells(tmp_path)) == ["pair", "distiller", "fixed", "teacher"]
-    write_run(tmp_path / "b", selection="fixed", epochs=4, accuracies=[1, 9, 3, 4])
-    assert list(result_tables(groups_of(tmp_path))) == ["last epoch", "best epoch"]
 
 
 def test_accuracies_on_a_test_split_have_a_table_and_a_column(tmp_path):
@@ -282,7 +203,7 @@ def test_a_copy_of_a_run_is_counted_once_and_named(tmp_path, capsys):
 
 def test_files_of_somebody_else_are_left_alone(tmp_path):
     write_run(tmp_path / "run", selection="single", done=0)
-    for name in ("report.md", "runs.csv", "report.html"):
+    for name in ("report.md", "report.html"):
         file = tmp_path / "out" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("mine")
@@ -306,24 +227,6 @@ def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path):
     assert not any("losses" in name for name in left)
 
 
-def test_tables_are_written_as_latex(tmp_path):
-    for seed in (1, 2):
-        write_run(tmp_path / "run", selection="fixed", seed=seed, teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
-    assert main([str(tmp_path / "run"), "--no-plots", "--latex"]) == 0
-    text = (tmp_path / "run" / "report" / "results.tex").read_text()
-    assert r"wrn\_16\_2 to resnet8 & at & 70.00±0.00 (2)" in text
-    assert text.count(r"\begin{tabular}") == 1
-    assert r"Validation top-1 (\%), last epoch" in text
-
-
-def test_a_report_of_an_earlier_version_is_replaced(tmp_path):
-    write_run(tmp_path / "run", selection="single")
-    words = [str(tmp_path / "run"), "--no-plots"]
-    assert main(words) == 0
-    (tmp_path / "run" / "report" / ".report.txt").unlink()
-    assert main(words) == 0
-
-
 def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypatch):
     write_run(tmp_path / "run", selection="single")
     words = [str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-plots"]
@@ -334,15 +237,10 @@ def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=r"cannot write there \(No space left on device\)"):
+    with pytest.raises(UserError, match="No space left on device"):
         main(words)
     assert (tmp_path / "out" / "runs.csv").read_bytes() == before
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        ".report.txt",
-        "report.md",
-        "results.csv",
-        "runs.csv",
-    ]
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_the_first_sentence_names_the_best_student_and_its_gain(tmp_path):
@@ -370,3 +268,61 @@ def test_measured_latencies_take_the_place_of_flops(tmp_path):
         (folder / "evaluation.json").write_text(json.dumps(content))
     (panel,) = tradeoff_figure(groups_of(tmp_path)).axes
     assert sorted({line.get_xdata()[0] for line in panel.lines}) == [1.5, 4]
+
+
+def test_means_and_paired_intervals_are_those_worked_out_by_hand():
+    assert mean_text(series([70.0, 71.0, 72.0])) == "71.00±1.00 (3)"
+    assert (mean_text(series([70.0])), mean_text(series([]))) == ("70.00 (1)", "")
+    assert mean_text(series([70.0, np.nan])).startswith("nan"), "a seed that failed is not left out of the mean"
+    # Differences 1, 2, 0: mean 1, deviation 1; t(0.975, 2) = 4.302653; half width 4.302653 / sqrt(3).
+    found = paired_difference(series({1: 71, 2: 73, 3: 72, 9: 50}), series({1: 70, 2: 71, 3: 72, 8: 90}))
+    assert (found.mean, found.n, found.is_significant) == (1.0, 3, False)
+    assert found.half_width == pytest.approx(2.484138, abs=1e-5)
+    assert Difference(-2.5, 2.484, 3).is_significant
+    assert paired_difference(series({1: 71.0, 2: 75.0}), series({1: 70.0})) == Difference(1.0, None, 1)
+    assert paired_difference(series({1: 71.0}), series({2: 70.0})) is None
+
+
+def test_a_baseline_is_of_the_same_length_and_a_teacher_the_one_that_its_runs_measured(tmp_path):
+    write_run(tmp_path, selection="fixed", teacher_top1=None)
+    write_run(tmp_path, selection="single", student="resnet20", accuracies=[1, 2, 81, 80])
+    write_run(tmp_path / "longer", selection="single", student="resnet8", epochs=9)
+    assert not {"teacher", "single"} & cells(tmp_path).keys()
+    write_run(tmp_path, selection="single", student="resnet8", accuracies=[1, 2, 66, 65])
+    assert cells(tmp_path)["single"] == "65.00 (1)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"training": {"lr": 0.1, "num_workers": 9}}, "training.lr=0.1 training.lr_agent=0.05"),
+        ({"kd_loss": {"options": {"power": 2}}}, "kd_loss.options={'power': 2}"),
+        ({"training": {"keep_checkpoints": 3, "save_ep_freq": 1}, "validation": {"batch_size": 9}}, ""),
+    ],
+)
+def test_settings_that_decide_a_result_make_a_row_that_names_them(settings, found, tmp_path):
+    write_run(tmp_path / "a", selection="fixed", seed=1)
+    write_run(tmp_path / "b", selection="fixed", seed=2, settings=settings)
+    assert [group.settings for group in groups_of(tmp_path)][1:] == [found] * bool(found)
+
+
+def test_a_recipe_that_differs_stands_in_every_row_and_what_is_common_is_said_once(tmp_path):
+    for distiller in ("at", "sp"):
+        write_run(tmp_path, selection="fixed", distiller=distiller, epochs=1)
+    assert [group.settings for group in groups_of(tmp_path)] == ["", ""]
+    assert common_settings(find_runs([tmp_path])) == ["All runs: 1 epoch, batches of 64, learning rate 0.05."]
+    write_run(tmp_path / "b", selection="fixed", distiller="kd", epochs=4)
+    settings = {group.first.distiller: group.settings for group in groups_of(tmp_path)}
+    assert settings == {k: f"training.epochs={n}" for k, n in (("at", 1), ("sp", 1), ("kd", 4))}
+    assert common_settings(find_runs([tmp_path])) == ["All runs: batches of 64, learning rate 0.05."]
+
+
+def test_tables_have_no_empty_columns_and_are_written_as_latex(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "run", selection="fixed", seed=seed, teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
+    assert list(cells(tmp_path)) == ["pair", "distiller", "fixed", "teacher"]
+    assert main([str(tmp_path / "run"), "--no-plots", "--latex"]) == 0
+    text = (tmp_path / "run" / "report" / "results.tex").read_text()
+    assert r"wrn\_16\_2 to resnet8 & at & 70.00±0.00 (2)" in text
+    assert text.count(r"\begin{tabular}") == 1, "last and best epoch are the same one"
+    assert r"Validation top-1 (\%), last epoch" in text

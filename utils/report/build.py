@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
+from utils.files import warn_once
 from utils.report.curves import accuracy_figure, accuracy_limits, cross_entropy_figure, difference_figure, with_epochs
 from utils.report.gain import answer, best_student, tradeoff_figure
 from utils.report.gallery import gallery_figure, mistakes_figure
@@ -26,7 +27,6 @@ from utils.report.page import Section, ShownFigure, address, slug
 from utils.report.style import png
 from utils.report.tables import TEST, result_tables, run_table
 from utils.run_folder.read import Run
-from utils.run_folder.records import warn
 
 MISTAKES = 16
 PANELS, GRID_ROWS, DIFFERENCES = 12, 8, 40  # in one figure
@@ -74,6 +74,10 @@ ERRORS = "The validation images of which the best student is most certain, and w
 GALLERY = (
     "Training images distilled most and least often at each spot, with their class and the share of recorded epochs in "
     "which they were distilled. Among equals the choice is spread evenly over the data set."
+)
+DATA = (
+    "{train_images:,} images to train on, {val_images:,} to validate, {classes} classes, "
+    "{image_size[0]}x{image_size[1]} pixels; "
 )
 SETTINGS = {
     "training.epochs": "{} epochs",
@@ -196,7 +200,7 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
         with doing(f"evaluating {run.path}"):
             predictions = predict(run, source) if source else None
     except UserError as error:
-        warn(f"{error}; its confusions are left out")
+        warn_once(f"{error}; its confusions are left out")
         return []
     if predictions is None:
         return []
@@ -228,7 +232,7 @@ def drawn(name: str, caption: str, draw: Callable[[object], Figure | None], piec
                     width = round(figure.get_figwidth() * 96)
                     shown.append(ShownFigure(slug(f"{name} {number}"), caption, png(figure), width))
         except UserError as error:
-            warn(f"{error}; left out")
+            warn_once(f"{error}; left out")
     return shown
 
 
@@ -260,12 +264,7 @@ def common_settings(runs: Sequence[Run]) -> list[str]:
 
 def data_of(runs: Sequence[Run]) -> str:
     """The data set in a sentence: what the runs wrote down about it."""
-    sizes = dict.fromkeys(
-        f"{facts['train_images']:,} images to train on, {facts['val_images']:,} to validate, "
-        f"{facts['classes']} classes, {facts['image_size'][0]}x{facts['image_size'][1]} pixels; "
-        for facts in (run.facts for run in runs)
-        if facts
-    )
+    sizes = dict.fromkeys(DATA.format(**run.facts) for run in runs if run.facts)
     roots = dict.fromkeys(run.data for run in runs)
     return f"Data: {'or '.join(sizes)}dataset.root: {', '.join(roots)}."
 

@@ -13,7 +13,7 @@ from utils.report.statistics import Difference, mean_text
 from utils.report.style import REFERENCE, SELECTION_COLORS, figure_legend, mark, panels, styled
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import SELECTIONS, SINGLE, Run
-from utils.run_folder.records import read_evaluation
+from utils.run_folder.records import read_latencies
 
 LATENCY, ARITHMETIC = "latency of one image (ms)", "forward pass of one image (MFLOPs)"
 LABEL_WIDTH = 30  # characters
@@ -114,7 +114,7 @@ def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
 
 def _cost(run: Run, axis: str, of_teacher: bool) -> float | None:
     if axis == ARITHMETIC:
-        flops = (run.facts or {}).get("teacher_flops" if of_teacher else "flops")
+        flops = run.facts.get("teacher_flops" if of_teacher else "flops")
         return None if flops is None else flops / 1e6
-    measured = read_evaluation(Layout(run.path).evaluation / "evaluation.json") or {}
+    measured = read_latencies(Layout(run.path).evaluation / "evaluation.json")
     return measured.get(f"{run.teacher} (teacher)" if of_teacher else run.student)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from os.path import normpath
 from pathlib import Path
 from typing import Any
@@ -49,32 +49,27 @@ class Group:
         return self.alone if selection == SINGLE else [run for run in self.runs if run.selection == selection]
 
     @cached_property
-    def finished(self) -> dict[str, pd.DataFrame]:
-        """``last``, ``best`` and ``test`` of the finished runs and of `TEACHER`, by selection and seed.
+    def finished(self) -> pd.DataFrame:
+        """The finished runs by seed: ``selection``, and ``last``, ``best``, ``test`` and ``teacher``, accuracies.
 
-        Of several runs of a seed the last one counts. The teacher is not measured on the test split.
+        Of several runs of a seed the last one counts.
         """
         runs = [run for run in (*self.alone, *self.runs) if run.is_finished]
-        rows = [(run.selection, run.seed, run.last_top1, run.best_top1, run.test_top1) for run in runs]
-        rows += [
-            (TEACHER, run.seed, run.teacher_top1, run.teacher_top1, None)
-            for run in runs
-            if run.teacher_top1 is not None
-        ]
-        table = pd.DataFrame(rows, columns=["selection", "seed", "last", "best", "test"]).astype({"test": float})
-        table = table.drop_duplicates(["selection", "seed"], keep="last").set_index("seed")
-        return dict(iter(table.groupby("selection")))
+        rows = [(r.selection, r.seed, r.last_top1, r.best_top1, r.test_top1, r.teacher_top1) for r in runs]
+        table = pd.DataFrame(rows, columns=["selection", "seed", "last", "best", "test", TEACHER])
+        return table.drop_duplicates(["selection", "seed"], keep="last").set_index("seed")
 
     def top1(self, selection: str, measure: str = "last") -> pd.Series:
         """Accuracy of the finished runs by seed, percent.
 
         Args:
-            selection: or `SINGLE`, or `TEACHER`: what these runs measured of their teacher.
+            selection: or `SINGLE`, or `TEACHER`: what these runs measured of their teacher, though not on a test split.
             measure: ``last`` or ``best`` epoch, or ``test``: the best epoch on the test split, where there is one.
         """
-        if selection not in self.finished:
-            return pd.Series(dtype=float)
-        values = self.finished[selection][measure]
+        if selection == TEACHER:
+            values = self.finished[TEACHER].astype(float).dropna()
+            return values[~values.index.duplicated(keep="last")] if measure != "test" else values[:0]
+        values = self.finished.loc[self.finished["selection"] == selection, measure].astype(float)
         # A run that ended with NaN stays in the mean; one without a test accuracy is older or of data without a split.
         return values.dropna() if measure == "test" else values
 
@@ -98,30 +93,27 @@ class Group:
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs by data set, pair, distiller and settings, in the order of `runs`. Networks alone are groups as well."""
-    runs = list(runs)
     groups = []
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        of_dataset = [run for run in runs if run.dataset == dataset]
-        for is_single in (False, True):
-            groups += _grouped([run for run in of_dataset if run.is_single is is_single], of_dataset)
+    for of_dataset in _by(runs, lambda run: run.dataset).values():
+        for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
+            recipe = [key for key in differing(members) if key.startswith(RECIPE)]
+            for named in _by(members, lambda run: (run.pair, run.distiller)).values():
+                settings_of = partial(_settings, keys=sorted({*recipe, *differing(named)}))
+                for settings, alike in _by(named, settings_of).items():
+                    groups.append(Group(alike, settings, _alone(alike[0], of_dataset)))
     return groups
 
 
-def _grouped(runs: Sequence[Run], of_dataset: Sequence[Run]) -> list[Group]:
-    if not runs:
-        return []
-    recipe = [key for key in differing(runs) if key.startswith(RECIPE)]
-    named: dict[tuple[str, str], list[Run]] = {}
+def _by(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Any, list[Run]]:
+    found: dict[Any, list[Run]] = {}
     for run in runs:
-        named.setdefault((run.pair, run.distiller), []).append(run)
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for name, members in named.items():
-        keys = sorted({*recipe, *differing(members)})
-        for run in members:
-            known = comparable(run)
-            settings = " ".join(f"{key}={known[key]}" for key in keys if key in known)
-            groups.setdefault((*name, settings), []).append(run)
-    return [Group(members, key[-1], _alone(members[0], of_dataset)) for key, members in groups.items()]
+        found.setdefault(key(run), []).append(run)
+    return found
+
+
+def _settings(run: Run, keys: Iterable[str]) -> str:
+    known = comparable(run)
+    return " ".join(f"{key}={known[key]}" for key in keys if key in known)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -166,12 +158,10 @@ def _same_data(one: Run, other: Run) -> bool:
 
 def replaced(groups: Iterable[Group]) -> list[Run]:
     """Finished runs that are in no table of results, because a later one has their seed and their settings, too."""
-    found = []
-    for group in groups:
-        finished = [run for run in group.runs if run.is_finished]
-        seen = pd.DataFrame([(run.selection, run.seed) for run in finished])
-        found += [run for run, is_replaced in zip(finished, seen.duplicated(keep="last")) if is_replaced]
-    return found
+    repeated = [
+        _by([run for run in group.runs if run.is_finished], lambda run: (run.selection, run.seed)) for group in groups
+    ]
+    return [run for runs in repeated for same in runs.values() for run in same[:-1]]
 
 
 def published(dataset: str, teacher: str, student: str, distiller: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ def contributions(run: Run) -> pd.DataFrame:
     Returns:
         a column for each term by its name in ``metrics.jsonl``, e.g. ``"loss/f1"``; total and cross-entropy are first.
     """
-    weights = (run.facts or {}).get("weights", {})
+    weights = run.facts.get("weights", {})
     named = [name for name in run.records[-1]["train"] if name.startswith("loss/") and name not in _NOT_WEIGHTED]
     terms = {name: run.curve(f"train.{name}").fillna(0.0) for name in ("loss/total", "loss/ce", *named)}
     for name in named:

@@ -96,7 +96,7 @@ def run_records(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def _run_record(run: Run, group: Group) -> dict[str, object]:
-    facts = run.facts or {}
+    facts = run.facts
     costs = ("parameters", "flops", "teacher_parameters", "teacher_flops", "device")
     return {
         "dataset": run.dataset,
@@ -129,7 +129,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
 def command_of(run: Run) -> str:
     """The command that made the run; of a run written before commands were remembered, its config file."""
     script = "train_single.py" if run.is_single else "train.py"
-    return (run.facts or {}).get("command") or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
+    return run.facts.get("command") or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
 
 
 def run_table(groups: Sequence[Group], records: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.files import write_bytes, write_text
 from utils.run_folder.read import Run
 
@@ -70,7 +70,7 @@ def write_report(
 
 def check_replaceable(out: Path, names: Iterable[str]) -> None:
     """Raise a UserError if one of the files is there and no report wrote it."""
-    ours = _written(out)
+    ours = _listed(out)
     for name in names:
         if os.path.lexists(out / name) and name not in ours:
             raise UserError(f"{out / name}: exists already, and no report wrote it; --out names another place")
@@ -81,7 +81,7 @@ def publish(out: Path, files: dict[str, bytes]) -> None:
     check_replaceable(out, files)
     listed = _listed(out)
     stale = {name for name in listed if name.startswith(FIGURES)} - files.keys()
-    try:
+    with doing(f"writing to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / MANIFEST, "\n".join(sorted(listed | files.keys())))  # first: a kill leaves no file unlisted
         for name, content in files.items():
@@ -89,19 +89,9 @@ def publish(out: Path, files: dict[str, bytes]) -> None:
             write_bytes(out / name, content)
         for name in stale:
             (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write there ({error.strerror}); --out <folder> names another") from error
-
-
-def _written(out: Path) -> set[str]:
-    """The files in `out` that a report may replace."""
-    report = out / TABLES[0]
-    if _listed(out) or not report.is_file() or not report.read_bytes().startswith(b"# Report\n"):
-        return _listed(out)
-    # A report of a version that wrote no manifest.
-    return {*TABLES, PAGE, *(f"{FIGURES}/{file.name}" for file in (out / FIGURES).glob("*.png"))}
 
 
 def _listed(out: Path) -> set[str]:
+    """The files in `out` that a report has written."""
     manifest = out / MANIFEST
     return set(manifest.read_text(encoding="utf-8").splitlines()) if manifest.is_file() else set()

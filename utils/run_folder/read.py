@@ -17,7 +17,7 @@ from utils.config.changes import deciding_settings
 from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
-from utils.files import identity
+from utils.files import identity, warn_once
 from utils.run_folder.choice import NoChoice, no_choice
 from utils.run_folder.layout import CONFIG, Layout
 from utils.run_folder.records import (
@@ -30,7 +30,6 @@ from utils.run_folder.records import (
     read_gate_samples,
     read_gate_shares,
     read_result,
-    warn,
 )
 
 Status = Literal["finished", "running", "stopped"]
@@ -55,8 +54,8 @@ class Run:
         settings: what decides the outcome, flat: ``{"training.lr": 0.05, ...}``.
         records: the epochs of the training proper, in order.
         status: ``running`` while a process holds the folder; ``finished`` if every epoch of the config is done.
-        result: what the run wrote at its end; None before.
-        facts: what the run wrote at its beginning; None if it is an older one.
+        result: what the run wrote at its end, see `read_result`; None before.
+        facts: what the run wrote at its beginning, see `read_facts`.
     """
 
     path: Path
@@ -74,8 +73,8 @@ class Run:
     settings: dict[str, Any]
     records: list[Epoch]
     status: Status
-    result: dict[str, Any] | None = None
-    facts: dict[str, Any] | None = None
+    result: dict[str, float] | None
+    facts: dict[str, Any]
 
     @property
     def is_single(self) -> bool:
@@ -116,7 +115,7 @@ class Run:
     @property
     def last_top1(self) -> float | None:
         """Validation accuracy after the last epoch so far, percent."""
-        return self.records[-1]["val"]["top1"] if self.records else None
+        return float(self.curve("val.top1").iloc[-1]) if self.records else None
 
     @property
     def best_top1(self) -> float | None:
@@ -126,12 +125,12 @@ class Run:
     @property
     def teacher_top1(self) -> float | None:
         """Validation accuracy of the teacher's checkpoint, known once the run is finished."""
-        return self.result.get("teacher_top1") if self.result else None
+        return (self.result or {}).get("teacher_top1")
 
     @property
     def test_top1(self) -> float | None:
         """Accuracy of the best epoch on the test split, if the data has one, known once the run is finished."""
-        return self.result.get("test_top1") if self.result else None
+        return (self.result or {}).get("test_top1")
 
     @property
     def seconds(self) -> float:
@@ -141,12 +140,11 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """The records as a table: a row per epoch, columns such as ``val.top1`` and ``train.loss/ce``."""
-        return pd.json_normalize(self.records)
+        return pd.json_normalize(self.records).set_index("epoch", drop=False)
 
     def curve(self, name: str) -> pd.Series:
         """A column of `history` over the epochs, NaN where it is missing."""
-        history = self.history.set_index("epoch")
-        return history[name] if name in history else pd.Series(float("nan"), history.index)
+        return self.history.get(name, pd.Series(float("nan"), self.history.index))
 
     @property
     def gate_labels(self) -> list[str]:
@@ -189,17 +187,15 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def _folders_with_config(root: Path) -> Iterator[Path]:
     """Each real folder once, however many links lead to it."""
     seen = set()
-    for name, folders, files in os.walk(root, followlinks=True, onerror=_name_closed_folder):
+    for name, folders, files in os.walk(
+        root, followlinks=True, onerror=lambda e: warn_once(f"{e.filename}: {e.strerror}")
+    ):
         if identity(name) in seen:
             folders.clear()
             continue
         seen.add(identity(name))
         if CONFIG in files:
             yield Path(name)
-
-
-def _name_closed_folder(error: OSError) -> None:
-    warn(f"{error.filename}: {error.strerror}; left out")
 
 
 def read_run(path: Path) -> Run | None:
@@ -245,7 +241,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _title(network: dict[str, Any]) -> str:
-    return str(model_label(str(network["name"]), network.get("kwargs"), network.get("label")))
+    return model_label(str(network["name"]), network.get("kwargs"), network.get("label"))
 
 
 def is_locked(layout: Layout) -> bool:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from utils.errors import UserError, doing, reason
-from utils.files import check_regular
+from utils.files import check_regular, warn_once
 from utils.run_folder.layout import epoch_number
 
-log = logging.getLogger("sakd")
 T = TypeVar("T")
 
 Epoch = dict[str, Any]  # a line of metrics.jsonl, see `read_epochs`
-
-_MEASURED = {
-    "pretrain": [("train", "loss/total")],
-    "train": [("train", "loss/total"), ("val", "loss/total"), ("val", "top1")],
-}
+FACTS = ("train_images", "val_images", "classes", "image_size", "parameters", "weights", "device")  # every run has them
 
 
 @dataclass(frozen=True)
@@ -69,28 +62,29 @@ def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
     return [epoch for epoch in _read_lines(file, _epoch) if phase in (None, epoch["phase"])]
 
 
-def read_result(file: Path) -> dict[str, Any] | None:
-    """``result.json``: ``best_top1``, ``last_top1``, of a distilled student ``teacher_top1``, in percent.
+def read_result(file: Path) -> dict[str, float] | None:
+    """The accuracies in ``result.json``, in percent: ``best_top1``, ``last_top1``, under a teacher ``teacher_top1``.
 
     Where the data has a test split, ``test_top1`` is that of the best epoch.
     """
-    return read_file(file, _result)
+    result = read_file(file, lambda file: json.loads(file.read_bytes()).items())
+    return result and _numbers({name: value for name, value in result if name.endswith("_top1")})
 
 
-def read_facts(file: Path) -> dict[str, Any] | None:
-    """``facts.json``, what is known of a run before its first step; older runs have none.
+def read_facts(file: Path) -> dict[str, Any]:
+    """``facts.json``, what is known of a run before its first step; empty for older runs, which have none.
 
     ``train_images``, ``val_images`` and ``classes`` are numbers, ``image_size`` is height and width, ``parameters`` and
     ``flops`` are the student's, those of its teacher begin with ``teacher_``. FLOPs are of one image's forward pass,
     two for a multiplication and an addition; None if not known. ``weights`` has, for each weighted term of the loss,
     its weight and over how many epochs it grows to that. ``device`` and ``command`` are those of the last start.
     """
-    return read_file(file, _facts)
+    return read_file(file, _facts) or {}
 
 
-def read_evaluation(file: Path) -> dict[str, float] | None:
-    """``evaluation.json``: the latency of one image in milliseconds by network; None if nothing was evaluated."""
-    return read_file(file, _latencies)
+def read_latencies(file: Path) -> dict[str, float]:
+    """The latency of one image in milliseconds by network in ``evaluation.json``; empty if nothing was evaluated."""
+    return read_file(file, _latencies) or {}
 
 
 def read_gate_shares(file: Path) -> GateShares | None:
@@ -105,81 +99,6 @@ def read_gate_samples(folder: Path) -> GateSamples | None:
     return next(filter(None, samples), None)
 
 
-@cache
-def warn(text: str) -> None:
-    """Log a warning, once: a grid looks at its folders again and again."""
-    log.warning(text)
-
-
-def _epoch(line: bytes) -> Epoch:
-    record = json.loads(line)
-    for part, name in _MEASURED[record["phase"]]:
-        record[part][name]  # a KeyError says what is missing
-    if record["epoch"] < 1:
-        raise ValueError(f"epoch {record['epoch']}")
-    means = {part: _numbers(record.get(part, {})) for part in ("train", "val")}
-    return record | {"epoch": int(record["epoch"]), "seconds": float(record["seconds"])} | means
-
-
-def _result(file: Path) -> dict[str, Any]:
-    result = json.loads(file.read_bytes())
-    result["best_top1"], result["last_top1"]
-    return result | _numbers({name: value for name, value in result.items() if name.endswith("_top1")})
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    facts = json.loads(file.read_bytes())
-    height, width = map(int, facts["image_size"])
-    known = {name: int(facts[name]) for name in ("train_images", "val_images", "classes", "parameters")}
-    for name in ("flops", "teacher_parameters", "teacher_flops"):
-        value = facts.get(name)
-        known[name] = None if value is None else int(value)
-    weights = {str(name): (float(weight), int(ramp)) for name, (weight, ramp) in facts["weights"].items()}
-    words = {"device": str(facts["device"]), "command": str(facts.get("command") or "")}
-    return known | {"image_size": (height, width), "weights": weights} | words
-
-
-def _latencies(file: Path) -> dict[str, float]:
-    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(file.read_bytes()).items()}
-
-
-def _gate_shares(line: bytes) -> GateShares:
-    record = json.loads(line)
-    shares = np.array(record["classes"], dtype=float)
-    if shares.ndim != 2 or shares.shape[1] != len(record["gates"]) or not shares.size:
-        raise ValueError("classes and gates do not fit together")
-    return GateShares(int(record["global_epoch"]), [str(gate) for gate in record["gates"]], shares)
-
-
-def _gate_samples(file: Path) -> GateSamples:
-    """See `utils.training.gate_counts.GateRecorder.write_samples` for what the file holds."""
-    with np.load(file) as content:
-        distilled, seen, labels = (content[name] for name in ("distilled", "seen", "labels"))
-    if distilled.shape != (len(seen), len(labels)):
-        raise ValueError("its arrays do not fit together")
-    return GateSamples(int(seen.max()), labels.tolist(), distilled / np.maximum(seen, 1)[:, None])
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
-    return {name: number if math.isfinite(number) else math.nan for name, number in numbers.items()}
-
-
-def _read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """Every line that `parse` takes. The first that it does not take is named."""
-    content = read_file(file, Path.read_bytes) or b""
-    found: list[T] = []
-    broken = ""
-    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
-        try:
-            found.append(parse(line))
-        except Exception as error:  # a damaged line may raise anything
-            broken = broken or f"{file}: line {number} cannot be read ({reason(error)})"
-    if broken:
-        warn(f"{broken}; left out, with any other such line")
-    return found
-
-
 def read_file(file: Path, read: Callable[[Path], T]) -> T | None:
     """What `read` makes of the file; None if there is none, or, with a warning, if anything goes wrong."""
     if not os.path.lexists(file):
@@ -189,5 +108,55 @@ def read_file(file: Path, read: Callable[[Path], T]) -> T | None:
             check_regular(file)
             return read(file)
     except UserError as error:
-        warn(f"{error}; left out")
+        warn_once(f"{error}; left out")
         return None
+
+
+def _read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """Every line that `parse` takes. The first that it does not take is named."""
+    found: list[T] = []
+    broken = ""
+    for number, line in enumerate((read_file(file, Path.read_bytes) or b"").splitlines(), 1):
+        try:
+            found.append(parse(line))
+        except Exception as error:  # a damaged line may raise anything
+            broken = broken or f"{file}: line {number} cannot be read ({reason(error)})"
+    if broken:
+        warn_once(f"{broken}; left out, with any other such line")
+    return found
+
+
+def _epoch(line: bytes) -> Epoch:
+    record = json.loads(line)
+    means = {part: _numbers(record.get(part, {})) for part in ("train", "val")}
+    numbers = {"epoch": int(record["epoch"]), "seconds": float(record["seconds"])}
+    return record | {"phase": str(record["phase"])} | numbers | means
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    facts = json.loads(file.read_bytes())
+    return {name: facts[name] for name in FACTS} | facts
+
+
+def _latencies(file: Path) -> dict[str, float]:
+    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(file.read_bytes()).items()}
+
+
+def _gate_shares(line: bytes) -> GateShares:
+    record = json.loads(line)
+    gates, classes = record["gates"], record["classes"]
+    shares = np.array(classes, dtype=float).reshape(len(classes), len(gates))
+    return GateShares(int(record["global_epoch"]), gates, shares)
+
+
+def _gate_samples(file: Path) -> GateSamples:
+    """See `utils.training.gate_counts.GateRecorder.write_samples` for what the file holds."""
+    with np.load(file) as content:
+        distilled, seen, labels = (content[name] for name in ("distilled", "seen", "labels"))
+    frequency = distilled.reshape(len(seen), len(labels)) / np.maximum(seen, 1)[:, None]
+    return GateSamples(int(seen.max()), labels.tolist(), frequency)
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
+    return {name: number if math.isfinite(number) else math.nan for name, number in numbers.items()}
