@@ -6,7 +6,8 @@ set, put a file here that registers a function ``(root: Path) -> Source``.
 """
 
 from datasets.batch import Batch
-from datasets.build import Data, build_data, check_batches, make_loader, make_loaders, open_data, readable_part
+from datasets.build import Data, build_data, check_batches, make_loader, open_data
+from datasets.check import readable_part
 from datasets.loading.loader import Loader
 from datasets.registry import DATASETS, register_dataset
 from datasets.source import Arrays, Files, Source
@@ -22,7 +23,6 @@ __all__ = [
     "build_data",
     "check_batches",
     "make_loader",
-    "make_loaders",
     "open_data",
     "readable_part",
     "register_dataset",

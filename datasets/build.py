@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from datasets.check import check_files, check_labels, warn_of_dark_images, without_unreadable
+from datasets.check import check_files, check_labels, readable_part, warn_of_dark_images
 from datasets.loading.augment import AUGMENTATIONS, Augment
 from datasets.loading.decode import decode_all
 from datasets.loading.loader import Loader
@@ -96,67 +96,11 @@ def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | N
     return source
 
 
-def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source:
-    """With ``dataset.on_corrupt: skip``, the images that can be decoded, for which every image is decoded once.
-
-    Raises:
-        UserError: no image of a training class can be read, or none of validation.
-    """
-    return without_unreadable(source, workers, Path(config.root)) if config.on_corrupt == "skip" else source
-
-
 def check_batches(source: Source, batch_size: int, val_batch_size: int, world: int) -> None:
-    """Check that there are images enough for every process.
-
-    Raises:
-        UserError: there are not.
-    """
-    for name, split in source.splits().items():
-        # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
-        what, size, least = ("training", batch_size, 2) if name == "training" else ("validation", val_batch_size, 1)
-        if min(size, len(split)) < least * world:
-            each = f"each of {world} processes" if world > 1 else "a step"
-            raise UserError(
-                f"{what}.batch_size: batches of {size} from {len(split)} images give {each} fewer than {least}; "
-                "use a larger batch, more images or fewer processes"
-            )
-
-
-def make_loaders(
-    source: Source,
-    config: DatasetConfig,
-    *,
-    batch_size: int,
-    val_batch_size: int,
-    num_workers: int,
-    val_num_workers: int,
-    seed: int,
-    device: torch.device | str,
-    shard: tuple[int, int] = (0, 1),
-) -> Data:
-    """Both loaders of a data set that `open_data` found. Images that are held in memory are decoded now.
-
-    Args:
-        source: the data set.
-        config: the keys ``dataset.*``.
-        batch_size: images per training batch, all processes together.
-        val_batch_size: images per validation batch, all processes together.
-        num_workers: processes that decode training images; the memory loader has them decode once.
-        val_num_workers: the same for validation images.
-        seed: of every order and augmentation.
-        device: where the batches are wanted.
-        shard: (rank, number of processes); each gets its own part of every batch.
-
-    Raises:
-        UserError: an image cannot be read, or there are too few.
-    """
-    check_batches(source, batch_size, val_batch_size, shard[1])
-    how = {"seed": seed, "device": device, "shard": shard}
-    return Data(
-        source,
-        train=make_loader(source, config, "train", batch_size, num_workers, **how),
-        val=make_loader(source, config, "val", val_batch_size, val_num_workers, **how),
-    )
+    """Raise a UserError where a split has too few images for every process."""
+    for name, size in {"train": batch_size, "val": val_batch_size, "test": val_batch_size}.items():
+        if getattr(source, name) is not None:
+            _check_batch(name, len(getattr(source, name)), size, world)
 
 
 def make_loader(
@@ -170,8 +114,23 @@ def make_loader(
     device: torch.device | str,
     shard: tuple[int, int] = (0, 1),
 ) -> Loader:
-    """The loader of one split, see `make_loaders`. Only ``train`` is shuffled and augmented."""
+    """The loader of one split of a data set that `open_data` found. Only ``train`` is shuffled and augmented.
+
+    Args:
+        source: the data set.
+        config: the keys ``dataset.*``.
+        name: of the split.
+        batch_size: images per batch, all processes together.
+        workers: processes that decode; for a data set that is held in memory, they do so once, now.
+        seed: of every order and augmentation.
+        device: where the batches are wanted.
+        shard: (rank, number of processes); each gets its own part of every batch.
+
+    Raises:
+        UserError: an image cannot be read, or there are too few for every process.
+    """
     split, is_train, device = getattr(source, name), name == "train", torch.device(device)
+    _check_batch(name, len(split), batch_size, shard[1])
     balanced = split.labels if is_train and config.sampler == "balanced" else None
     order = Order(len(split), batch_size, shuffle=is_train, shard=shard, balanced=balanced)
     size = source.image_size
@@ -188,9 +147,13 @@ def make_loader(
     return MemoryLoader(images, split.labels, order, augment, seed=seed, device=device)
 
 
-def build_data(config: DatasetConfig, **how: Any) -> Data:
-    """Open a data set and make its loaders, see `open_data` and `make_loaders` for arguments and errors."""
-    return make_loaders(readable_part(open_data(config), config, how["num_workers"]), config, **how)
+def build_data(
+    config: DatasetConfig, *, batch_size: int, val_batch_size: int, num_workers: int, val_num_workers: int, **how: Any
+) -> Data:
+    """Open a data set and make its loaders, see `open_data` and `make_loader` for arguments and errors."""
+    source = readable_part(open_data(config), config, num_workers)
+    train = make_loader(source, config, "train", batch_size, num_workers, **how)
+    return Data(source, train, make_loader(source, config, "val", val_batch_size, val_num_workers, **how))
 
 
 def _image_size(config: DatasetConfig, source: Source) -> tuple[int, int]:
@@ -218,6 +181,17 @@ def _augmentation(config: DatasetConfig, source: Source, size: tuple[int, int]) 
             "original ones in every epoch; set dataset.loader=stream, or dataset.augment=crop_flip"
         )
     return name
+
+
+def _check_batch(name: str, count: int, size: int, world: int) -> None:
+    # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
+    what, least = ("training", 2) if name == "train" else ("validation", 1)
+    if min(size, count) < least * world:
+        each = f"each of {world} processes" if world > 1 else "a step"
+        raise UserError(
+            f"{what}.batch_size: batches of {size} from {count} images give {each} fewer than {least}; use a larger "
+            "batch, more images or fewer processes"
+        )
 
 
 def _fits_memory(config: DatasetConfig, count: int, augment: Augment, device: torch.device) -> bool:

@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from datasets.source import Arrays, Files, Source, Split
 from utils.errors import UserError
 from utils.files import write_text
 from utils.processes.group import from_main, is_main
+
+if TYPE_CHECKING:
+    from utils.config.schema import DatasetConfig
 
 log = logging.getLogger("sakd")
 
@@ -107,38 +111,39 @@ def warn_of_dark_images(source: Source) -> None:
         )
 
 
-def without_unreadable(source: Source, workers: int, root: Path) -> Source:
-    """`source` without the files that cannot be decoded.
+def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source:
+    """With ``dataset.on_corrupt: skip``, `source` without the files that cannot be decoded.
 
     Every file is decoded once to find them, which takes about as long as an epoch without training. The alternative,
     to pass over a file when its turn comes, would give batches of changing size, and shift what follows. What was found
-    is written to a file in `root`, or beside it, so that the next command need not search again.
+    is written to a file in the data set's folder, or beside it, so that the next command need not search again.
 
     Args:
         source: the data set.
+        config: the keys ``dataset.*``.
         workers: processes that decode.
-        root: where the data set lies.
 
     Raises:
         UserError: a training class, or the whole of validation, has no readable file.
     """
-    splits = {what: split for what, split in source.splits().items() if isinstance(split, Files)}
-    if not splits:
+    files = {what: split for what, split in source.splits().items() if isinstance(split, Files)}
+    if config.on_corrupt != "skip" or not files:
         return source
+    root = Path(config.root)
     memory = root / REMEMBERED if root.is_dir() else root.with_name(f"{root.name}.{REMEMBERED}")
-    digest = _digest(splits) if is_main() else ""
+    digest = _digest(files) if is_main() else ""
     found = from_main(_recall(memory, digest) if is_main() else None)
     if found is None:
-        found = {what: find_unreadable(split, workers) for what, split in splits.items()}
+        found = {what: find_unreadable(split, workers) for what, split in files.items()}
         if is_main() and may_write():
             _remember(memory, digest, found)
     if any(found.values()) and memory.is_file():
         log.info("%s names all images that cannot be read", memory)
-    parts = [_readable_part(what, split, found.get(what), source) for what, split in source.splits().items()]
+    parts = [_without(found.get(what), what, split, source) for what, split in source.splits().items()]
     return replace(source, **dict(zip(("train", "val", "test"), parts)))
 
 
-def _readable_part(what: str, split: Split, broken: dict[int, str] | None, source: Source) -> Split:
+def _without(broken: dict[int, str] | None, what: str, split: Split, source: Source) -> Split:
     if not broken:
         return split
     first = next(iter(broken.values()))
@@ -151,10 +156,10 @@ def _readable_part(what: str, split: Split, broken: dict[int, str] | None, sourc
     return rest
 
 
-def _digest(splits: dict[str, Files]) -> str:
+def _digest(files: dict[str, Files]) -> str:
     """Changes with the images: their paths, and their sizes and times, or what is in them."""
     digest = hashlib.sha256()
-    for what, split in splits.items():
+    for what, split in files.items():
         digest.update(what.encode())
         for index in range(len(split)):
             path, content = split.path(index), split.content(index)
@@ -174,7 +179,6 @@ def _recall(memory: Path, digest: str) -> dict[str, dict[int, str]] | None:
 
 
 def _remember(memory: Path, digest: str, found: dict[str, dict[int, str]]) -> None:
-    """Write the file, where that is possible."""
     try:
         write_text(memory, json.dumps({"digest": digest, "found": found}, indent=1))
     except OSError as error:

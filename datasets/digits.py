@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.registry import register_dataset
@@ -28,8 +27,10 @@ def digits(root: Path) -> Source:
     Args:
         root: not used; the data comes with scikit-learn.
     """
-    shades, labels = read_table(Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz")
-    shades = shades.float().view(-1, 1, 8, 8) * (255 / 16)
+    # As `sklearn.datasets.load_digits` reads it, whose import takes most of a second.
+    file = Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
+    labels, shades = table[:, -1].contiguous(), table[:, :-1].float().view(-1, 1, 8, 8) * (255 / 16)
     large = F.interpolate(shades, size=(32, 32), mode="bilinear", align_corners=False)
     images = large.round().to(torch.uint8).repeat(1, 3, 1, 1)
     return Source(
@@ -41,12 +42,3 @@ def digits(root: Path) -> Source:
         augment="crop",
         image_size=(32, 32),
     )
-
-
-def read_table(file: Path) -> tuple[Tensor, Tensor]:
-    """Pixels, int64 ``[N, 64]``, and labels, ``[N]``, as `sklearn.datasets.load_digits` reads them.
-
-    That function is not called because importing scikit-learn takes most of a second.
-    """
-    table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
-    return table[:, :-1], table[:, -1].contiguous()

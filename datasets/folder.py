@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,23 +38,18 @@ def imagefolder(root: Path, val_split: float | None = None) -> Source:
     parts = _divided(root)
     if not parts and val_split is None:
         raise UserError(f"dataset.root: {root} holds no folders train and val; {_ADVICE.format(root=root)}")
-    return source_of_folders(parts or {None: root}, val_split, str(root))
+    if "test" in parts and "val" in parts:
+        classes, of_test = (set(_visible_folders(parts[split])) for split in ("train", "test"))
+        if not classes & of_test:
+            log.warning("%s: not sorted into the classes of train, so it is no test split", parts.pop("test"))
+    found = {split: scan(folder) for split, folder in (parts or {None: root}).items()}
+    return source_of_files(found, val_split, str(root))
 
 
 _ADVICE = (
     "images belong in {root}/train/<class>/ and {root}/val/<class>/, or in {root}/<class>/ with dataset.val_split=0.1; "
     "dataset=digits needs no files"
 )
-
-
-def source_of_folders(parts: dict[str | None, Path], val_split: float | None, where: str) -> Source:
-    """A data set of one folder with class folders for each split, see `source_of_rows`."""
-    if "test" in parts and "val" in parts:
-        classes, of_test = (set(_visible_folders(parts[split])) for split in ("train", "test"))
-        if not classes & of_test:
-            log.warning("%s: not sorted into the classes of train, so it is no test split", parts["test"])
-            parts = {split: folder for split, folder in parts.items() if split != "test"}
-    return source_of_files({split: scan(folder) for split, folder in parts.items()}, val_split, where)
 
 
 def source_of_files(found: dict[str | None, list[tuple[str, str]]], val_split: float | None, where: str) -> Source:
@@ -66,21 +61,6 @@ def source_of_files(found: dict[str | None, list[tuple[str, str]]], val_split: f
         return Files([paths[number] for number in numbers], classes)
 
     return source_of_rows(take, labels, splits, val_split, where, numbers=False)
-
-
-def find_folder(root: Path, names: Sequence[str]) -> Path:
-    """The first of `names` that is a folder in `root`.
-
-    Raises:
-        UserError: `root` or all of them are missing.
-    """
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise UserError(
-        f"dataset.root: {root} holds no folder {' or '.join(names)}; images belong in {root / names[0]}/<class>/, "
-        "or use dataset=digits, which needs no files"
-    )
 
 
 def is_hidden(name: str) -> bool:
@@ -96,7 +76,7 @@ def scan(folder: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: `folder` has no class folders, or one without images.
     """
-    classes = _visible_folders(folder)
+    classes = _visible_folders(folder) if folder.is_dir() else []
     visited = {identity(place) for place in (folder, *folder.resolve().parents)}
     for name in classes:
         if identity(folder / name) in visited:

@@ -18,9 +18,9 @@ from utils.errors import UserError
 log = logging.getLogger("sakd")
 
 SPLITS = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "train_set"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "test_set"),
 }
 _WHOLE_NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.download import provide
-from datasets.folder import find_folder, scan, source_of_files
+from datasets.folder import scan, source_of_files
 from datasets.registry import register_dataset
 from datasets.source import CIFAR10_NORM, Source
 from utils.errors import doing
@@ -26,8 +26,8 @@ def tiny_imagenet(root: Path) -> Source:
         UserError: something is missing; the line names it.
     """
     home = root if (root / "train").is_dir() else provide(root, "tiny-imagenet-200", URL, MD5)
-    train, val = (find_folder(home, [name]) for name in ("train", "val"))
-    found = {"train": scan(train), "val": _annotated(val) if (val / "images").is_dir() else scan(val)}
+    val = home / "val"
+    found = {"train": scan(home / "train"), "val": _annotated(val) if (val / "images").is_dir() else scan(val)}
     source = source_of_files(found, None, str(home))
     return replace(source, mean=CIFAR10_NORM[0], std=CIFAR10_NORM[1], augment="flip", image_size=(64, 64))
 

@@ -54,14 +54,6 @@ class Moves(NamedTuple):
     left: Tensor
     flip: Tensor
 
-    def part(self, part: slice) -> Moves:
-        """The moves of some of the images."""
-        return Moves(*(move[part] for move in self))
-
-    def to(self, device: torch.device) -> Moves:
-        """The moves on `device`."""
-        return Moves(*(move.to(device, non_blocking=True) for move in self))
-
 
 class Augment:
     """What happens to a batch between uint8 pixels and the network.
@@ -129,6 +121,10 @@ class Augment:
             images = self._copy_windows(store, rows, moves)
         else:
             images = self._index_pixels(store, rows, moves)
+        return self.normalise(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, 3, H, W]`` as the network sees them, float32."""
         return torch.mul(images, self._scale).add_(self._shift)
 
     def _index_pixels(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,24 +11,6 @@ from torch import Tensor
 from datasets.batch import Batch
 from datasets.loading.augment import Augment, Moves
 from datasets.loading.order import Order, derive_seed
-
-
-class Plan(NamedTuple):
-    """Everything random about an epoch, drawn before its first step: the images of this process in their order.
-
-    Attributes:
-        epoch: number of the epoch.
-        sizes: images of each step to come.
-        order: place of each image in the data set, int64 ``[N]`` on the CPU.
-        index: the same on the training device.
-        moves: how each is augmented, on the training device.
-    """
-
-    epoch: int
-    sizes: list[int]
-    order: Tensor
-    index: Tensor
-    moves: Moves
 
 
 class Loader(ABC):
@@ -71,27 +52,29 @@ class Loader(ABC):
         A batch of this process holds every ``world``-th image of the global batch. The last batch is smaller
         than the others, or larger where too small a rest was added to it (see `Order`).
         """
-        plan = self._plan(epoch, start)
-        # Looked up for the whole epoch at once: a step only cuts out its part.
-        columns = (self._device_labels.index_select(0, plan.index), plan.index, *plan.moves)
-        parts = zip(*(column.split(plan.sizes) for column in columns))
-        for (label, index, *moves), (store, rows) in zip(parts, self._stores(plan)):
+        # Everything random is drawn, and looked up, for the whole epoch at once: a step only cuts out its part.
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
+        order = self._order.draw(generator)
+        moves = self.augment.draw(len(order), generator)
+        places = torch.arange(len(order))
+        parts = [places[self._order.part(step)] for step in range(start, len(self))]
+        own, sizes = torch.cat([places[:0], *parts]), [len(part) for part in parts]
+        index, *moves = torch.stack([order, *moves])[:, own].to(self._device, non_blocking=True)
+        columns = (column.split(sizes) for column in (self._device_labels.index_select(0, index), index, *moves))
+        images = self._images(epoch, order[own].split(sizes), index.split(sizes))
+        for (label, index, *moves), (store, rows) in zip(zip(*columns), images):
             yield Batch(self.augment(store, rows, Moves(*moves)), label, index)
 
     @abstractmethod
     def close(self) -> None:
         """Let go of the images, or of the processes that read them. No epoch can follow."""
 
-    def _plan(self, epoch: int, start: int) -> Plan:
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
-        order = self._order.draw(generator)
-        moves = self.augment.draw(len(order), generator)
-        places = torch.arange(len(order))
-        parts = [places[self._order.part(step)] for step in range(start, len(self))]
-        own = torch.cat([places[:0], *parts])
-        index, *moves = torch.stack([order, *moves])[:, own].to(self._device, non_blocking=True)
-        return Plan(epoch, [len(part) for part in parts], order[own], index, Moves(*moves))
-
     @abstractmethod
-    def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each step of the plan: padded uint8 images on the device, and which of them to take."""
+    def _images(self, epoch: int, order: Sequence[Tensor], index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each step: padded uint8 images on the device, and which of them to take.
+
+        Args:
+            epoch: number of the epoch.
+            order: place of each image of each step in the data set, int64, on the CPU.
+            index: the same on the training device.
+        """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from datasets.loading.augment import Augment
-from datasets.loading.loader import Loader, Plan
+from datasets.loading.loader import Loader
 from datasets.loading.order import Order
 
 
@@ -29,11 +29,10 @@ class MemoryLoader(Loader):
     ):
         super().__init__(labels, order, augment, seed, device)
         # Padded once here, so that a crop is nothing but a copy.
-        self._images = augment.pad(images).to(device).contiguous()
+        self._store = augment.pad(images).to(device).contiguous()
 
-    def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in plan.index.split(plan.sizes):
-            yield self._images, rows
+    def _images(self, epoch: int, order: Sequence[Tensor], index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self._store, rows) for rows in index)
 
     def close(self) -> None:
-        del self._images
+        del self._store

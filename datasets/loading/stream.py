@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from datasets.loading.augment import Augment
 from datasets.loading.decode import Decoder
-from datasets.loading.loader import Loader, Plan
+from datasets.loading.loader import Loader
 from datasets.loading.order import Order, derive_seed
 from datasets.loading.workers import AHEAD, Workers, shared_images
 from datasets.source import Split
@@ -56,14 +56,12 @@ class StreamLoader(Loader):
         self._slots = slots = shared_images(count * largest, augment.size).view(count, largest, 3, *augment.size)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def _stores(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
-        seed = derive_seed(self._seed, plan.epoch)
-        parts = plan.order.split(plan.sizes)
+    def _images(self, epoch: int, order: Sequence[Tensor], index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = derive_seed(self._seed, epoch)
         # A slot is free again when its turn comes: so many jobs are under way at most.
-        jobs = [(step % len(self._slots), part.tolist(), seed) for step, part in enumerate(parts)]
-        for job, _ in zip(jobs, self._workers.map(jobs)):
-            slot, index, _ = job
-            images = self._send(self._slots[slot, : len(index)])
+        jobs = [(step % len(self._slots), part.tolist(), seed) for step, part in enumerate(order)]
+        for (slot, numbers, _), _ in zip(jobs, self._workers.map(jobs)):
+            images = self._send(self._slots[slot, : len(numbers)])
             yield self.augment.pad(images), torch.arange(len(images), device=self._device)
 
     def close(self) -> None:

@@ -195,7 +195,7 @@ class TestText:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([("a.png", "cat", "night")], "split 'night', must be one of train, training, val, "),
+            ([("a.png", "cat", "night")], "split 'night', must be one of train, "),
             ([], "holds no images"),
             ([("a.png", "cat", "train", "more")], "images.csv failed: ParserWarning: "),
             ([("\udcff.png", "cat", "train")], "images.csv failed: UnicodeDecodeError: "),

@@ -14,6 +14,7 @@ from pictures import image_folder
 from process_runs import fingerprint
 
 import datasets.build
+import datasets.check
 from models import get_model
 from utils.config import Config, find_config
 from utils.config.related import teacher_run
@@ -134,7 +135,7 @@ class TestCheckedFirst:
             raise AssertionError("images are decoded")
 
         monkeypatch.setattr(datasets.build, "decode_all", decode)
-        monkeypatch.setattr(datasets.build, "without_unreadable", decode)
+        monkeypatch.setattr(datasets.check, "find_unreadable", decode)
         words, complaint = WRONG[what]
         with pytest.raises(UserError, match=complaint):
             start(student(tmp_path / "run", images, "dataset.on_corrupt=skip", *words))

@@ -58,7 +58,8 @@ class DatasetConfig(Section):
         "error", description="refuse images that cannot be read, or decode all once and leave those out"
     )
     val_split: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
-        None, description="share of every class that validates, where no images do (imagefolder, csv, parquet)"
+        None,
+        description="share of every class that validates, where no images do (imagefolder, imagenet, csv, parquet)",
     )
     sampler: Literal["shuffled", "balanced"] = Field(
         "shuffled", description="every training image once per epoch, or all classes equally often"

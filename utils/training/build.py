@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datasets import Data, Source, check_batches, make_loaders, readable_part
+from datasets import Data, Source, check_batches, make_loader, readable_part
 from distillers.label_loss import LabelLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
@@ -66,17 +66,13 @@ def build(config: Config, source: Source, device: torch.device) -> tuple[Task, S
 
 def load_data(source: Source, config: Config, device: torch.device) -> Data:
     """Both loaders of the config's data set, on `device`."""
-    training = config.training
-    return make_loaders(
+    training, validation = config.training, config.validation
+    how = {"seed": training.seed, "device": device, "shard": (rank(), world_size())}
+    val_size = val_batch_size(config, device, source)
+    return Data(
         source,
-        config.dataset,
-        batch_size=training.batch_size,
-        val_batch_size=val_batch_size(config, device, source),
-        num_workers=training.num_workers,
-        val_num_workers=config.validation.num_workers,
-        seed=training.seed,
-        device=device,
-        shard=(rank(), world_size()),
+        train=make_loader(source, config.dataset, "train", training.batch_size, training.num_workers, **how),
+        val=make_loader(source, config.dataset, "val", val_size, validation.num_workers, **how),
     )
 
 

@@ -95,10 +95,8 @@ class Restored:
     def read_image(self, file: str) -> Tensor:
         """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
         margin = AUGMENTATIONS[self.source.augment].resized_crop
-        image = to_tensor(fit(open_rgb(file), self.source.image_size, margin)).unsqueeze(0).to(self.device)
-        augment = self.val.augment
-        one = torch.zeros(1, dtype=torch.int64)
-        return augment(image, one.to(self.device), augment.draw(1, torch.Generator()).to(self.device))
+        image = to_tensor(fit(open_rgb(file), self.source.image_size, margin)).unsqueeze(0)
+        return self.val.augment.normalise(image.to(self.device))
 
     def normalisation(self) -> dict[str, list[float]]:
         """``mean`` and ``std`` of each channel, for images in [0, 1]."""
