@@ -109,7 +109,7 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
     means = evaluate(model, restored.val, restored.device, _precision(restored), after_batch=count)
     test = None
     if restored.source.test is not None:
-        found = evaluate(model, restored.load_test(), restored.device, _precision(restored))
+        found = evaluate(model, restored.load("test"), restored.device, _precision(restored))
         test = {name: found[name] for name in ("top1", "class_mean")}
     return Scores(means["top1"], means.get("top5"), confusion.cpu(), test)
 

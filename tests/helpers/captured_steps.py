@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from torch import nn
 from toy_runs import toy_config
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_task
 
+from datasets.batch import Batch
 from distillers.at import AT
 from distillers.task import Classification
 from utils.training.build import make_label_loss, make_phases
 from utils.training.device import rng_state
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
+from utils.training.precision import autocast
 from utils.training.step import make_step
 
 CPU = torch.device("cpu")
@@ -38,6 +41,7 @@ class Training:
         recorder: captures the steps; None: they are eager.
         precision: as in the config.
         training: keys of the config.
+        device: where the task is.
         options: of the toy task.
 
     Attributes:
@@ -50,6 +54,7 @@ class Training:
         recorder: TapeRecorder | None = None,
         precision: str = "fp32",
         training: dict[str, Any] | None = None,
+        device: torch.device = CPU,
         **options: Any,
     ):
         config = toy_config(**training or {})
@@ -57,12 +62,13 @@ class Training:
         np.random.seed(5)  # noqa: NPY002
         torch.manual_seed(0)
         options["label_loss"] = make_label_loss(config)
-        self.task = toy_task(distiller, **options) if distiller else Classification(ToyNet(), **options).train()
+        task = toy_task(distiller, **options) if distiller else Classification(ToyNet(), **options).train()
+        self.task, self.device = task.to(device), device
         phase = make_phases(self.task, config)[-1]
         self.optimizers, self.average = phase.optimizers, phase.average
-        self.meter = Meter(CPU)
-        self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, CPU)
-        self.complaints: list[str] = []
+        self.meter = Meter(device)
+        self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, device)
+        self.complaints: list[tuple[int | None, str]] = []
         self.recorder = recorder
         if isinstance(recorder, Off | RoundsDifferently):
             recorder.training = self
@@ -70,18 +76,22 @@ class Training:
             phase,
             self.meter,
             self.gates,
-            lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
+            lambda: autocast(device, precision),
             recorder,
             lambda size, why: self.complaints.append((size, why)),
         )
         torch.manual_seed(11)
         self._taken = 0
 
-    def take(self, sizes: Iterable[int]) -> Training:
-        """A step for each batch size; no two batches are alike."""
-        for size in sizes:
-            self.step(toy_batch(size, seed=self._taken))
-            self._taken += 1
+    def take(self, sizes: Iterable[int], within: Callable[[], AbstractContextManager] = nullcontext) -> Training:
+        """A step for each batch size, in the context of `within`; no two batches are alike."""
+        batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes, self._taken)]
+        batches = [Batch(*(value.to(self.device) for value in batch)) for batch in batches]
+        with within():
+            for batch in batches:
+                self.task.start_step(self._taken)
+                self.step(batch)
+                self._taken += 1
         return self
 
     def state(self) -> dict[str, Any]:
@@ -92,7 +102,7 @@ class Training:
             "meter": self.meter.state_dict(),
             "gates": self.gates.state_dict(),
             "average": self.average and self.average.state_dict(),
-            "random": rng_state(CPU),
+            "random": rng_state(self.device),
         }
         return _copied(state)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from captured_steps import Training
 from toy_runs import finish, toy_config
-from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
+from toys import ToyNet, toy_data, toy_task
 
-from datasets.batch import Batch
 from distillers.at import AT
 from distillers.task import Classification
 from utils.processes.group import from_main, is_main
@@ -19,10 +19,6 @@ from utils.training.build import make_label_loss, make_phases
 from utils.training.cuda_graph import CudaRecorder
 from utils.training.device import choose_device, set_up
 from utils.training.engine import Engine
-from utils.training.gate_counts import GateRecorder
-from utils.training.meter import Meter
-from utils.training.precision import autocast
-from utils.training.step import make_step
 
 DEVICE = torch.device("cuda:0")
 BATCH = 12  # three batches of 12 of the 40 images, and one of 4
@@ -78,31 +74,10 @@ class WaitsOnlyInACapture(AT):
         return super().spot_loss(k, student, teacher, gate, batch)
 
 
-class Training:
-    """A toy task with everything that a step needs; `training` are keys of the config."""
-
-    def __init__(self, distiller="at", precision="fp32", captured=True, device=None, training=None, **options):
-        config = toy_config(**training or {})
-        self.device = device or choose_device("auto")
-        self.task = toy_task(distiller, label_loss=make_label_loss(config), **options).to(self.device)
-        self.complaints = []
-        self.meter = Meter(self.device)
-        gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, self.device)
-        phase = make_phases(self.task, config)[-1]
-        self.recorder = CudaRecorder(self.device) if captured else None
-        context = lambda: autocast(self.device, precision)  # noqa: E731
-        self.step = make_step(
-            phase, self.meter, gates, context, self.recorder, lambda size, why: self.complaints.append(why)
-        )
-
-    def take(self, sizes, before=nullcontext):
-        batches = [toy_batch(size, seed=seed) for seed, size in enumerate(sizes)]
-        batches = [Batch(*(value.to(self.device) for value in batch)) for batch in batches]
-        with before():
-            for number, batch in enumerate(batches):
-                self.task.start_step(number)
-                self.step(batch)
-        return self
+def steps_on_gpu(distiller="at", precision="fp32", *, captured=True, device=None, **options):
+    """A toy task that takes steps, see `captured_steps.Training`."""
+    device = device or choose_device("auto")
+    return Training(distiller, CudaRecorder(device) if captured else None, precision, device=device, **options)
 
 
 @contextmanager

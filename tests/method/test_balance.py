@@ -154,9 +154,7 @@ def test_captured_steps_measure_when_eager_ones_do_and_do_the_same(distiller, mo
     states = []
     for recorder in (None, TapeRecorder()):
         training = Training(distiller, recorder, balance=0.01, beta=100.0)
-        for step, size in enumerate([8] * 8 + [5, 8, 5, 8, 5, 8]):
-            training.task.start_step(step)
-            training.take([size])
+        training.take([8] * 8 + [5, 8, 5, 8, 5, 8])
         assert not training.complaints
         states.append(training.state())
     assert_equal(*states)

@@ -23,6 +23,8 @@ from toy_runs import (
 )
 from toys import ToyNet
 
+from distillers import DISTILLERS
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.errors import UserError
 from utils.processes.stopping import Interrupted
 from utils.run_folder.checkpoint import read_checkpoint
@@ -56,10 +58,9 @@ def finished_run(tmp_path_factory):
 
 
 class TestRepetition:
-    @pytest.mark.parametrize("selection", ["adaptive", "anti", "fixed", "random"])
-    def test_the_same_seed_gives_the_same_run_bit_for_bit(self, tmp_path, selection):
+    def test_the_same_seed_gives_the_same_run_bit_for_bit(self, tmp_path):
         for name in ("first", "second"):
-            finish(make_engine(tmp_path / name, selection=selection))
+            finish(make_engine(tmp_path / name))
         first, second = RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
         assert_equal(read_checkpoint(second.last), read_checkpoint(first.last))
         assert records(second) == records(first)
@@ -87,27 +88,20 @@ class TestResuming:
         if distiller is not None:
             assert gate_records(run) == gate_records(expected)
 
-    @pytest.mark.parametrize("epochs", [1, 2])
-    @pytest.mark.parametrize("distiller", [None, "kd", "at", "fitnet", "sp", "rkd"])
-    def test_after_any_epoch_ends_as_if_never_interrupted(self, tmp_path, uninterrupted, distiller, epochs):
-        self.check(tmp_path, uninterrupted, distiller, "adaptive", epochs, toy_config())
+    @pytest.mark.parametrize(
+        ("distiller", "selection", "saves"),
+        [
+            *((distiller, "adaptive", 5) for distiller in (None, *sorted(set(DISTILLERS) - {"at", "fsp"}))),
+            *(("at", selection, 5) for selection in sorted(set(SELECTIONS) - {"adaptive"})),
+            *(("at", "adaptive", saves) for saves in range(1, 8)),  # within and between epochs
+            *(("fsp", "adaptive", saves) for saves in (1, 2, 3, 4, 5, 6, 8)),  # in pre-training too
+        ],
+    )
+    def test_ends_as_if_never_interrupted(self, tmp_path, uninterrupted, distiller, selection, saves):
+        self.check(tmp_path, uninterrupted, distiller, selection, saves, toy_config(save_every_steps=2))
 
-    @pytest.mark.parametrize("selection", ["anti", "fixed", "random"])
-    def test_holds_for_every_selection(self, tmp_path, uninterrupted, selection):
-        self.check(tmp_path, uninterrupted, "at", selection, 2, toy_config())
-
-    @pytest.mark.parametrize("distiller", ["cc", "vid", "pkt", "nst", "crd", "dkd", "dist", "reviewkd"])
-    def test_holds_for_every_distiller_in_the_middle_of_an_epoch(self, tmp_path, uninterrupted, distiller):
-        self.check(tmp_path, uninterrupted, distiller, "adaptive", 3, toy_config(save_every_steps=2))
-
-    @pytest.mark.parametrize("saves", range(1, 8))
-    def test_holds_at_every_checkpoint_within_and_between_epochs(self, tmp_path, uninterrupted, saves):
-        self.check(tmp_path, uninterrupted, "at", "adaptive", saves, toy_config(save_every_steps=2))
-
-    @pytest.mark.parametrize("saves", [1, 2, 3, 4, 5, 6, 8])
-    @pytest.mark.parametrize("distiller", ["ft", "fsp"])
-    def test_holds_in_pretraining_and_at_its_end(self, tmp_path, uninterrupted, distiller, saves):
-        self.check(tmp_path, uninterrupted, distiller, "adaptive", saves, toy_config(save_every_steps=2))
+    def test_does_so_between_epochs_without_checkpoints_within_them(self, tmp_path, uninterrupted):
+        self.check(tmp_path, uninterrupted, "at", "adaptive", 2, toy_config())
 
     def test_of_a_finished_run_does_nothing_but_report(self, tmp_path):
         first = make_engine(tmp_path / "run")

@@ -16,11 +16,11 @@ from gpu_runs import (
     BATCH,
     DEVICE,
     EPOCHS,
-    Training,
     WaitsOnlyInACapture,
     is_captured,
     little_memory,
     make_engine,
+    steps_on_gpu,
     trained,
 )
 from process_runs import config_file, prepare
@@ -246,8 +246,7 @@ class TestEveryDistiller:
         set_up(toy_config())
         states = []
         for captured in (True, False):
-            torch.manual_seed(3)
-            training = Training(distiller, captured=captured).take([8, 8, 5, 8, 5, 11, 8, 11])
+            training = steps_on_gpu(distiller, captured=captured).take([8, 8, 5, 8, 5, 11, 8, 11])
             assert training.step.captured == captured
             assert training.complaints == []
             states.append(training.task.state_dict())
@@ -258,8 +257,7 @@ class TestEveryDistiller:
         draw_on_the_host(monkeypatch)
         states = []
         for device in (CPU, DEVICE):
-            torch.manual_seed(3)
-            training = Training(distiller, captured=False, device=device).take([8])
+            training = steps_on_gpu(distiller, captured=False, device=device).take([8])
             values = training.task.state_dict() | {name: torch.tensor(x) for name, x in training.meter.means().items()}
             states.append({name: value.cpu() for name, value in values.items()})
         torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
@@ -271,8 +269,7 @@ def test_balanced_spots_are_the_same_when_captured(distiller, monkeypatch):
     set_up(toy_config())
     states = []
     for captured in (True, False):
-        torch.manual_seed(3)
-        training = Training(distiller, captured=captured, balance=0.01, beta=100.0).take([8] * 10)
+        training = steps_on_gpu(distiller, captured=captured, balance=0.01, beta=100.0).take([8] * 10)
         assert training.complaints == []
         states.append(training.task.state_dict())
     torch.testing.assert_close(*states, **CLOSE)

@@ -53,7 +53,7 @@ from utils.training.run import train
 from utils.training.snapshot import Place, Snapshot
 
 # As epochs have them: smaller and larger batches at their ends.
-SIZES = [8, 8, 8, 5, 8, 8, 8, 5, 8, 11]
+SIZES = [8, 8, 5, 8, 5, 8, 11]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -150,7 +150,7 @@ def _gate_shares(line: bytes) -> GateShares:
 
 
 def _gate_samples(file: Path) -> GateSamples:
-    """See `utils.training.gate_counts.GateRecorder.write_samples` for what the file holds."""
+    """See `utils.training.gate_counts.GateRecorder.end_epoch` for what the file holds."""
     with np.load(file) as content:
         distilled, seen, labels = (content[name] for name in ("distilled", "seen", "labels"))
     frequency = distilled.reshape(len(seen), len(labels)) / np.maximum(seen, 1)[:, None]

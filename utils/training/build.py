@@ -26,7 +26,7 @@ from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
 from utils.run_folder.weights import assign_weights, load_weights, take_weights
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
-from utils.training.cuda_graph import refuse_impossible
+from utils.training.cuda_graph import choose_recorder
 from utils.training.device import set_up
 from utils.training.log import log
 from utils.training.meter import accuracy_text
@@ -57,7 +57,7 @@ def build(config: Config, source: Source, device: torch.device) -> tuple[Task, S
         return synchronize_batchnorm(build_task(config, source), config, device)
 
     task = make(source)
-    refuse_impossible(training.cuda_graph, device, task)
+    choose_recorder(training.cuda_graph, device, task)  # refuses a graph that is asked for and not possible
     readable = readable_part(source, config.dataset, training.num_workers)
     if len(readable.labels) < len(source.labels):
         task = make(readable)  # a distiller may keep something of every image
@@ -101,7 +101,7 @@ def build_task(config: Config, source: Source) -> Task:
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(f"model {network.name!r}: has nothing to train, all its parameters have requires_grad=False")
     if kd is None:
-        return Classification(student, make_label_loss(config, class_weights(config.training.class_weights, source)))
+        return Classification(student, make_label_loss(config, source))
     return assemble(config, student, build_network(kd.teacher, source), source)
 
 
@@ -179,16 +179,14 @@ def make_phases(task: Task, config: Config) -> list[Phase]:
     """The training of `task`, after the distiller's own phase if it has one."""
     decay = config.training.ema_decay
     average = WeightAverage(task.student, decay) if decay else None
-    phases = [make_phase("train", task, config.training.epochs, config, average)]
+    parts = [("train", task, config.training.epochs)]
     distiller = getattr(task, "distiller", None)
     if distiller is not None and distiller.pretraining_parameters(task.student):
-        pretraining = Pretraining(task.student, task.teacher, distiller)
-        phases.insert(0, make_phase("pretrain", pretraining, config.pretrain.epochs, config, average))
-    return phases
-
-
-def make_phase(name: str, task: Task, epochs: int, config: Config, average: WeightAverage | None = None) -> Phase:
-    return Phase(name, task, epochs, make_optimizers(task.parameter_groups(), config), average)
+        parts.insert(0, ("pretrain", Pretraining(task.student, task.teacher, distiller), config.pretrain.epochs))
+    return [
+        Phase(name, part, epochs, make_optimizers(part.parameter_groups(), config), average)
+        for name, part, epochs in parts
+    ]
 
 
 def assemble(config: Config, student: StagedModel, teacher: StagedModel, source: Source) -> SpotAdaptiveDistillation:
@@ -220,12 +218,14 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, source:
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
         processes=world_size(),
-        label_loss=make_label_loss(config, class_weights(config.training.class_weights, source)),
+        label_loss=make_label_loss(config, source),
     )
 
 
-def make_label_loss(config: Config, weights: Tensor | None = None) -> LabelLoss:
+def make_label_loss(config: Config, source: Source | None = None) -> LabelLoss:
+    """The config's cross-entropy; the data is needed for ``training.class_weights``."""
     training = config.training
+    weights = class_weights(training.class_weights, source)
     return LabelLoss(training.label_smoothing, training.mixup, training.cutmix, weights)
 
 
@@ -253,22 +253,18 @@ def build_network(config: ModelConfig, source: Source) -> StagedModel:
     Raises:
         UserError: there is none, or it does not turn these images into one logit for each class.
     """
-    name, kwargs = config.name, config.kwargs
-    model = get_model(name, source.num_classes, stages=config.stages, kwargs=kwargs, image_size=source.image_size)
-    if is_registered(name):  # the others have been run when they were cut
-        _check_logits(model, name, source)
-    return model
-
-
-def _check_logits(model: StagedModel, name: str, source: Source) -> None:
-    size = "x".join(map(str, source.image_size))
-    with doing(f"model {name!r}: running it on images of {size}"):
-        _, logits = model.shapes(*source.image_size)
+    name, size = config.name, source.image_size
+    model = get_model(name, source.num_classes, stages=config.stages, kwargs=config.kwargs, image_size=size)
+    if not is_registered(name):  # it has been run when it was cut
+        return model
+    with doing(f"model {name!r}: running it on images of {'x'.join(map(str, size))}"):
+        _, logits = model.shapes(*size)
     if logits != (source.num_classes,):
         raise UserError(
             f"model {name!r}: gives logits of shape {logits} for an image, and the data has {source.num_classes} "
             "classes; its last layer must have the width `num_classes`, with which it is called"
         )
+    return model
 
 
 def synchronize_batchnorm(task: Task, config: Config, device: torch.device) -> Task:

@@ -104,7 +104,10 @@ def waiting_refused() -> Iterator[None]:
 
 
 def choose_recorder(
-    setting: bool | Literal["auto"], device: torch.device, task: nn.Module, tell: Callable[[str], None]
+    setting: bool | Literal["auto"],
+    device: torch.device,
+    task: nn.Module,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> CudaRecorder | None:
     """What captures the training steps; None where they run eagerly.
 
@@ -115,21 +118,16 @@ def choose_recorder(
         tell: called with a line where one might wonder why there is no graph.
 
     Raises:
-        UserError: see `refuse_impossible`.
+        UserError: a graph is asked for and not possible.
     """
-    refuse_impossible(setting, device, task)
     obstacle = find_obstacle(device, task)
+    if setting is True and obstacle:
+        raise UserError(f"training.cuda_graph: true, but {obstacle}; auto makes a graph where it can")
     if setting is False or obstacle:
         if setting and device.type == "cuda":
             tell(f"steps run eagerly, not as one CUDA graph: {obstacle}")
         return None
     return CudaRecorder(device)
-
-
-def refuse_impossible(setting: bool | Literal["auto"], device: torch.device, task: nn.Module) -> None:
-    """Raise a UserError if a graph is asked for and not possible."""
-    if setting is True and (obstacle := find_obstacle(device, task)):
-        raise UserError(f"training.cuda_graph: true, but {obstacle}; auto makes a graph where it can")
 
 
 def find_obstacle(device: torch.device, task: nn.Module) -> str:

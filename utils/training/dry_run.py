@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import resource
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 
 import torch
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from datasets import Data, open_data
@@ -90,12 +90,11 @@ def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device)
     phase.task.train()
     step = EagerStep(phase, Meter(device), gates, partial(autocast, device, config.training.precision))
     batches = itertools.chain.from_iterable(map(data.train.epoch, itertools.count(1)))
-    for _ in range(WARM_UP):
-        step(next(batches))
-    start = _time(device)
-    for _ in range(TIMED):
-        step(next(batches))
-    return (_time(device) - start) / TIMED
+    timer = Timer(
+        "step(next(batches))", globals={"step": step, "batches": batches}, num_threads=torch.get_num_threads()
+    )
+    timer.timeit(WARM_UP)
+    return timer.timeit(TIMED).mean
 
 
 def peak_gigabytes(device: torch.device) -> float:
@@ -103,9 +102,3 @@ def peak_gigabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _time(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -292,9 +292,7 @@ class Engine:
             if is_main():
                 self.gates.load_state_dict(checkpoint["gates"])
             self.val = dict(checkpoint["val"])
-            best = checkpoint["best"]
-            figures = {name: value if value is None else float(value) for name, value in best.items()}
-            self.best = figures | {"epoch": int(best["epoch"])}
+            self.best = dict(checkpoint["best"])
             self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
             for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
                 set_rng_state(process["rng"], self.device)

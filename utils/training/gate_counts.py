@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,38 +62,32 @@ class GateRecorder:
     def end_epoch(self, run: Layout, epoch: int, *, samples: bool) -> None:
         """Write what was counted, and start the next epoch of the classes.
 
+        A line of ``gates.jsonl`` has ``global_epoch``, ``gates`` (their names) and the shares of the ``classes``. The
+        file of the samples has int32 ``distilled`` ``[N, K + 1]`` and ``seen`` ``[N]``, in epochs, and ``labels``.
+
         Args:
             run: the folder.
             epoch: number of the epoch, phases counted together.
-            samples: write the counts of every sample, too.
+            samples: write the counts of every sample so far, too.
         """
         if not self.labels:
             return
         self.collect()
         if is_main():
-            self.write(run.gates, epoch)
+            line = {"global_epoch": epoch, "gates": self.labels, "classes": self.shares()}
+            append_line(run.gates, json.dumps(line))
             if samples:
-                self.write_samples(run.epoch_gate_samples(epoch))
+                counts = {"distilled": self.sample_chosen.cpu().numpy(), "seen": self.sample_seen.cpu().numpy()}
+                file = run.epoch_gate_samples(epoch)
+                file.parent.mkdir(exist_ok=True)
+                with replacing(file) as stream:
+                    np.savez_compressed(stream, **counts, labels=np.array(self.labels))
         self.reset()
 
     def reset(self) -> None:
         """Start the next epoch of the classes; the samples' counts go on."""
         self.chosen.zero_()
         self.seen.zero_()
-
-    def write(self, file: Path, epoch: int) -> None:
-        """Append this epoch's shares as one JSON line: ``global_epoch``, ``gates`` (names), ``classes``."""
-        append_line(file, json.dumps({"global_epoch": epoch, "gates": self.labels, "classes": self.shares()}))
-
-    def write_samples(self, file: Path) -> None:
-        """Write every sample's counts so far into an ``.npz``.
-
-        ``distilled`` is int32 ``[N, K + 1]``, ``seen`` int32 ``[N]``, both in epochs; ``labels`` names the gates.
-        """
-        file.parent.mkdir(exist_ok=True)
-        counts = {"distilled": self.sample_chosen.cpu().numpy(), "seen": self.sample_seen.cpu().numpy()}
-        with replacing(file) as stream:
-            np.savez_compressed(stream, **counts, labels=np.array(self.labels))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).cpu() for name in ("chosen", "seen", "sample_chosen", "sample_seen")}

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,25 @@ class Restored:
         config: of the run that wrote it, under the overrides given.
         content: everything in the file; its weights may have been replaced by their moving average.
         source: the data set.
-        val: its validation images, on `device`; those to train on are not decoded.
+        device: where networks and images go.
     """
 
     path: Path
     config: Config
     content: dict[str, Any]
     source: Source
-    val: Loader
     device: torch.device
 
-    def load_test(self) -> Loader:
-        """The test images, where the data has some, as `val` has those for validation."""
-        return _load("test", self.source, self.config, self.device)
+    @cached_property
+    def val(self) -> Loader:
+        """The validation images."""
+        return self.load("val")
+
+    def load(self, split: str) -> Loader:
+        """The images of a split, prepared as for validation."""
+        size, workers = val_batch_size(self.config, self.device, self.source), self.config.validation.num_workers
+        how = {"seed": self.config.training.seed, "device": self.device}
+        return make_loader(self.source, self.config.dataset, split, size, workers, **how)
 
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode.
@@ -156,9 +163,4 @@ def restore(
     agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
     with nullcontext() if agreed else without_downloads():
         source = readable_part(open_data(settings.dataset), settings.dataset, settings.training.num_workers)
-    return Restored(path, settings, content, source, _load("val", source, settings, device), device)
-
-
-def _load(split: str, source: Source, config: Config, device: torch.device) -> Loader:
-    size, workers = val_batch_size(config, device, source), config.validation.num_workers
-    return make_loader(source, config.dataset, split, size, workers, seed=config.training.seed, device=device)
+    return Restored(path, settings, content, source, device)

@@ -250,9 +250,9 @@ def farewell(config: Config, result: dict, run: Layout, command: Command | None 
         + (f", teacher {result['teacher_top1']:.2f}%" if "teacher_top1" in result else "")
         + (f", test {result['test_top1']:.2f}% (best epoch)" if "test_top1" in result else ""),
     ]
-    if config.kd and (constant := no_choice(config.kd.selection, read_epochs(run.metrics, "train"))):
-        lines.append(str(constant))
     if config.kd and (records := read_epochs(run.metrics, "train")):
+        if constant := no_choice(config.kd.selection, records):
+            lines.append(str(constant))
         beta = config.kd.loss_weights.other_kd
         default = DISTILLERS.get(config.kd_loss.name).default_weight
         lines += too_much(records[-1]["train"], default if beta is None else beta)
