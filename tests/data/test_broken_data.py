@@ -142,18 +142,12 @@ class TestDarkImages:
 class TestLinks:
     """Folders of images that are reached by more than one way."""
 
-    @pytest.mark.parametrize("target", [".", "../..", "../../train"])
-    def test_that_lead_back_add_no_images(self, tmp_path, target):
+    def test_add_each_image_once(self, tmp_path):
         root = image_folder(tmp_path / "images", train=2, val=1)
-        (root / "train" / "ant" / "again").symlink_to(target)
-        assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 1, 1]
-
-    def test_to_one_folder_elsewhere_add_its_images_once(self, tmp_path):
-        root = image_folder(tmp_path / "images", train=2, val=1)
-        save(smooth_picture(8, 8), tmp_path / "elsewhere" / "deep" / "x.png")
-        (tmp_path / "elsewhere" / "deep" / "back").symlink_to("..")
-        for name in ("one", "two"):
-            (root / "train" / "ant" / name).symlink_to(tmp_path / "elsewhere")
+        elsewhere = save(smooth_picture(8, 8), tmp_path / "elsewhere" / "deep" / "x.png").parents[1]
+        (elsewhere / "deep" / "back").symlink_to("..")
+        for number, target in enumerate([".", "../..", "../../train", elsewhere, elsewhere]):
+            (root / "train" / "ant" / f"link{number}").symlink_to(target)
         assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 0, 1, 1]
 
     def test_make_a_class_of_a_folder_elsewhere_but_not_of_another_class(self, tmp_path):
@@ -222,7 +216,6 @@ class TestArrays:
         [
             (torch.rand(2, 3, 8, 8), [0, 1], "images float32 [2, 3, 8, 8] and labels int64 [2], expected uint8"),
             (torch.zeros(2, 8, 8, 3).byte(), [0, 1], "images uint8 [2, 8, 8, 3]"),
-            (torch.zeros(3, 3, 8).byte(), [0, 1, 1], "images uint8 [3, 3, 8]"),
             (torch.zeros(2, 3, 8, 8).byte(), [0.0, 1.0], "labels float32 [2], expected"),
             (torch.zeros(3, 3, 8, 8).byte(), [0, 1], "images uint8 [3, 3, 8, 8] and labels int64 [2]"),
         ],

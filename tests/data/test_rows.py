@@ -218,8 +218,9 @@ class TestText:
         assert "images.parquet failed: " in refusal(table, tmp_path / "images.parquet")
         (tmp_path / "empty").mkdir()
         assert "holds no .parquet, .arrow" in refusal(table, tmp_path / "empty")
-        os.mkfifo(tmp_path / "pipe.csv")
-        assert refusal(table, tmp_path / "pipe.csv").endswith("pipe.csv: is a pipe, expected a file")
+        for name in ("pipe.csv", "pipe.parquet"):
+            os.mkfifo(tmp_path / name)
+            assert refusal(table, tmp_path / name).endswith(f"{name}: is a pipe, expected a file")
         assert "missing.csv failed: No such file or directory" in refusal(table, tmp_path / "missing.csv")
 
 
@@ -326,11 +327,3 @@ class TestArrow:
     )
     def test_what_is_wrong_is_one_line(self, tmp_path, content, change, message):
         assert message in refusal(table, self.store(tmp_path / "images.parquet", change(content)))
-
-    def test_no_table_is_one_line(self, tmp_path):
-        os.mkfifo(tmp_path / "pipe.parquet")
-        assert "is a pipe, expected a file" in refusal(table, tmp_path / "pipe.parquet")
-        (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
-        assert "images.parquet failed: " in refusal(table, tmp_path / "images.parquet")
-        (tmp_path / "empty").mkdir()
-        assert "holds no .parquet, .arrow" in refusal(table, tmp_path / "empty")

@@ -59,7 +59,7 @@ class DatasetConfig(Section):
     )
     val_split: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="share of every class that validates, where no images do (imagefolder, imagenet, csv, parquet)",
+        description="share of every class that validates, where no images do (folders and tables)",
     )
     sampler: Literal["shuffled", "balanced"] = Field(
         "shuffled", description="every training image once per epoch, or all classes equally often"
