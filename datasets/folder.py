@@ -6,6 +6,7 @@ import logging
 import mimetypes
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,13 +55,8 @@ _ADVICE = (
 
 def source_of_files(found: dict[str | None, list[tuple[str, str]]], val_split: float | None, where: str) -> Source:
     """A data set of the path and class of each image of each split, see `source_of_rows`."""
-    rows = [(path, name, split) for split, images in found.items() for path, name in images]
-    paths, labels, splits = zip(*rows)
-
-    def take(numbers: list[int], classes: list[int]) -> Files:
-        return Files([paths[number] for number in numbers], classes)
-
-    return source_of_rows(take, labels, splits, val_split, where, numbers=False)
+    paths, labels, splits = zip(*((path, name, split) for split, images in found.items() for path, name in images))
+    return source_of_rows(partial(Files, paths), labels, splits, val_split, where, numbers=False)
 
 
 def is_hidden(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.source import IMAGENET_NORM, Source, Split
+from datasets.source import IMAGENET_NORM, Files, Source
 from utils.errors import UserError
 
 log = logging.getLogger("sakd")
@@ -44,7 +44,7 @@ def plain_text(text: str) -> str:
 
 
 def source_of_rows(
-    take: Callable[[list[int], list[int]], Split],
+    make: Callable[[list[int]], Files],
     labels: Sequence[Any],
     splits: Sequence[str | None],
     val_split: float | None,
@@ -56,7 +56,7 @@ def source_of_rows(
     """A data set out of rows. Rows without a label are left out.
 
     Args:
-        take: makes a split of row numbers and their labels.
+        make: of the class of each row, makes the images of all rows.
         labels: name or number of each row's class.
         splits: ``train``, ``val`` or ``test`` for each row; all None: the rows are not divided yet.
         val_split: share of the training rows that validates, where none do.
@@ -88,7 +88,8 @@ def source_of_rows(
     for split in ("val", "test"):
         if missing := sorted({str(keys[row]) for row in rows[split]} - set(map(str, trained))):
             raise UserError(f"{where}: no training images of class {enumerate_some(missing)}, which {split} has")
-    train, val, test = (take(rows[split], [numbered[row] for row in rows[split]]) for split in SPLITS)
+    images = make(numbered)
+    train, val, test = (images.subset(rows[split]) for split in SPLITS)
     return Source(train, val, names, *IMAGENET_NORM, augment=None, image_size=None, test=test if len(test) else None)
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,14 +52,13 @@ class EncodedImages(Files):
     """Encoded images (PNG, JPEG, ...) in a table, decoded when they are asked for.
 
     Args:
-        table: the whole column, ``large_binary``.
-        rows: which of its rows belong here.
-        labels: the class of each.
+        column: of the table, ``large_binary``.
         where: what to call the table in messages.
+        labels: the class of each image.
     """
 
-    def __init__(self, table: pyarrow.ChunkedArray, rows: Sequence[int], labels: Sequence[int], where: str):
-        self._table, self._items, self._where = table, np.array(rows, dtype=np.int64), where
+    def __init__(self, column: pyarrow.ChunkedArray, where: str, labels: Sequence[int]):
+        self._column, self._items, self._where = column, np.arange(len(column)), where
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.seen = True
 
@@ -66,7 +66,7 @@ class EncodedImages(Files):
         return f"{self._where} row {self._items[index]}"
 
     def content(self, index: int) -> bytes:
-        return self._table[int(self._items[index])].as_py() or b""  # nothing is no image, as other bytes are none
+        return self._column[int(self._items[index])].as_py() or b""  # nothing is no image, as other bytes are none
 
 
 @register_dataset("csv", "parquet")
@@ -102,14 +102,10 @@ def table(
     if len(names) > 1:
         raise UserError(f"{root}: its files give the classes different names")
     images = _joined([part.images for part in parts], root)
-
-    def take(rows: list[int], labels: list[int]) -> Files:
-        if isinstance(images, list):
-            return Files([images[row] for row in rows], labels, seen=False)
-        return EncodedImages(images, rows, labels, str(root))
-
+    listed = isinstance(images, list)
+    make = partial(Files, images, seen=False) if listed else partial(EncodedImages, images, str(root))
     labels = [label for part in parts for label in part.labels]
-    return source_of_rows(take, labels, splits, val_split, str(root), class_names=names.pop())
+    return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
 
 
 def _tables_in(folder: Path) -> list[Path]:

@@ -17,11 +17,9 @@ class MemoryLoader(Loader):
 
     Args:
         images: uint8 ``[N, 3, H, W]``.
-        labels: int64 ``[N]``.
-        order: cuts an epoch into batches.
-        augment: turns uint8 images into batches; must not need images in full size.
-        seed: of every order and augmentation.
-        device: the training device.
+        augment: must not need images in full size.
+
+    The other arguments are those of `Loader`.
     """
 
     def __init__(

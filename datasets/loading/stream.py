@@ -24,12 +24,10 @@ class StreamLoader(Loader):
 
     Args:
         split: files, or arrays.
-        order: cuts an epoch into batches.
-        augment: turns uint8 images into batches.
         margin: see `datasets.images.fit`.
         workers: processes that decode; 0: the training process does.
-        seed: of every order and augmentation.
-        device: the training device.
+
+    The other arguments are those of `Loader`.
     """
 
     def __init__(
