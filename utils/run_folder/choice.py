@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from distillers.spot_adaptive.selection import SELECTIONS
 
 CERTAIN = 0.995  # share of the samples that counts as all of them
+_LIKE = {
+    "everywhere": f"everywhere (>= {100 * CERTAIN:g} % at every spot) since epoch {{}}, as fixed does",
+    "nowhere": f"nowhere (<= {100 * (1 - CERTAIN):g} % at every spot) since epoch {{}}, as if there were no teacher",
+}
 
-Where = Literal["everywhere", "nowhere"]
 
-
-@dataclass(frozen=True)
-class NoChoice:
+class NoChoice(NamedTuple):
     """A policy that treats all samples alike.
 
     Attributes:
         selection: one that has a policy.
-        where: at which spots the student is distilled.
+        where: at which spots the student is distilled, ``everywhere`` or ``nowhere``.
         since: the first epoch from which on this holds.
     """
 
     selection: str
-    where: Where
+    where: str
     since: int
 
     def __str__(self) -> str:
         who = "the opposite of the policy" if self.selection == "anti" else "the policy"
-        share, like = {
-            "everywhere": (f">= {100 * CERTAIN:g}", "as fixed does"),
-            "nowhere": (f"<= {100 * (1 - CERTAIN):g}", "as if there were no teacher"),
-        }[self.where]
-        return f"{who} distilled {self.where} ({share} % at every spot) since epoch {self.since}, {like}"
+        return f"{who} distilled {_LIKE[self.where].format(self.since)}"
 
     @property
     def short(self) -> str:
@@ -56,7 +52,7 @@ def no_choice(selection: str, records: Sequence[dict[str, Any]]) -> NoChoice | N
     return NoChoice(selection, where, epochs[-1]["epoch"])
 
 
-def _where(record: dict[str, Any]) -> Where | None:
+def _where(record: dict[str, Any]) -> str | None:
     """Where the student was distilled in an epoch; None if only in some places."""
     shares = [share for name, share in record["train"].items() if name.startswith("gate/")]
     if shares and min(shares) >= CERTAIN:
