@@ -14,12 +14,18 @@ from datasets.source import Files, Source
 from utils.config import load_config
 from utils.report import build, style
 from utils.report.__main__ import main
-from utils.report.curves import accuracy_figure, accuracy_limits, cross_entropy_figure, difference_figure
+from utils.report.curves import (
+    accuracy_figure,
+    accuracy_limits,
+    contributions,
+    cross_entropy_figure,
+    difference_figure,
+    loss_figure,
+    share_figure,
+)
 from utils.report.gallery import extremes, gallery_figure
-from utils.report.gates import share_figure
 from utils.report.groups import grouped
 from utils.report.heatmaps import class_heatmap, confusion_figure
-from utils.report.losses import contributions, loss_figure
 from utils.report.student import confusion_of, count_figure, predict, worst
 from utils.run_folder.read import find_runs, read_run
 from utils.training.run import train
@@ -107,15 +113,6 @@ def test_the_numbers_of_a_heatmap_are_its_counts_or_shares(tmp_path):
     assert texts_of(class_heatmap(read_run(folder).gate_shares(), None, "t").axes[0].texts) == ["50", "100"]
 
 
-def test_names_are_text_for_matplotlib_and_for_the_page(tmp_path):
-    config = write_run(tmp_path / "run", selection="adaptive") / "config.yml"
-    config.write_text(config.read_text().replace("label: null", "label: '<b>$x^{'", 1))
-    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-images"]) == 0
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert ("<b>$x^{" in page, "&lt;b&gt;$x^{" in page) == (False, True)
-    assert len(figures_in(tmp_path / "out")) == 6
-
-
 def test_the_gallery_picks_extremes_and_spreads_its_choice_among_equals():
     frequency = np.array([0.5, 0.9, 0.1, 1.0, 0.0, 0.5])
     assert extremes(frequency, 2, most=True).tolist() == [3, 1]
@@ -165,12 +162,13 @@ def test_the_gallery_waits_for_ten_epochs_and_says_why_it_is_not_there(tmp_path)
     assert (f"{tmp_path / 'own'} does not hold exactly the 18 images" in text, is_shown) == (True, False)
 
 
-def test_the_page_is_self_contained_and_links_to_every_run(tmp_path, capsys):
+def test_the_page_is_self_contained_links_to_every_run_and_takes_names_for_text(tmp_path, capsys):
     runs, out = tmp_path / "my run", tmp_path / "out"
     folder = write_run(runs, selection="adaptive")
     write_samples(folder, 10, np.random.default_rng(0).integers(0, 5, (776, 4)), SPOTS)
     write_run(runs, selection="fixed", done=1)
-    write_run(runs, selection="adaptive", distiller="sp", epochs=1)
+    config = write_run(runs, selection="fixed", distiller="sp", epochs=1) / "config.yml"
+    config.write_text(config.read_text().replace("label: null", "label: '<b>$x^{'", 1))
     write_run(runs, selection="anti", dataset="cifar-100", teacher="vgg13", student="vgg8", done=0)
     write_run(runs, selection="single", student="resnet8")
     assert main([str(runs), "--out", str(out), "--details", "1"]) == 0
@@ -182,9 +180,12 @@ def test_the_page_is_self_contained_and_links_to_every_run(tmp_path, capsys):
     linked = {(out / folder.replace("%20", " ")).resolve() for folder in folders}
     assert linked == {run.path for run in find_runs([runs])}
     assert not re.search(r"url\(|@import", page)
-    parts = ("accuracy-and-cost", "accuracy", "cross-entropy", "gate-shares")
-    of_run = {f"run-001-resnet20-resnet8-at-adaptive-seed-1029-{part}" for part in ("losses", "classes", "gallery")}
-    assert figures_in(out) == {f"digits-{part}" for part in parts} | of_run
+    assert ("<b>$x^{" in page, "&lt;b&gt;$x^{" in page) == (False, True)
+    parts = ("accuracy-and-cost", "accuracy", "cross-entropy")
+    of_run = {f"run-001-resnet20-resnet8-at-adaptive-seed-1029-{part}" for part in ("losses", "classes", "gallery")} | {
+        "digits-gate-shares"
+    }
+    assert figures_in(out) == {f"{name}-{part}" for part in parts for name in ("digits", "b-x")} | of_run
     assert "## Results on digits" in capsys.readouterr().out
 
 

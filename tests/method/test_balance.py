@@ -20,7 +20,7 @@ from distillers.spot_adaptive.balance import EVERY, MOMENTUM, UNSET, Balance, fe
 from distillers.spot_adaptive.join import join
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.processes.group import rank
-from utils.report.losses import contributions
+from utils.report.curves import contributions
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.read import read_run
 

@@ -12,7 +12,7 @@ from utils.training.run import train
 
 TIMM = {"name": "timm.create_model", "label": "net", "kwargs": {"model_name": "resnet18"}}
 OTHER_TIMM = TIMM | {"kwargs": {"model_name": "resnet34"}}
-ITS_NAME, OTHER_NAME = "timm.create_model-model_name-resnet18", "timm.create_model-model_name-resnet34"
+NAMES = "holds a run of timm.create_model-model_name-resnet34, not of timm.create_model-model_name-resnet18; {}"
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def leave_a_run(config: Config) -> None:
 def test_a_run_of_another_network_is_neither_repeated_nor_resumed():
     leave_a_run(config(model=OTHER_TIMM))
     for resume in (False, True):
-        with pytest.raises(UserError, match=rf"net: holds a run of {OTHER_NAME}, not of {ITS_NAME}; model\.label="):
+        with pytest.raises(UserError, match=NAMES.format("model.label=")):
             train(config(model=TIMM), resume=resume)
 
 
@@ -41,14 +41,14 @@ def test_a_run_of_another_network_is_neither_repeated_nor_resumed():
 def test_of_a_pair_either_network_may_be_another(role):
     pair = {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}}
     leave_a_run(config(PAIR, kd=pair | {role: OTHER_TIMM}))
-    with pytest.raises(UserError, match=rf"holds a run of {OTHER_NAME}, not of {ITS_NAME}; kd\.{role}\.label="):
+    with pytest.raises(UserError, match=NAMES.format(f"kd.{role}.label=")):
         refuse_run_of_others((wanted := config(PAIR, kd=pair | {role: TIMM})).run_dir, wanted)
 
 
 def test_a_teacher_that_was_trained_as_another_network_is_refused_unless_its_file_is_named():
     leave_a_run(config(model=OTHER_TIMM))
     pair = {"teacher": TIMM, "student": {"name": "vgg8"}}
-    with pytest.raises(UserError, match=rf"holds a run of {OTHER_NAME}, not of {ITS_NAME}; kd\.teacher\.label="):
+    with pytest.raises(UserError, match=NAMES.format("kd.teacher.label=")):
         find_teacher(config(PAIR, kd=pair))
     file = "run/digits/1029/net/ckpt/best.pth"
     assert str(find_teacher(config(PAIR, kd=pair | {"teacher": TIMM | {"checkpoint": file}}))) == file
@@ -56,11 +56,9 @@ def test_a_teacher_that_was_trained_as_another_network_is_refused_unless_its_fil
 
 def test_a_folder_of_the_same_networks_or_of_unknown_ones_is_accepted(tmp_path):
     for meant in (config(), config(model=TIMM), config(PAIR)):
-        refuse_run_of_others(meant.run_dir, meant)
         leave_a_run(meant)
         refuse_run_of_others(meant.run_dir, meant)
     refuse_other_teacher(config().run_dir, config().model)
-    for content in (b"\xff", b"model: 3", b"kd: {teacher: x}"):
+    for content in (b"\xff", b"model: 3"):
         (tmp_path / "config.yml").write_bytes(content)
         refuse_run_of_others(tmp_path, config())
-        refuse_run_of_others(tmp_path, config(PAIR))

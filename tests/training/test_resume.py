@@ -27,10 +27,9 @@ def check(content, config=CONFIG, epochs=(3,)):
     check_checkpoint(content, config, epochs, STEPS, Path("run"))
 
 
-def refusal(content, config=CONFIG, epochs=(3,)):
-    with pytest.raises(UserError) as error:
+def refuse(complaint, content, config=CONFIG, epochs=(3,)):
+    with pytest.raises(UserError, match=complaint):
         check(content, config, epochs)
-    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -41,19 +40,20 @@ def test_any_step_of_a_run_can_be_gone_on_from(phase, epoch, step, epochs):
     check(checkpoint(phase, epoch, step), epochs=epochs)
 
 
-@pytest.mark.parametrize("key", ["config", "format", "progress"])
-def test_a_checkpoint_that_lacks_an_entry_is_one_line(key):
-    content = checkpoint()
-    del content[key]
-    assert refusal(content) == f"run: going on from its checkpoint failed: KeyError: '{key}'"
-
-
-def test_another_format_is_refused():
-    assert f"its format is {FORMAT + 1}, this version reads {FORMAT}" in refusal(checkpoint(format=FORMAT + 1))
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"format": FORMAT, "config": CONFIG}, "going on from its checkpoint failed: KeyError: 'progress'"),
+        (checkpoint(format=FORMAT + 1), "its format is 2, this version reads 1"),
+        (checkpoint(epoch=3, val={}), "holds no accuracy"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_one_line(content, complaint):
+    refuse(complaint, content)
 
 
 INCONSISTENT = [
-    ((0, 10**9, 0), (3,), "training.epochs is 3, but 1000000000 epochs are done"),
+    ((0, -1, 0), (3,), "it is damaged"),
     ((0, 4, 0), (3,), "training.epochs is 3, but 4 epochs are done; set training.epochs=4 or more"),
     ((0, 2, 0), (2, 3), "pretrain.epochs is 2, but 2 epochs are done; set pretrain.epochs=3 or more"),
     ((0, 1, 6), (3,), "it was written after step 6 of an epoch of 5 steps"),
@@ -64,21 +64,20 @@ INCONSISTENT = [
 
 @pytest.mark.parametrize(("progress", "epochs", "complaint"), INCONSISTENT)
 def test_a_checkpoint_of_a_step_that_this_run_does_not_have_is_refused(progress, epochs, complaint):
-    assert complaint in refusal(checkpoint(*progress), epochs=epochs)
+    refuse(complaint, checkpoint(*progress), epochs=epochs)
 
 
 def test_a_phase_that_is_over_keeps_its_number_of_epochs():
     other = CONFIG | {"pretrain": CONFIG["pretrain"] | {"epochs": 1}}
     check(checkpoint(phase=0, epoch=0, step=1), other, (1, 3))
-    complaint = "pretrain.epochs is 1, but that phase is over after 2; set pretrain.epochs=2"
-    assert complaint in refusal(checkpoint(phase=1), other, (1, 3))
+    refuse("that phase is over after 2; set pretrain.epochs=2", checkpoint(phase=1), other, (1, 3))
 
 
 @pytest.mark.parametrize("progress", [(0, 0, 1), (0, 1, 0), (1, 2, 3)])
 def test_a_checkpoint_without_what_the_optimisers_remember_is_refused(progress):
     group = {"momentum": 0.9, "nesterov": False}
     content = checkpoint(*progress, optimizers={"agent": {"state": {}, "param_groups": [group]}})
-    assert "it lacks the state of the optimiser of agent" in refusal(content, epochs=(3, 3))
+    refuse("it lacks the state of the optimiser of agent", content, epochs=(3, 3))
     group["momentum"] = 0  # there is nothing to remember
     check(content, epochs=(3, 3))
 
@@ -89,35 +88,26 @@ def test_a_phase_that_has_not_begun_remembers_nothing():
 
 def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
     other = toy_config(epochs=3, batch_size=4).to_dict()
-    check(checkpoint(step=0), other, (3,))
-    complaint = "training.batch_size is 4, but it was written in the middle of an epoch of batches of 8"
-    assert complaint in refusal(checkpoint(step=3), other)
+    check(checkpoint(step=0), other)
+    refuse("training.batch_size is 4, but .* in the middle of an epoch of batches of 8", checkpoint(step=3), other)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "complaint"),
     [
         ({"name": "SGD"}, "training.optimizer.name is SGD, but it is of a run with AdamW"),
-        ({"name": "AdamW"}, "training.optimizer.options is {}, but it is of a run with {'betas': [0.9, 0.95]}"),
+        ({"name": "AdamW"}, r"training.optimizer.options is {}, but it is of a run with {'betas': \[0.9, 0.95\]}"),
     ],
 )
 def test_a_run_cannot_change_its_optimizer(optimizer, complaint):
     content = checkpoint(config=toy_config(**RECIPE).to_dict())
-    assert complaint in refusal(content, toy_config(**RECIPE | {"optimizer": optimizer}).to_dict())
-    check(content, toy_config(**RECIPE | {"lr": 0.1}).to_dict(), (3,))
+    refuse(complaint, content, toy_config(**RECIPE | {"optimizer": optimizer}).to_dict())
+    check(content, toy_config(**RECIPE | {"lr": 0.1}).to_dict())
 
 
 def test_settings_that_a_finished_run_cannot_use_any_more_are_refused():
-    other = toy_config(epochs=3, lr=0.01, num_workers=1).to_dict()
-    assert "it is of a finished run with training.lr=0.05, and 0.01 would have no effect" in refusal(
-        checkpoint(epoch=3), other
-    )
-    check(checkpoint(epoch=2), other, (3,))
-    longer = toy_config(epochs=4, lr=0.01).to_dict()
+    slower, longer = (toy_config(epochs=epochs, lr=0.01).to_dict() for epochs in (3, 4))
+    refuse("finished run with training.lr=0.05, and 0.01 would have no effect", checkpoint(epoch=3), slower)
+    check(checkpoint(epoch=2), slower)
     check(checkpoint(epoch=3), longer, (4,))
-    elsewhere = toy_config(epochs=3, num_workers=1).to_dict()
-    check(checkpoint(epoch=3), elsewhere, (3,))
-
-
-def test_a_finished_run_without_an_accuracy_is_refused():
-    assert "holds no accuracy" in refusal(checkpoint(epoch=3, val={}))
+    check(checkpoint(epoch=3), toy_config(epochs=3, num_workers=1).to_dict())

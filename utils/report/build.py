@@ -16,13 +16,20 @@ from datasets.rows import enumerate_some
 from datasets.source import Source
 from utils.errors import UserError, doing
 from utils.files import warn_once
-from utils.report.curves import accuracy_figure, accuracy_limits, cross_entropy_figure, difference_figure, with_epochs
+from utils.report.curves import (
+    accuracy_figure,
+    accuracy_limits,
+    choosing,
+    cross_entropy_figure,
+    difference_figure,
+    loss_figure,
+    share_figure,
+    with_epochs,
+)
 from utils.report.gain import answer, best_student, tradeoff_figure
 from utils.report.gallery import gallery_figure, mistakes_figure
-from utils.report.gates import share_figure, with_policy
 from utils.report.groups import Group, replaced
 from utils.report.heatmaps import class_heatmap, confusion_figure
-from utils.report.losses import loss_figure
 from utils.report.page import Section, ShownFigure, address, slug
 from utils.report.style import png
 from utils.report.tables import TEST, result_tables, run_table
@@ -134,8 +141,8 @@ def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     accuracy = partial(accuracy_figure, limits=accuracy_limits([run for group in groups for run in group.runs]))
     curves = drawn(f"{dataset} accuracy", ACCURACY, accuracy, chunks(begun, PANELS))
     curves += drawn(f"{dataset} cross entropy", ENTROPY, cross_entropy_figure, chunks(begun, PANELS))
-    choosing = chunks([group for group in groups if with_policy(group.runs)], GRID_ROWS)
-    shares = drawn(f"{dataset} gate shares", SHARES, share_figure, choosing)
+    with_gates = [group for group in groups if choosing(group.runs)]
+    shares = drawn(f"{dataset} gate shares", SHARES, share_figure, chunks(with_gates, GRID_ROWS))
     sections = [
         Section(f"Training on {dataset}", figures=curves),
         Section(f"Where {dataset} is distilled, and when", figures=shares),
@@ -149,7 +156,7 @@ def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: boo
     Args:
         with_images: load the data sets, for class names and galleries.
     """
-    chosen = with_policy(runs)
+    chosen = choosing(runs)
     # A seed of every pair and distiller comes before a second seed of any.
     chosen.sort(key=lambda run: (not run.is_finished, run.selection != "adaptive", run.seed))
     for number, run in enumerate(chosen[:limit], 1):

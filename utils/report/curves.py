@@ -1,16 +1,18 @@
-"""Accuracy and cross-entropy over epochs, and what spot-adaptivity gains."""
+"""Accuracy, losses and gates over epochs, and what spot-adaptivity gains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import fill
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.report.groups import Group
 from utils.report.style import (
+    PANEL,
     REFERENCE,
     SELECTION_COLORS,
     epoch_axis,
@@ -25,11 +27,18 @@ from utils.report.style import (
 from utils.run_folder.read import Run
 
 TITLE_WIDTH = 46  # characters that fit above a panel
+_NOT_WEIGHTED = ("loss/total", "loss/ce", "loss/routed_ce", "loss/policy")
+ROUTED = "routed cross-entropy,\nthe policy's, not in the total"
 STEEP = 0.25  # of the epochs, in which no scale is sought: accuracy rises too far there
 
 
 def with_epochs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.records]
+
+
+def choosing(runs: Sequence[Run]) -> list[Run]:
+    """Those that have recorded what their policy did."""
+    return [run for run in runs if run.has_policy and run.records]
 
 
 @styled()
@@ -117,3 +126,76 @@ def difference_figure(groups: Sequence[Group]) -> Figure:
     published = [mark("published", theirs, marker="D", ms=4, mfc="none", ls="")] if paper.notna().any() else []
     figure_legend(figure, [mark("ours, 95 % interval", ours, marker="o", ms=4), *published])
     return figure
+
+
+@styled()
+def share_figure(groups: Sequence[Group]) -> Figure:
+    """Share of training samples distilled at each spot over epochs: a row for each group, a column for each spot.
+
+    Args:
+        groups: have runs of `choosing`.
+    """
+    rows = [choosing(group.runs) for group in groups]
+    columns = max(len(runs[0].gate_labels) for runs in rows)
+    size = (max(columns * PANEL[0] * 0.62, 4.2), len(rows) * PANEL[1] * 0.85 + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False, sharey="row")
+    for line, group, runs in zip(axes, groups, rows):
+        labels = runs[0].gate_labels
+        for panel, label in zip(line, labels):
+            for run in runs:
+                run_line(panel, run, 100 * run.curve(f"train.gate/{label}"))
+            epoch_axis(panel, max(run.epochs for run in runs))
+            panel.set(title=label, ylim=(-3, 103), yticks=(0, 50, 100))
+            panel.tick_params(labelleft=panel is line[0])
+        for empty in line[len(labels) :]:
+            empty.remove()
+        words = [group.first.pair, group.first.distiller, *group.settings.split(), "distilled (%)"]
+        line[0].set_ylabel("\n".join(words), fontsize=8)
+    legend(figure, [run for runs in rows for run in runs])
+    return figure
+
+
+def contributions(run: Run) -> pd.DataFrame:
+    """Of every term, what it adds to the total in each epoch, its weights (alpha or beta, balance) included.
+
+    The weights are those that the run wrote down; the terms of an older run, which did not, are without them.
+
+    Returns:
+        a column for each term by its name in ``metrics.jsonl``, e.g. ``"loss/f1"``; total and cross-entropy are first.
+    """
+    weights = run.facts.get("weights", {})
+    named = [name for name in run.records[-1]["train"] if name.startswith("loss/") and name not in _NOT_WEIGHTED]
+    terms = {name: run.curve(f"train.{name}").fillna(0.0) for name in ("loss/total", "loss/ce", *named)}
+    for name in named:
+        weight, ramp = weights.get(name, (1.0, 0))
+        balance = run.curve(name.replace("loss/", "train.weight/", 1)).fillna(1.0)
+        terms[name] *= balance * weight * np.minimum(1.0, terms[name].index / max(ramp, 1))
+    return pd.DataFrame(terms)
+
+
+@styled()
+def loss_figure(run: Run) -> Figure:
+    """The contributions over epochs."""
+    terms = contributions(run)
+    figure, (panel,) = panels(1)
+    for name, values in terms.items():
+        spot = name.removeprefix("loss/")
+        marker = "o" if len(values) == 1 else ""
+        color = REFERENCE if spot == "total" else None
+        panel.plot(values, label=_label(spot, run), color=color, marker=marker, ms=4)
+    if (routed := run.curve("train.loss/routed_ce")).notna().any():
+        panel.plot(routed, label=ROUTED, ls="--")
+    if terms.min(axis=None) > 0:
+        log_axis(panel)
+    epoch_axis(panel, run.epochs)
+    panel.set(title=run.title, ylabel="part of the training loss, epoch mean")
+    panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _label(term: str, run: Run) -> str:
+    if term in run.gate_labels[:-1]:
+        return f"beta * distiller at {term}"
+    named = {"total": "total", "ce": "cross-entropy", "kl": "alpha * KL at the logits"}
+    return named.get(term, "alpha * loss at the logits")

@@ -9,24 +9,34 @@ from collections.abc import Sequence
 import pandas as pd
 from tqdm import tqdm
 
+from utils.report.gain import gain
 from utils.report.groups import TEACHER, Group
 from utils.report.statistics import mean_text
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import SELECTIONS, SINGLE, Run
 
-MEASURES = {"last": "last epoch", "best": "best epoch"}
 TEST = "test split, best epoch"
+MEASURES = {"last": "last epoch", "best": "best epoch", "test": TEST}
 COLUMNS = (TEACHER, SINGLE, *SELECTIONS)
 IN_PAPER = (TEACHER, SINGLE, "fixed", "adaptive")
+COMPARED = ("fixed", "adaptive")
+ABLATIONS = tuple(name for name in SELECTIONS if name not in COMPARED)
 
 
 def result_tables(groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
     """The tables of `groups` by what they show: one for each measure, or a single one where they would be the same."""
-    last, best = (result_table(groups, measure) for measure in MEASURES)
-    tables = (
-        {"last epoch, which is the best": last} if last.equals(best) else dict(zip(MEASURES.values(), (last, best)))
-    )
-    return tables | ({TEST: result_table(groups, "test")} if _are_tested(groups) else {})
+    tables = {MEASURES[measure]: result_table(groups, measure) for measure in _measured(groups)}
+    last, best = tables[MEASURES["last"]], tables[MEASURES["best"]]
+    if last.equals(best):
+        del tables[MEASURES["last"]], tables[MEASURES["best"]]
+        return {"last epoch, which is the best": last} | tables
+    return tables
+
+
+def _measured(groups: Sequence[Group]) -> list[str]:
+    """The test split is a measure if some run has been evaluated on it."""
+    tested = any(run.test_top1 is not None for group in groups for run in (*group.runs, *group.alone))
+    return [measure for measure in MEASURES if tested or measure != "test"]
 
 
 def result_table(groups: Sequence[Group], measure: str) -> pd.DataFrame:
@@ -34,11 +44,11 @@ def result_table(groups: Sequence[Group], measure: str) -> pd.DataFrame:
     return without_empty(
         pd.DataFrame(
             {"pair": group.first.pair, "distiller": group.first.distiller}
-            | {name: _cell(group, name, measure) for name in ("fixed", "adaptive")}
+            | {name: _cell(group, name, measure) for name in COMPARED}
             | {"adaptive - fixed": str(group.difference("adaptive", "fixed", measure) or "")}
-            | {f"{name} - single": str(group.difference(name, SINGLE, measure) or "") for name in ("fixed", "adaptive")}
-            | {name: _cell(group, name, measure) for name in (SINGLE, "random", "anti", TEACHER)}
-            | {f"gap closed: {name}": share(group.gap_closed(name, measure)) for name in ("fixed", "adaptive")}
+            | {f"{name} - single": str(gain(group, name, measure) or "") for name in COMPARED}
+            | {name: _cell(group, name, measure) for name in (SINGLE, *ABLATIONS, TEACHER)}
+            | {f"gap closed: {name}": share(group.gap_closed(name, measure)) for name in COMPARED}
             | {"no choice": _no_choice(group)}
             | {f"{name}*": percent(group.published.get(name)) for name in IN_PAPER}
             | {"settings": group.settings}
@@ -65,13 +75,7 @@ def _no_choice(group: Group) -> str:
 
 def result_records(groups: Sequence[Group]) -> pd.DataFrame:
     """The same as numbers, a row for each group and measure."""
-    measures = [*MEASURES, "test"] if _are_tested(groups) else list(MEASURES)
-    return pd.DataFrame(_record(group, measure) for group in groups for measure in measures)
-
-
-def _are_tested(groups: Sequence[Group]) -> bool:
-    """Some run has been evaluated on a test split."""
-    return any(run.test_top1 is not None for group in groups for run in (*group.runs, *group.alone))
+    return pd.DataFrame(_record(group, measure) for group in groups for measure in _measured(groups))
 
 
 def _record(group: Group, measure: str) -> dict[str, object]:
@@ -96,7 +100,6 @@ def run_records(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def _run_record(run: Run, group: Group) -> dict[str, object]:
-    facts = run.facts
     costs = ("parameters", "flops", "teacher_parameters", "teacher_flops", "device")
     return {
         "dataset": run.dataset,
@@ -120,7 +123,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
         "lr": run.settings.get("training.lr"),
         "batch_size": run.settings.get("training.batch_size"),
         "seconds": round(run.seconds, 1),
-        **{name: facts.get(name) for name in costs},
+        **{name: run.facts.get(name) for name in costs},
         "folder": str(run.path),
         "command": command_of(run),
     }
