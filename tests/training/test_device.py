@@ -2,14 +2,13 @@
 
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from ready_process import REPOSITORY, ReadyProcess
+from ready_process import ReadyProcess
 from toys import ToyNet
 
 from models import get_model
@@ -18,7 +17,7 @@ from utils.files import warn_once
 from utils.training.build import val_batch_size
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, keep_threads
 from utils.training.facts import flops_without_computing
-from utils.training.precision import autocast, keep_in_bfloat16, precision_advice, refuse_precision
+from utils.training.precision import autocast, keep_in_bfloat16, precision_advice, refuse_precision, set_precision
 
 CPU = torch.device("cpu")
 
@@ -55,6 +54,15 @@ def test_who_has_chosen_otherwise_is_not_overruled():
     kept, pages = new_pages(MALLOC_TRIM_THRESHOLD_="131072")
     assert not kept
     assert pages > 1000
+
+
+def show_fp32_precision():
+    """Of convolutions and matrix products, by the new flags and the old ones."""
+    torch.backends.fp32_precision = "tf32"
+    for precision in ("fp32", "tf32"):
+        set_precision(precision)
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        print(cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.allow_tf32, matmul.allow_tf32)
 
 
 class TestAGpuThatCannotBeUsed:
@@ -171,17 +179,9 @@ class TestPrecision:
         assert precision_advice(gpu((9, 0)), "tf32") == precision_advice(CPU, "fp32") == ""
 
     def test_of_fp32_is_ieee_whatever_a_library_has_set(self):
-        code = (
-            "import torch; from utils.training.precision import set_precision\n"
-            "torch.backends.fp32_precision = 'tf32'\n"
-            "for precision in ('fp32', 'tf32'):\n"
-            "    set_precision(precision)\n"
-            "    b = torch.backends\n"
-            "    print(b.cudnn.conv.fp32_precision, b.cuda.matmul.fp32_precision, b.cudnn.allow_tf32,"
-            " b.cuda.matmul.allow_tf32)\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.stdout == "ieee ieee False False\ntf32 ieee True False\n", done.stderr
+        process = ReadyProcess(show_fp32_precision)
+        assert process.ending() == (0, "")
+        assert process.stdout.read() == "ieee ieee False False\ntf32 ieee True False\n"
 
     def test_of_bfloat16_keeps_the_teachers_weights_so_and_computes_the_same(self):
         teacher, image = get_model("resnet8", 5).eval().requires_grad_(False), torch.randn(2, 3, 16, 16)

@@ -169,24 +169,18 @@ def bank(training):
         ("crd", lambda: Off(lambda t: t.task.student.conv1.weight.mul_(1.001)), f"{OTHERS}the parameters"),
         (
             "crd",
-            lambda: Off(lambda t: t.momentum("student").mul_(1.01)),
-            f"{OTHERS}momentum_buffer of the optimiser of student",
-        ),
-        (
-            "crd",
             lambda: Off(lambda t: t.momentum("agent").zero_()),
             f"{OTHERS}momentum_buffer of the optimiser of agent",
         ),
         ("crd", lambda: Off(lambda t: bank(t).mul_(0.99)), f"{OTHERS}distiller.contrasts.0.student_bank"),
-        ("crd", lambda: Off(lambda t: t.task.student.bn1.running_var.mul_(1.01)), f"{OTHERS}student.bn1"),
         ("crd", lambda: Off(lambda t: t.gates.sample_chosen[0].add_(1)), f"{OTHERS}the counts of gates"),
         ("crd", lambda: Off(lambda t: torch.rand(())), "a repetition draws another amount of random numbers"),
     ],
 )
 def test_what_cannot_be_captured_is_said_in_one_line_and_trains_eagerly(distiller, recorder, complaint):
-    training = Training(distiller, recorder()).take(SIZES)
+    training = Training(distiller, recorder()).take([8, 8, 5, 8])
     found = training.state()
-    eager = Training(distiller).take(SIZES)
+    eager = Training(distiller).take([8, 8, 5, 8])
     ((size, line),) = training.complaints
     assert size is None
     assert line == complaint or (distiller is DrawsOnItsOwn and line.startswith(complaint))
@@ -328,7 +322,7 @@ def eager(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("distiller", "selection"),
-    [(None, ""), ("at", "anti"), ("crd", "adaptive"), ("fsp", "random"), ("ft", "fixed")],
+    [(None, ""), ("crd", "adaptive"), ("ft", "fixed")],
 )
 def test_runs_end_the_same_with_captured_steps(tmp_path, eager, distiller, selection):
     recorder = TapeRecorder()
@@ -344,10 +338,8 @@ def test_runs_end_the_same_with_captured_steps(tmp_path, eager, distiller, selec
 @pytest.mark.parametrize(
     ("distiller", "saves", "now"),
     [
-        ("at", 1, TapeRecorder),
-        ("at", 4, TapeRecorder),
-        ("at", 4, lambda: None),  # the other kind of step
         ("crd", 2, TapeRecorder),
+        ("crd", 4, lambda: None),  # the other kind of step
         ("fsp", 2, TapeRecorder),
         ("fsp", 6, TapeRecorder),
     ],

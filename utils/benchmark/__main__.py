@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from distillers import DISTILLERS
-from utils.benchmark.cases import PLAIN_KD, Conditions, Kind, Pair
-from utils.benchmark.measure import Result, measure_pair
+from utils.benchmark.cases import PLAIN_KD, Case, Conditions, Kind, Pair
+from utils.benchmark.measure import Result, measure_pair, warm_up
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError, doing
 from utils.files import write_text
@@ -68,6 +68,7 @@ def measure(pairs: Sequence[Pair], kinds: Sequence[Kind], conditions: Conditions
     """
     widths = COLUMNS | (THEN if then else {})
     results: list[Result] = []
+    warm_up(Case(pairs[0], PLAIN_KD, conditions))  # starting a GPU takes seconds, which are not to be multiplied
     start = time.monotonic()
     for pair in pairs:
         for result in measure_pair(pair, kinds, conditions):
