@@ -181,11 +181,11 @@ def test_the_page_is_self_contained_links_to_every_run_and_takes_names_for_text(
     assert linked == {run.path for run in find_runs([runs])}
     assert not re.search(r"url\(|@import", page)
     assert ("<b>$x^{" in page, "&lt;b&gt;$x^{" in page) == (False, True)
-    parts = ("accuracy-and-cost", "accuracy", "cross-entropy")
+    parts = ("accuracy-and-cost", "accuracy", "cross-entropy", "gate-shares")
     of_run = {f"run-001-resnet20-resnet8-at-adaptive-seed-1029-{part}" for part in ("losses", "classes", "gallery")} | {
         "digits-gate-shares"
     }
-    assert figures_in(out) == {f"{name}-{part}" for part in parts for name in ("digits", "b-x")} | of_run
+    assert figures_in(out) == {f"digits-{part}" for part in parts} | of_run
     assert "## Results on digits" in capsys.readouterr().out
 
 
