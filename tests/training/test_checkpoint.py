@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from utils.errors import UserError
 from utils.files import publish_copy
@@ -15,11 +14,6 @@ from utils.run_folder.folder import RunDir
 
 
 class TestSaving:
-    def test_leaves_nothing_but_the_file(self, tmp_path):
-        save_atomically({"a": torch.ones(3)}, tmp_path / "last.pth")
-        assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
-        assert torch.equal(read_checkpoint(tmp_path / "last.pth")["a"], torch.ones(3))
-
     def test_keeps_the_old_file_when_writing_fails(self, tmp_path, monkeypatch):
         path = tmp_path / "last.pth"
         save_atomically({"epoch": 1}, path)

@@ -72,7 +72,6 @@ FILES = {
         {"epoch": 240, "model": OWN, "best_acc": np.float64(74.6), "opt": argparse.Namespace(lr=1), "optimizer": {}},
         "under model",
     ),
-    "data parallel": ({"state_dict": under("module.", OWN)}, "under state_dict.module"),
     "compiled data parallel": (under("module._orig_mod.", OWN), "under module._orig_mod"),
     "a word of one's own": ({"model_state": under("backbone.", OWN)}, "under model_state.backbone"),
     "Lightning": (
@@ -88,7 +87,6 @@ FILES = {
         {"state_dict": OTHER, "state_dict_ema": OWN, "args": argparse.Namespace(lr=1), "version": 2},
         "under state_dict_ema, checkpoint_prefix=state_dict takes the other",
     ),
-    "timm without average": ({"state_dict": OWN, "args": argparse.Namespace(lr=1)}, "under state_dict"),
     "mdistiller's latest": (
         {
             "model": under("module.student.", OTHER)
@@ -122,17 +120,15 @@ def test_files_in_circulation_are_loaded_and_one_line_says_what(tmp_path, caplog
     assert line.endswith(f"entries, {said}" if said else "entries")
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w"])
-def test_safetensors_are_known_by_their_content(tmp_path, name):
-    safetensors.torch.save_file(under("net.", OWN), tmp_path / name)
-    model = ToyNet()
-    load_weights(model, tmp_path / name)
+@pytest.mark.parametrize("name", ["w.safetensors", "w"])
+def test_formats_are_known_by_their_content(tmp_path, name):
+    path, model = tmp_path / name, ToyNet()
+    safetensors.torch.save_file(under("net.", OWN), path)
+    load_weights(model, path)
     assert same(without_counters(model.state_dict()), OWN)
-
-
-def test_a_pickle_is_known_by_its_content(tmp_path):
-    torch.save(OWN, tmp_path / "w.safetensors", _use_new_zipfile_serialization=False)
-    load_weights(ToyNet(), tmp_path / "w.safetensors")
+    torch.save(OTHER, path, _use_new_zipfile_serialization=False)
+    load_weights(model, path)
+    assert same(without_counters(model.state_dict()), OTHER)
 
 
 def test_a_whole_network_in_a_file_gives_its_weights(tmp_path):
@@ -187,7 +183,6 @@ REFUSED = {
     "width": (entries(width=6), r"conv1\.weight has shape \(6, 3, 3, 3\), expected \(4, 3, 3, 3\)"),
     "too little": ({key: value for key, value in OWN.items() if key != "fc.bias"}, "the file lacks fc.bias"),
     "too much behind a prefix": (under("net.", OWN | {"extra": torch.ones(1)}), "has the unknown extra"),
-    "one name twice": (OWN | {"module.fc.bias": torch.ones(5)}, r"has the unknown module\.fc\.bias"),
     "other names, BatchNorm in another order": (
         renamed(OWN, {"weight": "running_mean", "running_mean": "weight"}),
         "lacks conv1",
@@ -200,9 +195,7 @@ REFUSED = {
     "whole numbers": (OWN | {"fc.bias": torch.ones(5, dtype=int)}, r"bias is torch\.int64, expected torch\.float32"),
     "complex": (OWN | {"fc.bias": torch.ones(5) * 1j}, r"fc\.bias is torch\.complex64"),
     "sparse": (OWN | {"fc.bias": torch.ones(5).to_sparse()}, r"fc\.bias is torch\.float32, torch\.sparse_coo"),
-    "shapes alone": (OWN | {"fc.bias": torch.ones(5, device="meta")}, r"fc\.bias is .* on meta"),
     "expanded": (OWN | {"fc.bias": torch.ones(1).expand(5)}, r"fc\.bias is \(5,\) expanded from fewer values"),
-    "quantised": (OWN | {"fc.bias": torch.quantize_per_tensor(torch.ones(5), 1.0, 0, torch.qint8)}, "torch.qint8"),
     "nested": (OWN | {"fc.bias": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, "nested"),
     "half a byte each": (OWN | {"fc.bias": torch.ones(5, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "w.pth: "),
 }
