@@ -128,7 +128,7 @@ class TestStopping:
             self.check(tmp_path / "run", whole, engine, {"epoch": 0, "step": 2})
 
     def test_before_the_first_step_takes_that_one_and_saves(self, tmp_path, whole, engine):
-        engine.report.start_epoch = signal_in(engine.report.start_epoch, at=1)
+        engine.task.start_epoch = signal_in(engine.task.start_epoch, at=1)
         self.check(tmp_path / "run", whole, engine, {"epoch": 0, "step": 1})
 
     def test_in_the_last_checkpoint_of_all_lets_the_run_end(self, engine, monkeypatch):
@@ -305,7 +305,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_any_more(tmp_path):
     first = make_engine(tmp_path / "run")
     first.run.write_result(finish(first))
     engine = make_engine(tmp_path / "run", resume=True, config=toy_config(epochs=4))
-    engine.report.start_epoch = signal_in(engine.report.start_epoch, at=1)
+    engine.task.start_epoch = signal_in(engine.task.start_epoch, at=1)
     with pytest.raises(Interrupted):
         finish(engine)
     assert not engine.run.result.exists()

@@ -28,10 +28,11 @@ from utils.training.cuda_graph import CudaRecorder, choose_recorder
 from utils.training.device import keep_threads, rng_state, set_rng_state
 from utils.training.doubts import no_progress
 from utils.training.gate_counts import GateRecorder
+from utils.training.log import log
 from utils.training.meter import Meter, not_finite
 from utils.training.pace import Pace
 from utils.training.precision import autocast
-from utils.training.reporter import NullReporter, Reporter
+from utils.training.reporter import Reporter, progress_bar, summary
 from utils.training.step import CapturedStep, EagerStep, Phase, make_step
 
 LONG = 300.0  # seconds
@@ -59,7 +60,8 @@ class Engine:
         self.gates = GateRecorder(list(self.task.gate_labels), data.source.num_classes, data.train.num_samples, device)
         self.val: dict[str, float | None] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
-        self.report: Reporter = NullReporter()
+        self.report: Reporter | None = None  # of the first process, which alone writes
+        self._bar = tqdm(disable=True)
         self._autocast = partial(autocast, device, config.training.precision)
         self._agreed = Agreement()
         self._recorder: CudaRecorder | None = None
@@ -88,16 +90,16 @@ class Engine:
         if is_main():
             self.run.prune(self.config.training.keep_checkpoints)  # a kill may have come before that
             self.report = Reporter(self.run, resumed_at=self._global_epoch())
-        self._recorder = choose_recorder(self.config.training.cuda_graph, self.device, self.task, self.report.line)
+        self._recorder = choose_recorder(self.config.training.cuda_graph, self.device, self.task, log.info)
         if checkpoint is None:
             return self
         if len(checkpoint["processes"]) != world_size():
-            self.report.line(
+            log.info(
                 f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
                 "same, their division among processes and the gates' random draws do not"
             )
         elif line := keep_threads(self.device, checkpoint.get("threads")):
-            self.report.line(line)
+            log.info(line)
         return self
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
@@ -120,7 +122,9 @@ class Engine:
                 self._fit_epoch(stop)
             self._agreed.end()
         finally:
-            self.report.close()
+            self._bar.close()
+            if self.report:
+                self.report.close()
         names = ("top1", "top5", "class_mean")
         last = {f"last_{name}": self.val[name] for name in names if name in self.val}
         last |= {f"ema_last_{name}": self.val[f"ema/{name}"] for name in names if f"ema/{name}" in self.val}
@@ -157,14 +161,15 @@ class Engine:
                 accuracies = {name: self.val[name] for name in ("top1", "class_mean")}
                 self.best = {**accuracies, "epoch": self.progress.epoch + 1}
             for line in no_progress(self.best, self.progress.epoch + 1, self.data.val.labels, self.config):
-                self.report.line(line)
+                log.info(line)
         self.run.refuse_if_lost()
         if phase.name == "train":
             every, is_last = self.config.training.gate_samples_freq, self.progress.epoch + 1 == phase.epochs
             self.gates.end_epoch(self.run, epoch, samples=is_last or bool(every and epoch % every == 0))
         self._advance()
         left = self._seconds_left(self._seconds_per_step)
-        self.report.end_epoch(record | {"seconds": time.monotonic() - started}, left)
+        if self.report:
+            self.report.end_epoch(record | {"seconds": time.monotonic() - started}, left)
         self.save(is_best=is_best)
         if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
             raise self._interruption()
@@ -177,17 +182,17 @@ class Engine:
         for optimizer in phase.optimizers.values():
             optimizer.start_epoch(self.progress.epoch)
         started, done = time.monotonic(), self.progress.step
-        self.report.start_epoch(self._title(), len(self.data.train), done)
+        self._bar = progress_bar(self._title(), len(self.data.train), done)
         for batch in self.data.train.epoch(self._global_epoch(), start=done):
             phase.task.start_step(self.progress.epoch * len(self.data.train) + self.progress.step)
             self._step(batch)
             self.progress.step += 1
-            self.report.step()
+            self._bar.update()
             self._seconds_per_step = (time.monotonic() - started) / (self.progress.step - done)
             self._say_duration()
             yield self.progress.step
         self._pace = None
-        self.report.end_steps()
+        self._bar.close()  # what follows has its own
 
     def _step(self, batch: Batch) -> None:
         if self._take_step is None:
@@ -202,21 +207,26 @@ class Engine:
         if seconds and (left := self._seconds_left(seconds)) > LONG:
             about = f"{left / 3600:.0f} h" if left > 5 * 3600 else tqdm.format_interval(left)
             epochs = self._epochs_left()
-            self.report.line(f"about {about} for {epochs} epoch{'s' * (epochs > 1)}, validation not counted")
+            log.info(f"about {about} for {epochs} epoch{'s' * (epochs > 1)}, validation not counted")
 
     def _log_interval(self, step: int) -> None:
+        """Show the means so far from time to time: beside the bar on a terminal, as a line of its own elsewhere."""
         steps = len(self.data.train)
         if step % self.config.training.print_iter_freq == 0 and step < steps:
             means = self.meter.means()
             self._raise_if_not_finite(means, weights=False)
-            self.report.interval(self._title(), step, steps, means, self._seconds_left(self._seconds_per_step))
+            if self._bar.disable:
+                left = tqdm.format_interval(self._seconds_left(self._seconds_per_step))
+                log.info(f"{self._title()} step {step}/{steps} | {summary(means)} | left {left}")
+            else:
+                self._bar.set_postfix_str(summary(means))
 
     def _stay_eager(self, size: int | None, why: str) -> None:
         """The steps of the phase under way, or those on batches of `size` images, cannot be captured."""
         steps = f"{self.phase.name} on batches of {size}" if size else self.phase.name
         if self.config.training.cuda_graph is True:
             raise UserError(f"training.cuda_graph: true, but {steps} cannot be captured: {why}; auto goes on")
-        self.report.line(f"steps of {steps} run eagerly, not as one CUDA graph: {why}")
+        log.info(f"steps of {steps} run eagerly, not as one CUDA graph: {why}")
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float | None]:
         """See `evaluate`; None for what is not finite, which the log says.
@@ -229,7 +239,7 @@ class Engine:
         found = {prefix: evaluate(network, *how) for prefix, network in networks.items()}
         means = {f"{prefix}{name}": value for prefix, values in found.items() for name, value in values.items()}
         if wrong := [name for name, value in means.items() if not math.isfinite(value)]:
-            self.report.line(
+            log.info(
                 f"{self._title()}: {', '.join(wrong)} of the validation images is not finite, so these accuracies "
                 "mean nothing. The training loss is: the running statistics of BatchNorm may not fit the weights, "
                 "after steps that are too large (training.lr) or batches that are too small"

@@ -38,7 +38,7 @@ def quiet_threads() -> Iterator[None]:
 
 
 class Reporter:
-    """Writes the records of one run. A progress bar on a terminal; whole lines only where output goes to a file.
+    """Writes the records of one run, in the first of its processes.
 
     Args:
         run: the folder of the run.
@@ -48,33 +48,12 @@ class Reporter:
     def __init__(self, run: RunDir, resumed_at: int = 0):
         self.run = run
         log_to_console()
-        self._bar: tqdm | None = None
         with ExitStack() as stack:
             stack.enter_context(log_to_file(run.log))
             self._keep_epochs(resumed_at)
             stack.enter_context(quiet_threads())
             self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1))
             self._open = stack.pop_all()
-
-    def line(self, text: str) -> None:
-        log.info(text)
-
-    def start_epoch(self, title: str, steps: int, done: int) -> None:
-        self._bar = progress_bar(title, steps, done)
-
-    def step(self) -> None:
-        self._bar.update()
-
-    def end_steps(self) -> None:
-        """Take the progress bar of the epoch away; what follows has its own."""
-        self._bar.close()
-
-    def interval(self, title: str, step: int, steps: int, means: dict[str, float], seconds_left: float) -> None:
-        """Show the means so far: beside the bar on a terminal, as a line of its own elsewhere."""
-        if self._bar.disable:
-            self.line(f"{title} step {step}/{steps} | {summary(means)} | left {tqdm.format_interval(seconds_left)}")
-        else:
-            self._bar.set_postfix_str(summary(means))
 
     def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
         """Record an epoch.
@@ -106,31 +85,18 @@ class Reporter:
             f"{record['seconds']:.1f} s",
             f"left {tqdm.format_interval(seconds_left)}",
         ]
-        self.line(" | ".join(parts))
+        log.info(" | ".join(parts))
 
     def close(self) -> None:
         """Close everything, even if closing something fails; where the folder is gone, TensorBoard's file may fail."""
-        with suppress(OSError) if self.run.lost else nullcontext(), self._open:
-            if self._bar is not None:
-                self._bar.close()
+        with suppress(OSError) if self.run.lost else nullcontext():
+            self._open.close()
 
     def _keep_epochs(self, count: int) -> None:
         for file in (self.run.metrics, self.run.gates):
             if file.exists():
                 lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 write_text(file, "".join(line for line in lines if _epoch_of(line) <= count))
-
-
-class NullReporter(Reporter):
-    """Reports nothing, for all but the first of several processes."""
-
-    def __init__(self):
-        self._bar = tqdm(disable=True)
-
-    def _ignore(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    line = start_epoch = interval = end_epoch = close = _ignore
 
 
 def _epoch_of(line: str) -> float:
