@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -82,11 +83,15 @@ def test_curves_are_those_of_the_records_on_one_scale(tmp_path):
     np.testing.assert_allclose(validation.get_ydata(), run.curve("val.loss/total"))
 
 
-def test_the_gain_of_the_policy_is_drawn_with_its_interval(tmp_path):
+@pytest.mark.filterwarnings("error")  # of Matplotlib, if a name leaves no room for the panel
+def test_the_gain_of_the_policy_is_drawn_with_its_interval_beside_a_long_name(tmp_path):
     for seed, fixed, adaptive in ((1, 70, 71), (2, 71, 73), (3, 72, 72)):
         write_run(tmp_path, selection="fixed", seed=seed, accuracies=[1, 2, 3, fixed])
         write_run(tmp_path, selection="adaptive", seed=seed, accuracies=[1, 2, 3, adaptive])
-    points, _, (bars,) = difference_figure(grouped(find_runs([tmp_path]))).axes[0].containers[0]
+    (group,) = grouped(find_runs([tmp_path]))
+    figure = difference_figure([replace(group, settings=" ".join(f"training.some_key_{k}=0.05" for k in range(6)))])
+    assert style.png(figure)
+    points, _, (bars,) = figure.axes[0].containers[0]
     assert points.get_xdata().tolist() == [1.0]
     np.testing.assert_allclose(bars.get_segments()[0][:, 0], [1 - 2.484138, 1 + 2.484138], atol=1e-5)
 

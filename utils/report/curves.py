@@ -26,7 +26,7 @@ from utils.report.style import (
 )
 from utils.run_folder.read import Run
 
-TITLE_WIDTH = 46  # characters that fit above a panel
+TITLE_WIDTH = 46  # characters that fit above a panel, or beside one
 _NOT_WEIGHTED = ("loss/total", "loss/ce", "loss/routed_ce", "loss/policy")
 ROUTED = "routed cross-entropy,\nthe policy's, not in the total"
 STEEP = 0.25  # of the epochs, in which no scale is sought: accuracy rises too far there
@@ -109,13 +109,15 @@ def difference_figure(groups: Sequence[Group]) -> Figure:
     differences = [group.difference("adaptive", "fixed") for group in groups]
     paper = pd.Series([g.published.get("adaptive", float("nan")) - g.published.get("fixed", 0) for g in groups])
     table = pd.DataFrame([(d.mean, d.half_width, d.n) for d in differences], columns=["mean", "half", "n"], dtype=float)
-    figure = Figure(figsize=(7.2, 0.24 * len(groups) + 1.3), layout="constrained")
+    titles = [fill(f"{group.title} (n {d.n})", TITLE_WIDTH) for group, d in zip(groups, differences)]
+    lines = max(title.count("\n") + 1 for title in titles)
+    figure = Figure(figsize=(7.2, (0.09 + 0.15 * lines) * len(groups) + 1.3), layout="constrained")
     panel = figure.subplots()
     ours, theirs = SELECTION_COLORS["adaptive"], SELECTION_COLORS["fixed"]
     panel.errorbar(table["mean"], table.index, xerr=table["half"].fillna(0), fmt="o", ms=4, capsize=2, color=ours)
     panel.plot(paper, paper.index, "D", ms=4, mfc="none", color=theirs)
     panel.axvline(0, color=REFERENCE, lw=0.8)
-    panel.set_yticks(table.index, [f"{group.title} (n {d.n})" for group, d in zip(groups, differences)])
+    panel.set_yticks(table.index, titles)
     panel.set_ylim(len(groups) - 0.5, -0.5)
     # An interval of two seeds may be ten times as wide as one of three, so it may leave the frame.
     intervals = (table["mean"].abs() + table["half"])[table["n"] > 2]
