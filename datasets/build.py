@@ -73,7 +73,8 @@ def open_data(config: DatasetConfig) -> Source:
     warn_of_dark_images(source)
     size = _image_size(config, source)
     mean, std = tuple(config.mean or source.mean), tuple(config.std or source.std)
-    return replace(source, image_size=size, mean=mean, std=std, augment=_augmentation(config, source, size))
+    known = {"image_size": size, "mean": mean, "std": std, "image_range": config.image_range}
+    return replace(source, **known, augment=_augmentation(config, source, size))
 
 
 def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | None = None, **keys: Any) -> Source:
@@ -135,8 +136,7 @@ def make_loader(
     order = Order(len(split), batch_size, shuffle=is_train, shard=shard, balanced=balanced)
     size = source.image_size
     augment = Augment(source.augment if is_train else "none", size, source.mean, source.std, device)
-    # Evaluation has to show objects at the scale that training showed them, see `fit`.
-    margin = AUGMENTATIONS[source.augment].resized_crop
+    margin = source.margin
     if not _fits_memory(config, len(split), augment, device):
         return StreamLoader(split, order, augment, margin=margin, workers=workers, seed=seed, device=device)
     if isinstance(split, Arrays) and split.images.shape[-2:] == size and not margin:

@@ -80,9 +80,8 @@ def scan(folder: Path) -> list[tuple[str, str]]:
         visited.add(identity(folder / name))
     found, others, empty = [], [], []
     for name in classes:
-        files = sorted(_files(folder / name, visited))
-        images = [file for file in files if file.lower().endswith(EXTENSIONS)]
-        others += [file for file in files if not file.lower().endswith(EXTENSIONS) and _is_image(file)]
+        images, unsupported = _images_below(folder / name, visited)
+        others += unsupported
         found += [(file, name) for file in images]
         empty += [] if images else [name]
     if not classes:
@@ -91,10 +90,27 @@ def scan(folder: Path) -> list[tuple[str, str]]:
         raise UserError(
             f"{folder}: no images in class folder {enumerate_some(empty)} (looked for {', '.join(EXTENSIONS)})"
         )
-    if others:
-        count, first = len(others), printable(others[0])
-        log.warning("%s: images in an unsupported format skipped: %d, the first: %s", folder, count, first)
+    _warn_of(others, folder)
     return found
+
+
+def find_images(place: Path) -> list[str]:
+    """The images in a folder, at any depth, sorted by path; or the one image file that `place` is.
+
+    Images of other endings are left out, which the log says.
+
+    Raises:
+        UserError: there is none.
+    """
+    if place.is_file():
+        return [str(place)]
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder")
+    images, others = _images_below(place, {identity(folder) for folder in (place, *place.resolve().parents)})
+    _warn_of(others, place)
+    if not images:
+        raise UserError(f"{place}: holds no images ({', '.join(EXTENSIONS)})")
+    return images
 
 
 def _divided(root: Path) -> dict[str | None, Path]:
@@ -132,9 +148,18 @@ def _files(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in names if not is_hidden(name))
 
 
-def _is_image(file: str) -> bool:
-    """Its ending is that of an image, in a format that Python or the system knows."""
-    return (mimetypes.guess_type(file, strict=False)[0] or "").startswith("image/")
+def _images_below(folder: Path, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """The images below `folder`, and those in formats that are not supported, each sorted; see `_files`."""
+    files = sorted(_files(folder, visited))
+    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    others = sorted(set(files) - set(images))
+    return images, [file for file in others if (mimetypes.guess_type(file, strict=False)[0] or "").startswith("image/")]
+
+
+def _warn_of(others: list[str], folder: Path) -> None:
+    if others:
+        count, first = len(others), printable(others[0])
+        log.warning("%s: images in an unsupported format skipped: %d, the first: %s", folder, count, first)
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -98,15 +98,19 @@ def fit(image: Image.Image, size: tuple[int, int], margin: bool = False) -> Imag
         margin: scale to 8/7 of the frame first, the custom of ImageNet's evaluation (256 for 224), where
             training crops show the objects larger than they are.
     """
-    cover_h, cover_w = (side * 8 // 7 for side in size) if margin else size
+    cover_h, cover_w = frame(size, margin)
     width, height = image.size
-    if cover_w * height <= cover_h * width:  # the image is the wider one: the heights meet
-        scaled_h, scaled_w = cover_h, cover_h * width // height
-    else:
-        scaled_h, scaled_w = cover_w * height // width, cover_w
+    # Scaled to the height, or to the width: whichever is larger.
+    scaled_w, scaled_h = max((cover_h * width // height, cover_h), (cover_w, cover_w * height // width))
     top, left = round((scaled_h - size[0]) / 2), round((scaled_w - size[1]) / 2)
     scaled = image.resize((scaled_w, scaled_h), Image.Resampling.BILINEAR)
     return scaled.crop((left, top, left + size[1], top + size[0]))
+
+
+def frame(size: tuple[int, int], margin: bool) -> tuple[int, int]:
+    """(height, width) that `fit` scales an image to cover."""
+    height, width = size
+    return (height * 8 // 7, width * 8 // 7) if margin else size
 
 
 def to_tensor(image: Image.Image) -> Tensor:

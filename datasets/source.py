@@ -6,14 +6,16 @@ import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import open_rgb
+from datasets.images import fit, frame, open_rgb, to_tensor
+from datasets.loading.augment import AUGMENTATIONS, Augment
 
 Triple: TypeAlias = tuple[float, float, float]
 
@@ -120,6 +122,7 @@ class Source:
         augment: training augmentation, a name in `loading.augment.AUGMENTATIONS`; None: it depends on the size.
         image_size: (height, width) of every batch; None: the images are of any size.
         test: images that nothing is chosen by, labelled as the others; None: there are none.
+        image_range: see `datasets.images.to_rgb`; the config sets it.
     """
 
     train: Split
@@ -130,6 +133,20 @@ class Source:
     augment: str | None
     image_size: tuple[int, int] | None
     test: Split | None = None
+    image_range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, description: dict[str, Any]) -> Source:
+        """One without images, from what `describe` gave.
+
+        Raises:
+            KeyError: something is missing, as it is in files that older versions wrote.
+        """
+        none = Arrays(torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+        size, resize, mean, std = (tuple(description[key]) for key in ("image_size", "resize", "mean", "std"))
+        names, image_range = tuple(description["classes"]), description["image_range"]
+        augment = "none" if resize == size else "resized_crop"
+        return cls(none, none, names, mean, std, augment, size, image_range=image_range and tuple(image_range))
 
     @property
     def labels(self) -> Tensor:
@@ -141,16 +158,42 @@ class Source:
         """Width of the logits."""
         return len(self.class_names)
 
+    @property
+    def margin(self) -> bool:
+        """See `datasets.images.fit`: evaluation has to show objects at the scale that training showed them."""
+        return self.augment is not None and AUGMENTATIONS[self.augment].resized_crop
+
     def splits(self) -> dict[str, Split]:
         """The splits by what messages call them, in a fixed order."""
         named = {"training": self.train, "validation": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
-    def describe(self) -> dict[str, list]:
-        """What a checkpoint says of the data that its network knows."""
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint, or an exported file, says of the data that its network knows.
+
+        ``resize`` is what `prepare` scales a picture to cover, before it cuts ``image_size`` out of the centre.
+        """
         return {
             "classes": [str(name) for name in self.class_names],
             "image_size": [int(side) for side in self.image_size],
+            "resize": list(frame(self.image_size, self.margin)),
             "mean": [float(value) for value in self.mean],
             "std": [float(value) for value in self.std],
+            "image_range": self.image_range and [float(value) for value in self.image_range],
         }
+
+    def read(self, file: str | os.PathLike) -> Tensor:
+        """An image file as the network sees it in validation, float32 ``[3, H, W]``.
+
+        Raises:
+            utils.errors.UserError: the file cannot be read.
+        """
+        return self.prepare(open_rgb(file, value_range=self.image_range))
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """The same of a picture in RGB."""
+        return self._augment.normalise(to_tensor(fit(picture, self.image_size, self.margin)))
+
+    @cached_property
+    def _augment(self) -> Augment:
+        return Augment("none", self.image_size, self.mean, self.std, torch.device("cpu"))

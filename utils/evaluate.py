@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from utils.report.table import markdown
 from utils.run_folder.layout import Layout
 from utils.training.accuracy import evaluate
 from utils.training.facts import flops
-from utils.training.precision import autocast, refuse_precision
+from utils.training.precision import refuse_precision
 from utils.training.restore import Restored, add_arguments, restore_from
 
 LATENCY_BATCHES = (1, 64)
@@ -55,12 +54,14 @@ class Scores:
 
     Attributes:
         top1, top5: percent; no top-5 below six classes.
-        test: ``top1`` and ``class_mean`` on the test images; None where there are none.
+        predicted: class of each image in the order of the split, int64 ``[N]``.
         confusion: ``[num_classes, num_classes]`` counts; true class by row, predicted by column.
+        test: ``top1`` and ``class_mean`` on the test images; None where there are none.
     """
 
     top1: float
     top5: float | None
+    predicted: Tensor
     confusion: Tensor
     test: dict[str, float] | None = None
 
@@ -68,6 +69,11 @@ class Scores:
     def class_mean(self) -> float:
         """Mean of the classes' top-1 accuracies, in percent."""
         return fmean(accuracy for accuracy in self.per_class() if accuracy is not None)
+
+    def values(self) -> dict[str, float | None]:
+        """The accuracies under the names that files have."""
+        test = {f"test_{name}": value for name, value in (self.test or {}).items()}
+        return {"top1": self.top1, "top5": self.top5, "class_mean": self.class_mean, **test}
 
     def per_class(self) -> list[float | None]:
         """Accuracy of every class in percent; None for one without images."""
@@ -99,19 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def scores(model: nn.Module, restored: Restored) -> Scores:
     """Run `model` over the validation images, in the precision of its training."""
-    classes = restored.source.num_classes
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=restored.device)
-
-    def count(logits: Tensor, label: Tensor) -> None:
-        cells = label * classes + logits.argmax(dim=1)
-        confusion.add_(torch.bincount(cells, minlength=classes * classes).view(classes, classes))
-
-    means = evaluate(model, restored.val, restored.device, _precision(restored), after_batch=count)
+    predicted: list[Tensor] = []
+    evaluate_on = partial(evaluate, model, device=restored.device, autocast=restored.autocast)
+    means = evaluate_on(restored.val, after_batch=lambda logits, label: predicted.append(logits.argmax(dim=1)))
+    classes, found = restored.source.num_classes, torch.cat(predicted).cpu()
+    cells = restored.val.labels.cpu() * classes + found
+    confusion = cells.bincount(minlength=classes * classes).view(classes, classes)
     test = None
-    if restored.source.test is not None:
-        found = evaluate(model, restored.load("test"), restored.device, _precision(restored))
-        test = {name: found[name] for name in ("top1", "class_mean")}
-    return Scores(means["top1"], means.get("top5"), confusion.cpu(), test)
+    if restored.test is not None:
+        on_test = evaluate_on(restored.test)
+        test = {name: on_test[name] for name in ("top1", "class_mean")}
+    return Scores(means["top1"], means.get("top5"), found, confusion, test)
 
 
 def cost(model: nn.Module, restored: Restored) -> Cost:
@@ -125,36 +129,41 @@ def cost(model: nn.Module, restored: Restored) -> Cost:
     )
 
 
-def _precision(restored: Restored) -> Callable[[], AbstractContextManager]:
-    return partial(autocast, restored.device, restored.config.training.precision)
-
-
 @torch.inference_mode()
-def latency(model: nn.Module, batch: int, restored: Restored) -> float:
-    """Median time of a forward pass in milliseconds, in the precision of the training, after a warm-up."""
+def latency(model: nn.Module, batch: int, restored: Restored, threads: int | None = None) -> float:
+    """Median time of a forward pass in milliseconds, in the precision of the training, after a warm-up.
+
+    Args:
+        threads: of PyTorch on a CPU; None: as many as it uses.
+    """
     images = torch.zeros(batch, 3, *restored.source.image_size, device=restored.device)
-    names = {"model": model, "images": images, "precision": _precision(restored)}
-    timer = Timer("with precision(): model(images)", globals=names, num_threads=torch.get_num_threads())
+    names = {"model": model, "images": images, "autocast": restored.autocast}
+    timer = Timer("with autocast(): model(images)", globals=names, num_threads=threads or torch.get_num_threads())
     return 1000 * median(timer.timeit(1).median for _ in range(TIMED))
 
 
 def summary_table(results: dict[str, tuple[Scores, Cost]]) -> pd.DataFrame:
     """One column per network."""
-    rows: list[list[str]] = []
     scored, costs = zip(*results.values())
-    rows.append(["top-1 (%)", *(f"{item.top1:.2f}" for item in scored)])
-    if scored[0].top5 is not None:
-        rows.append(["top-5 (%)", *(f"{item.top5:.2f}" for item in scored)])
-    rows.append(["mean of the classes' top-1 (%)", *(f"{item.class_mean:.2f}" for item in scored)])
-    if scored[0].test is not None:
-        rows.append(["test top-1 (%)", *(f"{item.test['top1']:.2f}" for item in scored)])
-        rows.append(["test, mean of the classes' (%)", *(f"{item.test['class_mean']:.2f}" for item in scored)])
+    rows = score_rows(scored)
     rows.append(["parameters", *(f"{item.parameters:,}" for item in costs)])
     rows.append(["weights (MB)", *(f"{item.megabytes:.2f}" for item in costs)])
     rows.append(["GFLOPs per image (2 x multiply-adds)", *(f"{item.gflops:.4f}" for item in costs)])
     for batch in LATENCY_BATCHES:
         rows.append([f"latency, batch {batch} (ms, median)", *(f"{c.milliseconds[batch]:.2f}" for c in costs)])
     return pd.DataFrame(rows, columns=["", *results])
+
+
+def score_rows(scored: Sequence[Scores]) -> list[list[str]]:
+    """What each of the networks achieves, one column per network after a heading."""
+    rows = [["top-1 (%)", *(f"{item.top1:.2f}" for item in scored)]]
+    if scored[0].top5 is not None:
+        rows.append(["top-5 (%)", *(f"{item.top5:.2f}" for item in scored)])
+    rows.append(["mean of the classes' top-1 (%)", *(f"{item.class_mean:.2f}" for item in scored)])
+    if scored[0].test is not None:
+        rows.append(["test top-1 (%)", *(f"{item.test['top1']:.2f}" for item in scored)])
+        rows.append(["test, mean of the classes' (%)", *(f"{item.test['class_mean']:.2f}" for item in scored)])
+    return rows
 
 
 def default_folder(checkpoint: Path) -> Path:
@@ -166,16 +175,7 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
     """Write every figure of every network, and the first one's confusion matrix and its picture."""
     names = restored.source.class_names
     first = next(iter(results.values()))[0]
-    values = {
-        name: {
-            "top1": scored.top1,
-            "top5": scored.top5,
-            "class_mean": scored.class_mean,
-            **({f"test_{key}": value for key, value in scored.test.items()} if scored.test else {}),
-            **asdict(spent),
-        }
-        for name, (scored, spent) in results.items()
-    }
+    values = {name: scored.values() | asdict(spent) for name, (scored, spent) in results.items()}
     accuracies = zip(names, *(scored.per_class() for scored, _ in results.values()))
     with doing(f"writing to {out}"):
         out.mkdir(parents=True, exist_ok=True)

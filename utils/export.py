@@ -1,23 +1,34 @@
-"""Export a checkpoint's network with torch.export, and to ONNX on request, checked to give the same logits."""
+"""Export a checkpoint's network with torch.export, and to ONNX on request, and measure what the files achieve."""
 
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from models import original
-from utils.command import Parser, guarded
+from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError, doing
+from utils.evaluate import Scores, latency, score_rows, scores
+from utils.exported import DESCRIPTION, OnnxNetwork, as_texts, require
 from utils.files import refuse_to_replace, replacing, write_text
+from utils.onnx_export import export_onnx, in_half_precision, quantised, save_onnx
+from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
 IMAGES = 8
+CALIBRATION = 256  # training images by which int8 chooses its scales
+SHOWN_CLASSES = 20
 NORMALISED = "RGB in [0, 1], normalised by mean and std"  # in the description, which is told by it
 
 
@@ -26,34 +37,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. dataset.root=data")
     parser.add_argument("--out", metavar="FILE.pt2", help="the program (default: <network>.pt2 beside the checkpoint)")
-    parser.add_argument("--onnx", action="store_true", help="write <network>.onnx too; needs onnx and onnxscript")
+    parser.add_argument("--onnx", action="store_true", help="write <network>.onnx too, and evaluate it")
+    parser.add_argument("--half", action="store_true", help="also with weights of 16 bits, as <network>.half.onnx")
+    parser.add_argument("--int8", action="store_true", help="also quantised to 8 bits, as <network>.int8.onnx")
+    parser.add_argument("--opset", type=whole_number(7), help="of the ONNX files (default: PyTorch's)")
+    parser.add_argument("--batch", type=whole_number(1), help="images that the ONNX files take (default: any number)")
     options = parser.parse_intermixed_args(arguments)
-    if options.onnx:
-        _require("onnx", "onnxscript")
+    forms = _forms(options)
+    if forms:
+        require("onnx", "onnxscript", "onnxruntime")
     if options.out and not options.out.endswith(".pt2"):
         raise UserError(f"--out: {options.out}: must end in .pt2")
-    restored = restore_from(options, [*options.overrides, "training.device=cpu", f"validation.batch_size={IMAGES}"])
+    restored = restore_from(options, [*options.overrides, "training.device=cpu"])
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")
-    sidecar, onnx_file = target.with_suffix(".json"), target.with_suffix(".onnx")
-    refuse_to_replace([target, sidecar, *([onnx_file] if options.onnx else [])], sidecar, mark=NORMALISED)
-    model = original(restored.student())  # under its own names
-    images = next(iter(restored.val.epoch(0))).image[:IMAGES]
+    sidecar, files = target.with_suffix(".json"), {form: target.with_suffix(ending) for form, ending in forms.items()}
+    refuse_to_replace([target, sidecar, *files.values()], sidecar, mark=NORMALISED)
+    student, told = restored.student(), description(restored, name)
+    model = original(student)  # under its own names
+    images = (
+        next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES].clone()
+    )  # a program keeps its example
     with doing(f"writing {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{target}: {export_program(model, images, target)}")
-        if options.onnx:
-            print(f"{onnx_file}: {export_onnx(model, images, onnx_file)}")
-        write_text(sidecar, json.dumps(description(restored, name), indent=2) + "\n")
-    print(f"{sidecar}: what the input must be, and the classes")
+        write_text(sidecar, json.dumps(told, indent=2) + "\n")  # by which the other files are known to be ours
+        print(f"{target}: {export_program(model, images, target, told)}")
+        if files:
+            exported = write_onnx(model, images, files["fp32"], told, options)
+            if file := files.get("half"):
+                save_onnx(in_half_precision(exported), file, told)
+            if file := files.get("int8"):
+                save_onnx(quantised(exported, calibration_images(restored), options.batch or 1), file, told)
+            told["evaluation"] = evaluate_files(student, list(files.values()), restored)
+        write_text(sidecar, json.dumps(told, indent=2) + "\n")
+    print(f"{sidecar}: what the input must be, the classes{', and the accuracies' if files else ''}")
     return 0
 
 
-def export_program(model: nn.Module, images: Tensor, file: Path) -> str:
+def _forms(options: Namespace) -> dict[str, str]:
+    """The ONNX files that are asked for, and how they end."""
+    asked = {"fp32": options.onnx or options.half or options.int8, "half": options.half, "int8": options.int8}
+    return {form: ".onnx" if form == "fp32" else f".{form}.onnx" for form, wanted in asked.items() if wanted}
+
+
+def description(restored: Restored, name: str) -> dict[str, Any]:
+    """What somebody needs to know to use the exported network; every exported file says it, too."""
+    height, width = restored.source.image_size
+    return {
+        "network": name,
+        "checkpoint": str(restored.path),
+        "input": f"float32 [N, 3, {height}, {width}], {NORMALISED}",
+        "output": f"logits [N, {restored.source.num_classes}]",
+        "preparation": "scale until resize is just covered (Pillow, bilinear), cut image_size out of the centre",
+        **restored.source.describe(),
+    }
+
+
+def export_program(model: nn.Module, images: Tensor, file: Path, told: dict[str, Any]) -> str:
     """Save `model` as an ``ExportedProgram`` for any batch size, load it again and compare.
 
     Args:
-        images: at least three, ``[B, 3, H, W]``.
+        images: at least four, ``[B, 3, H, W]``.
+        told: the `description`, which is stored within.
 
     Returns:
         what was checked, in words.
@@ -62,75 +107,74 @@ def export_program(model: nn.Module, images: Tensor, file: Path) -> str:
         UserError: the network cannot be exported, or the loaded program gives other logits.
     """
     with doing(f"{file}: exporting the network by torch.export"):
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        example = images.clone()  # it is saved, with all that it is a view of
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with replacing(file) as opened:
-        torch.export.save(program, opened)
-    loaded = torch.export.load(file).module()
-    with torch.inference_mode():
-        return _compare(file, [(model(batch), loaded(batch)) for batch in _batches(images)])
+        torch.export.save(program, opened, extra_files={DESCRIPTION: json.dumps(as_texts(told))})
+    return _compare(file, model, torch.export.load(file).module(), images)
 
 
-def export_onnx(model: nn.Module, images: Tensor, file: Path) -> str:
-    """The same as an ONNX file, run by ONNX Runtime if that is there, else by ONNX's own reference code.
+def write_onnx(model: nn.Module, images: Tensor, file: Path, told: dict[str, Any], options: Namespace) -> ModelProto:
+    """Write the ONNX file in full precision, and compare.
 
     Raises:
         UserError: ONNX has no form of the network, or the file gives other logits.
     """
-    shapes = ({0: torch.export.Dim("batch")},)
-    file.unlink(missing_ok=True)  # which may be a link to elsewhere
-    with doing(f"{file}: exporting the network to ONNX"):
-        torch.onnx.export(
-            model, (images,), file, dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
-            verbose=False, external_data=False,
-        )  # fmt: skip
-    run = _onnx_runner(file)
-    with torch.inference_mode():
-        return _compare(file, [(model(batch), torch.from_numpy(run(batch.numpy()))) for batch in _batches(images)])
+    exported = export_onnx(model, images, file, options.opset, options.batch)
+    save_onnx(exported, file, told)
+    print(f"{file}: {_compare(file, model, OnnxNetwork(file), images)}")
+    return exported
 
 
-def description(restored: Restored, name: str) -> dict:
-    """What somebody needs to know to use the exported network."""
-    height, width = restored.source.image_size
+def calibration_images(restored: Restored) -> list[Tensor]:
+    """Training images of all classes, as the network sees them in validation, each ``[3, H, W]``."""
+    split = restored.source.train
+    step = max(1, len(split) // CALIBRATION)  # a split is often sorted by class
+    return [restored.source.prepare(split.picture(index)) for index in range(0, len(split), step)]
+
+
+def evaluate_files(student: nn.Module, files: Sequence[Path], restored: Restored) -> dict[str, dict[str, Any]]:
+    """Run the files over the validation images, print what they achieve beside the network itself, and return it."""
+    found, costs = [scores(student, restored)], [latency(student, 1, restored, threads=1)]
+    for file in files:
+        network = OnnxNetwork(file, threads=1)
+        size = network.batch or 1
+        costs.append(latency(network, size, restored, threads=1) / size)
+        found.append(scores(OnnxNetwork(file), restored))
+    names = [f"{restored.config.student.title} (PyTorch)", *(file.name for file in files)]
+    agreement = [100 * (item.predicted == found[0].predicted).double().mean().item() for item in found]
+    sizes = [f"{file.stat().st_size / 1e6:.2f}" for file in files]
+    rows = [
+        *score_rows(found),
+        ["same class as by PyTorch (%)", *(f"{share:.2f}" for share in agreement)],
+        ["one image on one thread (ms, median)", *(f"{cost:.2f}" for cost in costs)],
+        ["size of the file (MB)", "", *sizes],
+        *_class_rows(found, restored.source.class_names),
+    ]
+    print(f"\n{markdown(pd.DataFrame(rows, columns=['', *names]))}\n")
     return {
-        "network": name,
-        "checkpoint": str(restored.path),
-        "input": f"float32 [N, 3, {height}, {width}], {NORMALISED}",
-        **restored.normalisation(),
-        "output": f"logits [N, {restored.source.num_classes}]",
-        "classes": list(restored.source.class_names),
+        name: {**item.values(), "agreement": share, "milliseconds": cost, "per_class": item.per_class()}
+        for name, item, share, cost in zip(names, found, agreement, costs)
     }
 
 
-def _batches(images: Tensor) -> list[Tensor]:
-    """Two sizes, so that a batch size that was baked in shows."""
-    return [images, images[:3]]
+def _class_rows(found: Sequence[Scores], names: Sequence[str]) -> list[list[str]]:
+    """The accuracies of the classes; of many, those which lose most."""
+    rows = [(name, values) for name, *values in zip(names, *(item.per_class() for item in found)) if None not in values]
+    if len(rows) > SHOWN_CLASSES:
+        rows = sorted(rows, key=lambda row: min(row[1]) - row[1][0])[:SHOWN_CLASSES]
+    return [[f"top-1 of {name} (%)", *(f"{value:.2f}" for value in values)] for name, values in rows]
 
 
-def _compare(file: Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
+@torch.inference_mode()
+def _compare(file: Path, model: nn.Module, exported: nn.Module, images: Tensor) -> str:
+    """Say that both give the same logits on batches of two sizes, so that a size that was baked in shows."""
+    pairs = [(model(batch), exported(batch)) for batch in (images, images[:3])]
     worst = max(float((found - expected).abs().max()) for expected, found in pairs)
     scale = max(float(expected.abs().max()) for expected, _ in pairs)
     if not worst <= TOLERANCE * max(scale, 1.0):
         raise UserError(f"{file}: gives other logits than the network, by {worst:.3g}; do not use it")
-    sizes = " and ".join(str(len(expected)) for expected, _ in pairs)
-    return f"same logits on batches of {sizes} validation images (largest difference {worst:.2g})"
-
-
-def _onnx_runner(file: Path):
-    if find_spec("onnxruntime"):
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return lambda images: session.run(None, {"image": images})[0]
-    from onnx.reference import ReferenceEvaluator
-
-    evaluator = ReferenceEvaluator(str(file))
-    return lambda images: evaluator.run(None, {"image": images})[0]
-
-
-def _require(*packages: str) -> None:
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise UserError(f"--onnx: needs {' and '.join(missing)}; pip install {' '.join(missing)}")
+    return f"same logits on batches of {len(images)} and 3 validation images (largest difference {worst:.2g})"
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def distil_chances(task: SpotAdaptiveDistillation, images: Tensor, label: Tensor
 
 def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence[str]) -> pd.DataFrame:
     """One line per image file."""
-    return _table("image", task, [(file, distil_chances(task, restored.read_image(file))[0]) for file in files])
+    images = {file: restored.source.read(file).unsqueeze(0).to(restored.device) for file in files}
+    return _table("image", task, [(file, distil_chances(task, image)[0]) for file, image in images.items()])
 
 
 def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limit: int) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Evaluating and exporting: the figures are right, and an exported program computes the same."""
+"""Evaluating: the figures are right, and files of others are kept."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_students_and_teachers_are_evaluated_in_the_precision_of_the_training(tr
 def test_top_5_is_left_out_below_six_classes(classes):
     hits = top_k_hits(torch.eye(classes), torch.arange(classes))
     assert ("top-5" in accuracy_text({name: hit.item() for name, hit in hits.items()})) == (classes > 5)
-    scores = evaluate.Scores(100.0, hits.get("top5"), torch.eye(classes))
+    scores = evaluate.Scores(100.0, hits.get("top5"), torch.arange(classes), torch.eye(classes))
     cost = evaluate.Cost(1, 1.0, 1.0, dict.fromkeys(evaluate.LATENCY_BATCHES, 1.0))
     table = markdown(evaluate.summary_table({"net": (scores, cost)}))
     assert ("top5" in hits, "top-5" in table) == (classes > 5, classes > 5)
@@ -79,7 +79,7 @@ def test_top_5_is_left_out_below_six_classes(classes):
 
 def test_a_class_without_images_has_no_accuracy():
     confusion = torch.tensor([[3, 1], [0, 0]])
-    assert evaluate.Scores(75.0, 100.0, confusion).per_class() == [75.0, None]
+    assert evaluate.Scores(75.0, 100.0, torch.tensor([0, 0, 0, 1]), confusion).per_class() == [75.0, None]
 
 
 def test_the_command_writes_the_teacher_beside_the_student(trained_run, tmp_path, capsys, monkeypatch):
@@ -122,38 +122,6 @@ def test_nor_are_they_where_nobody_named_a_place(trained_run, tmp_path):
             command.main([checkpoint])
 
 
-def test_a_program_must_end_in_pt2(trained_run, tmp_path):
-    with pytest.raises(UserError, match=r"--out: .*x\.onnx: must end in \.pt2"):
-        export.main([str(trained_run), "--out", str(tmp_path / "x.onnx")])
-
-
-def test_the_exported_program_gives_the_same_logits(trained_run, tmp_path, capsys):
-    file = tmp_path / "student.pt2"
-    assert export.main([str(trained_run), "validation.batch_size=1", "--out", str(file)]) == 0
-    assert "same logits on batches of 8 and 3" in capsys.readouterr().out
-    restored = restore(trained_run)
-    images = torch.randn(5, 3, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(torch.export.load(file).module()(images), restored.student()(images))
-    told = json.loads(file.with_suffix(".json").read_text())
-    assert told["mean"] == pytest.approx([0.3077] * 3)
-    assert told["std"] == pytest.approx([0.3246] * 3)
-    assert told["classes"] == list("0123456789")
-
-
-def test_a_program_that_computes_something_else_is_refused(tmp_path):
-    for found in (0.1, float("nan")):
-        with pytest.raises(UserError, match="other logits"):
-            export._compare(tmp_path / "x.pt2", [(torch.zeros(2, 3), torch.full((2, 3), found))])
-
-
-def test_onnx_gives_the_same_logits(trained_run, tmp_path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    images = torch.randn(4, 3, 32, 32)
-    assert "same logits" in export.export_onnx(restore(trained_run).student(), images, tmp_path / "student.onnx")
-
-
 def test_a_checkpoint_that_does_not_say_what_it_is_of_needs_a_config(trained_run, tmp_path):
     bare, config = tmp_path / "bare.pth", tmp_path / "single.yml"
     torch.save({"model": read_checkpoint(trained_run / "ckpt" / "best.pth")["model"]}, bare)
@@ -168,7 +136,7 @@ def test_images_from_files_are_prepared_as_validation_images_are(trained_run, tm
     batch = next(iter(restored.val.epoch(0)))
     pixels = (batch.image[0] * 0.3246 + 0.3077).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "digit.png")
-    torch.testing.assert_close(restored.read_image(str(tmp_path / "digit.png"))[0], batch.image[0])
+    torch.testing.assert_close(restored.source.read(tmp_path / "digit.png"), batch.image[0])
 
 
 def test_own_files_are_replaced_and_no_link_is_written_through(trained_run, tmp_path, monkeypatch):
@@ -189,17 +157,6 @@ def test_own_files_are_replaced_and_no_link_is_written_through(trained_run, tmp_
         assert command() == 0
     assert precious.read_text() == "content"
     assert not any((out / name).is_symlink() for name in names)
-
-
-def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
-    class Choosing(nn.Module):
-        def forward(self, images):
-            return images if images.sum() > 0 else -images
-
-    with pytest.raises(UserError, match=r"x\.pt2: exporting the network by torch\.export failed: ") as error:
-        export.export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2")
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_run_is_answered_with_the_runs_in_it(trained_run):

@@ -54,7 +54,9 @@ def test_one_class_is_listed_image_by_image(trained_run, restored, capsys):
     assert "validation image 3 " in lines[4]
     task, source = restored.task(), restored.source
     files = Files([f"folder/{k}.png" for k in range(len(source.val))], source.val.labels.tolist())
-    table = of_class(replace(restored, source=replace(source, val=files)), task, "3", limit=2)
+    renamed = replace(restored, source=replace(source, val=files))
+    vars(renamed)["val"] = restored.val
+    table = of_class(renamed, task, "3", limit=2)
     assert table.iloc[1:, 0].tolist() == ["folder/3.png", "folder/13.png"]
     with pytest.raises(UserError, match="no class 'cat'"):
         of_class(restored, task, "cat", limit=2)

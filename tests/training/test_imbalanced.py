@@ -66,7 +66,7 @@ class TestTestSplit:
         result, run = finished
         restored = restore(run.path)
         assert [len(part) for part in restored.source.splits().values()] == [20, 8, 10]
-        found = evaluate(restored.student(), restored.load("test"), restored.device)
+        found = evaluate(restored.student(), restored.test, restored.device)
         assert result["test_top1"] == found["top1"]
         assert result["test_class_mean"] == found["class_mean"]
         assert read_result(run.result)["test_top1"] == found["top1"]

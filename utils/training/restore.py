@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from datasets import Source, make_loader, open_data, readable_part
 from datasets.download import without_downloads
-from datasets.images import fit, open_rgb, to_tensor
-from datasets.loading.augment import AUGMENTATIONS
 from datasets.loading.loader import Loader
 from datasets.rows import enumerate_some
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
@@ -30,6 +27,7 @@ from utils.run_folder.networks import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
 from utils.training.build import assemble, build_network, load_teacher, prefix_of, val_batch_size
 from utils.training.device import choose_device, set_up
+from utils.training.precision import autocast
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
 
 
@@ -41,7 +39,7 @@ class Restored:
         path: the file.
         config: of the run that wrote it, under the overrides given.
         content: everything in the file; its weights may have been replaced by their moving average.
-        source: the data set.
+        source: the data set; without images where `restore` says so.
         device: where networks and images go.
     """
 
@@ -56,11 +54,20 @@ class Restored:
         """The validation images."""
         return self.load("val")
 
+    @cached_property
+    def test(self) -> Loader | None:
+        """The test images, where the data has some."""
+        return None if self.source.test is None else self.load("test")
+
     def load(self, split: str) -> Loader:
         """The images of a split, prepared as for validation."""
         size, workers = val_batch_size(self.config, self.device, self.source), self.config.validation.num_workers
         how = {"seed": self.config.training.seed, "device": self.device}
         return make_loader(self.source, self.config.dataset, split, size, workers, **how)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in the precision of the training."""
+        return autocast(self.device, self.config.training.precision)
 
     def student(self) -> StagedModel:
         """The network that was trained, in evaluation mode.
@@ -99,17 +106,6 @@ class Restored:
             task.load_extra_state(self.content["extra"])
         return task.eval()
 
-    def read_image(self, file: str) -> Tensor:
-        """An image file as the validation images are, scaled, cut and normalised: ``[1, 3, H, W]``."""
-        margin = AUGMENTATIONS[self.source.augment].resized_crop
-        image = to_tensor(fit(open_rgb(file), self.source.image_size, margin)).unsqueeze(0)
-        return self.val.augment.normalise(image.to(self.device))
-
-    def normalisation(self) -> dict[str, list[float]]:
-        """``mean`` and ``std`` of each channel, for images in [0, 1]."""
-        augment = self.val.augment
-        return {"mean": list(augment.mean), "std": list(augment.std)}
-
 
 def add_arguments(parser: ArgumentParser, what: str = "a checkpoint") -> None:
     """Let `parser` read what `restore_from` needs."""
@@ -119,13 +115,20 @@ def add_arguments(parser: ArgumentParser, what: str = "a checkpoint") -> None:
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
 
 
-def restore_from(options: Namespace, overrides: Sequence[str]) -> Restored:
+def restore_from(options: Namespace, overrides: Sequence[str], *, images: bool = True) -> Restored:
     """`restore` as the command line says."""
-    return restore(Path(options.checkpoint), overrides, options.config, trust=options.trust, average=options.ema)
+    how = {"trust": options.trust, "average": options.ema, "images": images}
+    return restore(Path(options.checkpoint), overrides, options.config, **how)
 
 
 def restore(
-    path: Path, overrides: Sequence[str] = (), config: str | None = None, *, trust: bool = False, average: bool = False
+    path: Path,
+    overrides: Sequence[str] = (),
+    config: str | None = None,
+    *,
+    trust: bool = False,
+    average: bool = False,
+    images: bool = True,
 ) -> Restored:
     """Open a checkpoint, or the best one of a run folder.
 
@@ -135,6 +138,7 @@ def restore(
         config: a file that says what the checkpoint is of, for those that do not say so themselves.
         trust: build what the checkpoint's own config names, whatever that is, and download its data set.
         average: of the student, take the moving average of its weights.
+        images: open the data set; else only where the checkpoint does not say how images are prepared.
 
     Raises:
         UserError: it cannot be read, does not say what it is of, or names what is not to be trusted.
@@ -160,7 +164,12 @@ def restore(
         raise UserError(f"{path}: does not say which network it is of; --config <file> does")
     device = choose_device(settings.training.device)
     set_up(settings)
-    agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
-    with nullcontext() if agreed else without_downloads():
-        source = readable_part(open_data(settings.dataset), settings.dataset, settings.training.num_workers)
+    source = None
+    if not images:
+        with suppress(KeyError):  # written by others, or before checkpoints said all of it
+            source = Source.of(content["data"])
+    if source is None:
+        agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
+        with nullcontext() if agreed else without_downloads():
+            source = readable_part(open_data(settings.dataset), settings.dataset, settings.training.num_workers)
     return Restored(path, settings, content, source, device)

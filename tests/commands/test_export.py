@@ -1,0 +1,216 @@
+"""Networks that ship: exported files compute the same, and predict the classes that evaluation finds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from documents import REPOSITORY, blocks, execute
+from pictures import noise, save
+from PIL import Image
+from torch import nn
+
+from utils import export, exported, onnx_export, predict
+from utils.config import Config
+from utils.errors import UserError
+from utils.evaluate import scores
+from utils.exported import OnnxNetwork
+from utils.training.restore import restore
+from utils.training.run import train
+
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+BLOCKS = [[1, 8, 1, 1], [4, 12, 2, 2]]  # a MobileNetV2 that is exported within seconds
+NETWORKS = {
+    "mobilenet": ("torchvision.models.mobilenet_v2", {"inverted_residual_setting": BLOCKS, "width_mult": 0.5}),
+    "timm": ("timm/test_efficientnet", {}),
+}
+NAMES = ("student.onnx", "student.half.onnx", "student.int8.onnx")
+CLASSES = ("ant", "bee, wild", "éel")
+
+
+def odd_images(folder: Path, count: int) -> None:
+    """Pictures of every kind, `count` of each class."""
+    for number in range(count * len(CLASSES)):
+        pixels = noise(30 + 7 * (number % 5), 60 - 11 * (number % 4), 3, seed=number)
+        picture = Image.fromarray(pixels).convert(("RGB", "L", "RGBA", "P")[number % 4])
+        if picture.mode == "RGBA":
+            picture.putalpha(Image.fromarray(pixels[..., 0]))
+        if number % 7 == 0:
+            picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if number % 7 == 1:
+            picture = picture.resize(((3, 2), (300, 2))[number % 2])
+        save(picture, folder / CLASSES[number % len(CLASSES)] / f"{number:02d}.png")
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(noise(50, 80, 3)).save(folder / CLASSES[0] / "turned.jpg", exif=turned)
+
+
+@pytest.fixture(scope="session", params=NETWORKS)
+def shipped(request, once, tmp_path_factory) -> Path:
+    """A folder with ``run``, ``images``, and all exported forms of the run's network, ``student.*``."""
+    for package in (*ONNX, "timm")[: 3 + (request.param == "timm")]:
+        pytest.importorskip(package)
+    return Path(once(f"shipped-{request.param}", lambda: ship(tmp_path_factory.mktemp("shipped"), request.param)))
+
+
+def ship(folder: Path, network: str) -> str:
+    torch.set_num_threads(1)
+    for split, count in (("train", 5), ("val", 6)):
+        odd_images(folder / "images" / split, count)
+    name, kwargs = NETWORKS[network]
+    sizes = {"img_h": 66, "img_w": 72}  # more than 64: the margins are cut off
+    config = Config.from_dict(
+        {
+            "dataset": {"name": "imagefolder", "root": str(folder / "images"), **sizes},
+            "model": {"name": name, "kwargs": kwargs},
+            "training": {"epochs": 2, "batch_size": 8, "num_workers": 0, "device": "cpu", "lr": 0.1},
+            "validation": {"num_workers": 0},
+            "run": {"root": str(folder / "runs")},
+        }
+    )
+    train(config)
+    (folder / "run").symlink_to(config.run_dir)
+    assert export.main([str(folder / "run"), "--int8", "--half", "--out", str(folder / "student.pt2")]) == 0
+    return str(folder)
+
+
+def predicted(network: Path, images: Path, out: Path) -> list[dict[str, str]]:
+    assert predict.main([str(network), str(images), str(out), "--trust"]) == 0
+    with out.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("form", ["run", "run/ckpt/best.pth", "student.pt2", "student.onnx", "student.int8.onnx"])
+def test_every_form_predicts_what_evaluation_finds(shipped, form, tmp_path):
+    rows = predicted(shipped / form, shipped / "images/val", tmp_path / "out.csv")
+    files = [row["image"] for row in rows]
+    assert files == sorted(files)
+    told = json.loads((shipped / "student.json").read_text())["evaluation"]
+    right = [row["predicted"] == Path(row["image"]).parent.name for row in rows]
+    name = form if form in told else next(iter(told))
+    assert told[name]["top1"] == pytest.approx(100 * np.mean(right))
+    restored = restore(shipped / "run")
+    found = scores(restored.student(), restored)
+    same = [row["predicted"] == CLASSES[k] for row, k in zip(rows, found.predicted.tolist())]
+    assert told[name]["agreement"] == pytest.approx(100 * np.mean(same))
+    assert told[name]["agreement"] == 100 or "int8" in form
+    assert next(iter(told.values())) == {**found.values(), "per_class": found.per_class(), "agreement": 100} | {
+        "milliseconds": pytest.approx(50, abs=50)
+    }
+
+
+def test_smaller_files_have_fewer_bits(shipped):
+    plain, half, int8 = (file.stat().st_size for file in map(shipped.joinpath, NAMES))
+    assert max(half, int8) < 0.8 * plain
+    told = json.loads((shipped / "student.json").read_text())["evaluation"]
+    assert list(told)[1:] == list(NAMES)
+    assert told["student.half.onnx"]["agreement"] > 90
+
+
+def test_the_lines_in_the_docs_predict_without_this_repository(shipped, tmp_path, monkeypatch, capsys):
+    (code,) = (text for text in blocks((REPOSITORY / "docs/running.md").read_text(), "python") if "onnxruntime" in text)
+    assert not {"utils", "datasets", "torch"} & set(code.split())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "student.onnx").symlink_to(shipped / "student.onnx")
+    for size in ((90, 50), (50, 91), (3, 2), (200, 3)):
+        Image.fromarray(noise(*size, 3)).save(tmp_path / "image.png")
+        (row,) = predicted(tmp_path / "student.onnx", tmp_path / "image.png", tmp_path / "out.csv")
+        capsys.readouterr()
+        execute("shown", code)
+        *name, chance = capsys.readouterr().out.split()
+        assert (" ".join(name), float(chance)) == (row["predicted"], pytest.approx(float(row["probability"]), abs=1e-4))
+
+
+def test_every_file_says_how_images_are_prepared(shipped):
+    told = json.loads((shipped / "student.json").read_text())
+    assert (told["image_size"], told["resize"], told["classes"]) == ([66, 72], [75, 82], list(CLASSES))
+    texts = OnnxNetwork(shipped / "student.int8.onnx").description
+    assert {key: json.loads(text) for key, text in texts.items()} == {
+        k: v for k, v in told.items() if k != "evaluation"
+    }
+
+
+class Small(nn.Module):
+    """A convolution and a pooling layer of the caller's choice."""
+
+    def __init__(self, pool: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.Flatten(), nn.Linear(16, 3))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def test_batches_and_operators_of_a_file_are_as_asked_for(tmp_path):
+    for package in ONNX:
+        pytest.importorskip(package)
+    network, images = Small(nn.AdaptiveAvgPool2d(2)).eval(), torch.randn(5, 3, 9, 9)
+    model = onnx_export.export_onnx(network, images, tmp_path / "x.onnx", 19, batch=3)
+    assert [entry.version for entry in model.opset_import] == [19]
+    onnx_export.save_onnx(model, tmp_path / "x.onnx", {})
+    found = OnnxNetwork(tmp_path / "x.onnx")
+    assert found.batch == 3
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), network(images))
+    with pytest.raises(UserError, match="--opset: the network cannot be written in version 7"):
+        onnx_export.export_onnx(network, images, tmp_path / "x.onnx", 7, batch=None)
+
+
+def test_a_network_that_onnx_has_no_form_of_is_refused_in_one_line(tmp_path, capfd):
+    for package in ONNX[:2]:
+        pytest.importorskip(package)
+    with pytest.raises(UserError, match=r"x\.onnx: ONNX has no form of the network: .*adaptive_max_pool2d"):
+        onnx_export.export_onnx(
+            Small(nn.AdaptiveMaxPool2d(2)).eval(), torch.randn(3, 3, 9, 9), tmp_path / "x.onnx", None, None
+        )
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, "find_spec", lambda name: None if name.startswith("onnxr") else name)
+    (tmp_path / "x.onnx").touch()
+    words = [str(tmp_path / "x.onnx"), str(tmp_path), str(tmp_path / "out.csv")]
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    for command in (lambda: export.main([str(trained_run), "--int8"]), lambda: predict.main(words)):
+        with pytest.raises(UserError, match=r"ONNX needs onnxruntime: python -m pip install onnxruntime$"):
+            command()
+
+
+def test_the_exported_program_gives_the_same_logits(trained_run, tmp_path, capsys):
+    file = tmp_path / "student.pt2"
+    assert export.main([str(trained_run), "validation.batch_size=1", "--out", str(file)]) == 0
+    assert "same logits on batches of 8 and 3" in capsys.readouterr().out
+    assert file.stat().st_size < 1_000_000
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.export.load(file).module()(images), restore(trained_run).student()(images))
+    told = json.loads(file.with_suffix(".json").read_text())
+    assert told["mean"] == pytest.approx([0.3077] * 3)
+    assert told["classes"] == list("0123456789")
+
+
+def test_a_program_must_end_in_pt2(trained_run, tmp_path):
+    with pytest.raises(UserError, match=r"--out: .*x\.onnx: must end in \.pt2"):
+        export.main([str(trained_run), "--out", str(tmp_path / "x.onnx")])
+
+
+def test_a_file_that_computes_something_else_is_refused(tmp_path):
+    for found in (0.1, float("nan")):
+        other = lambda images, found=found: torch.full((len(images), 3), found)  # noqa: E731
+        with pytest.raises(UserError, match="other logits"):
+            export._compare(tmp_path / "x", lambda images: torch.zeros(len(images), 3), other, torch.zeros(8, 1))
+
+
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
+    class Choosing(nn.Module):
+        def forward(self, images):
+            return images if images.sum() > 0 else -images
+
+    with pytest.raises(UserError, match=r"x\.pt2: exporting the network by torch\.export failed: ") as error:
+        export.export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2", {})
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
