@@ -13,20 +13,13 @@ from made_up_runs import write_run, write_samples
 
 from utils.errors import UserError
 from utils.report.__main__ import main
-from utils.report.build import common_settings, data_of, without_choice
+from utils.report.build import common_settings, without_choice
 from utils.report.gain import answer, tradeoff_figure
 from utils.report.groups import grouped, replaced
 from utils.report.statistics import Difference, mean_text, paired_difference
 from utils.report.tables import result_records, result_table, result_tables, run_records, run_table
 from utils.report.write import publish, write_report
 from utils.run_folder.read import find_runs, read_run
-
-
-def write_pair_of_seeds(root):
-    """Fixed 70, 71, 72 and adaptive 71, 73, 72 after the last epoch, for seeds 1, 2, 3; each was better before."""
-    for seed, fixed, adaptive in ((1, 70, 71), (2, 71, 73), (3, 72, 72)):
-        write_run(root, selection="fixed", seed=seed, accuracies=[60, 65, 74, fixed])
-        write_run(root, selection="adaptive", seed=seed, accuracies=[60, 65, 75, adaptive])
 
 
 def groups_of(*roots):
@@ -39,217 +32,8 @@ def cells(root, measure="last"):
     return row
 
 
-def cells_of(root, distiller):
-    rows = result_table(groups_of(root), "last").to_dict("records")
-    return next(row for row in rows if row["distiller"] == distiller)
-
-
 def series(values):
     return pd.Series(values, dtype=float)
-
-
-def test_a_row_gathers_seeds_and_compares_adaptive_with_fixed(tmp_path):
-    write_pair_of_seeds(tmp_path)
-    row = cells(tmp_path)
-    assert (row["fixed"], row["teacher"]) == ("71.00±1.00 (3)", "75.00±0.00 (3)")
-    assert row["adaptive - fixed"] == "+1.00 [-1.48, +3.48] (3)"
-    assert "anti" not in row
-    assert cells(tmp_path, "best")["fixed"] == "74.00±0.00 (3)"
-    last, best = result_records(groups_of(tmp_path)).to_dict("records")
-    assert (last["measure"], last["fixed_mean"], last["fixed_std"], last["fixed_n"]) == ("last", 71, 1, 3)
-    assert last["adaptive_minus_fixed_half_width"] == pytest.approx(2.484138, abs=1e-5)
-    assert (best["measure"], best["adaptive_mean"]) == ("best", 75)
-    assert np.isnan(last["anti_mean"])
-
-
-def test_unfinished_runs_are_shown_as_such_and_never_averaged(tmp_path):
-    write_run(tmp_path, selection="fixed", seed=1, accuracies=[1, 2, 3, 70])
-    write_run(tmp_path, selection="fixed", seed=2, done=2)
-    write_run(tmp_path, selection="adaptive", seed=1, done=3)
-    write_run(tmp_path, selection="anti", seed=1, done=0)
-    row = cells(tmp_path)
-    assert (row["fixed"], row["adaptive"], row["anti"]) == ("70.00 (1) +1 stopped", "stopped 3/4", "stopped 0/4")
-    assert "adaptive - fixed" not in row
-
-
-def test_a_run_whose_folder_is_held_by_a_process_is_running(tmp_path):
-    folder = write_run(tmp_path, selection="fixed", done=2)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert find_runs([tmp_path])[0].status == "running"
-    assert find_runs([tmp_path])[0].status == "stopped"
-
-
-def test_the_result_of_a_run_resumed_with_more_epochs_does_not_make_it_finished(tmp_path):
-    config = write_run(tmp_path, selection="fixed", epochs=4) / "config.yml"
-    config.write_text(config.read_text().replace("epochs: 4", "epochs: 8"))
-    (run,) = find_runs([tmp_path])
-    assert run.progress == "stopped 4/8"
-
-
-def test_another_teacher_makes_a_row_and_a_teacher_of_each_seed_does_not(tmp_path):
-    for root, teacher in {"a": "run/t/{}/last.pth", "b": "run/t/1/last.pth", "c": "run/other/{}/last.pth"}.items():
-        for seed in (1, 2):
-            kd = {"teacher": {"name": "resnet20", "checkpoint": teacher.format(seed)}}
-            write_run(tmp_path / root / str(seed), selection="fixed", seed=seed, settings={"kd": kd})
-    rows = groups_of(tmp_path / "a", tmp_path / "c")
-    assert [row.settings for row in rows] == ["teacher=run/t/last", "teacher=run/other/last"]
-    assert [list(row.top1("fixed").index) for row in rows] == [[1, 2], [1, 2]]
-    assert len(groups_of(tmp_path / "a", tmp_path / "b")) == 1
-
-
-def test_runs_on_other_images_share_neither_a_row_nor_a_student_alone(tmp_path):
-    for root in ("cats", "dogs"):
-        write_run(tmp_path / root, selection="fixed", dataset="imagefolder", settings={"dataset": {"root": root}})
-    place = {"dataset": {"root": "./dogs/"}}
-    write_run(tmp_path / "x", selection="single", student="resnet8", dataset="imagefolder", settings=place)
-    rows = groups_of(tmp_path)
-    assert [row.settings for row in rows] == ["dataset.root=cats", "dataset.root=dogs"]
-    assert [len(row.alone) for row in rows] == [0, 1]
-
-
-def test_published_figures_stand_beside_ours_for_their_data_set_alone(tmp_path):
-    names = {"teacher": "vgg13", "student": "vgg8", "distiller": "at"}
-    write_run(tmp_path / "a", selection="fixed", dataset="cifar-100", **names)
-    row = cells(tmp_path / "a")
-    assert (row["teacher*"], row["single*"], row["adaptive*"]) == ("74.64", "70.36", "73.64")
-    write_run(tmp_path / "b", selection="fixed", dataset="digits", **names)
-    assert "adaptive*" not in cells(tmp_path / "b")
-
-
-def test_the_share_of_the_gap_to_the_teacher_is_that_worked_out_by_hand(tmp_path):
-    for seed, alone, fixed in ((1, 70, 72), (2, 71, 73)):
-        write_run(tmp_path, selection="single", student="resnet8", seed=seed, accuracies=[1, 2, 3, alone])
-        write_run(tmp_path, selection="fixed", seed=seed, accuracies=[1, 2, 3, fixed])
-    assert cells(tmp_path)["gap closed: fixed"] == "44 %"  # 2 of 4.5
-    write_run(tmp_path, selection="fixed", distiller="sp", teacher_top1=70)
-    assert cells_of(tmp_path, "sp")["gap closed: fixed"] == "", "its teacher is no better than the student alone"
-
-
-def test_accuracies_on_a_test_split_have_a_table_and_a_column(tmp_path):
-    for seed, test_top1 in ((1, 60.0), (2, 62.0)):
-        write_run(tmp_path, selection="fixed", seed=seed, test_top1=test_top1)
-        write_run(tmp_path, selection="adaptive", seed=seed, test_top1=test_top1 + 1)
-    groups = groups_of(tmp_path)
-    table = result_tables(groups)["test split, best epoch"].iloc[0]
-    assert (table["fixed"], "teacher" in table) == ("61.00±1.41 (2)", False)
-    assert table["adaptive - fixed"].startswith("+1.00")
-    assert result_records(groups)["measure"].tolist() == ["last", "best", "test"]
-    column = run_table(groups, run_records(groups))["test % (best epoch)"]
-    assert sorted(column) == ["60.00", "61.00", "62.00", "63.00"]
-
-
-def test_a_run_without_a_choice_is_named_in_the_tables_and_in_a_sentence(tmp_path):
-    for selection in ("adaptive", "anti"):
-        write_run(tmp_path, selection=selection, distiller="kd")  # its only gate is always open
-    assert len(without_choice(find_runs([tmp_path]))) == 2
-    assert cells(tmp_path)["no choice"] == "adaptive: 1 everywhere; anti: 1 nowhere"
-    groups = groups_of(tmp_path)
-    assert run_table(groups, run_records(groups))["no choice"].tolist() == ["everywhere since 1", "nowhere since 1"]
-
-
-def test_every_run_has_its_costs_and_its_command(tmp_path):
-    folder = write_run(tmp_path / "my runs", selection="fixed")
-    facts = json.loads((folder / "facts.json").read_text()) | {"command": "net1=resnet20 sh train.sh"}
-    (folder / "facts.json").write_text(json.dumps(facts))
-    without = write_run(tmp_path / "my runs", selection="anti")  # as runs were before commands were remembered
-    runs = find_runs([tmp_path])
-    write_report(runs, tmp_path / "out", with_plots=False)
-    anti, fixed = pd.read_csv(tmp_path / "out" / "runs.csv").to_dict("records")
-    assert (fixed["parameters"], fixed["flops"], fixed["teacher_flops"]) == (78_042, 25_003_264, 81_625_600)
-    assert (fixed["lr"], fixed["batch_size"], fixed["seconds"], fixed["data"]) == (0.05, 64, 8.0, "data")
-    assert fixed["command"] == "net1=resnet20 sh train.sh"
-    assert anti["command"] == f"python train.py --config '{without}/config.yml'"
-    assert "776 images to train on, 1,021 to validate, 10 classes, 32x32 pixels; dataset.root: data" in data_of(runs)
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert all(cell in text for cell in ("0.08", "25.00", "0.27 / 81.63", "00:08", "learning rate 0.05"))
-
-
-def test_the_newest_counts_of_the_samples_become_frequencies(tmp_path):
-    folder = write_run(tmp_path, selection="adaptive")
-    write_samples(folder, 5, np.array([[5, 5], [0, 0]]), ["f1", "logits"])
-    write_samples(folder, 10, np.array([[5, 0], [10, 10]]), ["f1", "logits"])
-    samples = read_run(folder).gate_samples()
-    assert samples.epochs == 10
-    assert samples.frequency.tolist() == [[0.5, 0], [1, 1]]
-
-
-def test_folders_are_searched_once_and_must_hold_a_run(tmp_path):
-    write_run(tmp_path / "disk" / "run", selection="single")
-    (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="holds no run"):
-        find_runs([tmp_path / "run"])
-    with pytest.raises(UserError, match="no such folder"):
-        find_runs([tmp_path / "missing"])
-    (tmp_path / "run" / "data").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / "back").symlink_to(tmp_path)
-    assert len(find_runs([tmp_path / "run"])) == 1
-
-
-def test_a_copy_of_a_run_is_counted_once_and_named(tmp_path):
-    folder = write_run(tmp_path, selection="fixed", seed=1)
-    shutil.copytree(folder, tmp_path / "backup")
-    write_run(tmp_path, selection="fixed", seed=2)
-    groups = groups_of(tmp_path)
-    assert len(groups[0].top1("fixed")) == 2
-    assert len(replaced(groups)) == 1
-
-
-def test_files_of_somebody_else_are_left_alone(tmp_path):
-    write_run(tmp_path / "run", selection="single", done=0)
-    (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(UserError, match="exists already, and no report wrote it"):
-        main([str(tmp_path / "run"), "--out", str(tmp_path)])
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "report.html"}
-
-
-def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path):
-    publish(tmp_path, {"report.md": b"1", "figures/losses.png": b"1", "figures/old.png": b"1"})
-    (tmp_path / "figures/holiday.png").write_text("mine")
-    publish(tmp_path, {"report.md": b"2", "figures/losses.png": b"2"})
-    left = {file.name: file.read_text() for file in tmp_path.rglob("*.*") if file.is_file()}
-    assert left.keys() == {".report.txt", "report.md", "losses.png", "holiday.png"}
-    assert (left["report.md"], left["losses.png"], left["holiday.png"]) == ("2", "2", "mine")
-
-
-def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path, monkeypatch):
-    publish(tmp_path, {"report.md": b"1"})
-
-    def full_disk(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match="No space left on device"):
-        publish(tmp_path, {"report.md": b"2"})
-    assert (tmp_path / "report.md").read_text() == "1"
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_the_first_sentence_names_the_best_student_and_its_gain(tmp_path):
-    for seed, alone, fixed in ((1, 70, 72), (2, 71, 74)):
-        write_run(tmp_path, selection="single", student="resnet8", seed=seed, accuracies=[1, 2, 3, alone])
-        write_run(tmp_path, selection="fixed", seed=seed, accuracies=[1, 2, 3, fixed])
-        write_run(tmp_path, selection="fixed", distiller="sp", seed=seed, accuracies=[1, 90, 3, 71])
-    assert cells_of(tmp_path, "at")["fixed - single"] == "+2.50 [-3.85, +8.85] (2)"
-    (sentence,) = answer(groups_of(tmp_path))
-    assert sentence == (
-        "Best student: resnet20 → resnet8, at, fixed, 73.00±1.41 (2), over the student alone "
-        "+2.50 [-3.85, +8.85] (2), not significant. Its teacher has 75.00."
-    )
-    (panel,) = tradeoff_figure(groups_of(tmp_path)).axes
-    assert [text.get_text() for text in panel.texts] == ["resnet20", "resnet8", "at, fixed"]
-    assert panel.get_xlabel() == "forward pass of one image (MFLOPs)"
-
-
-def test_measured_latencies_take_the_place_of_flops(tmp_path):
-    for selection in ("single", "fixed"):
-        folder = write_run(tmp_path, selection=selection) / "evaluation"
-        folder.mkdir()
-        networks = {"resnet8": 1.5, "resnet20 (teacher)": 4}
-        content = {name: {"milliseconds": {"1": value, "64": 9}} for name, value in networks.items()}
-        (folder / "evaluation.json").write_text(json.dumps(content))
-    (panel,) = tradeoff_figure(groups_of(tmp_path)).axes
-    assert sorted({line.get_xdata()[0] for line in panel.lines}) == [1.5, 4]
 
 
 def test_means_and_paired_intervals_are_those_worked_out_by_hand():
@@ -265,6 +49,74 @@ def test_means_and_paired_intervals_are_those_worked_out_by_hand():
     assert paired_difference(series({1: 71.0}), series({2: 70.0})) is None
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A student alone, distilled everywhere and under the policy, each better before its last epoch."""
+    root = tmp_path_factory.mktemp("compared")
+    names = {"dataset": "cifar-100", "teacher": "vgg13", "student": "vgg8"}
+    for seed, alone, fixed, adaptive in ((1, 70, 70, 71), (2, 71, 71, 73), (3, 66, 72, 72)):
+        write_run(root, selection="single", seed=seed, accuracies=[60, 65, 73, alone], **names)
+        write_run(root, selection="fixed", seed=seed, accuracies=[60, 65, 74, fixed], test_top1=60.0 + seed, **names)
+        write_run(root, selection="adaptive", seed=seed, accuracies=[60, 65, 75, adaptive], **names)
+    return root
+
+
+def test_a_row_gathers_seeds_and_compares_selections(compared):
+    row = cells(compared)
+    assert (
+        row
+        | {
+            "fixed": "71.00±1.00 (3)",
+            "adaptive": "72.00±1.00 (3)",
+            "adaptive - fixed": "+1.00 [-1.48, +3.48] (3)",
+            "single": "69.00±2.65 (3)",
+            "fixed - single": "+2.00 [-6.61, +10.61] (3)",
+            "teacher": "75.00±0.00 (3)",
+            "gap closed: fixed": "33 %",
+            "teacher*": "74.64",
+            "adaptive*": "73.64",
+        }
+        == row
+    )
+    assert not {"anti", "settings", "no choice"} & row.keys(), "empty columns are left out"
+    assert cells(compared, "best")["fixed"] == "74.00±0.00 (3)"
+    assert list(result_tables(groups_of(compared))) == ["last epoch", "best epoch", "test split, best epoch"]
+    test = cells(compared, "test")
+    assert (test["fixed"], "teacher" in test) == ("62.00±1.00 (3)", False)
+
+
+def test_the_csv_has_the_same_as_numbers(compared):
+    last, best, test = result_records(groups_of(compared)).to_dict("records")
+    assert (last["measure"], last["fixed_mean"], last["fixed_std"], last["fixed_n"]) == ("last", 71, 1, 3)
+    assert last["adaptive_minus_fixed_half_width"] == pytest.approx(2.484138, abs=1e-5)
+    assert np.isnan(last["anti_mean"])
+    assert (best["adaptive_mean"], test["fixed_mean"]) == (75, 62)
+    groups = groups_of(compared)
+    assert set(run_table(groups, run_records(groups))["test % (best epoch)"]) == {"", "61.00", "62.00", "63.00"}
+
+
+def test_the_first_sentence_names_the_best_student_and_its_gain(compared):
+    (sentence,) = answer(groups_of(compared))
+    assert sentence == (
+        "Best student: vgg13 → vgg8, at, adaptive, 72.00±1.00 (3), over the student alone +3.00 [-3.57, +9.57] (3), "
+        "not significant; adaptive instead of fixed adds +1.00 [-1.48, +3.48] (3), not significant. Its teacher has 75.00."
+    )
+    (panel,) = tradeoff_figure(groups_of(compared)).axes
+    assert {text.get_text() for text in panel.texts} == {"vgg13", "vgg8", "at, adaptive"}
+    assert panel.get_xlabel() == "forward pass of one image (MFLOPs)"
+
+
+def test_measured_latencies_take_the_place_of_flops(tmp_path):
+    for selection in ("single", "fixed"):
+        folder = write_run(tmp_path, selection=selection) / "evaluation"
+        folder.mkdir()
+        networks = {"resnet8": 1.5, "resnet20 (teacher)": 4}
+        content = {name: {"milliseconds": {"1": value, "64": 9}} for name, value in networks.items()}
+        (folder / "evaluation.json").write_text(json.dumps(content))
+    (panel,) = tradeoff_figure(groups_of(tmp_path)).axes
+    assert sorted({line.get_xdata()[0] for line in panel.lines}) == [1.5, 4]
+
+
 def test_a_baseline_is_of_the_same_length_and_a_teacher_the_one_that_its_runs_measured(tmp_path):
     write_run(tmp_path, selection="fixed", teacher_top1=None)
     write_run(tmp_path, selection="single", student="resnet20", accuracies=[1, 2, 81, 80])
@@ -272,6 +124,33 @@ def test_a_baseline_is_of_the_same_length_and_a_teacher_the_one_that_its_runs_me
     assert not {"teacher", "single"} & cells(tmp_path).keys()
     write_run(tmp_path, selection="single", student="resnet8", accuracies=[1, 2, 66, 65])
     assert cells(tmp_path)["single"] == "65.00 (1)"
+
+
+def test_unfinished_runs_are_shown_as_such_and_never_averaged(tmp_path):
+    write_run(tmp_path, selection="fixed", seed=1, accuracies=[1, 2, 3, 70])
+    write_run(tmp_path, selection="fixed", seed=2, done=2)
+    folder = write_run(tmp_path, selection="adaptive", seed=1, done=3)
+    write_run(tmp_path, selection="shuffled", seed=1, done=0)
+    longer = write_run(tmp_path, selection="random", seed=1) / "config.yml"
+    longer.write_text(longer.read_text().replace("epochs: 4", "epochs: 8"))  # resumed; its result is that of before
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = result_table(groups_of(tmp_path), "last")
+    assert rows["random"].tolist() == ["", "stopped 4/8"]
+    row = rows.iloc[0]
+    assert (row["fixed"], row["adaptive"], row["shuffled"]) == ("70.00 (1) +1 stopped", "running 3/4", "stopped 0/4")
+    assert "adaptive - fixed" not in row
+
+
+def test_another_teacher_makes_a_row_and_a_teacher_of_each_seed_does_not(tmp_path):
+    for root, teacher in {"a": "run/t/{}/last.pth", "b": "run/t/1/last.pth", "c": "run/other/{}/last.pth"}.items():
+        for seed in (1, 2):
+            kd = {"teacher": {"name": "resnet20", "checkpoint": teacher.format(seed)}}
+            write_run(tmp_path / root / str(seed), selection="fixed", seed=seed, settings={"kd": kd})
+    rows = groups_of(tmp_path / "a", tmp_path / "c")
+    assert [row.settings for row in rows] == ["teacher=run/t/last", "teacher=run/other/last"]
+    assert [list(row.top1("fixed").index) for row in rows] == [[1, 2], [1, 2]]
+    assert len(groups_of(tmp_path / "a", tmp_path / "b")) == 1
 
 
 @pytest.mark.parametrize(
@@ -296,15 +175,99 @@ def test_a_recipe_that_differs_stands_in_every_row_and_what_is_common_is_said_on
     write_run(tmp_path / "b", selection="fixed", distiller="kd", epochs=4)
     settings = {group.first.distiller: group.settings for group in groups_of(tmp_path)}
     assert settings == {k: f"training.epochs={n}" for k, n in (("at", 1), ("sp", 1), ("kd", 4))}
-    assert common_settings(find_runs([tmp_path])) == ["All runs: batches of 64, learning rate 0.05."]
 
 
-def test_tables_have_no_empty_columns_and_are_written_as_latex(tmp_path):
+def test_runs_on_other_images_share_neither_a_row_nor_a_student_alone(tmp_path):
+    for root in ("cats", "dogs"):
+        write_run(tmp_path / root, selection="fixed", dataset="imagefolder", settings={"dataset": {"root": root}})
+    place = {"dataset": {"root": "./dogs/"}}
+    write_run(tmp_path / "x", selection="single", student="resnet8", dataset="imagefolder", settings=place)
+    rows = groups_of(tmp_path)
+    assert [row.settings for row in rows] == ["dataset.root=cats", "dataset.root=dogs"]
+    assert [len(row.alone) for row in rows] == [0, 1]
+
+
+def test_a_run_without_a_choice_is_named_in_the_tables_and_in_a_sentence(tmp_path):
+    for selection in ("adaptive", "anti"):
+        write_run(tmp_path, selection=selection, distiller="kd")  # its only gate is always open
+    groups = groups_of(tmp_path)
+    assert len(without_choice(find_runs([tmp_path]))) == 2
+    assert cells(tmp_path)["no choice"] == "adaptive: 1 everywhere; anti: 1 nowhere"
+    assert run_table(groups, run_records(groups))["no choice"].tolist() == ["everywhere since 1", "nowhere since 1"]
+
+
+def test_every_run_has_its_costs_and_its_command(tmp_path):
+    folder = write_run(tmp_path / "my runs", selection="fixed")
+    facts = json.loads((folder / "facts.json").read_text()) | {"command": "net1=resnet20 sh train.sh"}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    without = write_run(tmp_path / "my runs", selection="anti")  # as runs were before commands were remembered
+    write_report(find_runs([tmp_path]), tmp_path / "out", with_plots=False)
+    anti, fixed = pd.read_csv(tmp_path / "out" / "runs.csv").to_dict("records")
+    assert (fixed["parameters"], fixed["flops"], fixed["teacher_flops"]) == (78_042, 25_003_264, 81_625_600)
+    assert (fixed["lr"], fixed["batch_size"], fixed["seconds"], fixed["data"]) == (0.05, 64, 8.0, "data")
+    assert fixed["command"] == "net1=resnet20 sh train.sh"
+    assert anti["command"] == f"python train.py --config '{without}/config.yml'"
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert all(cell in text for cell in ("0.08", "25.00", "0.27 / 81.63", "00:08", "776 images", "32x32 pixels"))
+
+
+def test_the_newest_counts_of_the_samples_become_frequencies(tmp_path):
+    folder = write_run(tmp_path, selection="adaptive")
+    write_samples(folder, 5, np.array([[5, 5], [0, 0]]), ["f1", "logits"])
+    write_samples(folder, 10, np.array([[5, 0], [10, 10]]), ["f1", "logits"])
+    samples = read_run(folder).gate_samples()
+    assert (samples.epochs, samples.frequency.tolist()) == (10, [[0.5, 0], [1, 1]])
+
+
+def test_folders_are_searched_once_and_must_hold_a_run(tmp_path):
+    write_run(tmp_path / "disk" / "run", selection="single")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="holds no run"):
+        find_runs([tmp_path / "run"])
+    with pytest.raises(UserError, match="no such folder"):
+        find_runs([tmp_path / "missing"])
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path)
+    assert len(find_runs([tmp_path / "run"])) == 1
+
+
+def test_a_copy_of_a_run_is_counted_once_and_named(tmp_path):
+    folder = write_run(tmp_path, selection="fixed", seed=1)
+    shutil.copytree(folder, tmp_path / "backup")
+    write_run(tmp_path, selection="fixed", seed=2)
+    groups = groups_of(tmp_path)
+    assert (len(groups[0].top1("fixed")), len(replaced(groups))) == (2, 1)
+
+
+def test_files_of_somebody_else_are_left_alone(tmp_path):
+    write_run(tmp_path / "run", selection="single", done=0)
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match="exists already, and no report wrote it"):
+        main([str(tmp_path / "run"), "--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "report.html"}
+
+
+def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path, monkeypatch):
+    publish(tmp_path, {"report.md": b"1", "figures/losses.png": b"1", "figures/old.png": b"1"})
+    (tmp_path / "figures/holiday.png").write_text("mine")
+    publish(tmp_path, {"report.md": b"2", "figures/losses.png": b"2"})
+    left = {file.name: file.read_text() for file in tmp_path.rglob("*.*") if file.is_file()}
+    assert left.pop(".report.txt")
+    assert left == {"report.md": "2", "losses.png": "2", "holiday.png": "mine"}
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match="No space left on device"):
+        publish(tmp_path, {"report.md": b"3"})
+    assert (tmp_path / "report.md").read_text() == "2"
+
+
+def test_tables_are_written_as_latex(tmp_path):
     for seed in (1, 2):
         write_run(tmp_path / "run", selection="fixed", seed=seed, teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
-    assert list(cells(tmp_path)) == ["pair", "distiller", "fixed", "teacher"]
     assert main([str(tmp_path / "run"), "--no-plots", "--latex"]) == 0
     text = (tmp_path / "run" / "report" / "results.tex").read_text()
     assert r"wrn\_16\_2 to resnet8 & at & 70.00±0.00 (2)" in text
     assert text.count(r"\begin{tabular}") == 1, "last and best epoch are the same one"
-    assert r"Validation top-1 (\%), last epoch" in text

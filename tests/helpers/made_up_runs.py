@@ -14,7 +14,7 @@ from utils.config import Config
 MIDDLE = ("f1", "f2", "f3")
 SPOTS = {"at": MIDDLE, "vid": MIDDLE, "fitnet": ("f2",), "sp": ("f3",), "crd": ("f4",), "rkd": ("f4",), "kd": ()}
 BETA = 100.0
-GAIN = {"fixed": 2.0, "adaptive": 2.5, "anti": 0.5, "random": 1.5, "single": 0.0}
+GAIN = {"fixed": 2.0, "adaptive": 2.5, "anti": 0.5, "random": 1.5, "shuffled": 1.8, "single": 0.0}
 
 
 def write_run(
@@ -101,7 +101,7 @@ def _record(epoch: int, epochs: int, top1: float, gates: list[str], selection: s
         train |= spots | {"loss/total": train["loss/ce"] + train["loss/kl"] + BETA * sum(spots.values())}
         for k, gate in enumerate(gates):
             share = 1 - 0.7 * progress * k / max(len(gates) - 1, 1)
-            shares = {"adaptive": share, "anti": 1 - share, "fixed": 1.0, "random": 0.5}
+            shares = {"adaptive": share, "anti": 1 - share, "fixed": 1.0, "random": 0.5, "shuffled": share}
             train[f"gate/{gate}"] = shares[selection]
     val = {"loss/total": 4.4 - 3.2 * progress, "top1": top1, "top5": min(100.0, top1 + 15)}
     record = {"phase": "train", "epoch": epoch, "epochs": epochs, "global_epoch": epoch, "lr": {"student": 0.05}}
