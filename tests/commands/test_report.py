@@ -99,7 +99,8 @@ def test_the_first_sentence_names_the_best_student_and_its_gain(compared):
     (sentence,) = answer(groups_of(compared))
     assert sentence == (
         "Best student: vgg13 → vgg8, at, adaptive, 72.00±1.00 (3), over the student alone +3.00 [-3.57, +9.57] (3), "
-        "not significant; adaptive instead of fixed adds +1.00 [-1.48, +3.48] (3), not significant. Its teacher has 75.00."
+        "not significant; adaptive instead of fixed adds +1.00 [-1.48, +3.48] (3), not significant. "
+        "Its teacher has 75.00."
     )
     (panel,) = tradeoff_figure(groups_of(compared)).axes
     assert {text.get_text() for text in panel.texts} == {"vgg13", "vgg8", "at, adaptive"}
