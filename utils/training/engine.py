@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,16 +15,14 @@ from datasets import Data
 from datasets.batch import Batch
 from datasets.loading.order import derive_seed
 from utils.config import Config
-from utils.config.changes import deciding_changes
-from utils.errors import UserError, reason
+from utils.errors import UserError
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
-from utils.run_folder.networks import refuse_other_classes
-from utils.run_folder.resume import FORMAT, Progress, refuse_other_images
+from utils.run_folder.resume import Progress
 from utils.training.accuracy import evaluate
 from utils.training.cuda_graph import CudaRecorder, choose_recorder
-from utils.training.device import keep_threads, rng_state, set_rng_state
+from utils.training.device import keep_threads, rng_state
 from utils.training.doubts import no_progress
 from utils.training.gate_counts import GateRecorder
 from utils.training.log import log
@@ -33,6 +30,7 @@ from utils.training.meter import Meter, not_finite
 from utils.training.pace import Pace
 from utils.training.precision import autocast
 from utils.training.reporter import Reporter, progress_bar, summary
+from utils.training.state import restore_state, state_of
 from utils.training.step import CapturedStep, EagerStep, Phase, make_step
 
 LONG = 300.0  # seconds
@@ -86,7 +84,7 @@ class Engine:
             UserError: the checkpoint is not of this configuration; no file is touched then.
         """
         if checkpoint is not None:
-            self._restore(checkpoint)
+            restore_state(self, checkpoint)
         if is_main():
             self.run.prune(self.config.training.keep_checkpoints)  # a kill may have come before that
             self.report = Reporter(self.run, resumed_at=self._global_epoch())
@@ -266,49 +264,9 @@ class Engine:
         if is_main():
             training, epoch = self.config.training, self._global_epoch()
             keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
-            state = self._state(processes)
+            state = state_of(self, processes)
             self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
         barrier()  # when this returns, the checkpoint is there for every process
-
-    def _state(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
-        state = {
-            "format": FORMAT,
-            "model": {name: value.contiguous() for name, value in self.task.student.state_dict().items()},
-            "extra": self.task.extra_state(),
-            "optimizers": {name: item.state_dict() for name, item in self.phase.optimizers.items()},
-            "processes": processes,
-            "progress": asdict(self.progress),
-            "gates": self.gates.state_dict(),
-            "val": self.val,
-            "best": self.best,
-            "threads": torch.get_num_threads(),
-            "data": self.data.source.describe(),
-            "config": self.config.to_dict(),
-        }
-        return state | ({"ema": self.phase.average.state_dict()} if self.phase.average else {})
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        what = f"{self.run.path}: its checkpoint"
-        refuse_other_classes(checkpoint, self.data.source, what)
-        refuse_other_images(checkpoint, self.data.train.num_samples, what)
-        try:
-            self.progress = Progress(**checkpoint["progress"])
-            self.task.student.load_state_dict(checkpoint["model"])
-            self.task.load_extra_state(checkpoint["extra"])
-            if self.phase.average:  # which may be asked for as late as now
-                self.phase.average.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
-            for name, item in self.phase.optimizers.items():
-                item.load_state_dict(checkpoint["optimizers"][name])
-            if is_main():
-                self.gates.load_state_dict(checkpoint["gates"])
-            self.val = dict(checkpoint["val"])
-            self.best = dict(checkpoint["best"])
-            self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
-            for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
-                set_rng_state(process["rng"], self.device)
-        except Exception as error:
-            why = deciding_changes(checkpoint.get("config"), self.config.to_dict()) or reason(error)
-            raise UserError(f"{what} is not of this configuration ({why})") from error
 
     def _advance(self) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
