@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -64,16 +63,6 @@ def cut(end: int) -> Spoiling:
 def saved(content: Any) -> Spoiling:
     """The file is a checkpoint of `content`."""
     return lambda path: torch.save(content, path)
-
-
-def pickled(protocol: int) -> Spoiling:
-    """The file is no checkpoint but a bare pickle, of code."""
-    return text(pickle.dumps(RunsCode(), protocol))
-
-
-def weights(name: str = "resnet8", **entries: Any) -> Spoiling:
-    """The file is a checkpoint of a network's weights, with these entries."""
-    return saved(get_model(name, 2).state_dict() | entries)
 
 
 def instead(put: Callable[[Path], Any]) -> Spoiling:
@@ -153,11 +142,6 @@ def zipped(path: Path) -> None:
         archive.writestr("teacher.pth", "weights")
 
 
-def tarred(path: Path) -> None:
-    with tarfile.open(path, "w") as archive:
-        archive.add(__file__)
-
-
 def with_a_run(folder: Path) -> None:
     (folder / "ckpt").mkdir(parents=True)
     (folder / "ckpt/best.pth").touch()
@@ -172,14 +156,10 @@ NO_CHECKPOINTS = {
     "web page": (text("\n<!DOCTYPE html><title>404</title>"), "is an HTML or XML page"),
     "gzip": (text(gzip.compress(b"weights")), "is a gzip archive"),
     "zip": (zipped, "is a zip archive"),
-    "tar": (tarred, "is a tar archive"),
     "text": (text("accuracy: 74.3\n"), "is neither a file of PyTorch nor safetensors"),
     "half": (cut(-1000), "is cut off; its end is missing"),
-    "a broken pickle": (text(b"\x80\x02h\x65."), "failed: ValueError: pickle exhausted"),
     "code": (saved({"model": RunsCode()}), "refused, it holds posix.system"),
-    "code, old": (pickled(2), "failed: "),
-    "code, new": (pickled(4), "failed: "),
-    "number": (saved(3), "holds a int, expected a dictionary of weights"),
+    "a bare pickle": (text(pickle.dumps(RunsCode(), 2)), "failed: "),
 }
 
 
@@ -200,8 +180,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_its_kind(tmp_path, monkeypat
 TEACHERS = {
     "missing": (Path.unlink, "no such teacher checkpoint"),
     "code": (saved({"model": RunsCode()}), "refused, it holds posix.system"),
-    "another network": (weights("resnet14"), "the file has the unknown layer"),
-    "a name of two lines": (weights(**{"a\nb": torch.ones(2)}), "the unknown a\\nb"),
+    "a name of two lines": (saved(get_model("resnet8", 2).state_dict() | {"a\nb": torch.ones(2)}), "unknown a\\nb"),
 }
 
 
@@ -337,11 +316,10 @@ class TestTheDisk:
 
 
 class TestInput:
-    @pytest.mark.parametrize("words", [["kd_loss.name=cc", "kd_loss.feat_dim=100000000"], ["dataset.img_h=20000"]])
-    def test_that_needs_more_memory_than_there_is_is_refused_with_advice(self, folder, refusal, words):
+    def test_that_needs_more_memory_than_there_is_is_refused_with_advice(self, folder, refusal):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**29):  # as if there were so much more
-            line = refusal(config_file(folder), *words)
+            line = refusal(config_file(folder), "dataset.img_h=20000")
         assert line.startswith("error: cpu: out of memory")
         assert "; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less" in line
 
@@ -350,18 +328,10 @@ class TestInput:
         line = refusal(started[0], "--overwrite", "training.num_workers=1")
         assert "a process that decodes images died" in line
 
-    @pytest.mark.parametrize(
-        ("content", "complaint"),
-        [
-            (f"a: !!python/object/apply:os.system [touch {TRACE}]", "for the tag"),
-            ("[" * 100_000, "not YAML: maximum recursion"),
-        ],
-        ids=["code", "nested"],
-    )
-    def test_a_file_that_is_no_config_is_refused(self, tmp_path, refusal, monkeypatch, content, complaint):
+    def test_a_config_that_would_run_code_is_refused(self, tmp_path, refusal, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        Path("x.yml").write_text(content)
-        assert complaint in refusal(tmp_path / "x.yml")
+        Path("x.yml").write_text(f"a: !!python/object/apply:os.system [touch {TRACE}]")
+        assert "for the tag" in refusal(tmp_path / "x.yml")
         assert not Path(TRACE).exists()
 
 
