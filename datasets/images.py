@@ -41,7 +41,8 @@ def open_rgb(
     except (UserError, MemoryError):
         raise
     except Exception as error:  # on damaged files PIL's decoders raise nearly anything
-        raise UserError(f"{os.fspath(path)}: cannot be read as an image ({_reason(error)})") from error
+        why = "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise UserError(f"{os.fspath(path)}: cannot be read as an image ({why})") from error
 
 
 def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.Image:
@@ -54,10 +55,6 @@ def open_image(path: str | os.PathLike, content: bytes | None = None) -> Image.I
     if content is None:
         check_regular(path)
     return Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
-
-
-def _reason(error: Exception) -> str:
-    return "damaged, or of an unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -60,9 +60,10 @@ class Loader(ABC):
         parts = [places[self._order.part(step)] for step in range(start, len(self))]
         own, sizes = torch.cat([places[:0], *parts]), [len(part) for part in parts]
         index, *moves = torch.stack([order, *moves])[:, own].to(self._device, non_blocking=True)
-        columns = (column.split(sizes) for column in (self._device_labels.index_select(0, index), index, *moves))
+        columns = (self._device_labels.index_select(0, index), index, *moves)
+        steps = zip(*(column.split(sizes) for column in columns))
         images = self._images(epoch, order[own].split(sizes), index.split(sizes))
-        for (label, index, *moves), (store, rows) in zip(zip(*columns), images):
+        for (label, index, *moves), (store, rows) in zip(steps, images):
             yield Batch(self.augment(store, rows, Moves(*moves)), label, index)
 
     @abstractmethod
