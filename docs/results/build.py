@@ -30,7 +30,7 @@ from utils.report.statistics import mean_text, paired_difference  # noqa: E402
 from utils.report.style import SELECTION_COLORS, figure_legend, mark, png, styled  # noqa: E402
 from utils.report.table import markdown  # noqa: E402
 from utils.report.tables import command_of  # noqa: E402
-from utils.run_folder.read import SELECTIONS, SINGLE, Run, find_runs  # noqa: E402
+from utils.run_folder.read import SINGLE, Run, find_runs  # noqa: E402
 
 RUNS, SHARES = HERE / "runs.csv", HERE / "shares.csv"
 SHARE_EPOCHS = (1, 2, 3, 4, 5, 6, 8, *range(10, 60, 5), *range(60, 241, 10))
@@ -47,6 +47,7 @@ TEACHERS = {
     "run/wide": "wrn_16_2, 50,000 images",
     "run/wide-long": "wrn_16_2, 5,000 memorised",
 }
+RUN = ("fixed", "random", "anti", "adaptive")  # selections
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
 NEWER = {"dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
 
@@ -107,17 +108,12 @@ def difference(ours: pd.Series, base: pd.Series) -> str:
     return f"**{found}**" if found and found.is_significant else str(found or "")
 
 
-def selections(runs: pd.DataFrame) -> list[str]:
-    """Those that were run."""
-    return [name for name in SELECTIONS if (runs["selection"] == name).any()]
-
-
 def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
     """Teacher, distiller, and top-1 by seed of every column of the main table."""
     found = []
     for root, teacher in TEACHERS.items():
         for name, distiller in DISTILLERS.items():
-            columns = {selection: last(runs, root, selection, name) for selection in selections(runs)}
+            columns = {selection: last(runs, root, selection, name) for selection in RUN}
             columns["homo: false"] = last(runs, f"{root}-apart", "adaptive", name)
             if any(len(values) for values in columns.values()):
                 found.append((teacher, distiller, {"alone": alone(runs)} | columns))
@@ -210,7 +206,7 @@ def accuracy_figure(runs: pd.DataFrame) -> Figure:
         panel.set_yticks(list(heights.values()), list(heights))
         panel.set(title=f"teacher: {teacher}", ylim=(len(heights) - 0.5, -0.5))
     figure.supxlabel("top-1 on the test images, last epoch (%)")
-    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*selections(runs), "homo: false")]
+    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*RUN, "homo: false")]
     figure_legend(figure, [*dots, mark("student alone, mean", colors["alone"], ls="--", lw=1)])
     return figure
 
@@ -240,28 +236,28 @@ def share_figure(shares: pd.DataFrame) -> Figure:
 
 def run_line(run: Run) -> dict[str, Any]:
     """A line of runs.csv; accuracies in percent, ``train_top1`` on the augmented images of the last epoch."""
-    kd, loss, data = run.config.get("kd") or {}, run.config.get("kd_loss") or {}, run.config["dataset"]
-    policy = kd if run.has_policy else {}
+    known = run.settings
+    policy = known if run.has_policy else {}
     return {
         "root": run.config["run"]["root"],
         "dataset": run.dataset,
         "images": run.data,
-        "pixels": pixels(data),
+        "pixels": pixels(run.config["dataset"]),
         "teacher": run.teacher,
         "teacher_weights": run.teacher_weights,
         "student": run.student,
         "distiller": run.distiller,
         "selection": run.selection,
         "seed": run.seed,
-        "homo": str(loss.get("homo", "")).lower(),
-        "gamma": policy.get("loss_weights", {}).get("classify_weight", ""),
-        "routing_share": policy.get("routing_share", ""),
+        "homo": str(known.get("kd_loss.homo", "")).lower(),
+        "gamma": policy.get("kd.loss_weights.classify_weight", ""),
+        "routing_share": policy.get("kd.routing_share", ""),
         "precision": run.config["training"]["precision"],
         "epochs": run.epochs,
         "last_top1": round(run.last_top1, 2),
         "best_top1": round(run.best_top1, 2),
         "teacher_top1": "" if run.teacher_top1 is None else f"{run.teacher_top1:.2f}",
-        "train_top1": round(run.records[-1]["train"]["top1"], 2),
+        "train_top1": round(run.curve("train.top1").iloc[-1], 2),
         "no_choice": run.no_choice.short if run.no_choice else "",
         "minutes": round(run.seconds / 60, 1),
         "device": run.facts.get("device", ""),
