@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of the largest logit; ONNX Runtime orders its sums differently
 IMAGES = 8
+HALF, INT8 = ".half.onnx", ".int8.onnx"
 CALIBRATION = 256  # training images by which int8 chooses its scales
 SHOWN_CLASSES = 20
 NORMALISED = "RGB in [0, 1], normalised by mean and std"  # in the description, which is told by it
@@ -43,41 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--opset", type=whole_number(7), help="of the ONNX files (default: PyTorch's)")
     parser.add_argument("--batch", type=whole_number(1), help="images that the ONNX files take (default: any number)")
     options = parser.parse_intermixed_args(arguments)
-    forms = _forms(options)
-    if forms:
+    wanted = {".onnx": options.onnx or options.half or options.int8, HALF: options.half, INT8: options.int8}
+    endings = [ending for ending, is_wanted in wanted.items() if is_wanted]
+    if endings:
         require("onnx", "onnxscript", "onnxruntime")
     if options.out and not options.out.endswith(".pt2"):
         raise UserError(f"--out: {options.out}: must end in .pt2")
     restored = restore_from(options, [*options.overrides, "training.device=cpu"])
     name = restored.config.student.title
     target = Path(options.out) if options.out else restored.path.with_name(f"{name}.pt2")
-    sidecar, files = target.with_suffix(".json"), {form: target.with_suffix(ending) for form, ending in forms.items()}
-    refuse_to_replace([target, sidecar, *files.values()], sidecar, mark=NORMALISED)
+    sidecar, files = target.with_suffix(".json"), [target.with_suffix(ending) for ending in endings]
+    refuse_to_replace([target, sidecar, *files], sidecar, mark=NORMALISED)
     student, told = restored.student(), description(restored, name)
     model = original(student)  # under its own names
-    images = (
-        next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES].clone()
-    )  # a program keeps its example
+    images = next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES]
     with doing(f"writing {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(sidecar, json.dumps(told, indent=2) + "\n")  # by which the other files are known to be ours
         print(f"{target}: {export_program(model, images, target, told)}")
         if files:
-            exported = write_onnx(model, images, files["fp32"], told, options)
-            if file := files.get("half"):
-                save_onnx(in_half_precision(exported), file, told)
-            if file := files.get("int8"):
-                save_onnx(quantised(exported, calibration_images(restored), options.batch or 1), file, told)
-            told["evaluation"] = evaluate_files(student, list(files.values()), restored)
+            exported = write_onnx(model, images, files[0], told, options)
+            if options.half:
+                save_onnx(in_half_precision(exported), target.with_suffix(HALF), told)
+            if options.int8:
+                small = quantised(exported, calibration_images(restored), options.batch or 1)
+                save_onnx(small, target.with_suffix(INT8), told)
+            told["evaluation"] = evaluate_files(student, files, restored)
         write_text(sidecar, json.dumps(told, indent=2) + "\n")
     print(f"{sidecar}: what the input must be, the classes{', and the accuracies' if files else ''}")
     return 0
-
-
-def _forms(options: Namespace) -> dict[str, str]:
-    """The ONNX files that are asked for, and how they end."""
-    asked = {"fp32": options.onnx or options.half or options.int8, "half": options.half, "int8": options.int8}
-    return {form: ".onnx" if form == "fp32" else f".{form}.onnx" for form, wanted in asked.items() if wanted}
 
 
 def description(restored: Restored, name: str) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def write_onnx(model: nn.Module, images: Tensor, file: Path, told: dict[str, Any
 def calibration_images(restored: Restored) -> list[Tensor]:
     """Training images of all classes, as the network sees them in validation, each ``[3, H, W]``."""
     split = restored.source.train
-    step = max(1, len(split) // CALIBRATION)  # a split is often sorted by class
+    step = math.ceil(len(split) / CALIBRATION)  # a split is often sorted by class
     return [restored.source.prepare(split.picture(index)) for index in range(0, len(split), step)]
 
 

@@ -17,6 +17,7 @@ from datasets.loading.augment import Augment, Recipe
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order, derive_seed
 from datasets.loading.stream import StreamLoader
+from datasets.loading.workers import Workers
 from datasets.source import Arrays
 from utils.errors import UserError
 
@@ -175,6 +176,11 @@ def test_the_memory_loader_never_reads_a_value_back_from_its_device():
     augment = Augment("crop_flip", (16, 16), *NORM, meta)
     data = MemoryLoader(images, labels, Order(COUNT, BATCH, shuffle=True), augment, seed=0, device=meta)
     assert [batch.image.shape[0] for batch in data.epoch(0)] == [8, 8, 8, 8, 6]
+
+
+def test_no_more_processes_decode_than_there_are_cores():
+    assert 1 <= Workers(print, 10**6).count <= os.cpu_count()
+    assert Workers(print, 0).count == 0
 
 
 class TestStreaming:
