@@ -93,14 +93,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(options.out) if options.out else default_folder(restored.path)
     refuse_to_replace([out / name for name in FILES], out / FILES[0], mark='"gflops"')
     check_writable(out)
-    networks = {restored.config.student.title: restored.student()}
-    if restored.config.kd and not options.no_teacher:
-        networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()
-    results = {name: (scores(net, restored), cost(net, restored)) for name, net in networks.items()}
+    results = measure_networks(restored, teacher=not options.no_teacher)
     print(f"{restored.path}\n{markdown(summary_table(results))}\n")
     write(out, results, restored)
     print(f"{out}: {', '.join(FILES)}")
     return 0
+
+
+def measure_networks(restored: Restored, *, teacher: bool = True) -> dict[str, tuple[Scores, Cost]]:
+    """The network of a checkpoint, and beside it the teacher of a distilled one."""
+    networks = {restored.config.student.title: restored.student()}
+    if restored.config.kd and teacher:
+        networks[f"{restored.config.kd.teacher.title} (teacher)"] = restored.teacher()
+    return {name: (scores(net, restored), cost(net, restored)) for name, net in networks.items()}
 
 
 def scores(model: nn.Module, restored: Restored) -> Scores:

@@ -13,7 +13,8 @@ import pytest
 from made_up_runs import write_run
 
 from utils.errors import UserError
-from utils.grid.__main__ import conclude, main, slots, split_overrides
+from utils.grid.__main__ import main
+from utils.grid.command import conclude, slots, split_overrides
 from utils.grid.plan import Job, plan, split_pair, split_sweep, state
 from utils.grid.pool import Pool
 from utils.grid.progress import Progress
@@ -236,10 +237,10 @@ def test_an_error_in_the_grid_itself_lets_the_running_jobs_save_themselves(tmp_p
 
 
 def test_gpus_are_dealt_out_in_turn(monkeypatch):
-    monkeypatch.setattr("utils.grid.__main__.visible_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr("utils.grid.command.visible_gpus", lambda: ["3", "5"])
     assert slots(None) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(3)] == ["3", "5", "3"]
-    monkeypatch.setattr("utils.grid.__main__.visible_gpus", list)
+    monkeypatch.setattr("utils.grid.command.visible_gpus", list)
     assert slots(None) == [{}]
 
 

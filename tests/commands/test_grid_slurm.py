@@ -15,7 +15,8 @@ from made_up_runs import write_run
 
 from utils.errors import UserError
 from utils.grid import slurm
-from utils.grid.__main__ import main, split_overrides
+from utils.grid.__main__ import main
+from utils.grid.command import split_overrides
 from utils.grid.plan import plan
 from utils.grid.pool import last_line
 from utils.grid.progress import Progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.schema import Config
@@ -34,8 +35,14 @@ def config_of(layers: Layers) -> Config:
     if changed:
         name, epochs = next(iter(changed.items()))
         old, new = list(given[name]), list(epochs)
-        log.info(f"training.{name}: {new}, scaled to {training.epochs} epochs from {old} of {before}")
+        _say(f"training.{name}: {new}, scaled to {training.epochs} epochs from {old} of {before}")
     return config.model_copy(update={"training": training.model_copy(update=changed)})
+
+
+@cache
+def _say(line: str) -> None:
+    """Log it once, for all configs of a grid."""
+    log.info(line)
 
 
 def _epochs(layers: Layers) -> int:

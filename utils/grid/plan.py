@@ -110,7 +110,7 @@ def plan(
     for seed in seeds:
         teachers, alone, distilled = [], [], []
         for swept in combinations:
-            words, more = ([w for w in part if not w.startswith(_DISTILLING_ONLY)] for part in (overrides, swept))
+            words, more = map(_of_the_student_alone, (overrides, swept))
             alone += [_alone(dataset, seed, student, words, more) for _, student in networks if SINGLE in selections]
             for (teacher, student), distiller, selection in product(networks, distillers, to_distil):
                 names = (dataset, seed, teacher, student, distiller)
@@ -199,15 +199,24 @@ def _check_networks(jobs: Iterable[Job]) -> None:
         find_builder(name)
 
 
+def _of_the_student_alone(words: Sequence[str]) -> list[str]:
+    """Those of the `words` that are not about distilling."""
+    of_network = [
+        word.replace("kd.student.", "model.", 1) if word.startswith("kd.student.") else word for word in words
+    ]
+    return [word for word in of_network if not word.startswith(_DISTILLING_ONLY)]
+
+
 def _alone(dataset: str, seed: int, student: str, overrides: Sequence[str], swept: Sequence[str]) -> Job:
     run = single_run(dataset, seed, student, overrides)
     root = Path(run.config.run.root)
     if swept:
         run = single_run(dataset, seed, student, [*overrides, *_in_its_folder(swept, root)])
-    return _single(run, root, swept)
+    return single_job(run, root, swept)
 
 
-def _single(run: SingleRun, root: Path, swept: Sequence[str] = ()) -> Job:
+def single_job(run: SingleRun, root: Path, swept: Sequence[str] = ()) -> Job:
+    """The job of a network alone."""
     name = ", ".join([f"{run.config.title} alone, seed {run.config.training.seed}", *swept])
     return Job(name, "train_single.py", run.command.arguments, run.config, root)
 
@@ -228,7 +237,7 @@ def _distilled(
     plain = composed.load(overrides)
     root, words, jobs = Path(plain.run.root), list(overrides), []
     if not plain.kd.teacher.checkpoint:
-        jobs.append(_single(teacher_run(plain, teacher_overrides), root))
+        jobs.append(single_job(teacher_run(plain, teacher_overrides), root))
     if swept:
         words += [*_in_its_folder(swept, root), f"kd.teacher.checkpoint={plain.teacher_checkpoint}"]
     arguments = ("--dataset", dataset, "--seed", str(seed), "--net1", teacher, "--net2", student)

@@ -61,8 +61,8 @@ def judged(difference: Difference) -> str:
 def tradeoff_figure(groups: Sequence[Group]) -> Figure | None:
     """Mean accuracy after the last epoch against the cost of the network, with its deviation over the seeds.
 
-    The cost is the latency that ``python -m utils.evaluate`` measured, if it did for all networks, else FLOPs; there is
-    no figure if neither is known of all.
+    The cost is the latency that ``python -m utils.evaluate`` measured, if it did in some run of each network, else
+    FLOPs; there is no figure if neither is known of all.
     """
     tables = {axis: pd.DataFrame(_points(groups, axis)).drop_duplicates() for axis in (LATENCY, ARITHMETIC)}
     axis = next((axis for axis, table in tables.items() if len(table) and table["cost"].notna().all()), None)
@@ -95,6 +95,9 @@ def _rounded(values: pd.Series, count: int) -> pd.Series:
 
 def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
     best = best_student(groups) or (None, None)
+    latencies: dict[str, float] = {}
+    for run in (run for group in groups for run in (*group.alone, *group.runs)):
+        latencies |= read_latencies(Layout(run.path).evaluation / "evaluation.json")
     for group in groups:
         for kind in (TEACHER, SINGLE, *SELECTIONS):
             values, runs = group.top1(kind), [run for run in group.of(kind) or group.runs if run.is_finished]
@@ -102,7 +105,7 @@ def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
                 named = {TEACHER: group.first.teacher, SINGLE: group.first.student}
                 if group is best[0]:
                     named[best[1]] = f"{group.first.distiller}, {best[1]}"
-                cost = _cost(runs[-1], axis, kind == TEACHER)
+                cost = _cost(runs[-1], axis, kind == TEACHER, latencies)
                 yield {
                     "cost": cost,
                     "mean": values.mean(),
@@ -112,9 +115,8 @@ def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
                 }
 
 
-def _cost(run: Run, axis: str, of_teacher: bool) -> float | None:
+def _cost(run: Run, axis: str, of_teacher: bool, latencies: dict[str, float]) -> float | None:
     if axis == ARITHMETIC:
         flops = run.facts.get("teacher_flops" if of_teacher else "flops")
         return None if flops is None else flops / 1e6
-    measured = read_latencies(Layout(run.path).evaluation / "evaluation.json")
-    return measured.get(f"{run.teacher} (teacher)" if of_teacher else run.student)
+    return latencies.get(f"{run.teacher} (teacher)" if of_teacher else run.student)

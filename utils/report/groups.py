@@ -113,7 +113,7 @@ def _by(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Any, list[R
 
 def _settings(run: Run, keys: Iterable[str]) -> str:
     known = comparable(run)
-    return " ".join(f"{key}={known[key]}" for key in keys if key in known)
+    return " ".join(f"{key}={known[key]}" for key in keys if known.get(key) is not None)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
