@@ -21,11 +21,10 @@ def stats() -> dict[str, Any]:
     """What has happened since the start or the last `reset`.
 
     Returns:
-        ``launches`` (kernels, copies and memsets, captured ones included), ``graph_launches``, ``syncs`` (of a device,
-        stream or event), ``mallocs``, ``h2d``, ``d2h``, ``event_queries``; ``bytes`` and ``peak``: what the allocator
-        has reserved, per device; ``violations``: broken rules, as text; ``outside``: kernels launched outside a capture
-        while it was under way, with their numbers; ``stubs``: calls that the stand-in does not model; ``nccl``: calls
-        in order.
+        ``launches`` (kernels, copies and memsets, captured ones included), ``graph_launches``, ``h2d``, ``d2h``;
+        ``bytes`` and ``peak``: what the allocator has reserved, per device; ``violations``: broken rules, as text;
+        ``outside``: kernels launched outside a capture while it was under way, with their numbers; ``stubs``: calls
+        that the stand-in does not model; ``nccl``: calls in order.
     """
     return _read("fakecuda_stats")
 
@@ -79,22 +78,6 @@ def _rate_on_the_device(init: Callable) -> Callable:
     return patched
 
 
-def _counts_are_positive(forward: Callable) -> Callable:
-    """SyncBatchNorm drops processes whose count of samples is 0, unless a graph is being captured."""
-
-    @functools.wraps(forward)
-    def patched(*args, **kwargs):
-        import torch
-
-        asked, torch.cuda.is_current_stream_capturing = torch.cuda.is_current_stream_capturing, lambda: True
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            torch.cuda.is_current_stream_capturing = asked
-
-    return patched
-
-
 def _all_finite(not_finite: Callable) -> Callable:
     """The engine ends a run whose weights are not finite."""
     return lambda tensors: []
@@ -117,7 +100,6 @@ def _no_distance(distance: Callable) -> Callable:
 
 PATCHES = [
     ("torch.optim", "SGD.__init__", _rate_on_the_device),
-    ("torch.nn.modules._functions", "SyncBatchNorm.forward", _counts_are_positive),
     ("utils.training.meter", "not_finite", _all_finite),
     ("utils.training.meter", "Meter.means", _finite_means),
     ("utils.training.snapshot", "distance", _no_distance),

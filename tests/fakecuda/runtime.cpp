@@ -6,7 +6,6 @@
 #include <dlfcn.h>
 #include <sys/mman.h>
 
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -78,32 +77,14 @@ static int capability() {  // 90 for 9.0
 // Records.
 
 static struct Counts {
-  long launches, graph_launches, syncs, mallocs, h2d, d2h, event_queries;
+  long launches, graph_launches, h2d, d2h;
 } counts;
 static size_t bytes[MAX_DEVICES], peak[MAX_DEVICES];
 static std::map<std::string, long> outside, stubs;  // launched outside while a capture is under way; not modelled
 static std::vector<std::string> violations, nccl;
 static std::string last_graph = "{}";
 
-bool logs(const char *topic) {
-  static const std::string topics = std::string(",") + (getenv("FAKECUDA_LOG") ? getenv("FAKECUDA_LOG") : "") + ",";
-  return topics.find(std::string(",") + topic + ",") != std::string::npos || topics.find(",all,") != std::string::npos;
-}
-
-void say(const char *topic, const char *format, ...) {
-  if (!logs(topic)) return;
-  char text[1024];
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  fprintf(stderr, "[fakecuda] %s\n", text);
-}
-
-static cudaError_t fail(cudaError_t error, const char *call) {
-  say("errors", "%s returns error %d", call, error);
-  return last_error = error;
-}
+static cudaError_t fail(cudaError_t error) { return last_error = error; }
 
 static void violation(const std::string &what) {
   violations.push_back(what);
@@ -112,16 +93,14 @@ static void violation(const std::string &what) {
 
 void record_nccl(const std::string &call) {
   LOCKED;
-  say("nccl", "%s", call.c_str());
   if (nccl.size() < 100000) nccl.push_back(call);
 }
 
 extern "C" int fakecuda_stub(const char *name, int result) {
   LOCKED;
-  say("stubs", "stub called: %s", name);
   if (!strncmp(name, "nccl", 4)) record_nccl(name);
   stubs[name]++;
-  return result ? fail(result, name) : cudaSuccess;
+  return result ? fail(result) : cudaSuccess;
 }
 
 static std::string quoted(const std::string &text) {  // as JSON; kernels' names readable
@@ -159,11 +138,8 @@ API const char *fakecuda_stats() {
   static std::string result;
   std::map<std::string, long> numbers = {{"launches", counts.launches},
                                          {"graph_launches", counts.graph_launches},
-                                         {"syncs", counts.syncs},
-                                         {"mallocs", counts.mallocs},
                                          {"h2d", counts.h2d},
-                                         {"d2h", counts.d2h},
-                                         {"event_queries", counts.event_queries}};
+                                         {"d2h", counts.d2h}};
   result = json(numbers);
   result.pop_back();
   result += ", \"bytes\": " + json(bytes) + ", \"peak\": " + json(peak) + ", \"violations\": " + json(violations) +
@@ -191,7 +167,7 @@ static Stream *resolve(Stream *stream, const char *call) {
 static cudaError_t invalidate(Capture *capture, cudaError_t error, const std::string &what) {
   capture->invalid = true;
   violation(what);
-  return fail(error, what.c_str());
+  return fail(error);
 }
 
 static cudaError_t check_unsafe(const char *call) {  // a call that may not be made while a capture is under way
@@ -215,18 +191,17 @@ void launch(Stream *handle, const char *kernel) {
     stream->capture->kernels[kernel]++;
   } else if (!active.empty()) {
     outside[kernel]++;
-    say("capture", "outside the capture, on stream %d: %s", stream->id, kernel);
   }
 }
 
 // Devices.
 
 API cudaError_t cudaGetDeviceCount(int *n) {
-  return (*n = devices()) ? cudaSuccess : fail(cudaErrorNoDevice, __func__);
+  return (*n = devices()) ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 API cudaError_t cudaGetDevice(int *n) { return set(n, device); }
 API cudaError_t cudaSetDevice(int n) {
-  if (n < 0 || n >= devices()) return fail(cudaErrorInvalidDevice, __func__);
+  if (n < 0 || n >= devices()) return fail(cudaErrorInvalidDevice);
   device = n;
   return cudaSuccess;
 }
@@ -269,7 +244,6 @@ API cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 API cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) { return set(can, 0); }
 API cudaError_t cudaDeviceSynchronize() {
   LOCKED;
-  counts.syncs++;
   for (auto capture : active)
     return invalidate(capture, cudaErrorStreamCaptureUnsupported, "cudaDeviceSynchronize in a capture");
   return cudaSuccess;
@@ -326,12 +300,11 @@ static cudaError_t take(void **p, size_t size, int type, const char *call) {
   LOCKED;
   UNSAFE(call);
   bool counted = type == cudaMemoryTypeDevice;
-  counts.mallocs += counted;
   *p = nullptr;
-  if (counted && bytes[device] + size > limit()) return fail(cudaErrorMemoryAllocation, call);
+  if (counted && bytes[device] + size > limit()) return fail(cudaErrorMemoryAllocation);
   size = std::max<size_t>(size, 1);
   void *got = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (got == MAP_FAILED) return fail(cudaErrorMemoryAllocation, call);
+  if (got == MAP_FAILED) return fail(cudaErrorMemoryAllocation);
   blocks[(const char *)(*p = got)] = {size, device, type};
   if (counted) peak[device] = std::max(peak[device], bytes[device] += size);
   return cudaSuccess;
@@ -340,7 +313,7 @@ static cudaError_t give_back(void *p, const char *call) {
   LOCKED;
   UNSAFE(call);
   auto found = blocks.find((const char *)p);
-  if (!p || found == blocks.end()) return p ? fail(cudaErrorInvalidValue, call) : cudaSuccess;
+  if (!p || found == blocks.end()) return p ? fail(cudaErrorInvalidValue) : cudaSuccess;
   if (found->second.type == cudaMemoryTypeDevice) bytes[found->second.device] -= found->second.bytes;
   munmap(p, found->second.bytes);
   blocks.erase(found);
@@ -373,7 +346,7 @@ static bool touch(Stream *handle, const char *call, std::initializer_list<const 
   for (auto p : addresses)
     if (!on_device(p)) {
       violation(std::string(call) + " touches device memory that is not allocated");
-      *error = fail(cudaErrorIllegalAddress, call);
+      *error = fail(cudaErrorIllegalAddress);
       return false;
     }
   if (stream->capture) stream->capture->memory.insert(stream->capture->memory.end(), addresses);
@@ -397,7 +370,6 @@ API cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, int kin
 API cudaError_t cudaMemcpy(void *to, const void *from, size_t size, int) {
   LOCKED;
   UNSAFE(__func__);
-  counts.syncs++;
   memmove(to, from, size);
   return cudaSuccess;
 }
@@ -457,7 +429,6 @@ API cudaError_t cudaStreamQuery(Stream *handle) {
 }
 API cudaError_t cudaStreamSynchronize(Stream *handle) {
   LOCKED;
-  counts.syncs++;
   auto capture = resolve(handle, __func__)->capture;
   return capture ? invalidate(capture, cudaErrorStreamCaptureUnsupported, "cudaStreamSynchronize of a capturing stream")
                  : cudaSuccess;
@@ -486,7 +457,6 @@ API cudaError_t cudaEventRecordWithFlags(Event *event, Stream *stream, unsigned)
 }
 API cudaError_t cudaEventQuery(Event *event) {
   LOCKED;
-  counts.event_queries++;
   if (auto capture = capture_of(event, __func__))
     return invalidate(capture, cudaErrorCapturedEvent, "cudaEventQuery of a captured event");
   UNSAFE(__func__);
@@ -494,7 +464,6 @@ API cudaError_t cudaEventQuery(Event *event) {
 }
 API cudaError_t cudaEventSynchronize(Event *event) {
   LOCKED;
-  counts.syncs++;
   auto capture = capture_of(event, __func__);
   return capture ? invalidate(capture, cudaErrorCapturedEvent, "cudaEventSynchronize of a captured event")
                  : cudaSuccess;
@@ -513,7 +482,6 @@ API cudaError_t cudaStreamWaitEvent(Stream *handle, Event *event, unsigned) {
   if (stream->capture && stream->capture != capture)
     return invalidate(capture, cudaErrorStreamCaptureMerge, "one capture waits for another");
   if (!stream->capture) {
-    say("capture", "stream %d joins the capture", stream->id);
     stream->capture = capture, stream->clock.clear();
     capture->streams.insert(stream);
   }
@@ -535,8 +503,8 @@ API cudaError_t cudaThreadExchangeStreamCaptureMode(int *mode) {
 API cudaError_t cudaStreamBeginCapture(Stream *handle, int mode) {
   LOCKED;
   Stream *stream = resolve(handle, __func__);
-  if (stream == &legacy) return fail(cudaErrorStreamCaptureUnsupported, __func__);
-  if (stream->capture) return fail(cudaErrorIllegalState, __func__);
+  if (stream == &legacy) return fail(cudaErrorStreamCaptureUnsupported);
+  if (stream->capture) return fail(cudaErrorIllegalState);
   active.insert(stream->capture = new Capture{++last_capture, mode, stream, std::this_thread::get_id()});
   stream->capture->streams.insert(stream), stream->clock.clear();
   return cudaSuccess;
@@ -547,7 +515,7 @@ API cudaError_t cudaStreamIsCapturing(Stream *handle, int *status) {
   *status = status_of(stream);
   if (stream == &legacy)
     for (auto capture : active)
-      if (!capture->origin->nonblocking) return fail(cudaErrorStreamCaptureImplicit, __func__);
+      if (!capture->origin->nonblocking) return fail(cudaErrorStreamCaptureImplicit);
   return cudaSuccess;
 }
 API cudaError_t cudaStreamGetCaptureInfo(Stream *handle, int *status, unsigned long long *id, Capture **graph,
@@ -567,7 +535,7 @@ API cudaError_t cudaStreamEndCapture(Stream *handle, Capture **graph) {
   Stream *stream = resolve(handle, __func__);
   Capture *capture = stream->capture;
   *graph = nullptr;
-  if (!capture) return fail(cudaErrorIllegalState, __func__);
+  if (!capture) return fail(cudaErrorIllegalState);
   if (stream != capture->origin)
     return invalidate(capture, cudaErrorStreamCaptureUnmatched, "a capture is ended on another stream");
   Clock seen = stream->clock;
@@ -582,10 +550,9 @@ API cudaError_t cudaStreamEndCapture(Stream *handle, Capture **graph) {
                ", \"streams\": " + std::to_string(capture->streams.size()) +
                ", \"kernels\": " + json(capture->kernels) + "}";
   if (capture->thread != std::this_thread::get_id() && capture->mode != cudaStreamCaptureModeRelaxed)
-    return fail(cudaErrorStreamCaptureWrongThread, __func__);
+    return fail(cudaErrorStreamCaptureWrongThread);
   if (capture->invalid)
-    return fail(last_error == cudaErrorStreamCaptureUnjoined ? last_error : cudaErrorStreamCaptureInvalidated,
-                __func__);
+    return fail(last_error == cudaErrorStreamCaptureUnjoined ? last_error : cudaErrorStreamCaptureInvalidated);
   *graph = capture;
   return cudaSuccess;
 }

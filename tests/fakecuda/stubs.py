@@ -2,7 +2,7 @@
 
     python stubs.py OBJECT... > stubs.c
 
-A generated function logs that it was called and returns success, or "not supported" where success would promise
+A generated function records that it was called and returns success, or "not supported" where success would promise
 something, such as memory. Needs `nm`; PyTorch is found, not imported.
 """
 
