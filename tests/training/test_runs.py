@@ -41,18 +41,6 @@ def finished(tmp_path_factory):
 REFUSED = {
     "another width": (["kd_loss.feat_dim=64", "training.epochs=2"], {}, "kd_loss.feat_dim is 64, it was 128"),
     "another rate of a finished run": (["training.lr=0.01"], {}, "finished run with training.lr=0.05, and 0.01 would"),
-    "other spots of a finished run": (["kd_loss.spots=[[1,1]]"], {}, "finished run with kd_loss.spots=None"),
-    "another batch size": (
-        ["training.batch_size=4", "training.epochs=2"],
-        {"progress": {"phase": 0, "epoch": 0, "step": 2}},
-        "in the middle of an epoch of batches of 8",
-    ),
-    "far too late": ([], {"progress": {"phase": 0, "epoch": 10**9, "step": 0}}, "1000000000 epochs are done"),
-    "before the start": (
-        [],
-        {"progress": {"phase": 0, "epoch": -1, "step": 0}},
-        "it is damaged, progress is",
-    ),
     "a word as best": ([], {"best": "x"}, "its checkpoint is not of this configuration"),
     "no progress": ([], {"progress": {"epoch": "x"}}, "going on from its checkpoint failed: TypeError"),
 }
