@@ -260,26 +260,9 @@ class Counts(Altered):
         return min(1.0, self.steps / 20)
 
 
-class Remembers(Altered):
-    """Keeps a tensor that is no buffer."""
-
-    def __init__(self, setting):
-        super().__init__(setting)
-        self.before = torch.zeros(())
-
-    def factor(self, student, gate, batch):
-        before, self.before = self.before, student.detach().mean()
-        return 1 + before
-
-
 class DrawsInPython(Altered):
     def factor(self, student, gate, batch):
         return random.random()
-
-
-class DrawsInNumPy(Altered):
-    def factor(self, student, gate, batch):
-        return np.random.rand()  # noqa: NPY002
 
 
 class DrawsOnItsOwn(Altered):

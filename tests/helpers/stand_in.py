@@ -60,73 +60,36 @@ class StandIn:
     def __init__(self, library: Path):
         self.library = library
 
-    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What ``function(*arguments)`` returns there; both go through JSON. See `start` for the options."""
-        return self.start(function, *arguments, **options).result()
-
-    def start(
-        self,
-        function: Callable[..., Any],
-        *arguments: Any,
-        devices: int = 1,
-        mebibytes: int = 8192,
-        capability: str = "9.0",
-        environment: dict[str, str] | None = None,
-    ) -> Call:
-        """The same without waiting for it.
+    def call(self, function: Callable[..., Any], *arguments: Any, capability: str = "9.0") -> Any:
+        """What ``function(*arguments)`` returns there; both go through JSON.
 
         Args:
             function: of a module, not a method.
-            devices: how many GPUs there are.
-            mebibytes: memory of each.
-            capability: of each.
-            environment: further variables.
+            capability: of the GPU.
         """
         folders = [REPOSITORY, SOURCES, Path(__file__).parent, Path(sys.modules[function.__module__].__file__).parent]
         variables = {
             "PYTHONPATH": os.pathsep.join(map(str, folders)),
             "LD_LIBRARY_PATH": str(self.library),
             "LD_PRELOAD": str(self.library / "libfakecuda.so"),
-            "FAKECUDA_DEVICES": str(devices),
-            "FAKECUDA_MB": str(mebibytes),
             "FAKECUDA_CC": capability,
             "OMP_NUM_THREADS": "1",
         }
         inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-        return Call(function, arguments, inherited | variables | (environment or {}))
-
-
-class Call:
-    """A function that runs in a process of its own.
-
-    Args:
-        function, arguments: what to call.
-        environment: of the process.
-    """
-
-    def __init__(self, function: Callable[..., Any], arguments: tuple, environment: dict[str, str]):
-        self._folder = tempfile.TemporaryDirectory()
-        self._answer = Path(self._folder.name) / "answer.json"
-        words = [function.__module__, function.__name__, json.dumps(arguments), str(self._answer)]
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), *words],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def result(self) -> Any:
-        """Wait for it; what it has returned."""
-        try:
-            output, _ = self._process.communicate(timeout=PATIENCE)
-        finally:
-            self._process.kill()
-        assert self._process.returncode == 0, output
-        answer = json.loads(self._answer.read_text())
-        self._folder.cleanup()
-        return answer
+        with tempfile.TemporaryDirectory() as folder:
+            answer = Path(folder) / "answer.json"
+            words = [__file__, function.__module__, function.__name__, json.dumps(arguments), str(answer)]
+            done = subprocess.run(
+                [sys.executable, *words],
+                cwd=REPOSITORY,
+                env=inherited | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=PATIENCE,
+            )
+            assert done.returncode == 0, done.stdout
+            return json.loads(answer.read_text())
 
 
 class Once:
