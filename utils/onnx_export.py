@@ -54,7 +54,7 @@ def export_onnx(model: nn.Module, images: Tensor, file: Path, opset: int | None,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs tracebacks of what it tries in vain, e.g. to write an older opset."""
+    """Exporter and quantiser log what they try in vain, some with tracebacks, e.g. to write an older opset."""
     logging.disable()
     try:
         yield
@@ -86,7 +86,7 @@ def quantised(model: ModelProto, images: Sequence[Tensor], batch: int) -> ModelP
         images: normalised, each ``[3, H, W]``; the scales of the activations are chosen by them.
         batch: how many `model` takes at a time.
     """
-    with doing("quantising the network to 8 bits"), tempfile.TemporaryDirectory() as folder:
+    with doing("quantising the network to 8 bits"), _quiet(), tempfile.TemporaryDirectory() as folder:
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
