@@ -369,8 +369,8 @@ def run_gpu_tests():
     accept = mock.Mock(return_value=True)
     torch.testing.assert_close = torch.equal = test_gpu.assert_close = test_gpu.assert_equal = accept
     about_values = "tests/training/test_gpu.py::TestCapturedRuns::test_follow_a_learning_rate_that_drops"
-    words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "--deselect", about_values]
-    return int(pytest.main([*words, test_gpu.__file__]))
+    words = ["-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    return int(pytest.main([*words, "--deselect", about_values, test_gpu.__file__]))
 
 
 # ---- what it says
