@@ -67,8 +67,7 @@ def read_result(file: Path) -> dict[str, float] | None:
 
     Where the data has a test split, ``test_top1`` is that of the best epoch.
     """
-    result = read_file(file, lambda file: json.loads(file.read_bytes()).items())
-    return result and _numbers({name: value for name, value in result if name.endswith("_top1")})
+    return read_file(file, _result)
 
 
 def read_facts(file: Path) -> dict[str, Any]:
@@ -131,6 +130,11 @@ def _epoch(line: bytes) -> Epoch:
     means = {part: _numbers(record.get(part, {})) for part in ("train", "val")}
     numbers = {"epoch": int(record["epoch"]), "seconds": float(record["seconds"])}
     return record | {"phase": str(record["phase"])} | numbers | means
+
+
+def _result(file: Path) -> dict[str, float]:
+    result = json.loads(file.read_bytes())
+    return _numbers({name: value for name, value in result.items() if name.endswith("_top1")})
 
 
 def _facts(file: Path) -> dict[str, Any]:
