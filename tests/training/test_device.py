@@ -123,11 +123,8 @@ class TestAGpuThatCannotBeUsed:
             ((7, 0), "sm_75 sm_80 sm_90 sm_120", False),
             ((8, 6), "sm_75 sm_80 sm_90", True),  # code of one generation runs on its later members
             ((7, 5), "sm_80 compute_80", False),
-            ((13, 0), "sm_90 sm_120", False),
             ((13, 0), "sm_90 compute_120", True),  # translated by the driver
             ((9, 1), "sm_90a", False),  # for this very one
-            ((9, 0), "sm_90a", True),
-            ((12, 1), "sm_100 sm_120", True),
         ],
     )
     def test_is_one_that_pytorch_is_not_built_for(self, monkeypatch, caplog, capability, built, usable):

@@ -349,17 +349,23 @@ QUESTIONS = {
 
 
 def train_on_an_old_gpu(folder):
-    """Exit code, standard error and output in each precision."""
+    """Exit code, standard error and output in each precision, and how commands refuse bf16."""
     from utils.benchmark.__main__ import main as benchmark
+    from utils.evaluate import main as evaluate
 
     found = {}
     for precision in ("bf16", "tf32"):
         words = [*COMMANDS["resnet8"], f"run.root={folder}/{precision}", f"training.precision={precision}"]
         with redirect_stdout(StringIO()) as printed:
             found[precision] = (*run_command(*words), printed.getvalue())
-    with pytest.raises(UserError) as refusal:
-        benchmark(["resnet8-resnet8", "at", "--precision", "bf16"])
-    return found | {"benchmark": str(refusal.value)}
+    for command, *words in [
+        (benchmark, "resnet8-resnet8", "at", "--precision", "bf16"),
+        (evaluate, f"{folder}/tf32/digits/1029/resnet8", "training.precision=bf16"),
+    ]:
+        with pytest.raises(UserError) as refusal:
+            command(words)
+        found[words[0].rpartition("/")[2]] = str(refusal.value)
+    return found
 
 
 def run_gpu_tests():
@@ -534,7 +540,8 @@ def test_a_gpu_of_before_8_0_refuses_bf16_and_says_that_tf32_is_fp32(stand_in, t
     code, errors, printed = found["tf32"]
     assert (code, errors) == (0, "")
     assert "training.precision=tf32 is fp32 here" in printed
-    assert found["benchmark"].startswith("--precision: bf16 needs compute capability 8.0, and ")
+    assert found["resnet8-resnet8"].startswith("--precision: bf16 needs compute capability 8.0, and ")
+    assert found["resnet8"].startswith("training.precision: bf16 needs compute capability 8.0, and ")
 
 
 class TestBenchmark:
