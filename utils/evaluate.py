@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from utils.command import Parser, guarded
-from utils.errors import doing
+from utils.errors import UserError, doing
 from utils.files import check_writable, refuse_to_replace, write_bytes, write_text
 from utils.report.table import markdown
 from utils.run_folder.layout import Layout
@@ -113,6 +114,11 @@ def scores(model: nn.Module, restored: Restored) -> Scores:
     predicted: list[Tensor] = []
     evaluate_on = partial(evaluate, model, device=restored.device, autocast=restored.autocast)
     means = evaluate_on(restored.val, after_batch=lambda logits, label: predicted.append(logits.argmax(dim=1)))
+    if not math.isfinite(means["loss/total"]):
+        raise UserError(
+            f"{restored.path}: the logits for the validation images are not finite, so there is no accuracy; "
+            "the running statistics of its BatchNorms may not fit its weights"
+        )
     classes, found = restored.source.num_classes, torch.cat(predicted).cpu()
     cells = restored.val.labels.cpu() * classes + found
     confusion = cells.bincount(minlength=classes * classes).view(classes, classes)

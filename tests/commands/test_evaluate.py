@@ -43,6 +43,14 @@ def test_accuracy_and_confusion_are_counted_as_by_hand(trained_run, monkeypatch)
     assert found.per_class() == [0.0, 100.0, *[0.0] * 8]
 
 
+def test_a_network_whose_logits_are_nan_has_no_accuracy(trained_run):
+    restored = restore(trained_run)
+    network = restored.student()
+    next(network.buffers()).fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        evaluate.scores(network, restored)
+
+
 def test_it_finds_the_accuracy_that_training_recorded(trained_run):
     restored = restore(trained_run)
     found = evaluate.scores(restored.student(), restored)
@@ -70,8 +78,8 @@ def test_students_and_teachers_are_evaluated_in_the_precision_of_the_training(tr
 @pytest.mark.parametrize("classes", [5, 6])
 def test_top_5_is_left_out_below_six_classes(classes):
     hits = top_k_hits(torch.eye(classes), torch.arange(classes))
-    assert ("top-5" in accuracy_text({name: hit.item() for name, hit in hits.items()})) == (classes > 5)
-    scores = evaluate.Scores(100.0, hits.get("top5"), torch.arange(classes), torch.eye(classes))
+    assert ("top-5" in accuracy_text(dict.fromkeys(hits, 100.0))) == (classes > 5)
+    scores = evaluate.Scores(100.0, 100.0 if "top5" in hits else None, torch.arange(classes), torch.eye(classes))
     cost = evaluate.Cost(1, 1.0, 1.0, dict.fromkeys(evaluate.LATENCY_BATCHES, 1.0))
     table = markdown(evaluate.summary_table({"net": (scores, cost)}))
     assert ("top5" in hits, "top-5" in table) == (classes > 5, classes > 5)

@@ -38,20 +38,21 @@ def evaluate(
     mode = model.training
     model.eval()
     meter = Meter(device)
-    classes = torch.zeros(2, 0, dtype=torch.float64, device=device)  # hits and images of each
+    counts: dict[str, Tensor] = {}  # of each class: images and hits, which are whole numbers, so no order rounds them
     with progress_bar("validation", len(loader)) as bar:
         for batch in loader.epoch(0):
             before_batch()
             with autocast():
                 logits = model(batch.image).float()
-            values = {"loss/total": F.cross_entropy(logits, batch.label)} | top_k_hits(logits, batch.label)
-            meter.add(values, len(batch.label))
-            classes = classes if classes.numel() else classes.new_zeros(2, logits.shape[1])
-            is_hit = logits.argmax(dim=1) == batch.label
-            classes.index_add_(1, batch.label, torch.stack([is_hit, torch.ones_like(is_hit)]).double())
+            meter.add({"loss/total": F.cross_entropy(logits, batch.label)}, len(batch.label))
+            found = {"images": torch.ones_like(batch.label)} | top_k_hits(logits, batch.label)
+            for name, values in found.items():
+                row = counts.setdefault(name, torch.zeros(logits.shape[1], dtype=torch.float64, device=device))
+                row.index_add_(0, batch.label, values.double())
             after_batch(logits, batch.label)
             bar.update()
     model.train(mode)
-    hits, images = (counts.cpu() for counts in all_sum(*classes))  # a mask has as many entries as the device says
-    means = meter.means()
-    return means | {"class_mean": 100 * (hits / images)[images > 0].mean().item()}
+    images, *hits = (row.cpu() for row in all_sum(*counts.values()))
+    means = {name: (100 * row.sum() / images.sum()).item() for name, row in zip(list(counts)[1:], hits)}
+    class_mean = 100 * (hits[0] / images)[images > 0].mean().item()
+    return meter.means() | means | {"class_mean": class_mean}

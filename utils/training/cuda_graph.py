@@ -71,11 +71,16 @@ class CudaRecorder:
             # PyTorch 2.11 goes on counting the capture as under way, and aborts the process when the pool is freed.
             with suppress(RuntimeError):  # where it does not
                 torch._C._cuda_endAllocateToPool(self._device.index, self._pool.id)
-            generator = torch.cuda.default_generators[self._device.index]
-            generator.graphsafe_set_state(generator.clone_state())
+            self._end_draws()
             # Ending a broken capture is another error, which hides the one that broke it.
             raise error.__context__ or error from None
         return graph.replay
+
+    def _end_draws(self) -> None:
+        """Let the generator leave a capture that failed, by one that does not: PyTorch 2.11 keeps it there, where it
+        refuses all eager draws and all repetitions of earlier captures."""
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"):
+            torch.zeros((), device=self._device)
 
     def release(self) -> None:
         """Free the memory of everything that was recorded; it cannot be repeated any more."""

@@ -90,20 +90,30 @@ class Meter:
             self.finite_steps = torch.full_like(self.sums, states[0]["finite_steps"], dtype=torch.int64)
 
 
-def top_k_hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Share of samples whose label is among the k largest logits, in percent, as scalars on the device.
+def ranks(logits: Tensor, label: Tensor) -> Tensor:
+    """At which place each label stands among the classes, 0 for the largest logit, int64 ``[B]``.
+
+    Of equal logits the first one comes first, as it does for ``argmax``; ``topk`` promises no order. A label whose
+    logit is NaN comes last, and another logit that is NaN before it.
 
     Args:
         logits: ``[B, num_classes]``.
         label: ``[B]``.
+    """
+    label = label[:, None]
+    own = logits.gather(1, label)
+    first = (logits == own) & (torch.arange(logits.shape[1], device=logits.device) < label)
+    return (~(logits <= own) | first).sum(dim=1)
+
+
+def top_k_hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Which samples have their label among the k largest logits, bool ``[B]``, see `ranks`.
 
     Returns:
         ``top1``, and ``top5`` where there are more than five classes.
     """
-    ks = [k for k in (1, 5) if k == 1 or k < logits.shape[1]]
-    best = logits.topk(max(ks), dim=1).indices
-    hits = best == label[:, None]
-    return {f"top{k}": 100 * hits[:, :k].any(dim=1).float().mean() for k in ks}
+    place = ranks(logits, label)
+    return {f"top{k}": place < k for k in (1, 5) if k == 1 or k < logits.shape[1]}
 
 
 def accuracy_text(means: dict[str, float]) -> str:

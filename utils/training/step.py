@@ -90,7 +90,8 @@ class EagerStep:
         if self.average is not None:
             self.average.update()
         hits = {} if logits is None else top_k_hits(logits, batch.label if label is None else label)
-        self.meter.accumulate(parts | hits, len(batch.label))
+        accuracies = {name: 100 * hit.float().mean() for name, hit in hits.items()}
+        self.meter.accumulate(parts | accuracies, len(batch.label))
         if gates is not None:
             self.gates.add(gates, batch)
 
