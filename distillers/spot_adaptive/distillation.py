@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,6 +98,7 @@ class SpotAdaptiveDistillation(Task):
         if find_selection(selection).policy != (policy is not None):
             raise ValueError(f"selection {selection!r} and policy {policy!r} do not go together")
         self.policy = policy
+        self._parameters_of_distiller, self._gates_seen = len(list(distiller.parameters())), False
         self.routed = policy is not None and policy.routed
         if policy is not None:
             self.register_buffer("epoch", torch.zeros(()), persistent=False)
@@ -166,7 +168,13 @@ class SpotAdaptiveDistillation(Task):
         ce = self.label_loss(logits, targets)
         # Views, so that the gradient of a spot's loss there is its own, without that of the stages between two spots.
         views = features if self.balance is None else [feature.view_as(feature) for feature in features]
-        spots = self.distiller(views, teacher_features, chosen[:, :-1], batch)
+        with unchanged((*features, *teacher_features, *batch), f"distiller {type(self.distiller).__name__}"):
+            spots = self.distiller(views, teacher_features, chosen[:, :-1], batch)
+        if len(list(self.distiller.parameters())) != self._parameters_of_distiller:
+            raise UserError(
+                f"distiller {type(self.distiller).__name__}: has made parameters in a step, which no optimiser trains; "
+                "make them in the constructor"
+            )
         weighted, weights = self._weigh(ce, spots, features, views, chosen)
         matched = map(standardized, (logits, teacher_logits)) if self.standardize else (logits, teacher_logits)
         at_logits = scalar(
@@ -224,14 +232,17 @@ class SpotAdaptiveDistillation(Task):
         size = (len(seen.label), self.num_gates)
         if self.policy is None:
             return torch.ones(size, device=seen.label.device)
-        with torch.autocast(seen.label.device.type, enabled=False):
+        who = f"policy {type(self.policy).__name__}: draw_gates"
+        shared = (*seen.student, *seen.teacher, seen.student_logits, seen.teacher_logits, seen.label)
+        with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, who):
             gates = self.policy.draw_gates(seen)
         if gates.shape != size:
-            raise UserError(
-                f"policy {type(self.policy).__name__}: draw_gates gives {tuple(gates.shape)}, must be [B, K + 1], here "
-                f"{size}"
-            )
-        return gates
+            raise UserError(f"{who} gives {tuple(gates.shape)}, must be [B, K + 1], here {size}")
+        if not self._gates_seen:  # once, since looking at values waits for the device
+            self._gates_seen = True
+            if not ((gates == 0) | (gates == 1)).all():
+                raise UserError(f"{who} gives values from {gates.min():g} to {gates.max():g}, must be 0 or 1 each")
+        return gates if gates.is_floating_point() else gates.float()
 
     def choose(self, gates: Tensor) -> Tensor:
         """Where the student distils, ``[B, K + 1]``, without gradient, from the policy's gates."""
@@ -262,6 +273,15 @@ class Ramp(nn.Module):
 
     def forward(self, loss: Tensor) -> Tensor:
         return loss * self.factor if self.epochs else loss
+
+
+@contextmanager
+def unchanged(tensors: Sequence[Tensor], who: str) -> Iterator[None]:
+    """Raise a UserError if `who`, which only looks at `tensors`, writes into one of them."""
+    before = [tensor._version for tensor in tensors]
+    yield
+    if before != [tensor._version for tensor in tensors]:
+        raise UserError(f"{who} writes into a tensor that it is given, which others use too; clone it before")
 
 
 def spot_label(spot: Spot) -> str:

@@ -68,3 +68,18 @@ def test_a_loss_that_is_no_scalar_is_named(wrong, found):
     task.logit_loss.forward = lambda *_: wrong(torch.zeros(()))
     with pytest.raises(UserError, match=f"^loss at the logits KL: forward gives {re.escape(found)}, must"):
         take_step(task, toy_batch())
+
+
+def test_one_that_writes_into_a_feature_or_makes_parameters_in_a_step_is_named():
+    class Writes(DISTILLERS.get("at")):
+        def spot_loss(self, k, student, teacher, *others):
+            return super().spot_loss(k, student, teacher.mul_(0), *others)
+
+    class Grows(DISTILLERS.get("at")):
+        def spot_loss(self, *given):
+            self.late = torch.nn.Linear(2, 2)
+            return super().spot_loss(*given)
+
+    for kind, message in ((Writes, "writes into a tensor"), (Grows, "has made parameters in a step")):
+        with pytest.raises(UserError, match=f"^distiller {kind.__name__}.* {message}"):
+            take_step(toy_task(kind), toy_batch())

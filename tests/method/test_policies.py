@@ -132,6 +132,7 @@ class TestOwnPolicy:
                 r"policy Wrong: draw_gates gives \(6, 2\), must be \[B, K \+ 1\], here \(6, 3\)",
             ),
             (torch.Tensor.detach, "policy Wrong: has parameters, and draw_gates gives gates without gradient"),
+            (lambda gates: 2 * gates, r"policy Wrong: draw_gates gives values from [02] to 2, must be 0 or 1 each"),
         ],
     )
     def test_that_gives_something_else_is_named(self, gates, message):
@@ -141,6 +142,24 @@ class TestOwnPolicy:
 
         with pytest.raises(UserError, match=message):
             take_step(toy_task("at", policy=Wrong), toy_batch())
+
+    def test_that_writes_into_what_it_sees_is_named(self):
+        class Writes(Policy):
+            def draw_gates(self, seen):
+                seen.label.zero_()
+                return torch.ones(len(seen.label), self.setting.num_gates)
+
+        with pytest.raises(UserError, match="policy Writes: draw_gates writes into a tensor that it is given"):
+            take_step(toy_task("at", policy=Writes), toy_batch())
+
+    def test_may_give_truth_values(self):
+        class Even(Policy):
+            def draw_gates(self, seen):
+                return (seen.label % 2 == 0)[:, None].expand(-1, self.setting.num_gates)
+
+        batch = toy_batch()
+        gates = take_step(toy_task("at", policy=Even), batch).gates
+        assert torch.equal(gates[:, 0], (batch.label % 2 == 0).float())
 
     def test_resumes_and_is_captured(self, tmp_path, monkeypatch):
         engine = make_engine(tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config())

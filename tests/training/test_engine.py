@@ -117,6 +117,20 @@ class TestResuming:
         finish(engine)
         assert [record["epoch"] for record in records(engine.run)] == [1, 2, 3, 4]
 
+    @pytest.mark.parametrize("saves", [1, 3], ids=["between epochs", "within an epoch"])
+    def test_without_its_best_checkpoint_chooses_the_best_anew(self, tmp_path, saves):
+        engine = make_engine(tmp_path)
+        engine.best = {"top1": 99.0, "class_mean": 99.0, "epoch": 1}  # that no later epoch is better than
+        engine.val = {"top1": 50.0, "class_mean": 40.0}
+        engine.progress.epoch, engine.progress.step = 1, 0 if saves == 1 else 1
+        engine.save(is_best=True)
+        engine.run.best.unlink()
+        engine.run.close()
+        again = make_engine(tmp_path, resume=True)
+        assert again.best["epoch"] == (1 if saves == 1 else 0)
+        assert finish(again)["best_top1"] >= (50.0 if saves == 1 else 0)
+        assert again.run.best.exists()
+
     def test_refuses_the_checkpoint_of_another_distiller(self, tmp_path):
         finish(make_engine(tmp_path / "run", "at"))
         with pytest.raises(UserError, match="not of this configuration"):

@@ -16,6 +16,7 @@ from datasets.batch import Batch
 from datasets.loading.order import derive_seed
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import publish_copy
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
@@ -85,6 +86,7 @@ class Engine:
         """
         if checkpoint is not None:
             restore_state(self, checkpoint)
+            self._replace_lost_best()
         if is_main():
             self.run.prune(self.config.training.keep_checkpoints)  # a kill may have come before that
             self.report = Reporter(self.run, resumed_at=self._global_epoch())
@@ -267,6 +269,18 @@ class Engine:
             state = state_of(self, processes)
             self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
         barrier()  # when this returns, the checkpoint is there for every process
+
+    def _replace_lost_best(self) -> None:
+        """A user may have deleted ``best.pth``: the checkpoint that the run goes on from is the best then, or where it
+        was written within an epoch, the next one."""
+        if not is_main() or not self.best["epoch"] or self.run.best.exists():
+            return
+        self.best = {"top1": -1.0, "epoch": 0}
+        if self.progress.step == 0 and self.val.get("top1") is not None:
+            publish_copy(self.run.last, self.run.best)
+            names = [name for name in ("top1", "class_mean") if name in self.val]
+            self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
+        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, self.progress.epoch)
 
     def _advance(self) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
