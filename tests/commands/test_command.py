@@ -38,7 +38,7 @@ def raising(error: BaseException):
 
 
 COMMANDS = ["config.__main__", "evaluate", "export", "convert", "inspect_gates", "report.__main__", "grid.__main__"]
-COMMANDS += ["benchmark.__main__"]
+COMMANDS += ["benchmark.__main__", "advise.__main__"]
 MAINS = [importlib.import_module(f"utils.{name}").main for name in COMMANDS] + [main_single, main_distill]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from datasets import open_data
+from datasets import open_data, readable_part
 from datasets.source import Source
 from utils.advise.candidates import Candidate, Choice, fit, make_candidates, measure
 from utils.advise.outcome import conclude, finished
@@ -75,8 +75,8 @@ def advise(
         dry_run: say what would run and for how long, and end.
 
     Returns:
-        a row for each network and way of training, the best first; with `dry_run`, the candidates. ``attrs["failed"]``
-        is the number of runs that failed.
+        a row for each network and way of training, the best first; with `dry_run`, the candidates. Of its ``attrs``,
+        ``best`` is the folder of the best run and ``failed`` the number of those that failed.
 
     Raises:
         UserError: something is wrong, or the teacher is of no use.
@@ -97,7 +97,8 @@ def advise(
     config = question.config()
     folder = Path(config.run.root) / "advice"
     check_writable(folder)
-    source, missing = open_data(config.dataset), find_missing_teacher(config, teacher_overrides)
+    source = readable_part(open_data(config.dataset), config.dataset, config.training.num_workers)
+    missing = find_missing_teacher(config, teacher_overrides)
     print("\n".join([*describe(source, config), *uneven_classes(source, config)]))
     top1 = None if missing else teacher_top1(config, source)
     refuse_useless(top1, constant_accuracy(source.val.labels), "predicting the largest class for every image", anyway)

@@ -53,13 +53,18 @@ def conclude(jobs: Sequence[Job], root: Path) -> pd.DataFrame:
     show(table, root / PICTURE)
     print(f"latency: one image on {name_of(restored.device)}")
     for student, of_student in students.items():
-        group, selection = best_student(of_student)
-        run = max(group.of(selection), key=lambda run: run.last_top1 or 0.0)
-        cost = costs[student]
+        run, cost = best_run(of_student), costs[student]
         print(*answer(of_student), f"It has {cost.megabytes:.2f} MB and takes {cost.milliseconds[1]:.2f} ms an image.")
         print(f"next: python -m utils.export {run.path}")
     print(f"{root}: {TABLE}, {PICTURE}; python -m utils.report {root} shows more")
+    table.attrs["best"] = str(best_run(groups).path)
     return table
+
+
+def best_run(groups: Sequence[Group]) -> Run:
+    """The best seed of the best way to train."""
+    group, selection = best_student(groups)
+    return max((run for run in group.of(selection) if run.is_finished), key=lambda run: run.last_top1)
 
 
 def result_table(groups: Sequence[Group], costs: dict[str, evaluate.Cost]) -> pd.DataFrame:

@@ -1,0 +1,28 @@
+"""docs/distil_your_own.ipynb: its code runs from the first cell to the last."""
+
+import json
+
+import pandas as pd
+from documents import REPOSITORY, make_workplace
+from test_advise import HereAndNow
+
+NOTEBOOK = json.loads((REPOSITORY / "docs/distil_your_own.ipynb").read_text(encoding="utf-8"))
+SHORT = {
+    "EPOCHS, SEEDS = 15, [1, 2]": "EPOCHS, SEEDS = 1, [1]",
+    '["kd", "at"]': '["kd"]',
+    '"run/advice"': '"run/advice", "--no-plots"',
+}
+
+
+def test_the_notebook_makes_a_student_and_predicts_by_it(tmp_path, monkeypatch):
+    make_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.advise.advice.make_queue", HereAndNow)
+    code = "\n\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
+    for long, short in SHORT.items():
+        assert long in code
+        code = code.replace(long, short)
+    names = {}
+    exec(compile(code, "distil_your_own.ipynb", "exec"), names)
+    assert set(names["table"]["training"]) == {"alone", "teacher", "kd, fixed"}
+    assert len(pd.read_csv("run/predictions.csv")) == len(list((tmp_path / "data/my-images/four").iterdir()))
