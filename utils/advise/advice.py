@@ -94,6 +94,7 @@ def advise(
         tuple(overrides),
         tuple(teacher_overrides),
     )
+    how = {"at_a_time": jobs, "request": None if slurm is None else read_request(slurm)}
     config = question.config()
     folder = Path(config.run.root) / "advice"
     check_writable(folder)
@@ -107,7 +108,6 @@ def advise(
         return pd.DataFrame([asdict(candidate) for candidate in choice.candidates])
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{config.dataset.label}.json", question.remember(choice))
-    how = {"at_a_time": jobs, "request": None if slurm is None else read_request(slurm)}
     if missing:
         work([single_job(missing, Path(config.run.root))], Path(config.run.root), **how)
         top1 = teacher_top1(config, source)
@@ -116,7 +116,8 @@ def advise(
     alone = [job for candidate, some in runs.items() for job in some if candidate.selection == SINGLE]
     distilled = [job for candidate, some in runs.items() for job in some if candidate.selection != SINGLE]
     failed = work(alone, root, **how)
-    refuse_useless(top1, max((run.best_top1 for run in finished(alone)), default=0.0), "a student alone", anyway)
+    best = pd.DataFrame([(run.student, run.best_top1) for run in finished(alone)], columns=["student", "top1"])
+    refuse_useless(top1, best.groupby("student")["top1"].mean().min(), "the students alone", anyway)
     failed += work(distilled, root, **how)
     table = conclude([*alone, *distilled], root)
     table.attrs["failed"] = failed
@@ -199,7 +200,7 @@ def teacher_top1(config: Config, source: Source) -> float:
 
 def refuse_useless(top1: float | None, least: float, what: str, anyway: bool) -> None:
     """Raise a UserError if a teacher's accuracy is known and not better than `least`."""
-    if top1 is None or top1 > least:
+    if top1 is None or not top1 <= least:  # NaN where no student is finished
         return
     line = f"the teacher has {top1:.2f}%, not more than {what}: {least:.2f}%"
     if not anyway:

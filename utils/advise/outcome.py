@@ -54,7 +54,7 @@ def conclude(jobs: Sequence[Job], root: Path) -> pd.DataFrame:
     print(f"latency: one image on {name_of(restored.device)}")
     for student, of_student in students.items():
         run, cost = best_run(of_student), costs[student]
-        print(*answer(of_student), f"It has {cost.megabytes:.2f} MB and takes {cost.milliseconds[1]:.2f} ms an image.")
+        print(*answer(of_student), f"{student}: {cost.megabytes:.2f} MB, {cost.milliseconds[1]:.2f} ms an image.")
         print(f"next: python -m utils.export {run.path}")
     print(f"{root}: {TABLE}, {PICTURE}; python -m utils.report {root} shows more")
     table.attrs["best"] = str(best_run(groups).path)
@@ -86,7 +86,7 @@ def result_table(groups: Sequence[Group], costs: dict[str, evaluate.Cost]) -> pd
                 "mean": top1.mean(),
                 "network": network,
                 "training": how,
-                "top-1 (%)": mean_text(top1),
+                "top-1 (%)": f"{top1.mean():.2f}" if kind == TEACHER else mean_text(top1),
                 "gain over alone": str(gain(group, kind) or "") if kind in SELECTIONS else "",
                 **_cost(costs[f"{network} (teacher)" if kind == TEACHER else network]),
             }
