@@ -240,7 +240,7 @@ class SpotAdaptiveDistillation(Task):
             raise UserError(f"{who} gives {tuple(gates.shape)}, must be [B, K + 1], here {size}")
         if not self._gates_seen:  # once, since looking at values waits for the device
             self._gates_seen = True
-            if not ((gates == 0) | (gates == 1)).all():
+            if ((gates != 0) & (gates != 1)).any():
                 raise UserError(f"{who} gives values from {gates.min():g} to {gates.max():g}, must be 0 or 1 each")
         return gates if gates.is_floating_point() else gates.float()
 

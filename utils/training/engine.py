@@ -16,49 +16,34 @@ from datasets.batch import Batch
 from datasets.loading.order import derive_seed
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import publish_copy
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
 from utils.run_folder.resume import Progress
 from utils.training.accuracy import evaluate
 from utils.training.cuda_graph import CudaRecorder, choose_recorder
-from utils.training.device import keep_threads, rng_state
+from utils.training.device import keep_threads
 from utils.training.doubts import no_progress
-from utils.training.gate_counts import GateRecorder
 from utils.training.log import log
 from utils.training.meter import Meter, not_finite
 from utils.training.pace import Pace
 from utils.training.precision import autocast
 from utils.training.reporter import Reporter, progress_bar, summary
-from utils.training.state import restore_state, state_of
+from utils.training.state import RunState
 from utils.training.step import CapturedStep, EagerStep, Phase, make_step
 
 LONG = 300.0  # seconds
 
 
-class Engine:
+class Engine(RunState):
     """Trains phase after phase and leaves a checkpoint behind from which any step can be redone exactly.
 
     On several processes each has an engine of its own, and all of them take the same steps together. `start` comes
-    first, then `fit`.
-
-    Args:
-        phases: in order; the last one's task holds everything that is saved.
-        data: the loaders.
-        run: the folder, opened.
-        config: travels in the checkpoint.
-        device: where the tasks and the data are.
+    first, then `fit`. See `RunState` for the arguments.
     """
 
     def __init__(self, phases: list[Phase], data: Data, run: RunDir, config: Config, device: torch.device):
-        self.phases, self.data, self.run, self.config, self.device = phases, data, run, config, device
-        self.task = phases[-1].task
-        self.progress = Progress(epoch=self._first_epoch(0))
-        self.meter = Meter(device)
-        self.gates = GateRecorder(list(self.task.gate_labels), data.source.num_classes, data.train.num_samples, device)
-        self.val: dict[str, float | None] = {}
-        self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
+        super().__init__(phases, data, run, config, device)
         self.report: Reporter | None = None  # of the first process, which alone writes
         self._bar = tqdm(disable=True)
         self._autocast = partial(autocast, device, config.training.precision)
@@ -70,11 +55,6 @@ class Engine:
         if rank():  # all are built alike, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
 
-    @property
-    def phase(self) -> Phase:
-        """The phase under way."""
-        return self.phases[self.progress.phase]
-
     def start(self, checkpoint: dict[str, Any] | None = None) -> Engine:
         """Go back to a checkpoint, and open the log files, where what was recorded after it is dropped.
 
@@ -85,8 +65,7 @@ class Engine:
             UserError: the checkpoint is not of this configuration; no file is touched then.
         """
         if checkpoint is not None:
-            restore_state(self, checkpoint)
-            self._replace_lost_best()
+            self.load_state_dict(checkpoint)
         if is_main():
             self.run.prune(self.config.training.keep_checkpoints)  # a kill may have come before that
             self.report = Reporter(self.run, resumed_at=self._global_epoch())
@@ -262,25 +241,13 @@ class Engine:
     def save(self, *, is_best: bool) -> None:
         """Write the checkpoint for the present progress. The first process does, with what only the others know."""
         self.gates.collect()
-        processes = gather_objects({"rng": rng_state(self.device), "meter": self.meter.state_dict()})
+        processes = gather_objects(self.of_this_process())
         if is_main():
             training, epoch = self.config.training, self._global_epoch()
             keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
-            state = state_of(self, processes)
+            state = self.state_dict(processes)
             self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
         barrier()  # when this returns, the checkpoint is there for every process
-
-    def _replace_lost_best(self) -> None:
-        """A user may have deleted ``best.pth``: the checkpoint that the run goes on from is the best then, or where it
-        was written within an epoch, the next one."""
-        if not is_main() or not self.best["epoch"] or self.run.best.exists():
-            return
-        self.best = {"top1": -1.0, "epoch": 0}
-        if self.progress.step == 0 and self.val.get("top1") is not None:
-            publish_copy(self.run.last, self.run.best)
-            names = [name for name in ("top1", "class_mean") if name in self.val]
-            self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
-        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, self.progress.epoch)
 
     def _advance(self) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
@@ -289,9 +256,6 @@ class Engine:
         if self.progress.epoch == self.phase.epochs and self.phase is not self.phases[-1]:
             self.meter, self._take_step = Meter(self.device), None  # another loss, under other names
             self.progress = Progress(self.progress.phase + 1, self._first_epoch(self.progress.phase + 1))
-
-    def _first_epoch(self, phase: int) -> int:
-        return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
     def _raise_if_not_finite(self, means: dict[str, float], *, weights: bool = True) -> None:
         """Raise a UserError if one of the means so far, or a weight, is not finite.
