@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from datasets.source import Source, Split
 from utils.errors import UserError
-from utils.report.style import styled
+from utils.report.style import figure_title, styled
 from utils.run_folder.records import GateSamples
 
 TILES = 8  # in a row
@@ -69,7 +69,7 @@ def gallery_figure(samples: GateSamples, source: Source, title: str) -> Figure:
         if same:
             panels[0].set_title(f"{label}: every image is distilled equally often ({100 * frequency[0]:.0f} %)")
     epochs = f"{samples.epochs} epoch{'s' if samples.epochs > 1 else ''}"
-    figure.suptitle(f"{title}, {epochs}", x=0.01, ha="left", fontsize=9)
+    figure_title(figure, f"{title}, {epochs}")
     return figure
 
 
@@ -90,7 +90,7 @@ def mistakes_figure(mistakes: pd.DataFrame, split: Split, class_names: Sequence[
         shown = slice(row * TILES, (row + 1) * TILES)
         _strip(panel, split, mistakes.index[shown], captions[shown])
         panel.set_axis_off()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    figure_title(figure, title)
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 
-from utils.report.style import SHARE_MAP, label_width, styled
+from utils.report.style import SHARE_MAP, figure_title, label_width, styled
 from utils.run_folder.records import GateShares
 
 WRITTEN_CONFUSIONS, WRITTEN_SHARES = 20, 40  # classes up to which every cell shows its number
@@ -84,5 +84,5 @@ def _heatmap(
     panel.grid(visible=False)
     panel.tick_params(length=0)
     figure.colorbar(image, label=label, shrink=0.6, aspect=25)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    figure_title(figure, title)
     return figure, panel

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from datasets.source import Source
-from utils.report.style import REFERENCE, SELECTION_COLORS, figure_legend, label_width, mark, styled
+from utils.report.style import REFERENCE, SELECTION_COLORS, figure_legend, label_width, mark, styled, title_lines
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import Run
 from utils.training.accuracy import evaluate
@@ -77,5 +77,5 @@ def count_figure(confusion: np.ndarray, class_names: Sequence[str], title: str) 
     more = f" ({SHOWN_CLASSES} of {len(class_names)} classes)" if len(class_names) > SHOWN_CLASSES else ""
     panel.set(xlabel=f"validation images{more}")
     figure_legend(figure, [mark(name, color, lw=5) for name, color in colors.items()])
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    panel.set_title(title_lines(figure, title))  # below the legend
     return figure

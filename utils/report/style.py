@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 
 import matplotlib as mpl
 import pandas as pd
@@ -28,6 +29,7 @@ REFERENCE = "#222222"
 SHARE_MAP = "cividis"  # even in lightness, and the same to most colour-blind people
 
 DPI = 144
+TITLE_SIZE = 9  # points
 PANEL = (3.3, 2.3)  # inches
 _PANELS_PER_ROW = 3
 
@@ -99,6 +101,16 @@ def legend(figure: Figure, runs: Sequence[Run], more: Sequence[Line2D] = ()) -> 
 def figure_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     columns = 8 if figure.get_figwidth() > 7 else 4
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=1.6)
+
+
+def figure_title(figure: Figure, text: str) -> None:
+    """A title above everything."""
+    figure.suptitle(title_lines(figure, text), x=0.01, ha="left", fontsize=TITLE_SIZE)
+
+
+def title_lines(figure: Figure, text: str) -> str:
+    """A title in as many lines as it takes."""
+    return fill(text, int(figure.get_figwidth() / label_width("x", TITLE_SIZE)))
 
 
 def epoch_axis(axes: Axes, last: int) -> None:
