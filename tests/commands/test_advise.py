@@ -88,6 +88,17 @@ def test_a_dry_run_writes_nothing(images, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_cannot_be_trained_is_left_out(images, monkeypatch, capsys):
+    monkeypatch.setattr("utils.advise.advice.teacher_top1", lambda *_: 60.0)
+    words = ["--dataset", "imagefolder", "--teacher", "wrn_16_2", "--students", "resnet8", "--selections", "fixed"]
+    main([*words, "--distillers", "kd", "fsp", "--dry-run", *images])
+    said = capsys.readouterr().out
+    assert "left out: resnet8 fsp, fixed: " in said
+    assert "2 candidates, seeds 1029 1030 1031, 1 epochs: 6 runs" in said
+    with pytest.raises(UserError, match="fsp"):
+        main([*words, "--distillers", "fsp", "--dry-run", *images])
+
+
 def test_a_teacher_that_is_no_better_than_a_student_alone_is_refused(images, monkeypatch):
     monkeypatch.setattr("utils.advise.advice.teacher_top1", lambda *_: 60.0)
     monkeypatch.setattr("utils.advise.advice.finished", lambda _: [SimpleNamespace(student="a", best_top1=60.0)])

@@ -18,7 +18,7 @@ from utils.advise.outcome import conclude, finished
 from utils.cli import DEFAULTS
 from utils.config import Config, find_config
 from utils.config.related import SingleRun
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.files import check_writable, write_text
 from utils.grid.command import make_queue, slots, visible_gpus
 from utils.grid.plan import Job, plan, single_job
@@ -224,7 +224,9 @@ def choose(
         folder: may have the choice that was made when the question was first asked.
     """
     file = folder / f"{config.dataset.label}.json"
-    if file.exists() and (choice := question.remembered(file.read_text())):
+    with doing(f"reading {file}"):
+        choice = question.remembered(file.read_text()) if file.exists() else None
+    if choice:
         print(f"{choice}, as {file} says")
         return choice
     candidates = make_candidates(question.students, question.distillers, question.selections)
@@ -234,24 +236,33 @@ def choose(
             raise UserError("--hours: not with --slurm, since the steps of other machines cannot be timed here")
         print(choice)
         return choice
+    return fitted(choice, question, config, source, missing, jobs)
+
+
+def fitted(
+    choice: Choice, question: Question, config: Config, source: Source, missing: SingleRun | None, jobs: int | None
+) -> Choice:
+    """What can be trained of `choice` within the time that there is, told by a few steps of each candidate."""
     device, one_seed = choose_device(config.training.device), replace(choice, seeds=choice.seeds[:1])
-    configs = {one: some[-1].config for one, some in question.jobs(one_seed, config, folder).items()}
+    configs = {one: some[-1].config for one, some in question.jobs(one_seed, config, Path(config.run.root)).items()}
     costs, refused = measure(configs, source, device)
+    if all(candidate.selection == SINGLE for candidate in costs):
+        raise next(iter(refused.values()))
     for candidate, error in refused.items():
         print(f"left out: {candidate}: {error}")
     of_teacher, _ = measure({Candidate(question.teacher): missing.config}, source, device) if missing else ({}, {})
     before = sum(cost.of(missing.config.training.epochs) for cost in of_teacher.values())
     at_a_time = len(slots(jobs)) if visible_gpus() else 1  # runs that share the cores of a CPU take longer
-    fitting = choice = replace(choice, candidates=tuple(costs))
+    choice = replace(choice, candidates=tuple(costs))
     if question.hours:
         left = at_a_time * (3600 * question.hours - before)
-        fitting = fit(costs, choice, left, more_seeds=question.seeds is None)
-    if dropped := [str(one) for one in choice.candidates if one not in fitting.candidates]:
+        choice = fit(costs, choice, left, more_seeds=question.seeds is None)
+    if dropped := [str(one) for one in costs if one not in choice.candidates]:
         print(f"left out for lack of time: {'; '.join(dropped)}")
-    print(markdown(fitting.table(costs)))
-    duration = tqdm.format_interval(before + fitting.seconds(costs) / at_a_time)
-    print(f"{fitting}, about {duration} on {at_a_time} x {name_of(device)}")
-    return fitting
+    print(markdown(choice.table(costs)))
+    duration = tqdm.format_interval(before + choice.seconds(costs) / at_a_time)
+    print(f"{choice}, about {duration} on {at_a_time} x {name_of(device)}")
+    return choice
 
 
 def work(jobs: Iterable[Job], root: Path, **how: object) -> int:
