@@ -98,7 +98,8 @@ class SpotAdaptiveDistillation(Task):
         if find_selection(selection).policy != (policy is not None):
             raise ValueError(f"selection {selection!r} and policy {policy!r} do not go together")
         self.policy = policy
-        self._parameters_of_distiller, self._gates_seen = len(list(distiller.parameters())), False
+        self._parameters_of_distiller = len(list(distiller.parameters()))
+        self._gates_checked = policy is None or policy.binary
         self.routed = policy is not None and policy.routed
         if policy is not None:
             self.register_buffer("epoch", torch.zeros(()), persistent=False)
@@ -238,8 +239,8 @@ class SpotAdaptiveDistillation(Task):
             gates = self.policy.draw_gates(seen)
         if gates.shape != size:
             raise UserError(f"{who} gives {tuple(gates.shape)}, must be [B, K + 1], here {size}")
-        if not self._gates_seen:  # once, since looking at values waits for the device
-            self._gates_seen = True
+        if not self._gates_checked:  # once, since looking at values waits for the device
+            self._gates_checked = True
             if ((gates != 0) & (gates != 1)).any():
                 raise UserError(f"{who} gives values from {gates.min():g} to {gates.max():g}, must be 0 or 1 each")
         return gates if gates.is_floating_point() else gates.float()

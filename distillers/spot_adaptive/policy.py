@@ -51,9 +51,11 @@ class Policy(nn.Module):
 
     Attributes:
         capturable: see `distillers.base.Distiller`.
+        binary: every gate is 0 or 1 by construction; else those of the first step are looked at.
     """
 
     capturable: ClassVar[bool] = True
+    binary: ClassVar[bool] = False
 
     def __init__(self, setting: PolicySetting):
         super().__init__()
@@ -86,6 +88,8 @@ class Gumbel(Policy):
     Raises:
         UserError: the temperature is not above 0.
     """
+
+    binary = True
 
     def __init__(self, setting: PolicySetting):
         super().__init__(setting)

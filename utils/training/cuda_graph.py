@@ -32,6 +32,7 @@ class CudaRecorder:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         self._pool: torch.cuda.MemPool | None = None
+        self._spent: list[torch.cuda.MemPool] = []  # in which earlier captures are
 
     def run(self, function: Callable[[], None]) -> None:
         """Run `function` once, eagerly."""
@@ -60,31 +61,45 @@ class CudaRecorder:
             for _ in range(REHEARSALS):
                 self.run(function)
         gc.collect()  # a stream or graph that is destroyed while a capture is under way would end it
+        try:
+            return self._capture(function)
+        except Exception as error:
+            self._recover()
+            # Ending a broken capture is another error, which hides the one that broke it.
+            raise error.__context__ or error from None
+
+    def _capture(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         # "thread_local", because the thread that pins the memory of streamed images is not to be stopped.
         capture = torch.cuda.graph(graph, self._pool.id, self._stream, capture_error_mode="thread_local")
-        try:
-            # PyTorch 2.11 leaves the stream of a capture that fails the current one.
-            with torch.cuda.stream(torch.cuda.current_stream(self._device)), capture:
-                function()
-        except Exception as error:
-            # PyTorch 2.11 goes on counting the capture as under way, and aborts the process when the pool is freed.
-            with suppress(RuntimeError):  # where it does not
-                torch._C._cuda_endAllocateToPool(self._device.index, self._pool.id)
-            self._end_draws()
-            # Ending a broken capture is another error, which hides the one that broke it.
-            raise error.__context__ or error from None
+        # PyTorch 2.11 leaves the stream of a capture that fails the current one.
+        with torch.cuda.stream(torch.cuda.current_stream(self._device)), capture:
+            function()
         return graph.replay
 
-    def _end_draws(self) -> None:
-        """Let the generator leave a capture that failed, by one that does not: PyTorch 2.11 keeps it there, where it
-        refuses all eager draws and all repetitions of earlier captures."""
-        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"):
-            torch.zeros((), device=self._device)
+    def _recover(self) -> None:
+        """Capture next to nothing after a capture that failed.
+
+        PyTorch 2.11 goes on counting that one as under way: it refuses to draw numbers, to repeat earlier captures and
+        to capture in the same pool again, and aborts the process when the pool is freed.
+        """
+        try:
+            self._end_recording()
+            self._capture(lambda: torch.zeros((), device=self._device))
+        except RuntimeError:
+            self._end_recording()
+            self._spent.append(self._pool)
+            self._pool = torch.cuda.MemPool()
+            self._capture(lambda: torch.zeros((), device=self._device))
+
+    def _end_recording(self) -> None:
+        with suppress(RuntimeError):  # it has ended, as it should
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool.id)
 
     def release(self) -> None:
         """Free the memory of everything that was recorded; it cannot be repeated any more."""
         self._pool = None
+        self._spent.clear()
         gc.collect()  # a step that broke off may have left its tensors in reference cycles
         torch.cuda.empty_cache()
 
