@@ -38,7 +38,7 @@ def evaluate(
     mode = model.training
     model.eval()
     meter = Meter(device)
-    counts: dict[str, Tensor] = {}  # of each class: images and hits, which are whole numbers, so no order rounds them
+    counts: dict[str, Tensor] = {}  # of each class: images and hits, whole numbers, which no order of batches rounds
     with progress_bar("validation", len(loader)) as bar:
         for batch in loader.epoch(0):
             before_batch()
@@ -47,12 +47,12 @@ def evaluate(
             meter.add({"loss/total": F.cross_entropy(logits, batch.label)}, len(batch.label))
             found = {"images": torch.ones_like(batch.label)} | top_k_hits(logits, batch.label)
             for name, values in found.items():
-                row = counts.setdefault(name, torch.zeros(logits.shape[1], dtype=torch.float64, device=device))
-                row.index_add_(0, batch.label, values.double())
+                row = counts.setdefault(name, torch.zeros(logits.shape[1], dtype=torch.int64, device=device))
+                row.index_add_(0, batch.label, values.long())
             after_batch(logits, batch.label)
             bar.update()
     model.train(mode)
-    images, *hits = (row.cpu() for row in all_sum(*counts.values()))
-    means = {name: (100 * row.sum() / images.sum()).item() for name, row in zip(list(counts)[1:], hits)}
+    images, *hits = (row.cpu().double() for row in all_sum(*counts.values()))
+    means = {name: (100 * row.sum() / images.sum().clamp(min=1)).item() for name, row in zip(list(counts)[1:], hits)}
     class_mean = 100 * (hits[0] / images)[images > 0].mean().item()
     return meter.means() | means | {"class_mean": class_mean}
