@@ -20,7 +20,7 @@ log = logging.getLogger("sakd")
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 EXTENSIONS = (*JPEG, ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-SYSTEM = ("@eaDir", "__MACOSX")  # what a NAS and archives made on a Mac leave
+SYSTEM = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")  # what a NAS, archives made on a Mac and Windows leave
 
 
 @register_dataset("imagefolder")
@@ -67,7 +67,7 @@ def is_hidden(name: str) -> bool:
 def scan(folder: Path) -> list[tuple[str, str]]:
     """Path and class of the images in the class folders of `folder`, at any depth, sorted by class folder and path.
 
-    Images of other endings are left out, which the log says.
+    Images of other endings, and those beside the class folders, are left out, which the log says.
 
     Raises:
         UserError: `folder` has no class folders, or one without images.
@@ -79,6 +79,8 @@ def scan(folder: Path) -> list[tuple[str, str]]:
             raise UserError(f"{folder / name}: leads to another class folder, or to a folder above it")
         visited.add(identity(folder / name))
     found, others, empty = [], [], []
+    if classes:
+        others += [str(file) for file in sorted(folder.iterdir()) if _is_image(file.name) and file.is_file()]
     for name in classes:
         images, unsupported = _images_below(folder / name, visited)
         others += unsupported
@@ -149,17 +151,22 @@ def _files(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
 
 
 def _images_below(folder: Path, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """The images below `folder`, and those in formats that are not supported, each sorted; see `_files`."""
+    """The images below `folder`, and what may be images of other formats or endings, each sorted; see `_files`."""
     files = sorted(_files(folder, visited))
-    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    images = [file for file in files if _is_image(file)]
     others = sorted(set(files) - set(images))
-    return images, [file for file in others if (mimetypes.guess_type(file, strict=False)[0] or "").startswith("image/")]
+    kinds = (mimetypes.guess_type(file, strict=False)[0] for file in others)
+    return images, [file for file, kind in zip(others, kinds) if kind is None or kind.startswith("image/")]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(os.path.basename(name))
 
 
 def _warn_of(others: list[str], folder: Path) -> None:
     if others:
         count, first = len(others), printable(others[0])
-        log.warning("%s: images in an unsupported format skipped: %d, the first: %s", folder, count, first)
+        log.warning("%s: files of no supported format or in no class skipped: %d, the first: %s", folder, count, first)
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -108,6 +108,17 @@ def table(
     return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
 
 
+def _warn_of_missing_parts(files: Sequence[Path]) -> None:
+    """Hugging Face numbers the parts of a table: ``train-00000-of-00003.parquet``."""
+    parts: dict[tuple[str, int], int] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*)-\d+-of-(\d+)", file.stem):
+            parts[match[1], int(match[2])] = parts.get((match[1], int(match[2])), 0) + 1
+    for (name, wanted), found in parts.items():
+        if found != wanted:
+            log.warning("%s: %d of the %d parts of %s are there", files[0].parent, found, wanted, name)
+
+
 def _tables_in(folder: Path) -> list[Path]:
     """The Parquet and Arrow files below `folder` that are not hidden, or else the text files."""
     there = sorted(
@@ -115,6 +126,7 @@ def _tables_in(folder: Path) -> list[Path]:
     )
     for endings in (ARROW, TEXT):
         if found := [file for file in there if file.suffix.lower() in endings]:
+            _warn_of_missing_parts(found)
             return found
     raise UserError(f"dataset.root: {folder} holds no {', '.join((*ARROW, *TEXT))} file")
 

@@ -76,13 +76,13 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
     try:
         try:
             interrupt_on_stop_signals()
+            sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # a daemon may have closed it
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks must not end a run
             check_variables()
             introduce()
             status = main() or 0
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         finally:
             ignore_stop_signals()  # nothing is left to stop
     except UserError as error:
@@ -118,8 +118,7 @@ def _leave(line: str, status: int) -> NoReturn:
         fail(printable(line), status)
     print(printable(line), file=sys.stderr)
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

@@ -222,13 +222,12 @@ class TestImageFolder:
         assert (data.train.num_samples, data.val.num_samples, data.source.num_classes) == (9, 8, 2)
         assert next(data.val.epoch(0)).image.shape == (8, 3, 32, 32)
 
-    def test_images_in_unsupported_formats_are_counted(self, tmp_path, caplog):
+    def test_files_that_may_be_images_and_are_left_out_are_counted(self, tmp_path, caplog):
         root = image_folder(tmp_path)
-        for name in ("a.heic", "b.svg", "notes.txt", ".hidden.svg"):
-            (root / "train" / "ant" / name).write_bytes(b"")
+        for name in ("ant/a.heic", "ant/b.svg", "ant/5f3a", "loose.png", "ant/notes.txt", ".hidden.png", "Thumbs.db"):
+            (root / "train" / name).write_bytes(b"")
         source("imagefolder", root)
-        first = f"{root}/train/ant/a.heic"
-        assert f"images in an unsupported format skipped: 2, the first: {first}" in caplog.text
+        assert f"in no class skipped: 4, the first: {root}/train/loose.png" in caplog.text
 
     @pytest.mark.parametrize(("train", "val"), [("Train", "Test"), ("TRAINING", "Validation"), ("training", "dev")])
     def test_splits_have_other_names_in_upper_and_lower_case(self, tmp_path, train, val):

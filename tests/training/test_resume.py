@@ -89,7 +89,7 @@ def test_a_phase_that_has_not_begun_remembers_nothing():
 def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
     other = toy_config(epochs=3, batch_size=4).to_dict()
     check(checkpoint(step=0), other)
-    refuse("training.batch_size is 4, but .* in the middle of an epoch of batches of 8", checkpoint(step=3), other)
+    refuse("training.batch_size is 4, but .* in the middle of an epoch with 8", checkpoint(step=3), other)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from textwrap import fill
@@ -136,6 +137,7 @@ def label_width(names: Sequence[str], size: float = 7) -> float:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    with styled():  # some texts are made only now
+    with styled(), warnings.catch_warnings():  # some texts are made only now
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of names in other scripts, which the tables spell
         figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

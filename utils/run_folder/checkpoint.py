@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -169,4 +170,4 @@ def _other_kind(path: Path) -> str | None:
         return None if ours else "a zip archive, and no file that PyTorch has written; unpack it first"
     if start.startswith(_PICKLE) or _is_safetensors(path):
         return None
-    return "neither a file of PyTorch nor safetensors"
+    return "a tar archive; unpack it first" if tarfile.is_tarfile(path) else "neither a file of PyTorch nor safetensors"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.changes import deciding_settings, differences
+from utils.config.yaml_text import spell
 from utils.errors import UserError, doing
 
 FORMAT = 1
@@ -110,11 +111,11 @@ def _missing_states(content: Section, progress: Progress) -> str:
 
 def _other_batches(progress: Progress, changes: dict[str, tuple[Any, Any]]) -> str:
     """In the middle of an epoch the batches have to stay."""
-    key = "training.batch_size"
-    if not progress.step or key not in changes:
-        return ""
-    old, new = changes[key]
-    return f"{key} is {new}, but it was written in the middle of an epoch of batches of {old}; set {key}={old}"
+    for key in ("training.batch_size", "dataset.sampler"):
+        if progress.step and key in changes:
+            old, new = (spell(value) for value in changes[key])
+            return f"{key} is {new}, but it was written in the middle of an epoch with {old}; set {key}={old}"
+    return ""
 
 
 def _no_effect(content: Section, config: Section, *, finished: bool) -> str:
