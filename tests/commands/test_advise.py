@@ -68,7 +68,7 @@ def test_advice_from_images_to_a_table_and_its_repetition(images, tmp_path, caps
     assert "teacher resnet14: " in said
     assert "4 candidates, seeds 1 2, 1 epochs: 8 runs, about " in said
     assert "Best student: resnet14 → resnet8, " in said
-    root = tmp_path / "run/advice/1-epochs"
+    (root,) = tmp_path.glob("run/advice/1-epochs-*")
     table = pd.read_csv(root / "advice.csv")
     assert set(table["training"]) == {"alone", "teacher", "kd, fixed", "at, fixed", "at, fixed, kd.balance=1.0"}
     assert table["top-1 (%)"].str.endswith("(2)").sum() == 4

@@ -188,6 +188,25 @@ def test_runs_on_other_images_share_neither_a_row_nor_a_student_alone(tmp_path):
     assert [len(row.alone) for row in rows] == [0, 1]
 
 
+def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
+    for lr, alone in ((0.05, 60.0), (0.01, 40.0)):
+        for seed in (1, 2):
+            how = {"seed": seed, "settings": {"training": {"lr": lr}}}
+            write_run(tmp_path / str(lr), selection="single", accuracies=4 * [alone], **how)
+            write_run(tmp_path / str(lr), selection="fixed", accuracies=4 * [alone + 1], **how)
+    write_run(tmp_path / "other", selection="fixed", distiller="sp", settings={"training": {"lr": 0.02}})
+    rows = groups_of(tmp_path)
+    assert [row.difference("fixed", "single").mean for row in rows if row.first.distiller == "at"] == [1.0, 1.0]
+    assert [row.alone for row in rows if row.first.distiller == "sp"] == [[]], "two recipes are equally close"
+
+
+def test_a_row_whose_students_lose_says_so(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, selection="single", seed=seed, accuracies=4 * [60.0])
+        write_run(tmp_path, selection="fixed", seed=seed, accuracies=4 * [59.0])
+    assert answer(groups_of(tmp_path))[0].startswith("No distilled student is better than the student alone.")
+
+
 def test_a_run_without_a_choice_is_named_in_the_tables_and_in_a_sentence(tmp_path):
     for selection in ("adaptive", "anti"):
         write_run(tmp_path, selection=selection, distiller="kd")  # its only gate is always open

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -111,7 +112,7 @@ def advise(
     if missing:
         work([single_job(missing, Path(config.run.root))], Path(config.run.root), **how)
         top1 = teacher_top1(config, source)
-    root = folder / f"{choice.epochs}-epochs"
+    root = question.root(folder, choice)
     runs = question.jobs(choice, config, root)
     alone = [job for candidate, some in runs.items() for job in some if candidate.selection == SINGLE]
     distilled = [job for candidate, some in runs.items() for job in some if candidate.selection != SINGLE]
@@ -142,6 +143,13 @@ class Question:
         """That of a distilled run."""
         names = {"teacher": self.teacher, "student": self.students[0], "distiller": self.distillers[0]}
         return find_config(self.dataset, (self.seeds or SEEDS)[0], **names).load(self.overrides)
+
+    def root(self, folder: Path, choice: Choice) -> Path:
+        """Where the runs go: questions with the same settings share them."""
+        digest = hashlib.sha256(
+            json.dumps([sorted(self.overrides), sorted(self.teacher_overrides)]).encode()
+        ).hexdigest()
+        return folder / f"{choice.epochs}-epochs-{digest[:6]}"
 
     def jobs(self, choice: Choice, config: Config, root: Path) -> dict[Candidate, list[Job]]:
         """The runs of each candidate below `root`, all under one teacher."""

@@ -43,6 +43,8 @@ def answer(groups: Sequence[Group]) -> list[str]:
     sentence = f"Best student: {group.title}, {selection}, {mean_text(group.top1(selection))}"
     if over_alone := gain(group, selection):
         sentence += f", over the student alone {judged(over_alone)}"
+        if over_alone.mean < 0:
+            sentence = f"No distilled student is better than the student alone. {sentence}"
     other = "adaptive" if selection == "fixed" else selection
     if instead := group.difference(other, "fixed"):
         sentence += f"; {other} instead of fixed adds {judged(instead)}"

@@ -29,7 +29,8 @@ class Group:
     Attributes:
         runs: in the order in which they were found.
         settings: those in which they differ from the other runs of the data set, ``"training.epochs=12"``.
-        alone: the student's own trainings, of the same length, on the same data.
+        alone: the student's own trainings, of the same length, on the same data, with the recipe that is closest; none
+            if two recipes are equally close.
     """
 
     runs: list[Run]
@@ -147,7 +148,17 @@ def _alone(run: Run, runs: Iterable[Run]) -> list[Run]:
     if run.is_single:
         return []
     wanted = (run.student, run.epochs)
-    return [one for one in runs if one.is_single and (one.student, one.epochs) == wanted and _same_data(one, run)]
+    found = [one for one in runs if one.is_single and (one.student, one.epochs) == wanted and _same_data(one, run)]
+    recipes = _by(found, lambda one: len(_other_recipe(one, run)))  # by the number of keys in which they differ
+    nearest = recipes[min(recipes)] if recipes else []
+    return nearest if not any(_other_recipe(nearest[0], one) for one in nearest) else []
+
+
+def _other_recipe(one: Run, other: Run) -> list[str]:
+    """Keys of ``training.*`` in which two runs differ, apart from the seed."""
+    first, second = comparable(one), comparable(other)
+    common = (key for key in first.keys() & second.keys() if key.startswith("training.") and key not in OWN_COLUMN)
+    return [key for key in common if first[key] != second[key]]
 
 
 def _same_data(one: Run, other: Run) -> bool:
