@@ -114,7 +114,7 @@ def _parser() -> Parser:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")
     parser.add_argument("--size", type=whole_number(2), default=32, metavar="PIXELS", help="height and width of images")
-    parser.add_argument("--rounds", type=whole_number(1), default=3, metavar="N", help="measurements of each kind")
+    parser.add_argument("--rounds", type=whole_number(1), default=2, metavar="N", help="measurements of each kind")
     parser.add_argument(
         "--samples", type=whole_number(2), default=50_000, metavar="N", help="training set (CRD's banks)"
     )

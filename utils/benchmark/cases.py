@@ -51,7 +51,7 @@ class Conditions:
     size: int = 32
     num_classes: int = 100
     samples: int = 50_000
-    rounds: int = 3
+    rounds: int = 2
     cuda_graph: str = "auto"
     channels_last: str = "auto"
 
