@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from argparse import Namespace
@@ -18,7 +19,7 @@ from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError, doing
 from utils.evaluate import Scores, latency, score_rows, scores
 from utils.exported import DESCRIPTION, OnnxNetwork, as_texts, require
-from utils.files import refuse_to_replace, replacing, write_text
+from utils.files import refuse_to_replace, write_bytes, write_text
 from utils.onnx_export import export_onnx, in_half_precision, quantised, save_onnx
 from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
@@ -105,8 +106,9 @@ def export_program(model: nn.Module, images: Tensor, file: Path, told: dict[str,
     with doing(f"{file}: exporting the network by torch.export"):
         example = images.clone()  # it is saved, with all that it is a view of
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    with replacing(file) as opened:
-        torch.export.save(program, opened, extra_files={DESCRIPTION: json.dumps(as_texts(told))})
+    buffer = io.BytesIO()  # PyTorch's own writer aborts the process if a disk is full
+    torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(as_texts(told))})
+    write_bytes(file, buffer.getvalue())
     return _compare(file, model, torch.export.load(file).module(), images)
 
 

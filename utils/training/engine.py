@@ -26,13 +26,13 @@ from utils.training.device import keep_threads
 from utils.training.doubts import no_progress
 from utils.training.log import log
 from utils.training.meter import Meter, not_finite
-from utils.training.pace import Pace
 from utils.training.precision import autocast
 from utils.training.reporter import Reporter, progress_bar, summary
 from utils.training.state import RunState
 from utils.training.step import CapturedStep, EagerStep, Phase, make_step
 
 LONG = 300.0  # seconds
+WARM_UP, TIMED = 5, 10  # steps; a step may be recorded as a CUDA graph in the first ones
 
 
 class Engine(RunState):
@@ -51,7 +51,8 @@ class Engine(RunState):
         self._recorder: CudaRecorder | None = None
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._seconds_per_step: float | None = None
-        self._pace: Pace | None = Pace(device)  # of the first epoch here, after which every epoch says what is left
+        self._timed_from: float | None = None  # the first steps here, after which every epoch says what is left
+        self._told = False
         if rank():  # all are built alike, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
 
@@ -168,9 +169,9 @@ class Engine(RunState):
             self.progress.step += 1
             self._bar.update()
             self._seconds_per_step = (time.monotonic() - started) / (self.progress.step - done)
-            self._say_duration()
+            self._say_duration(self.progress.step - done)
             yield self.progress.step
-        self._pace = None
+        self._told = True
         self._bar.close()  # what follows has its own
 
     def _step(self, batch: Batch) -> None:
@@ -180,10 +181,15 @@ class Engine(RunState):
             )
         self._take_step(batch)
 
-    def _say_duration(self) -> None:
-        """Once, after the first few steps, if the run is a long one."""
-        seconds = self._pace and self._pace.seconds()
-        if seconds and (left := self._seconds_left(seconds)) > LONG:
+    def _say_duration(self, steps: int) -> None:
+        """Once, after the first few steps, if the run is a long one. A run on a GPU waits twice for the device here."""
+        if self._told or steps not in (WARM_UP, WARM_UP + TIMED):
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now, before = time.monotonic(), self._timed_from
+        self._timed_from, self._told = now, before is not None
+        if before is not None and (left := self._seconds_left((now - before) / TIMED)) > LONG:
             about = f"{left / 3600:.0f} h" if left > 5 * 3600 else tqdm.format_interval(left)
             epochs = self._epochs_left()
             log.info(f"about {about} for {epochs} epoch{'s' * (epochs > 1)}, validation not counted")
