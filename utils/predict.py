@@ -71,6 +71,8 @@ def open_network(options: argparse.Namespace) -> tuple[Network, Source]:
     file = Path(options.checkpoint)
     if file.suffix in ENDINGS:
         return open_exported(file, trust=options.trust)
+    if words := [word for word in options.overrides if word.startswith("dataset.")]:
+        raise UserError(f"{words[0]}: images are prepared as the checkpoint says; leave the keys of the data set out")
     restored = restore_from(options, options.overrides, images=False)
     student = restored.student()
 

@@ -87,10 +87,10 @@ def advise(
     question = Question(
         dataset,
         teacher,
-        tuple(students),
-        tuple(distillers),
+        tuple(dict.fromkeys(students)),
+        tuple(dict.fromkeys(distillers)),
         tuple(selections),
-        tuple(seeds) if seeds else None,
+        tuple(dict.fromkeys(seeds)) if seeds else None,
         hours,
         tuple(overrides),
         tuple(teacher_overrides),

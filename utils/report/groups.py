@@ -17,6 +17,7 @@ from utils.run_folder.read import SINGLE, Run
 
 TEACHER = "teacher"  # a column beside those of the selections
 OWN_COLUMN = ["training.seed", "kd.selection"]  # settings in which the runs of one group differ
+ALWAYS_NAMED = ("kd.balance",)  # where it is set: what a row does must not depend on what it stands beside
 RECIPE = ("dataset.", "training.", "pretrain.")  # what runs of different networks and distillers may have in common
 _SAME_EVERYWHERE = set(map(fold, ("digits", "cifar-10", "cifar-100", "tiny-imagenet", "imagenet")))  # wherever it lies
 _PUBLISHED = Path(__file__).with_name("published.csv")  # validation top-1 of the SAKD paper
@@ -99,7 +100,7 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
             recipe = [key for key in differing(members) if key.startswith(RECIPE)]
             for named in _by(members, lambda run: (run.pair, run.distiller)).values():
-                settings_of = partial(_settings, keys=sorted({*recipe, *differing(named)}))
+                settings_of = partial(_settings, keys=sorted({*recipe, *differing(named), *ALWAYS_NAMED}))
                 for settings, alike in _by(named, settings_of).items():
                     groups.append(Group(alike, settings, _alone(alike[0], of_dataset)))
     return groups
