@@ -270,6 +270,11 @@ class TestRecords:
         assert best["top1"] == max(accuracies)
         assert best["epoch"] == 1 + accuracies.index(max(accuracies))
 
+    def test_best_of_equal_epochs_is_the_first(self, tmp_path, monkeypatch):
+        same = {"loss/total": 1.0, "top1": 50.0, "class_mean": 50.0}
+        monkeypatch.setattr("utils.training.engine.evaluate", lambda *_, **__: dict(same))
+        assert finish(make_engine(tmp_path, distiller=None))["best_epoch"] == 1
+
     def test_keeps_a_checkpoint_of_every_so_many_epochs(self, finished_run):
         assert sorted(path.name for path in finished_run.last.parent.glob("epoch-*")) == ["epoch-2.pth"]
         assert read_checkpoint(finished_run.last.with_name("epoch-2.pth"))["progress"]["epoch"] == 2
