@@ -292,6 +292,7 @@ class TestRecords:
     def test_every_samples_gates_are_counted_over_the_whole_run(self, finished_run):
         stored = np.load(finished_run.gate_samples / "epoch-3.npz")
         assert stored["seen"].tolist() == [3] * 40
+        assert (stored["distilled"] <= 3).all()  # each sample's own, not its class's
         by_class = [stored["distilled"][k::5].mean(axis=0) / 3 for k in range(5)]
         shares = np.mean([line["classes"] for line in gate_records(finished_run)], axis=0)
         assert np.allclose(by_class, shares, atol=1e-3)
