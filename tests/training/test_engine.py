@@ -147,7 +147,7 @@ class TestResuming:
 
 
 class TestStopping:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     def test_a_signal_lets_the_step_finish_and_saves_within_it(self, tmp_path, number):
         engine = make_engine(tmp_path / "run")
         step, steps_done = engine._step, 0
