@@ -1,6 +1,7 @@
 """Run folders with a damaged file: one warning line names it, and every tool goes on with the rest."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from utils.grid.plan import plan, state
 from utils.grid.progress import epochs_done
 from utils.report.__main__ import main as report
 from utils.run_folder.layout import Layout
-from utils.run_folder.read import read_run
+from utils.run_folder.read import find_runs, read_run
 
 RECORD = b'{"phase": "train", "epoch": %d, "seconds": 1, "train": {}, "val": {"top1": %s}}\n'
 PIPE = object()
@@ -121,3 +122,13 @@ def test_a_grid_goes_on_with_damaged_runs(folders, caplog):
     lines = len(caplog.messages)
     assert [state(job).status for job in jobs.values()] == list(found.values())
     assert len(caplog.messages) == lines, "a folder is named once, however often the grid looks at it"
+
+
+def test_a_path_longer_than_the_system_takes_stops_nothing(tmp_path, monkeypatch):
+    good = write_run(tmp_path / "good", selection="single")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(17):  # more than 4,096 bytes in all
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    shutil.copytree(good, "run")
+    assert [run.path for run in find_runs([tmp_path])] == [good]
