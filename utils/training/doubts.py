@@ -80,7 +80,8 @@ def wide_interval(top1: float, images: int) -> list[str]:
     """Whether an accuracy, in percent, is of so few images that its interval (Wilson's) is wide."""
     from scipy.stats import binomtest  # takes a second
 
-    interval = binomtest(round(top1 / 100 * images), images).proportion_ci(CONFIDENCE, method="wilson")
+    share = min(max(top1 / 100, 0.0), 1.0)  # a stand-in for a GPU gives any number
+    interval = binomtest(round(share * images), images).proportion_ci(CONFIDENCE, method="wilson")
     low, high = 100 * interval.low, 100 * interval.high
     if high - low <= WIDE:
         return []
