@@ -84,9 +84,7 @@ def open_network(options: argparse.Namespace) -> tuple[Network, Source]:
 
 
 @torch.inference_mode()
-def predict(
-    network: Callable[[Tensor], Tensor], source: Source, files: Sequence[str]
-) -> Iterator[tuple[str, str, str]]:
+def predict(network: Network, source: Source, files: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """File, class and probability of each image; one that cannot be read is named and passed over."""
 
     def read(file: str) -> Tensor | None:

@@ -12,7 +12,7 @@ from utils import evaluate
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.grid.plan import Job
-from utils.report.gain import answer, gain, tradeoff_figure
+from utils.report.gain import answer, best_student, gain, tradeoff_figure
 from utils.report.groups import TEACHER, Group, grouped
 from utils.report.statistics import mean_text
 from utils.report.style import png
@@ -63,8 +63,7 @@ def conclude(jobs: Sequence[Job], root: Path) -> pd.DataFrame:
 
 def best_run(groups: Sequence[Group]) -> Run:
     """The best seed of the best way to train a student, which may be alone."""
-    known = [(group, kind) for group in groups for kind in (*SELECTIONS, SINGLE) if len(group.top1(kind))]
-    group, kind = max(known, key=lambda one: one[0].top1(one[1]).mean())
+    group, kind = best_student(groups, (*SELECTIONS, SINGLE))
     return max((run for run in group.of(kind) if run.is_finished), key=lambda run: run.last_top1)
 
 

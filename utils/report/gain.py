@@ -19,9 +19,13 @@ LATENCY, ARITHMETIC = "latency of one image (ms)", "forward pass of one image (M
 LABEL_WIDTH = 30  # characters
 
 
-def best_student(groups: Sequence[Group]) -> tuple[Group, str] | None:
-    """The distilled group and its selection with the highest mean accuracy after the last epoch."""
-    known = [(group, selection) for group in groups for selection in SELECTIONS if len(group.top1(selection))]
+def best_student(groups: Sequence[Group], selections: Sequence[str] = SELECTIONS) -> tuple[Group, str] | None:
+    """The distilled group and its selection with the highest mean accuracy after the last epoch.
+
+    Args:
+        selections: that may be it; with `SINGLE`, the student alone.
+    """
+    known = [(group, selection) for group in groups for selection in selections if len(group.top1(selection))]
     return max(known, key=lambda one: one[0].top1(one[1]).mean(), default=None)
 
 
