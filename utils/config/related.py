@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.config.changes import flatten
 from utils.config.find import find_config
 from utils.config.names import same_family
 from utils.config.schema import Config, ModelConfig
@@ -82,7 +83,10 @@ def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
     """
     label = config.dataset.label  # which a file may have chosen; the bases of the data set itself then serve
     folder = label if Path("configs", label, "base.yml").exists() else config.dataset.name
-    run = single_run(folder, config.training.seed, config.kd.teacher.name, [*_shared_words(config), *overrides])
+    names = (folder, config.training.seed, config.kd.teacher.name)
+    usual = flatten(single_run(*names, ()).config.to_dict())  # which no word need say
+    shared = {key: value for key, value in _shared(config).items() if usual.get(key) != value}
+    run = single_run(*names, [*(f"{key}={spell(value)}" for key, value in shared.items()), *overrides])
     wanted = config.teacher_checkpoint.parents[1]
     if run.config.run_dir != wanted:
         raise UserError(
@@ -153,13 +157,13 @@ def _published_pair(name: str, dataset: str) -> list[str] | None:
     return None
 
 
-def _shared_words(config: Config) -> list[str]:
-    """Words for what a student's `config` shares with the run of its teacher."""
+def _shared(config: Config) -> dict[str, Any]:
+    """What a student's `config` shares with the run of its teacher, by dotted keys."""
     settings, network = config.to_dict(), config.kd.teacher
     shared = {f"{part}.{key}": value for part in SHARED_SECTIONS for key, value in settings[part].items()}
     shared |= {f"training.{key}": settings["training"][key] for key in SHARED_TRAINING}
     shared |= {f"model.{key}": value for key, value in _how_it_is_built(network).items()}
-    return [f"{key}={spell(value)}" for key, value in shared.items() if value is not None]
+    return {key: value for key, value in shared.items() if value is not None}
 
 
 def _how_it_is_built(network: ModelConfig) -> dict[str, Any]:
