@@ -1,6 +1,7 @@
 """Who imports whom, read off the source: imports inside functions count, too."""
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -10,6 +11,7 @@ REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "distillers", "datasets", "utils")
 
 
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """Of every module of the project, the modules of the project that it imports."""
     files = {path.relative_to(REPO).with_suffix(""): path for name in PACKAGES for path in (REPO / name).rglob("*.py")}
@@ -32,15 +34,11 @@ def test_no_imports_go_in_a_circle():
     TopologicalSorter(imports()).prepare()  # raises an error that names the circle
 
 
-def test_networks_data_and_losses_do_not_know_the_training_loop():
+def test_networks_data_and_losses_do_not_know_the_training_loop_and_nobody_knows_a_command():
     for module, imported in imports().items():
+        assert not any(name.endswith("__main__") for name in imported), module
         if module.split(".")[0] != "utils":
             assert not any(name.startswith("utils.training") for name in imported), module
-
-
-def test_no_command_is_imported_by_another_module():
-    importers = {module for module, imported in imports().items() if any(x.endswith("__main__") for x in imported)}
-    assert not importers
 
 
 def test_training_draws_nothing():
@@ -54,15 +52,20 @@ def test_training_draws_nothing():
     assert not [module for module in reached if module.startswith("utils.report")]
 
 
-def test_a_plain_distillation_on_digits_loads_nothing_of_the_routing_and_no_library_that_it_can_do_without():
+def test_every_step_of_a_command_loads_only_what_it_needs():
+    """Signals and --help are answered before PyTorch is there, and a plain distillation needs few libraries."""
     code = """
-import sys
-from datasets import Batch, open_data
+import sys, utils.launch, utils.cli
+print(*sys.modules)
+
 from utils.config import find_config
+config = find_config("digits", 1, teacher="resnet14", student="resnet8", distiller="AT").load(["kd.selection=fixed"])
+try: utils.cli.main_distill(arguments=["--help"])
+except SystemExit: print(*sys.modules)
+
+from datasets import Batch, open_data
 from utils.training import run
 from utils.training.build import build_task
-
-config = find_config("digits", 1, teacher="resnet14", student="resnet8", distiller="at").load(["kd.selection=fixed"])
 opened = open_data(config.dataset)
 task = build_task(config, opened).train()
 images, labels = opened.train.images[:2] / 255, opened.train.labels[:2]
@@ -71,7 +74,11 @@ for output in task(Batch(images, labels, labels)):
 print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    first, *usage, configured, trained = done.stdout.splitlines()
+    assert not {"torch", "numpy", "pydantic", "yaml"} & set(first.split())
+    assert "torch" not in configured.split()
+    assert any("fitnet" in line for line in usage)
+    loaded = set(trained.split())
     assert "distillers.spot_adaptive.distillation" in loaded
     routing = {f"distillers.spot_adaptive.{name}" for name in ("policy", "routing", "twin", "frozen")}
     assert not loaded & (routing | {"torchvision", "sklearn", "matplotlib", "pandas"})

@@ -49,11 +49,6 @@ def ending(process: subprocess.Popen) -> tuple[int, str]:
 
 
 class TestBeforeTraining:
-    def test_nothing_that_takes_long_is_imported_before_signals_are_answered(self):
-        program = "import sys, utils.launch, utils.cli; print({'torch', 'numpy', 'pydantic', 'yaml'} & {*sys.modules})"
-        done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.stdout == "set()\n"
-
     @BOTH
     def test_a_signal_while_pytorch_is_imported_is_one_line(self, tmp_path, number):
         stand_in = tmp_path / "torch/__init__.py"
