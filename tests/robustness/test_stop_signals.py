@@ -10,9 +10,9 @@ import textwrap
 
 import pytest
 from jobs import Job, is_alive
-from launchers import HERE, quick_sh
+from launchers import HERE
 from process_runs import config_file, prepare, start
-from ready_process import PATIENCE, REPOSITORY, wait_for
+from ready_process import PATIENCE, REPOSITORY, ReadyProcess, run_script, wait_for
 from toy_runs import finish, make_engine
 
 from utils.processes.stopping import (
@@ -85,11 +85,10 @@ def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
 
 
 class TestAfterTheEnd:
-    @BOTH
-    def test_a_signal_after_the_last_line_is_too_late(self, tmp_path, number):
+    def test_a_signal_after_the_last_line_is_too_late(self, tmp_path):
         process = start(config_file(prepare(tmp_path), None), "training.epochs=1", "training.lr_decay_epochs=[]")
         process.wait_for_line("curves: ")
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         assert process.ending() == (0, "")
 
     def test_an_error_keeps_its_exit_code(self):
@@ -107,41 +106,29 @@ class TestAfterTheEnd:
         assert ending(popen(sys.executable, "-c", textwrap.dedent(program))) == (2, "error: wrong\n")
 
 
-class TestTeacher:
-    """``sh train.sh`` while it trains the teacher, and then ``sh train.sh --resume``."""
+def test_a_teacher_that_is_stopped_is_saved_and_the_same_command_with_resume_goes_on(tmp_path):
+    folder = prepare(tmp_path)
+    keys = [f"dataset.root={folder}/images", "dataset.img_h=16", f"run.root={folder}/run", "training.epochs=1"]
+    keys += ["training.batch_size=8", "training.num_workers=0", "validation.num_workers=0"]
+    words = ["--dataset", "imagefolder", "--seed", "3", "--net1", "resnet14", "--net2", "resnet8", "--distiller", "kd"]
+    quick = [word for key in ("batch_size=8", "num_workers=0") for word in ("--teacher-arg", f"training.{key}")]
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def stopped(cls, tmp_path_factory):
-        folder = prepare(tmp_path_factory.mktemp("teacher"))
-        keys = [f"dataset.root={folder}/images", "dataset.img_h=16", f"run.root={folder}/run", "training.epochs=1"]
-        keys += ["training.batch_size=8", "training.num_workers=0", "validation.num_workers=0"]
-        names = {"dataset": "imagefolder", "seed": "3", "net1": "resnet14", "net2": "resnet8", "distiller": "kd"}
-        quick = "training.batch_size=8 training.num_workers=0 training.epochs="
+    def train(epochs, *more):
+        options = [*quick, "--teacher-arg", f"training.epochs={epochs}", *more]
+        return ReadyProcess(run_script, "train.py", *words, *options, *keys)
 
-        cls.runs = folder / "run/imagefolder/3"
-        process = popen("sh", "train.sh", *keys, **names, teacher_args=quick + "5000")
-        wait_for((cls.runs / "resnet14/ckpt/last.pth").exists)
-        process.send_signal(signal.SIGTERM)
-        cls.end = ending(process)
-        cls.group = process.pid
-        done = read_checkpoint(cls.runs / "resnet14/ckpt/last.pth")["progress"]["epoch"]
-        cls.resumed = quick_sh("train.sh", "--resume", *keys, **names, teacher_args=f"{quick}{done + 1}")
-
-    def test_sigterm_to_the_shell_saves_it_and_ends_with_75(self, stopped):
-        code, line = self.end
-        assert code == EXIT_INTERRUPTED
-        assert line.startswith("stopped in train ")
-        assert line.endswith("all saved; the same command with --resume goes on\n")
-
-    def test_leaves_nobody_behind(self, stopped):
-        with pytest.raises(ProcessLookupError):
-            os.killpg(self.group, 0)
-
-    def test_the_same_command_with_resume_goes_on_with_it_and_then_trains_the_student(self, stopped):
-        assert (self.resumed.returncode, self.resumed.stderr) == (0, "")
-        assert (self.runs / "resnet14/result.json").exists()
-        assert (self.runs / "adaptive-kd/resnet14-resnet8/result.json").exists()
+    runs = folder / "run/imagefolder/3"
+    process = train(5000)
+    wait_for((runs / "resnet14/ckpt/last.pth").exists)
+    process.send_signal(signal.SIGTERM)
+    code, line = process.ending()
+    assert code == EXIT_INTERRUPTED
+    assert line.startswith("stopped in train ")
+    assert line.endswith("all saved; the same command with --resume goes on\n")
+    done = read_checkpoint(runs / "resnet14/ckpt/last.pth")["progress"]["epoch"]
+    assert train(done + 1, "--resume").ending() == (0, "")
+    assert (runs / "resnet14/result.json").exists()
+    assert (runs / "adaptive-kd/resnet14-resnet8/result.json").exists()
 
 
 class TestSeveralProcesses:
