@@ -6,7 +6,7 @@ set, put a file here that registers a function ``(root: Path) -> Source``.
 """
 
 from datasets.batch import Batch
-from datasets.build import Data, build_data, check_batches, make_loader, open_data
+from datasets.build import Data, check_batches, make_loader, open_data
 from datasets.check import readable_part
 from datasets.loading.loader import Loader
 from datasets.registry import DATASETS, register_dataset
@@ -20,7 +20,6 @@ __all__ = [
     "Files",
     "Loader",
     "Source",
-    "build_data",
     "check_batches",
     "make_loader",
     "open_data",

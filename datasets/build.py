@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from datasets.check import check_files, check_labels, readable_part, warn_of_dark_images
+from datasets.check import check_files, check_labels, warn_of_dark_images
 from datasets.loading.augment import AUGMENTATIONS, Augment
 from datasets.loading.decode import decode_all
 from datasets.loading.loader import Loader
@@ -99,9 +99,15 @@ def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | N
 
 def check_batches(source: Source, batch_size: int, val_batch_size: int, world: int) -> None:
     """Raise a UserError where a split has too few images for every process."""
-    for name, size in {"train": batch_size, "val": val_batch_size, "test": val_batch_size}.items():
-        if getattr(source, name) is not None:
-            _check_batch(name, len(getattr(source, name)), size, world)
+    # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
+    for what, split in source.splits().items():
+        key, size, least = ("training", batch_size, 2) if what == "training" else ("validation", val_batch_size, 1)
+        if min(size, len(split)) < least * world:
+            each = f"each of {world} processes" if world > 1 else "a step"
+            raise UserError(
+                f"{key}.batch_size: batches of {size} from {len(split)} images give {each} fewer than {least}; use a "
+                "larger batch, more images or fewer processes"
+            )
 
 
 def make_loader(
@@ -128,10 +134,9 @@ def make_loader(
         shard: (rank, number of processes); each gets its own part of every batch.
 
     Raises:
-        UserError: an image cannot be read, or there are too few for every process.
+        UserError: an image cannot be read.
     """
     split, is_train, device = getattr(source, name), name == "train", torch.device(device)
-    _check_batch(name, len(split), batch_size, shard[1])
     balanced = split.labels if is_train and config.sampler == "balanced" else None
     order = Order(len(split), batch_size, shuffle=is_train, shard=shard, balanced=balanced)
     size = source.image_size
@@ -145,15 +150,6 @@ def make_loader(
         log.info("decoding %d images into memory", len(split))
         images = decode_all(split, size, margin=margin, workers=workers)
     return MemoryLoader(images, split.labels, order, augment, seed=seed, device=device)
-
-
-def build_data(
-    config: DatasetConfig, *, batch_size: int, val_batch_size: int, num_workers: int, val_num_workers: int, **how: Any
-) -> Data:
-    """Open a data set and make its loaders, see `open_data` and `make_loader` for arguments and errors."""
-    source = readable_part(open_data(config), config, num_workers)
-    train = make_loader(source, config, "train", batch_size, num_workers, **how)
-    return Data(source, train, make_loader(source, config, "val", val_batch_size, val_num_workers, **how))
 
 
 def _image_size(config: DatasetConfig, source: Source) -> tuple[int, int]:
@@ -181,17 +177,6 @@ def _augmentation(config: DatasetConfig, source: Source, size: tuple[int, int]) 
             "original ones in every epoch; set dataset.loader=stream, or dataset.augment=crop_flip"
         )
     return name
-
-
-def _check_batch(name: str, count: int, size: int, world: int) -> None:
-    # BatchNorm cannot train on one value per channel, which is what some networks make of a single image.
-    what, least = ("training", 2) if name == "train" else ("validation", 1)
-    if min(size, count) < least * world:
-        each = f"each of {world} processes" if world > 1 else "a step"
-        raise UserError(
-            f"{what}.batch_size: batches of {size} from {count} images give {each} fewer than {least}; use a larger "
-            "batch, more images or fewer processes"
-        )
 
 
 def _fits_memory(config: DatasetConfig, count: int, augment: Augment, device: torch.device) -> bool:

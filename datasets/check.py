@@ -46,7 +46,13 @@ def check_labels(source: Source) -> None:
         if len(split) == 0:
             raise UserError(f"the data set holds no {what} images")
         if isinstance(split, Arrays):
-            _check_arrays(what, split)
+            images, labels = split.images, split.labels
+            kinds = [f"{values.dtype} {list(values.shape)}".removeprefix("torch.") for values in (images, labels)]
+            is_batch = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
+            if not is_batch or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"{what}: found images {kinds[0]} and labels {kinds[1]}, expected uint8 [N, 3, H, W] and int64 [N]"
+                )
         wrong = ((split.labels < 0) | (split.labels >= classes)).nonzero().flatten().tolist()
         if wrong:
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -60,16 +66,6 @@ def check_labels(source: Source) -> None:
         raise UserError(f"all training images are of one class, {name}; there is nothing to tell it from")
     if missing := [name for number, name in enumerate(source.class_names) if number not in present]:
         log.warning("no image to train on of %s, though there are %d classes", enumerate_some(missing), classes)
-
-
-def _check_arrays(what: str, split: Arrays) -> None:
-    images, labels = split.images, split.labels
-    kinds = [f"{values.dtype} {list(values.shape)}".removeprefix("torch.") for values in (images, labels)]
-    is_batch = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
-    if not is_batch or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise UserError(
-            f"{what}: found images {kinds[0]} and labels {kinds[1]}, expected uint8 [N, 3, H, W] and int64 [N]"
-        )
 
 
 def check_files(source: Source) -> None:
@@ -136,7 +132,10 @@ def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source
     if found is None:
         found = {what: find_unreadable(split, workers) for what, split in files.items()}
         if is_main() and may_write():
-            _remember(memory, digest, found)
+            try:
+                write_text(memory, json.dumps({"digest": digest, "found": found}, indent=1))
+            except OSError as error:
+                log.warning("images that cannot be read are searched for again next time: %s", error)
     if any(found.values()) and memory.is_file():
         log.info("%s names all images that cannot be read", memory)
     parts = [_without(found.get(what), what, split, source) for what, split in source.splits().items()]
@@ -176,10 +175,3 @@ def _recall(memory: Path, digest: str) -> dict[str, dict[int, str]] | None:
         if known["digest"] == digest:
             return {what: {int(index): line for index, line in found.items()} for what, found in known["found"].items()}
     return None
-
-
-def _remember(memory: Path, digest: str, found: dict[str, dict[int, str]]) -> None:
-    try:
-        write_text(memory, json.dumps({"digest": digest, "found": found}, indent=1))
-    except OSError as error:
-        log.warning("images that cannot be read are searched for again next time: %s", error)

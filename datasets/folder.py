@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -73,24 +72,20 @@ def scan(folder: Path) -> list[tuple[str, str]]:
         UserError: `folder` has no class folders, or one without images.
     """
     classes = _visible_folders(folder) if folder.is_dir() else []
-    visited = {identity(place) for place in (folder, *folder.resolve().parents)}
+    if not classes:
+        raise UserError(f"{folder}: holds no class folders; images belong in {folder}/<class>/")
+    seen = {identity(above) for above in folder.resolve().parents} | {identity(folder)}
+    others = [str(file) for file in sorted(folder.iterdir()) if _is_image(file.name) and file.is_file()]
+    found, empty = [], []
     for name in classes:
-        if identity(folder / name) in visited:
-            raise UserError(f"{folder / name}: leads to another class folder, or to a folder above it")
-        visited.add(identity(folder / name))
-    found, others, empty = [], [], []
-    if classes:
-        others += [str(file) for file in sorted(folder.iterdir()) if _is_image(file.name) and file.is_file()]
-    for name in classes:
-        images, unsupported = _images_below(folder / name, visited)
+        images, unsupported = _images_below(folder / name, seen)
         others += unsupported
         found += [(file, name) for file in images]
         empty += [] if images else [name]
-    if not classes:
-        raise UserError(f"{folder}: holds no class folders; images belong in {folder}/<class>/")
     if empty:
         raise UserError(
-            f"{folder}: no images in class folder {enumerate_some(empty)} (looked for {', '.join(EXTENSIONS)})"
+            f"{folder}: no images of its own in class folder {enumerate_some(empty)} "
+            f"(looked for {', '.join(EXTENSIONS)}; what two folders link to belongs to the first)"
         )
     _warn_of(others, folder)
     return found
@@ -108,7 +103,7 @@ def find_images(place: Path) -> list[str]:
         return [str(place)]
     if not place.is_dir():
         raise UserError(f"{place}: no such folder")
-    images, others = _images_below(place, {identity(folder) for folder in (place, *place.resolve().parents)})
+    images, others = _images_below(place, set())
     _warn_of(others, place)
     if not images:
         raise UserError(f"{place}: holds no images ({', '.join(EXTENSIONS)})")
@@ -138,25 +133,23 @@ def _visible_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _files(folder: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
-    """The files below `folder` that are not hidden.
+def _images_below(folder: Path, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """The images below `folder`, and what may be images of other formats or endings, each sorted.
 
-    Folders in `visited` are left out, and those that are entered are added to it.
+    Hidden ones are left out, and folders that are in `seen`, to which the others are added: links may go in a circle.
     """
+    images, others = [], []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        there = {identity(os.path.join(parent, name)): name for name in sorted(folders) if not is_hidden(name)}
-        folders[:] = [name for identity, name in there.items() if identity not in visited]
-        visited.update(there)
-        yield from (os.path.join(parent, name) for name in names if not is_hidden(name))
-
-
-def _images_below(folder: Path, visited: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """The images below `folder`, and what may be images of other formats or endings, each sorted; see `_files`."""
-    files = sorted(_files(folder, visited))
-    images = [file for file in files if _is_image(file)]
-    others = sorted(set(files) - set(images))
-    kinds = (mimetypes.guess_type(file, strict=False)[0] for file in others)
-    return images, [file for file, kind in zip(others, kinds) if kind is None or kind.startswith("image/")]
+        if identity(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(identity(parent))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        files = [os.path.join(parent, name) for name in names if not is_hidden(name)]
+        images += filter(_is_image, files)
+        kinds = {file: mimetypes.guess_type(file, strict=False)[0] for file in files if not _is_image(file)}
+        others += [file for file, kind in kinds.items() if kind is None or kind.startswith("image/")]
+    return sorted(images), sorted(others)
 
 
 def _is_image(name: str) -> bool:

@@ -38,13 +38,13 @@ class Rows(NamedTuple):
     Attributes:
         images: paths of files, or the encoded images.
         labels: one per row.
-        splits: one per row; None: there is no such column.
+        splits: one per row, None where nothing says it.
         class_names: what whole numbers in `labels` stand for; None: not known.
     """
 
     images: list[Path] | pyarrow.ChunkedArray
     labels: list[Any]
-    splits: list[str] | None
+    splits: list[str | None]
     class_names: tuple[str, ...] | None = None
 
 
@@ -52,13 +52,15 @@ class EncodedImages(Files):
     """Encoded images (PNG, JPEG, ...) in a table, decoded when they are asked for.
 
     Args:
-        column: of the table, ``large_binary``.
+        chunks: of the column of the table, ``large_binary``.
         where: what to call the table in messages.
         labels: the class of each image.
     """
 
-    def __init__(self, column: pyarrow.ChunkedArray, where: str, labels: Sequence[int]):
-        self._column, self._items, self._where = column, np.arange(len(column)), where
+    def __init__(self, chunks: list[pyarrow.Array], where: str, labels: Sequence[int]):
+        import pyarrow
+
+        self._column, self._items, self._where = pyarrow.chunked_array(chunks), np.arange(len(labels)), where
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.seen = True
 
@@ -90,96 +92,66 @@ def table(
     Raises:
         UserError: something is missing or cannot be read; the line names it.
     """
-    files = _tables_in(root) if root.is_dir() else [root]
-    parts = [_read(file, image_column, label_column) for file in files]
-    of_files = _splits_of_files(files, root) if root.is_dir() else [None]
-    splits = [split for part, of_file in zip(parts, of_files) for split in _splits(part, of_file, root)]
+    files = _tables_in(root) if root.is_dir() else {root: None}
+    parts = [_read(file, split, image_column, label_column) for file, split in files.items()]
+    splits = [split for part in parts for split in part.splits]
     if None in splits and set(splits) != {None}:
         raise UserError(
             f"{root}: says of some images only to which split they belong; name every file train... or val..."
         )
-    names = {part.class_names for part in parts}
-    if len(names) > 1:
+    if len(names := {part.class_names for part in parts}) > 1:
         raise UserError(f"{root}: its files give the classes different names")
-    images = _joined([part.images for part in parts], root)
-    listed = isinstance(images, list)
-    make = partial(Files, images, seen=False) if listed else partial(EncodedImages, images, str(root))
+    images = [image for part in parts for image in getattr(part.images, "chunks", part.images)]
+    kinds = {isinstance(image, Path) for image in images}
+    if len(kinds) > 1:
+        raise UserError(f"{root}: some of its files hold images, others the names of image files")
+    make = partial(Files, images, seen=False) if True in kinds else partial(EncodedImages, images, str(root))
     labels = [label for part in parts for label in part.labels]
     return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
 
 
-def _warn_of_missing_parts(files: Sequence[Path]) -> None:
-    """Hugging Face numbers the parts of a table: ``train-00000-of-00003.parquet``."""
-    parts: dict[tuple[str, int], int] = {}
-    for file in files:
-        if match := re.fullmatch(r"(.*)-\d+-of-(\d+)", file.stem):
-            parts[match[1], int(match[2])] = parts.get((match[1], int(match[2])), 0) + 1
-    for (name, wanted), found in parts.items():
-        if found != wanted:
-            log.warning("%s: %d of the %d parts of %s are there", files[0].parent, found, wanted, name)
+def _tables_in(folder: Path) -> dict[Path, str | None]:
+    """The Parquet and Arrow files below `folder` that are not hidden, or else the text files, and the split of each.
 
-
-def _tables_in(folder: Path) -> list[Path]:
-    """The Parquet and Arrow files below `folder` that are not hidden, or else the text files."""
-    there = sorted(
-        file for file in folder.rglob("*") if file.is_file() and not any(map(is_hidden, file.relative_to(folder).parts))
-    )
+    Raises:
+        UserError: there is none, or they are in several folders, so they are several data sets.
+    """
+    visible = [file for file in sorted(folder.rglob("*")) if not any(map(is_hidden, file.relative_to(folder).parts))]
     for endings in (ARROW, TEXT):
-        if found := [file for file in there if file.suffix.lower() in endings]:
-            _warn_of_missing_parts(found)
-            return found
+        splits, subsets = {}, set()
+        for file in visible:
+            if file.suffix.lower() in endings and file.is_file():
+                folders = file.relative_to(folder).parts[:-1]
+                words = (re.match(r"[a-z]*", file.stem.casefold())[0], *folders)
+                splits[file] = next(filter(None, map(split_called, words)), None)
+                subsets.add("/".join(name for name in folders if not split_called(name)) or ".")
+        if len(subsets) > 1:
+            several = enumerate_some(sorted(subsets))
+            raise UserError(f"dataset.root: {folder} holds several data sets, {several}; name the folder of one")
+        if splits:
+            return splits
     raise UserError(f"dataset.root: {folder} holds no {', '.join((*ARROW, *TEXT))} file")
 
 
-def _splits_of_files(files: list[Path], root: Path) -> list[str | None]:
-    """The split of each file, by its name or that of a folder.
-
-    Raises:
-        UserError: the files are in several folders, so they are several data sets.
-    """
-    splits, subsets = [], set()
-    for file in files:
-        folders = file.relative_to(root).parts[:-1]
-        word = re.match(r"[a-z]*", file.stem.casefold())[0]
-        splits.append(split_called(word) or next(filter(None, map(split_called, folders)), None))
-        subsets.add("/".join(folder for folder in folders if not split_called(folder)) or ".")
-    if len(subsets) > 1:
-        raise UserError(
-            f"dataset.root: {root} holds several data sets, {enumerate_some(sorted(subsets))}; name the folder of one"
-        )
-    return splits
-
-
-def _splits(part: Rows, of_file: str | None, root: Path) -> list[str | None]:
-    if part.splits is None:
-        return [of_file] * len(part.labels)
-    known = {name: split_called(str(name)) for name in set(part.splits)}
+def _known(file: Path, splits: list[Any] | None, of_file: str | None, rows: int) -> list[str | None]:
+    """The split of each row: what its column says, else that of the file."""
+    if splits is None:
+        return [of_file] * rows
+    known = {name: split_called(str(name)) for name in set(splits)}
     if unknown := sorted(repr(name) for name, split in known.items() if split is None):
         spellings = ", ".join(name for names in SPLITS.values() for name in names)
-        raise UserError(f"{root}: split {enumerate_some(unknown)}, must be one of {spellings}")
-    return [known[name] for name in part.splits]
+        raise UserError(f"{file}: split {enumerate_some(unknown)}, must be one of {spellings}")
+    return [known[name] for name in splits]
 
 
-def _joined(images: list[Any], root: Path) -> list[Path] | pyarrow.ChunkedArray:
-    kinds = {isinstance(part, list) for part in images}
-    if len(kinds) > 1:
-        raise UserError(f"{root}: some of its files hold images, others the names of image files")
-    if True in kinds:
-        return [path for part in images for path in part]
-    import pyarrow
-
-    return pyarrow.chunked_array([chunk for part in images for chunk in part.chunks])
-
-
-def _read(file: Path, image_column: str | None, label_column: str | None) -> Rows:
+def _read(file: Path, split: str | None, image_column: str | None, label_column: str | None) -> Rows:
     with doing(f"reading {file}"):
         check_regular(file)
-        if file.suffix.lower() in ARROW:
-            return _read_arrow(file, image_column, label_column)
-        return _read_text(file, image_column, label_column)
+        read = _read_arrow if file.suffix.lower() in ARROW else _read_text
+        return read(file, split, image_column, label_column)
 
 
-def _read_text(file: Path, image_column: str | None, label_column: str | None) -> Rows:
+def _read_text(file: Path, of_file: str | None, image_column: str | None, label_column: str | None) -> Rows:
     import pandas
 
     with file.open(encoding="utf-8-sig") as opened, warnings.catch_warnings():
@@ -190,10 +162,11 @@ def _read_text(file: Path, image_column: str | None, label_column: str | None) -
         rows = pandas.read_csv(opened, sep=separator, dtype=str, keep_default_na=False, index_col=False)
     image, label, split = _columns(list(rows.columns), image_column, label_column, file)
     paths = [file.parent / path for path in rows[image].fillna("")]
-    return Rows(paths, rows[label].tolist(), rows[split].tolist() if split else None)
+    splits = rows[split].tolist() if split else None
+    return Rows(paths, rows[label].tolist(), _known(file, splits, of_file, len(rows)))
 
 
-def _read_arrow(file: Path, image_column: str | None, label_column: str | None) -> Rows:
+def _read_arrow(file: Path, of_file: str | None, image_column: str | None, label_column: str | None) -> Rows:
     import pyarrow
     import pyarrow.compute
     import pyarrow.dataset
@@ -214,7 +187,8 @@ def _read_arrow(file: Path, image_column: str | None, label_column: str | None) 
     if not all(isinstance(value, str | int | float | None) for value in labels):
         raise UserError(f"{file}: column {label} is {table[label].type}, expected words or whole numbers")
     names = _class_names(data.schema, label)
-    return Rows(images, labels, table[split].to_pylist() if split else None, names)
+    splits = table[split].to_pylist() if split else None
+    return Rows(images, labels, _known(file, splits, of_file, len(labels)), names)
 
 
 def _class_names(schema: pyarrow.Schema, label: str) -> tuple[str, ...] | None:

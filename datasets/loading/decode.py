@@ -13,7 +13,7 @@ from datasets.loading.augment import AUGMENTATIONS, Recipe
 from datasets.loading.order import derive_seed
 from datasets.loading.workers import map_in_workers, shared_images
 from datasets.source import Split
-from utils.errors import Unforeseen, UserError, doing
+from utils.errors import UserError, doing
 from utils.processes.group import gather_objects, rank, world_size
 
 CHUNK = 32  # images that a worker decodes at a time when all are wanted
@@ -48,24 +48,19 @@ class Decoder:
         Raises:
             UserError: it cannot be decoded.
         """
-        try:
-            with doing(f"decoding image {index}"):
-                return self._decode(index, seed)
-        except Unforeseen:
-            raise
-        except UserError as error:
-            raise UserError(f"{error}; dataset.on_corrupt=skip leaves such images out") from error
-
-    def _decode(self, index: int, seed: int) -> Tensor:
-        picture = self._split.picture(index)
-        # torchvision draws from the global generator. Seeding that per image makes a crop independent of the process
-        # that decodes it; putting it back keeps num_workers=0 from disturbing the training run.
-        with torch.random.fork_rng(devices=[], enabled=self._is_random):
-            if self._is_random:
-                torch.default_generator.manual_seed(derive_seed(seed, index))
-            for change in self._changes:
-                picture = change(picture)
-        return to_tensor(picture)
+        with doing(f"decoding image {index}"):
+            try:
+                picture = self._split.picture(index)
+            except UserError as error:
+                raise UserError(f"{error}; dataset.on_corrupt=skip leaves such images out") from error
+            # torchvision draws from the global generator. Seeding that per image makes a crop independent of the
+            # process that decodes it; putting it back keeps num_workers=0 from disturbing the training run.
+            with torch.random.fork_rng(devices=[], enabled=self._is_random):
+                if self._is_random:
+                    torch.default_generator.manual_seed(derive_seed(seed, index))
+                for change in self._changes:
+                    picture = change(picture)
+            return to_tensor(picture)
 
 
 def decode_all(split: Split, size: tuple[int, int], *, margin: bool = False, workers: int = 0) -> Tensor:
@@ -99,13 +94,11 @@ def find_unreadable(split: Split, workers: int = 0) -> dict[int, str]:
     def work(chunk: range) -> list[tuple[int, str]]:
         found = []
         for index in chunk:
-            try:
-                with doing(f"decoding image {index}"):
+            with doing(f"decoding image {index}"):
+                try:
                     split.picture(index)
-            except Unforeseen:
-                raise
-            except UserError as error:
-                found.append((index, str(error)))
+                except UserError as error:
+                    found.append((index, str(error)))
         return found
 
     chunks = _chunks(split)[rank() :: world_size()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from documents import DOCUMENTS, REPOSITORY, blocks, execute, launcher_variables, make_workplace, problems
 
-from datasets import build_data
+from datasets import make_loader, open_data
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Source
 from distillers import DISTILLERS
@@ -93,13 +93,15 @@ class TestExtending:
             images = np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)
             np.savez(workplace / f"data/npz/{name}.npz", images=images, labels=np.arange(count) % 3)
         config = find_config("npz", 1029, model="resnet8").load()
-        sizes = {"batch_size": 4, "val_batch_size": 5, "num_workers": 0, "val_num_workers": 0}
-        data = build_data(config.dataset, **sizes, seed=1, device="cpu")
-        assert data.source.num_classes == 3
-        (batch,) = data.val.epoch(0)
+        source = open_data(config.dataset)
+        train, val = (
+            make_loader(source, config.dataset, name, 5, 0, seed=1, device="cpu") for name in ("train", "val")
+        )
+        assert source.num_classes == 3
+        (batch,) = val.epoch(0)
         assert batch.image.shape == (5, 3, 16, 16)
         assert batch.label.tolist() == [0, 1, 2, 0, 1]
-        assert {len(batch.label) for batch in data.train.epoch(0)} == {4}
+        assert [len(batch.label) for batch in train.epoch(0)] == [5, 5, 2]
 
     def test_the_network_has_the_features_that_it_says(self, workplace):
         network = get_model("small", num_classes=7, kwargs={"width": 4})

@@ -7,12 +7,11 @@ import os
 
 import pytest
 import torch
-from pictures import data_config, image_folder, open_data, whole
+from pictures import image_folder, open_data, whole
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import datasets.build
-from datasets import build_data
 from datasets.loading.augment import Augment, Recipe
 from datasets.loading.memory import MemoryLoader
 from datasets.loading.order import Order, derive_seed
@@ -311,7 +310,3 @@ class TestChoice:
             self.kinds(image_folder(tmp_path), img_h=96, loader="memory")
         with pytest.raises(UserError, match=r"the augmentation trivialaugment needs the original ones in every epoch"):
             open_data("digits", augment="trivialaugment", loader="memory")
-
-    def test_a_device_may_be_named(self):
-        options = {"batch_size": 8, "val_batch_size": 8, "num_workers": 0, "val_num_workers": 0, "seed": 0}
-        assert next(build_data(data_config("digits"), device="cpu", **options).train.epoch(0)).image.device == CPU

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import Data, Loader, build_data
+import datasets
+from datasets import Data, Loader, make_loader, readable_part
 from utils.errors import UserError
 
 SEED = 7
@@ -67,19 +68,13 @@ def data_config(name: str, root: Path | str = "data", **keys) -> SimpleNamespace
 
 
 def open_data(
-    name: str, root: Path | str = "data", *, batch_size=8, workers=0, seed=SEED, shard=(0, 1), **keys
+    name: str, root: Path | str = "data", *, batch_size=8, workers=0, seed=SEED, device="cpu", shard=(0, 1), **keys
 ) -> Data:
-    """`build_data` with small batches on the CPU."""
-    return build_data(
-        data_config(name, root, **keys),
-        batch_size=batch_size,
-        val_batch_size=batch_size,
-        num_workers=workers,
-        val_num_workers=workers,
-        seed=seed,
-        device=torch.device("cpu"),
-        shard=shard,
-    )
+    """A data set and its loaders, with small batches on the CPU."""
+    config = data_config(name, root, **keys)
+    source = readable_part(datasets.open_data(config), config, workers)
+    how = {"seed": seed, "device": device, "shard": shard}
+    return Data(source, *(make_loader(source, config, split, batch_size, workers, **how) for split in ("train", "val")))
 
 
 def whole(loader: Loader, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -313,7 +313,7 @@ class TestInput:
         assert "; a smaller training.batch_size, dataset.img_h or kd_loss.feat_dim takes less" in line
 
     def test_a_worker_that_dies_is_told(self, started, refusal, monkeypatch):
-        monkeypatch.setattr(decoding.Decoder, "_decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(decoding.Decoder, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         line = refusal(started[0], "--overwrite", "training.num_workers=1")
         assert "a process that decodes images died" in line
 
