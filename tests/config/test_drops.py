@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from utils.config import drops, find_config, load_config
+from utils.config import find_config, load_config
+from utils.files import warn_once
 
 FILE = "dataset: {name: digits}\nmodel: {name: resnet8}\n"
 SHORT = FILE + "training: {epochs: 20, lr_decay_epochs: [14, 18]}\n"
@@ -37,7 +38,7 @@ def test_drops_of_a_file_or_a_default_are_scaled_and_those_of_the_command_line_a
 
 def test_one_line_says_so(caplog):
     caplog.set_level(logging.INFO)
-    drops._say.cache_clear()  # another test may have asked for the same
+    warn_once.cache_clear()  # another test may have asked for the same
     composed = find_config("digits", 1029, teacher="resnet20", student="resnet8", distiller="at")
     composed.load()
     assert caplog.messages == []

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.config.drops import config_of
 from utils.config.find import Composed, find_config
 from utils.config.layers import Layers
 from utils.config.schema import Config, DatasetConfig, ModelConfig
@@ -30,4 +29,4 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     layers = Layers(str(path))
     layers.add_file(path)
     layers.add_overrides(overrides)
-    return config_of(layers)
+    return layers.config()

@@ -10,7 +10,6 @@ from pydantic.fields import FieldInfo
 
 from utils.command import Parser, guarded
 from utils.config import Config
-from utils.config.drops import config_of
 from utils.config.errors import all_fields
 from utils.config.layers import Layers
 from utils.config.yaml_text import dump_yaml, spell
@@ -43,7 +42,7 @@ def settings(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     data = layers.data
     kd = data.get("kd")
     if "model" in data or (isinstance(kd, dict) and {"teacher", "student"} <= kd.keys()):
-        return config_of(layers).to_dict()
+        return layers.config().to_dict()
     experiment = EXAMPLE_PAIR if {"kd", "kd_loss"} & data.keys() else EXAMPLE_SINGLE
     complete = Layers(file, [("", experiment), *layers.parts])
     Config.from_dict(complete.data, layers.source)

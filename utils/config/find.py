@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.drops import config_of
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import model_label, needs_small_lr, same_family
 from utils.config.schema import Config
@@ -38,7 +37,7 @@ class Composed:
         """
         layers = self.layers.copy()
         layers.add_overrides(overrides)
-        return config_of(layers)
+        return layers.config()
 
 
 def find_config(

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.errors import Key
+from utils.config.schema import Config
 from utils.config.yaml_text import parse_yaml, read_yaml
 from utils.errors import UserError
+from utils.files import warn_once
 
 COMMAND_LINE = "command line"
+DROPS = ("lr_decay_epochs", "lr_agent_decay_epochs")
 
 
 @dataclass
@@ -33,10 +36,31 @@ class Layers:
         """The settings of all layers together."""
         return reduce(_merged, (data for _, data in self.parts), {})
 
-    @property
-    def typed(self) -> dict[str, Any]:
-        """The settings of the command line alone."""
-        return reduce(_merged, (data for source, data in self.parts if source == COMMAND_LINE), {})
+    def config(self) -> Config:
+        """What they amount to, checked.
+
+        Where the command line sets ``training.epochs`` and not the drops of the learning rate, those of a file, or the
+        usual ones, are scaled to the new length, which a line says.
+
+        Raises:
+            UserError: one line that names the file, the key, what was found and what would do.
+        """
+        config = Config.from_dict(self.data, self.source)
+        training, typed = config.training, _training(self.parts, typed=True)
+        before = _training(self.parts, typed=False).get("epochs")
+        if not isinstance(before, int) or before <= 0:
+            before = Config.model_fields["training"].default.epochs
+        if "epochs" not in typed or before == training.epochs or training.schedule == "cosine":
+            return config
+        given = {name: getattr(training, name) for name in DROPS if name not in typed}
+        if "lr_decay_epochs" in typed and self.data["training"].get("lr_agent_decay_epochs") is None:
+            del given["lr_agent_decay_epochs"]  # it follows the other
+        factor = training.epochs / before
+        scaled = {key: tuple(sorted({max(1, round(drop * factor)) for drop in drops})) for key, drops in given.items()}
+        if changed := [key for key in scaled if scaled[key] != given[key]]:
+            old, new = (list(drops[changed[0]]) for drops in (given, scaled))
+            warn_once(f"training.{changed[0]}: {new}, scaled to {training.epochs} epochs from {old} of {before}")
+        return config.model_copy(update={"training": training.model_copy(update=scaled)})
 
     def add(self, data: dict[str, Any], source: str) -> None:
         """Lay `data` on top; messages about its keys name `source`."""
@@ -97,6 +121,12 @@ def _merged(below: Any, above: Any) -> Any:
         return below if above is None and isinstance(below, dict) else above
     below = below if isinstance(below, dict) else {}
     return below | {name: _merged(below.get(name), value) for name, value in above.items()}
+
+
+def _training(parts: list[tuple[str, dict[str, Any]]], *, typed: bool) -> dict[str, Any]:
+    """The section ``training`` of the command line alone, or of all else."""
+    section = reduce(_merged, (data for source, data in parts if (source == COMMAND_LINE) == typed), {}).get("training")
+    return section if isinstance(section, dict) else {}
 
 
 def _holds(data: Any, key: Key) -> bool:
