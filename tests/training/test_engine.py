@@ -229,7 +229,7 @@ class TestRecords:
         assert {"loss/total", "top1", "class_mean"} == lines[0]["val"].keys()
 
     def test_tensorboard_shows_the_same_figures(self, finished_run):
-        board = EventAccumulator(str(finished_run.tensorboard)).Reload()
+        board = EventAccumulator(str(finished_run.path)).Reload()
         tags = board.Tags()["scalars"]
         for tag in ("loss/ce/train", "loss/kl/train", "loss/f1/train", "loss/policy/train", "gate/f1", "gate/logits"):
             assert tag in tags
@@ -241,13 +241,8 @@ class TestRecords:
 
     def test_tensorboard_calls_a_run_by_its_folder(self, finished_run, tmp_path):
         assert [file.parent for file in finished_run.event_files()] == [finished_run.path]
-        old = RunDir(tmp_path / "run")
-        old.old_tensorboard.mkdir(parents=True)
-        (old.old_tensorboard / "events.out.tfevents.1").touch()
-        assert old.tensorboard == old.old_tensorboard, "a run that began in a folder of its own goes on there"
-        old.open(resume=False, overwrite=True)
+        old = RunDir(tmp_path)
         (old.path / "events.out.tfevents.2").touch()
-        assert old.tensorboard == old.path
         old.open(resume=False, overwrite=True)
         assert old.event_files() == []
 

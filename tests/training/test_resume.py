@@ -96,7 +96,7 @@ def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
     ("optimizer", "complaint"),
     [
         ({"name": "SGD"}, "training.optimizer.name is SGD, but it is of a run with AdamW"),
-        ({"name": "AdamW"}, r"training.optimizer.options is {}, but it is of a run with {'betas': \[0.9, 0.95\]}"),
+        ({"name": "AdamW"}, r"training.optimizer.options is {}, but it is of a run with {betas: \[0.9, 0.95\]}"),
     ],
 )
 def test_a_run_cannot_change_its_optimizer(optimizer, complaint):

@@ -162,7 +162,7 @@ class RunDir(Layout):
         raise problems[0]
 
     def _clear(self) -> None:
-        for folder in (self.checkpoints, self.old_tensorboard, self.gate_samples, self.evaluation):
+        for folder in (self.checkpoints, self.gate_samples, self.evaluation):
             if folder.exists():
                 shutil.rmtree(folder)
         for file in (self.log, self.metrics, self.gates, self.config, self.facts, self.result, *self.event_files()):

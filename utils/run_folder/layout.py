@@ -68,19 +68,9 @@ class Layout:
         numbers = {path: epoch_number(path) for path in self.checkpoints.glob("*.pth")}
         return sorted((path for path in numbers if numbers[path] is not None), key=numbers.get)
 
-    @property
-    def old_tensorboard(self) -> Path:
-        """Where older versions put the event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Where the event files go: TensorBoard calls a run by their folder."""
-        return self.old_tensorboard if self.old_tensorboard.is_dir() else self.path
-
     def event_files(self) -> list[Path]:
-        """The event files that are there."""
-        return sorted(self.tensorboard.glob("events.out.tfevents.*"))
+        """What TensorBoard shows; it calls a run by their folder."""
+        return sorted(self.path.glob("events.out.tfevents.*"))
 
     def epoch_checkpoint(self, epoch: int | str) -> Path:
         """The checkpoint that ``training.save_ep_freq`` keeps of an epoch, phases counted together."""

@@ -67,7 +67,7 @@ def read_result(file: Path) -> dict[str, float] | None:
 
     Where the data has a test split, ``test_top1`` is that of the best epoch.
     """
-    return read_file(file, _result)
+    return _read_json(file, lambda found: _numbers({k: v for k, v in found.items() if k.endswith("_top1")}))
 
 
 def read_facts(file: Path) -> dict[str, Any]:
@@ -78,12 +78,12 @@ def read_facts(file: Path) -> dict[str, Any]:
     two for a multiplication and an addition; None if not known. ``weights`` has, for each weighted term of the loss,
     its weight and over how many epochs it grows to that. ``device`` and ``command`` are those of the last start.
     """
-    return read_file(file, _facts) or {}
+    return _read_json(file, lambda facts: {name: facts[name] for name in FACTS} | facts) or {}
 
 
 def read_latencies(file: Path) -> dict[str, float]:
     """The latency of one image in milliseconds by network in ``evaluation.json``; empty if nothing was evaluated."""
-    return read_file(file, _latencies) or {}
+    return _read_json(file, lambda found: {name: float(at["milliseconds"]["1"]) for name, at in found.items()}) or {}
 
 
 def read_gate_shares(file: Path) -> GateShares | None:
@@ -132,18 +132,8 @@ def _epoch(line: bytes) -> Epoch:
     return record | {"phase": str(record["phase"])} | numbers | means
 
 
-def _result(file: Path) -> dict[str, float]:
-    result = json.loads(file.read_bytes())
-    return _numbers({name: value for name, value in result.items() if name.endswith("_top1")})
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    facts = json.loads(file.read_bytes())
-    return {name: facts[name] for name in FACTS} | facts
-
-
-def _latencies(file: Path) -> dict[str, float]:
-    return {name: float(network["milliseconds"]["1"]) for name, network in json.loads(file.read_bytes()).items()}
+def _read_json(file: Path, take: Callable[[Any], T]) -> T | None:
+    return read_file(file, lambda file: take(json.loads(file.read_bytes())))
 
 
 def _gate_shares(line: bytes) -> GateShares:

@@ -72,28 +72,19 @@ def _find_problem(content: Section, config: Section, epochs: Sequence[int], step
         begun = f" and {progress.step} steps of the next" if progress.step else ""
         return f"{key} is {wanted}, but {done} epochs{begun} are done; set {key}={needed} or more"
     changes = differences(before, config)
-    if progress.phase > 0 and "pretrain.epochs" in changes:
-        old, new = changes["pretrain.epochs"]
-        return f"pretrain.epochs is {new}, but that phase is over after {old}; set pretrain.epochs={old}"
+    for key, is_fixed, why in (
+        ("pretrain.epochs", progress.phase > 0, "that phase is over after"),
+        ("training.optimizer.name", True, "it is of a run with"),
+        ("training.optimizer.options", True, "it is of a run with"),
+        ("training.batch_size", progress.step > 0, "it was written in the middle of an epoch with"),
+        ("dataset.sampler", progress.step > 0, "it was written in the middle of an epoch with"),
+    ):
+        if is_fixed and key in changes:
+            old, new = map(spell, changes[key])
+            return f"{key} is {new}, but {why} {old}; set {key}={old}"
     if progress.step > steps:
         return f"it was written after step {progress.step} of an epoch of {steps} steps"
-    return (
-        _other_optimizer(before, config)
-        or _missing_states(content, progress)
-        or _other_batches(progress, changes)
-        or _no_effect(content, config, finished=done == wanted)
-    )
-
-
-def _other_optimizer(before: Section, after: Section) -> str:
-    """A run cannot go on with another optimiser than that whose averages its checkpoint has."""
-    default = {"name": "SGD", "options": {}}  # of the time when there was no choice
-    old, new = (default | config["training"].get("optimizer", {}) for config in (before, after))
-    for key in default:
-        if old[key] != new[key]:
-            setting = f"training.optimizer.{key}"
-            return f"{setting} is {new[key]}, but it is of a run with {old[key]}; set {setting}={old[key]}"
-    return ""
+    return _missing_states(content, progress) or _no_effect(content, config, finished=done == wanted)
 
 
 def _missing_states(content: Section, progress: Progress) -> str:
@@ -106,15 +97,6 @@ def _missing_states(content: Section, progress: Progress) -> str:
         is_plain_sgd = "nesterov" in group and not group["momentum"]
         if not optimizer["state"] and not is_plain_sgd:
             return f"it lacks the state of the optimiser of {name}; kd.student.checkpoint starts from its weights alone"
-    return ""
-
-
-def _other_batches(progress: Progress, changes: dict[str, tuple[Any, Any]]) -> str:
-    """In the middle of an epoch the batches have to stay."""
-    for key in ("training.batch_size", "dataset.sampler"):
-        if progress.step and key in changes:
-            old, new = (spell(value) for value in changes[key])
-            return f"{key} is {new}, but it was written in the middle of an epoch with {old}; set {key}={old}"
     return ""
 
 

@@ -52,7 +52,7 @@ class Reporter:
             stack.enter_context(log_to_file(run.log))
             self._keep_epochs(resumed_at)
             stack.enter_context(quiet_threads())
-            self._board = stack.enter_context(SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1))
+            self._board = stack.enter_context(SummaryWriter(str(run.path), purge_step=resumed_at + 1))
             self._open = stack.pop_all()
 
     def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
