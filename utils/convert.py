@@ -79,16 +79,17 @@ def describe(path: Path) -> str:
     """What is in a checkpoint: a summary, then every tensor with its shape and data type."""
     content = read_checkpoint(path)
     tensors = {key: value for key, value in flattened(content).items() if isinstance(value, Tensor)}
-    classes, source = count_classes(tensors), content if "format" in content else tensors
+    classes = count_classes(tensors)
     rows = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
-        "network": ", ".join(matching_models(source, path, classes)) or "none of the registered models",
         "classes": str(classes or "unknown, there is no matrix that could be a classifier"),
         "tensors": f"{len(tensors)}, {sum(value.numel() for value in tensors.values()):,} numbers",
     }
     if "format" in content and isinstance(content.get("config"), dict):
         config = Config.from_dict(content["config"], source=str(path))
         rows["run"] = f"{config.title} | {config.dataset.label} | seed {config.training.seed}"
+    else:
+        rows["network"] = ", ".join(_matching_models(tensors, path, classes)) or "none of the registered models"
     rows |= {str(key): _short(value) for key, value in content.items() if not isinstance(value, Tensor)}
     entries = {key: unusual(value) or f"{tuple(value.shape)} {value.dtype}" for key, value in tensors.items()}
     return f"{_aligned(rows)}\n\n{_aligned(entries)}".rstrip()
@@ -124,8 +125,7 @@ def export_network(path: Path, out: Path, average: bool = False) -> str:
     else:
         with replacing(out) as file:
             file.write(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    names = matching_models(weights, path, count_classes(weights))
-    return f"{out}: {len(weights)} entries of {' or '.join(names) or 'a network'}"
+    return f"{out}: {len(weights)} entries"
 
 
 def import_network(
@@ -179,12 +179,12 @@ def count_classes(entries: dict[str, Any]) -> int | None:
     return next((len(value) for value in reversed(plain) if value.ndim == 2), None)
 
 
-def matching_models(content: dict[Any, Any], path: Path, classes: int | None) -> list[str]:
+def _matching_models(tensors: dict[str, Tensor], path: Path, classes: int | None) -> list[str]:
     """Registered models whose weights are in a file."""
     names = []
     for name in MODELS if classes else ():
         with suppress(UserError), torch.device("meta"):
-            find_weights(MODELS.get(name)(num_classes=classes), content, path)
+            find_weights(MODELS.get(name)(num_classes=classes), tensors, path)
             names.append(name)
     return names
 

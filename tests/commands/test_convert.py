@@ -69,56 +69,38 @@ def benchmark_checkpoint(network):
     }
 
 
-class TestShow:
-    def rows(self, run, content, tmp_path):
+def test_show_tells_what_a_checkpoint_holds(tmp_path, network, run):
+    def rows(content):
         torch.save(content, tmp_path / "w.pth")
         code, lines, errors = run("show", tmp_path / "w.pth")
         assert (code, errors) == (0, "")
         return dict(line.split(maxsplit=1) for line in lines if line)
 
-    def test_tells_which_run_a_checkpoint_of_ours_is_of(self, tmp_path, network, run):
-        rows = self.rows(run, our_checkpoint(network), tmp_path)
-        assert (rows["network"], rows["classes"]) == ("resnet8", str(CLASSES))
-        assert rows["run"] == "at, anti, vgg13 -> resnet8 | digits | seed 1029"
-        assert rows["progress"] == "{'phase': 0, 'epoch': 3, 'step': 5}"
-        assert rows["best"] == "{'top1': 73.5, 'epoch': 2}"
-
-    def test_tells_what_others_hold_and_lists_every_entry(self, tmp_path, network, run):
-        rows = self.rows(run, benchmark_checkpoint(network), tmp_path)
-        assert (rows["network"], rows["epoch"], rows["best_acc"]) == ("resnet8", "240", "74.64")
-        assert (rows["optimizer"], rows["opt"]) == ("dict of 2", "an object with learning_rate")
-        assert rows["model.fc.weight"] == "(7, 64) torch.float32"
-        assert sum(key.startswith("model.") for key in rows) == len(network.state_dict())
-
-    def test_needs_no_network_that_it_knows(self, tmp_path, run):
-        rows = self.rows(run, torch.nn.Conv2d(3, 4, 1).state_dict(), tmp_path)
-        assert rows["network"] == "none of the registered models"
-        assert rows["classes"].startswith("unknown")
-
-
-@pytest.mark.parametrize("name", ["vgg8", "MobileNetV2"])
-def test_networks_are_known_by_their_entries(name, tmp_path):
-    weights = get_model(name, CLASSES).state_dict()
-    assert convert.count_classes(weights) == CLASSES
-    assert name in convert.matching_models(weights, tmp_path, CLASSES)
+    ours = rows(our_checkpoint(network))
+    assert (ours["run"], ours["classes"]) == ("at, anti, vgg13 -> resnet8 | digits | seed 1029", str(CLASSES))
+    assert ours["progress"] == "{'phase': 0, 'epoch': 3, 'step': 5}"
+    theirs = rows(benchmark_checkpoint(network))
+    assert (theirs["network"], theirs["epoch"], theirs["best_acc"]) == ("resnet8", "240", "74.64")
+    assert (theirs["optimizer"], theirs["opt"]) == ("dict of 2", "an object with learning_rate")
+    assert theirs["model.fc.weight"] == "(7, 64) torch.float32"
+    assert sum(key.startswith("model.") for key in theirs) == len(network.state_dict())
+    foreign = rows(torch.nn.Conv2d(3, 4, 1).state_dict())
+    assert (foreign["network"], foreign["classes"][:7]) == ("none of the registered models", "unknown")
 
 
 class TestExport:
     @pytest.mark.parametrize(
-        ("out", "read"),
-        [("new/folder/student.pth", torch.load), ("student.safetensors", safetensors.torch.load_file)],
+        ("out", "read", "words", "key"),
+        [
+            ("new/folder/student.pth", torch.load, [], "model"),
+            ("student.safetensors", safetensors.torch.load_file, ["--ema"], "ema"),
+        ],
     )
-    def test_writes_the_student_alone(self, tmp_path, network, run, out, read):
+    def test_writes_the_student_alone_or_its_moving_average(self, tmp_path, network, run, out, read, words, key):
         torch.save(our_checkpoint(network), tmp_path / "best.pth")
-        code, lines, errors = run("export", tmp_path / "best.pth", tmp_path / out)
-        assert (code, errors) == (0, "")
-        assert lines == [f"{tmp_path / out}: 56 entries of resnet8"]
-        assert same(read(tmp_path / out), network.state_dict())
-
-    def test_writes_the_moving_average_if_asked(self, tmp_path, network, run):
-        torch.save(our_checkpoint(network), tmp_path / "best.pth")
-        assert run("export", tmp_path / "best.pth", tmp_path / "out.pth", "--ema")[0] == 0
-        assert same(torch.load(tmp_path / "out.pth"), our_checkpoint(network)["ema"])
+        code, lines, errors = run("export", tmp_path / "best.pth", tmp_path / out, *words)
+        assert (code, lines, errors) == (0, [f"{tmp_path / out}: 56 entries"], "")
+        assert same(read(tmp_path / out), our_checkpoint(network)[key])
 
     def test_writes_views_and_shared_tensors_as_tensors_of_their_own(self, tmp_path, run):
         whole = torch.randn(1000, 1000, 1)
@@ -152,16 +134,16 @@ class TestExport:
 class TestImport:
     def test_writes_a_checkpoint_of_ours(self, tmp_path, network, run):
         torch.save(benchmark_checkpoint(network), tmp_path / "theirs.pth")
-        code, lines, _ = run("import", tmp_path / "theirs.pth", tmp_path / "new/ours.pth", "--model", "resnet8")
-        assert code == 0
-        assert lines == [f"{tmp_path / 'new/ours.pth'}: resnet8 with 7 classes (56 entries, under model)"]
+        out = tmp_path / "new/ours.pth"
+        code, lines, _ = run("import", tmp_path / "theirs.pth", out, "--model", "resnet8")
+        assert (code, lines) == (0, [f"{out}: resnet8 with 7 classes (56 entries, under model)"])
         teacher = get_model("resnet8", CLASSES)
-        load_weights(teacher, tmp_path / "new/ours.pth")
+        load_weights(teacher, out)
         assert same(teacher.state_dict(), network.state_dict())
 
     def test_takes_arguments_of_the_model(self, tmp_path, run):
-        torch.save(torchvision.models.resnet50(num_classes=7, width_per_group=16).state_dict(), tmp_path / "w")
-        words = ["--model", "torchvision.models.resnet50", "--kwargs", "{width_per_group: 16}"]
+        torch.save(torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.35).state_dict(), tmp_path / "w")
+        words = ["--model", "torchvision.models.mobilenet_v2", "--kwargs", "{width_mult: 0.35}"]
         assert run("import", tmp_path / "w", tmp_path / "out", *words)[::2] == (0, "")
 
     def test_leaves_out_what_it_is_told_to(self, tmp_path, network, run):
@@ -179,7 +161,6 @@ class TestImport:
         [
             (["--model", "resnet14"], "not the weights of resnet14 with 7 classes: expected 92 entries, the"),
             (["--model", "resnet8", "--num-classes", "9"], "fc.weight has shape (7, 64), expected (9, 64)"),
-            (["--model", "resnet9"], "unknown model 'resnet9': did you mean"),
             (["--model", "resnet8", "--kwargs", "{depht: 3}"], "building resnet8 with 7 classes failed: TypeError"),
             (["--model", "resnet8", "--kwargs", "3"], "argument --kwargs: found '3', must be a mapping"),
             (["--model", "resnet8", "--prefix", "net"], "none of those that fit is under 'net'"),

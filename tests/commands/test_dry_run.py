@@ -5,11 +5,13 @@ import pytest
 from utils.cli import main_distill, main_single
 from utils.errors import UserError
 
+SMALL = ("dataset.img_h=16", "dataset.img_w=16")
+
 
 @pytest.fixture
 def said(tmp_path, capsys):
     def run(main, *words: str) -> str:
-        main(arguments=["--dataset", "digits", *words, f"run.root={tmp_path}", "--dry-run"])
+        main(arguments=["--dataset", "digits", *words, *SMALL, f"run.root={tmp_path}", "--dry-run"])
         assert not list(tmp_path.iterdir())
         return capsys.readouterr().out
 
@@ -19,7 +21,7 @@ def said(tmp_path, capsys):
 def test_a_network_alone(said):
     text = said(main_single, "--model", "resnet8", "training.epochs=30", "training.batch_size=97")
     assert "  batch_size: 97" in text
-    assert "network: 78,042 parameters, 25.0 MFLOPs an image, features 16x32x32 16x32x32 32x16x16 64x8x8 64" in text
+    assert "network: 78,042 parameters, 6.3 MFLOPs an image, features 16x16x16 16x16x16 32x8x8 64x4x4 64" in text
     assert "train: SGD of model, learning rate 0.05, 78,042 parameters" in text
     assert " ms a step, 8 steps an epoch, 30 epochs" in text
     assert "teacher" not in text.partition("network: ")[2]

@@ -20,14 +20,17 @@ from utils.training.restore import restore
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def restored(trained_run):
+    return restore(trained_run)
+
+
 def test_flops_of_a_convolution_are_two_per_multiply_add():
     conv = nn.Conv2d(3, 8, kernel_size=3, stride=2, padding=1, bias=False)
     assert evaluate.flops(conv, (16, 12), CPU) == 2 * (8 * 6) * (3 * 3 * 3) * 8
 
 
-def test_accuracy_and_confusion_are_counted_as_by_hand(trained_run, monkeypatch):
-    restored = restore(trained_run)
-
+def test_accuracy_and_confusion_are_counted_as_by_hand(restored):
     class Always(nn.Module):
         """Says class 1, then class 0, whatever it sees."""
 
@@ -41,22 +44,17 @@ def test_accuracy_and_confusion_are_counted_as_by_hand(trained_run, monkeypatch)
     assert found.confusion[:, 1].equal(counts)
     assert found.confusion.sum() == len(labels)
     assert found.per_class() == [0.0, 100.0, *[0.0] * 8]
+    confusion = torch.tensor([[3, 1], [0, 0]])
+    assert evaluate.Scores(75.0, 100.0, torch.tensor([0, 0, 0, 1]), confusion).per_class() == [75.0, None]
 
 
-def test_a_network_whose_logits_are_nan_has_no_accuracy(trained_run):
-    restored = restore(trained_run)
-    network = restored.student()
+def test_it_finds_the_accuracy_that_training_recorded_and_none_of_logits_that_are_nan(restored):
+    network, recorded = restored.student(), restored.content["val"]
+    found = evaluate.scores(network, restored)
+    assert (found.top1, found.top5) == (pytest.approx(recorded["top1"]), pytest.approx(recorded["top5"]))
     next(network.buffers()).fill_(torch.nan)
     with pytest.raises(UserError, match="not finite"):
         evaluate.scores(network, restored)
-
-
-def test_it_finds_the_accuracy_that_training_recorded(trained_run):
-    restored = restore(trained_run)
-    found = evaluate.scores(restored.student(), restored)
-    recorded = restored.content["val"]
-    assert found.top1 == pytest.approx(recorded["top1"])
-    assert found.top5 == pytest.approx(recorded["top5"])
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -85,23 +83,26 @@ def test_top_5_is_left_out_below_six_classes(classes):
     assert ("top5" in hits, "top-5" in table) == (classes > 5, classes > 5)
 
 
-def test_a_class_without_images_has_no_accuracy():
-    confusion = torch.tensor([[3, 1], [0, 0]])
-    assert evaluate.Scores(75.0, 100.0, torch.tensor([0, 0, 0, 1]), confusion).per_class() == [75.0, None]
-
-
-def test_the_command_writes_the_teacher_beside_the_student(trained_run, tmp_path, capsys, monkeypatch):
+def test_the_teacher_stands_beside_the_student_and_no_link_is_written_through(
+    restored, trained_run, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(evaluate, "TIMED", 1)
-    assert evaluate.main([str(trained_run), "--out", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
-    assert "resnet8 (teacher)" in table
-    written = json.loads((tmp_path / "evaluation.json").read_text())
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    precious.write_text("content")
+    out.mkdir()
+    (out / "evaluation.json").write_text('{"gflops": 1}')  # our own
+    (out / "per_class.csv").symlink_to(precious)
+    (out / "confusion.png").symlink_to(precious)
+    assert evaluate.main([str(trained_run), "--out", str(out)]) == 0
+    assert "resnet8 (teacher)" in capsys.readouterr().out
+    written = json.loads((out / "evaluation.json").read_text())
     teacher = json.loads((trained_run / "result.json").read_text())["teacher_top1"]
     assert written["resnet8 (teacher)"]["top1"] == pytest.approx(teacher)
-    assert written["resnet8"]["parameters"] == sum(p.numel() for p in restore(trained_run).student().parameters())
-    assert (tmp_path / "per_class.csv").read_text().splitlines()[0] == "class,resnet8,resnet8 (teacher)"
-    assert len((tmp_path / "confusion.csv").read_text().splitlines()) == 11
-    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert written["resnet8"]["parameters"] == sum(p.numel() for p in restored.student().parameters())
+    assert (out / "per_class.csv").read_text().splitlines()[0] == "class,resnet8,resnet8 (teacher)"
+    assert len((out / "confusion.csv").read_text().splitlines()) == 11
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert precious.read_text() == "content"
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_computed(trained_run, tmp_path, monkeypatch):
@@ -139,32 +140,11 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_needs_a_config(trained_run
     assert restore(bare, config=str(config)).student().state_dict().keys()
 
 
-def test_images_from_files_are_prepared_as_validation_images_are(trained_run, tmp_path):
-    restored = restore(trained_run)
+def test_images_from_files_are_prepared_as_validation_images_are(restored, tmp_path):
     batch = next(iter(restored.val.epoch(0)))
     pixels = (batch.image[0] * 0.3246 + 0.3077).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "digit.png")
     torch.testing.assert_close(restored.source.read(tmp_path / "digit.png"), batch.image[0])
-
-
-def test_own_files_are_replaced_and_no_link_is_written_through(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "TIMED", 1)
-    precious, out = tmp_path / "precious", tmp_path / "out"
-    precious.write_text("content")
-    commands = [
-        lambda: evaluate.main([str(trained_run), "--out", str(out), "--no-teacher"]),
-        lambda: export.main([str(trained_run), "--out", str(out / "resnet8.pt2")]),
-    ]
-    for command in commands:
-        assert command() == 0
-    names = ["per_class.csv", "confusion.png", "resnet8.pt2"]
-    for name in names:
-        (out / name).unlink()
-        (out / name).symlink_to(precious)
-    for command in commands:
-        assert command() == 0
-    assert precious.read_text() == "content"
-    assert not any((out / name).is_symlink() for name in names)
 
 
 def test_a_folder_that_is_no_run_is_answered_with_the_runs_in_it(trained_run):

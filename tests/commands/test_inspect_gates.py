@@ -28,38 +28,41 @@ def give_way(task, teacher_bias):
 def test_chances_are_how_often_training_draws_the_gate(restored):
     task = restored.task()
     give_way(task, torch.tensor([1.0, -2.0]))
-    chances = distil_chances(task, torch.zeros(1, 3, 32, 32))[0]
+    chances = distil_chances(task, torch.zeros(1, 3, 16, 16))[0]
     torch.testing.assert_close(chances, torch.tensor([1.0, -2.0]).sigmoid())
     logits = torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]]).expand(20_000, -1, -1)
     drawn = straight_through_gates(logits, temperature=5.0).mean(dim=0)
     torch.testing.assert_close(drawn, chances, atol=0.02, rtol=0)
     task.selection = "anti"  # distils where the policy says not to
-    torch.testing.assert_close(distil_chances(task, torch.zeros(1, 3, 32, 32))[0], 1 - chances)
+    torch.testing.assert_close(distil_chances(task, torch.zeros(1, 3, 16, 16))[0], 1 - chances)
 
 
-def test_every_class_has_a_line_with_the_mean_of_its_validation_images(trained_run, restored, capsys):
-    assert main([str(trained_run)]) == 0
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert lines[0] == ["class", "f3", "logits"]
-    assert [line[0] for line in lines[2:]] == ["all classes", *"0123456789"]
+def test_every_class_has_a_line_and_one_class_is_listed_image_by_image(trained_run, restored, capsys):
+    def lines(*words):
+        assert main([str(trained_run), *words]) == 0
+        text = capsys.readouterr().out.splitlines()[1:]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in text]
+
     _, label, chances = validation_chances(restored, restored.task())
-    assert lines[5][1:] == [f"{100 * chance:.0f}" for chance in chances[label == 2].mean(dim=0).tolist()]
+    heading, _, *classes = lines()
+    assert heading == ["class", "f3", "logits"]
+    assert [line[0] for line in classes] == ["all classes", *"0123456789"]
+    expected = [f"{100 * chance:.0f}" for chance in chances[label == 3].mean(dim=0).tolist()]
+    assert classes[4][1:] == expected
+    _, _, mean, *images = lines("--class", "3", "--limit", "2")
+    assert mean == ["mean of 104", *expected]
+    assert [line[0] for line in images] == ["validation image 3", "validation image 13"]
 
 
-def test_one_class_is_listed_image_by_image(trained_run, restored, capsys):
-    assert main([str(trained_run), "--class", "3", "--limit", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    assert "mean of 104" in lines[3]
-    assert "validation image 3 " in lines[4]
-    task, source = restored.task(), restored.source
+def test_images_of_a_class_are_called_by_their_files(restored):
+    source = restored.source
     files = Files([f"folder/{k}.png" for k in range(len(source.val))], source.val.labels.tolist())
     renamed = replace(restored, source=replace(source, val=files))
     vars(renamed)["val"] = restored.val
-    table = of_class(renamed, task, "3", limit=2)
+    table = of_class(renamed, restored.task(), "3", limit=2)
     assert table.iloc[1:, 0].tolist() == ["folder/3.png", "folder/13.png"]
     with pytest.raises(UserError, match="no class 'cat'"):
-        of_class(restored, task, "cat", limit=2)
+        of_class(restored, restored.task(), "cat", limit=2)
 
 
 def test_image_files_have_a_line_each(trained_run, tmp_path, capsys):

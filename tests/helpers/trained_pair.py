@@ -14,7 +14,7 @@ def trained_pair(root: Path) -> Path:
     """Train resnet8 on digits for one epoch, and distil it into another one; the folder of the second run."""
     torch.set_num_threads(1)
     common = {
-        "dataset": {"name": "digits"},
+        "dataset": {"name": "digits", "img_h": 16, "img_w": 16},
         "training": {"epochs": 1, "batch_size": 256, "num_workers": 0, "device": "cpu"},
         "validation": {"batch_size": 256, "num_workers": 0},
         "run": {"root": str(root)},
