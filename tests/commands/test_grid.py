@@ -3,19 +3,23 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
-import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from made_up_runs import write_run
+from pictures import image_folder
+from ready_process import ReadyProcess, run_script
 
 from utils.errors import UserError
 from utils.grid.__main__ import main
 from utils.grid.command import conclude, slots, split_overrides
-from utils.grid.plan import Job, plan, split_pair, split_sweep, state
+from utils.grid.plan import Job, plan, split_sweep, state
 from utils.grid.pool import Pool
 from utils.grid.progress import Progress
 from utils.processes.stopping import EXIT_INTERRUPTED
@@ -56,25 +60,39 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("selection", "pair", "line"),
+    ("changes", "line"),
     [
-        ("single", "resnet8-resnet9", "unknown model 'resnet9': did you mean"),
-        ("fixed", "resnet21-resnet8", "unknown model 'resnet21': did you mean"),
-        ("fixed", "resnet20-mynets.Net", "model 'mynets.Net': importing 'mynets'"),
+        ({"selections": ["single"], "pairs": ["resnet8-resnet9"]}, "unknown model 'resnet9': did you mean"),
+        ({"pairs": ["resnet21-resnet8"]}, "unknown model 'resnet21': did you mean"),
+        ({"pairs": ["resnet20-mynets.Net"]}, "model 'mynets.Net': importing 'mynets'"),
+        ({"pairs": ["vgg13"]}, "--pairs: found 'vgg13', must be teacher-student"),
+        ({"overrides": ["training.epoch=4"]}, "unknown key"),
+        ({"overrides": ["training.seed=5"]}, "training.seed=5: the option --seeds sets this key; leave it out"),
+        ({"teacher_overrides": ["model.name=vgg8"]}, "model.name=vgg8: the option --pairs sets"),
+        ({"sweep": ["kd.selection=fixed"]}, "kd.selection=fixed: the option --selections sets"),
+        ({"sweep": ["training.lr"]}, "--sweep: found 'training.lr', must be"),
+        ({"sweep": ["training.lr=1,,2"]}, "--sweep: found"),
+        ({"sweep": ["run.root=a,b"]}, "--sweep: found"),
+        (
+            {"pairs": ["resnet20-resnet8", "resnet20-resnet14"], "overrides": ["kd.student.label=s"]},
+            "resnet20-s: two runs would write there, with kd.student.name resnet8 and",
+        ),
     ],
+    ids=str,
 )
-def test_a_network_that_does_not_exist_is_refused_before_anything_starts(tmp_path, selection, pair, line):
-    with pytest.raises(UserError, match=f"^{line}"):
-        jobs_of(tmp_path, [selection], pairs=[pair])
-    assert not list(tmp_path.iterdir())
+def test_what_is_wrong_is_refused_before_anything_starts(tmp_path, monkeypatch, changes, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(Path(__file__).parents[2] / "configs")
+    with pytest.raises(UserError) as error:
+        jobs_of("run", **changes)
+    assert line in str(error.value)
+    assert not Path("run").exists()
 
 
 def test_settings_of_the_runs_are_not_forced_on_their_teachers(tmp_path):
     teacher, run = jobs_of(tmp_path, teacher_overrides=["training.lr=0.02"])
-    assert teacher.config.training.epochs != 4
-    assert teacher.config.training.lr == 0.02
-    assert run.config.training.epochs == 4
-    assert run.config.training.lr != 0.02
+    assert (teacher.config.training.epochs, teacher.config.training.lr) == (8, 0.02)
+    assert (run.config.training.epochs, run.config.training.lr) == (4, 0.05)
 
 
 def test_a_teacher_that_is_a_student_alone_as_well_is_one_run(tmp_path):
@@ -86,100 +104,53 @@ def test_a_teacher_that_is_a_student_alone_as_well_is_one_run(tmp_path):
 
 
 def test_a_teacher_given_by_its_checkpoint_is_not_trained(tmp_path):
-    jobs = jobs_of(tmp_path, overrides=["kd.teacher.checkpoint=somewhere.pth"])
+    jobs = jobs_of(tmp_path, pairs=["resnet20:resnet8"], overrides=["kd.teacher.checkpoint=somewhere.pth"])
     assert [job.script for job in jobs] == ["train.py"]
 
 
-def test_a_wrong_name_ends_the_grid_before_it_starts(tmp_path):
-    with pytest.raises(UserError):
-        jobs_of(tmp_path, overrides=["training.epoch=4"])
-    with pytest.raises(UserError, match="teacher-student"):
-        split_pair("vgg13")
-    assert split_pair("my-net:vgg8") == ("my-net", "vgg8")
-
-
-@pytest.mark.parametrize(("word", "option"), [("training.seed=5", "--seeds"), ("kd.student.name=vgg8", "--pairs")])
-def test_a_key_that_the_grid_sets_itself_is_refused(tmp_path, word, option):
-    for where in ("overrides", "teacher_overrides", "sweep"):
-        with pytest.raises(UserError, match=f"^{word}: the option {option} sets this key; leave it out$"):
-            jobs_of(tmp_path, **{where: [word]})
-
-
-def test_two_students_of_one_label_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"resnet20-s: two runs would write there, with kd\.student\.name resnet8 and"):
-        jobs_of(tmp_path, pairs=["resnet20-resnet8", "resnet20-resnet14"], overrides=["kd.student.label=s"])
-
-
-def test_keys_are_told_from_the_values_of_a_list():
-    words, overrides = split_overrides(
-        ["--seeds", "1", "2", "training.epochs=3", "--teacher-arg", "training.lr=1", "--out=a=b", "run.root=x"]
-    )
-    assert words == ["--seeds", "1", "2", "--teacher-arg", "training.lr=1", "--out=a=b"]
-    assert overrides == ["training.epochs=3", "run.root=x"]
+def test_keys_are_told_from_the_values_of_a_list_and_from_words_for_slurm():
+    words = ["--seeds", "1", "2", "--teacher-arg", "training.lr=1", "--slurm", "gpus=1", "time=1:00:00", "--out", "a=b"]
+    keys = ["training.epochs=3", "run.root=x"]
+    assert split_overrides([keys[0], *words[:8], keys[1], *words[8:]]) == (words, keys)
 
 
 def test_what_is_there_decides_between_starting_resuming_and_skipping(tmp_path):
     teacher, run = jobs_of(tmp_path)
     assert state(run).status == "new"
-    folder = write_run(tmp_path, selection="fixed", epochs=4, done=2)
-    (folder / "ckpt").mkdir()
-    (folder / "ckpt" / "last.pth").touch()
+    (teacher.folder / "ckpt").mkdir(parents=True)
+    (teacher.folder / "ckpt/best.pth").touch()  # put there by somebody, and not trained over
+    assert state(teacher).status == "finished"
+    shutil.rmtree(teacher.folder)
+    write_run(tmp_path, selection="fixed", epochs=4, done=2, settings={"training": {"batch_size": 7}})
     assert state(run).status == "unfinished"
+    assert "training.batch_size 7, now 64" in state(run).differs
     write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)
-    (teacher.folder / "ckpt").mkdir()
-    (teacher.folder / "ckpt" / "last.pth").touch()
     assert state(teacher).status == "finished"
-    (teacher.folder / "ckpt" / "last.pth").rename(teacher.folder / "ckpt" / "best.pth")  # to save space
+    (teacher.folder / "ckpt/last.pth").rename(teacher.folder / "ckpt/best.pth")  # to save space
     assert state(teacher).status == "finished"
-    (teacher.folder / "ckpt" / "best.pth").unlink()
+    (teacher.folder / "ckpt/best.pth").unlink()
     assert state(teacher).status == "new"
 
 
 def test_a_finished_run_of_fewer_epochs_than_asked_for_is_resumed(tmp_path):
-    folder = write_run(tmp_path, selection="fixed", epochs=2)
-    (folder / "ckpt").mkdir()
-    (folder / "ckpt" / "last.pth").touch()
+    write_run(tmp_path, selection="fixed", epochs=2)
     assert state(jobs_of(tmp_path)[1]).status == "unfinished"
 
 
-def test_a_run_that_was_done_with_other_settings_is_named(tmp_path):
-    folder = write_run(tmp_path, selection="fixed", settings={"training": {"batch_size": 7}})
-    (folder / "ckpt").mkdir()
-    (folder / "ckpt" / "last.pth").touch()
-    assert "training.batch_size 7, now 64" in state(jobs_of(tmp_path)[1]).differs
-
-
-def test_weights_that_somebody_put_in_a_teachers_place_are_not_trained_over(tmp_path):
-    teacher = jobs_of(tmp_path)[0]
-    (teacher.folder / "ckpt").mkdir(parents=True)
-    (teacher.folder / "ckpt" / "best.pth").touch()
-    assert state(teacher).status == "finished"
-
-
-def test_a_failing_run_is_listed_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    jobs = jobs_of(tmp_path, distillers=("at", "kd"))
-    outcomes, _ = run_pool(monkeypatch, jobs, {"fixed-at": "raise ValueError('out of luck')"}, tmp_path)
-    assert outcomes["at fixed"].status == "failed"
-    assert outcomes["at fixed"].reason.startswith("ValueError: out of luck")
-    assert outcomes["kd fixed"].status == "finished"
-    assert conclude(list(outcomes.values())) == 1
-    assert "failed: at fixed, resnet20-resnet8, seed 1029: ValueError: out of luck" in capsys.readouterr().out
-
-
-def test_a_folder_that_cannot_be_entered_stops_no_other_run(tmp_path, monkeypatch):
+def test_a_failing_run_and_a_folder_that_cannot_be_entered_stop_no_other(tmp_path, monkeypatch, capsys):
     def is_locked(layout):
-        if "fixed-at" in str(layout.path):
+        if "fixed-sp" in str(layout.path):
             raise PermissionError(13, "Permission denied")
         return False
 
     monkeypatch.setattr("utils.grid.plan.is_locked", is_locked)
-    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path, distillers=("at", "kd")), {}, tmp_path)
-    assert {name: outcome.status for name, outcome in outcomes.items()} == {
-        "resnet20 alone": "finished",
-        "at fixed": "failed",
-        "kd fixed": "finished",
-    }
-    assert outcomes["at fixed"].reason.endswith("resnet20-resnet8: Permission denied")
+    jobs = jobs_of(tmp_path, distillers=("at", "sp", "kd"))
+    outcomes, _ = run_pool(monkeypatch, jobs, {"fixed-at": "raise ValueError('out of luck')"}, tmp_path)
+    found = {name: outcome.status for name, outcome in outcomes.items()}
+    assert found == {"resnet20 alone": "finished", "at fixed": "failed", "sp fixed": "failed", "kd fixed": "finished"}
+    assert outcomes["sp fixed"].reason.endswith("resnet20-resnet8: Permission denied")
+    assert conclude(list(outcomes.values())) == 1
+    assert "failed: at fixed, resnet20-resnet8, seed 1029: ValueError: out of luck" in capsys.readouterr().out
 
 
 def test_without_its_teacher_nothing_is_started(tmp_path, monkeypatch):
@@ -190,50 +161,33 @@ def test_without_its_teacher_nothing_is_started(tmp_path, monkeypatch):
 
 def test_what_is_finished_is_skipped_and_what_is_not_is_resumed(tmp_path, monkeypatch):
     jobs = jobs_of(tmp_path, distillers=("at", "kd"))
-    finished = write_run(tmp_path, selection="single", student="resnet20", epochs=jobs[0].epochs)
-    unfinished = write_run(tmp_path, selection="fixed", done=2)
-    for folder in (finished, unfinished):
-        (folder / "ckpt").mkdir()
-        (folder / "ckpt" / "last.pth").touch()
+    write_run(tmp_path, selection="single", student="resnet20", epochs=jobs[0].epochs)
+    write_run(tmp_path, selection="fixed", done=2)
     scripts = {"fixed-at": "assert resume", "fixed-kd": "assert not resume"}
     outcomes, said = run_pool(monkeypatch, jobs, scripts, tmp_path)
     assert [outcome.status for outcome in outcomes.values()] == ["skipped", "finished", "finished"]
     assert any(line.startswith("resume: at fixed") for line in said)
 
 
-def saves_itself(root):
-    """A job that says when it runs, and when it was asked to save itself."""
-    saved = f"(pathlib.Path({str(root / 'saved')!r}).touch(), sys.exit({EXIT_INTERRUPTED}))"
-    return (
-        f"import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: {saved}); "
-        f"pathlib.Path({str(root / 'ready')!r}).touch(); time.sleep(60)"
-    )
-
-
-def test_being_asked_to_stop_lets_the_running_jobs_save_themselves(tmp_path, monkeypatch):
-    def ask_when_ready():
-        while not (tmp_path / "ready").exists():
-            pause.wait(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    pause = threading.Event()
-    thread = threading.Thread(target=ask_when_ready)
-    thread.start()
-    outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": saves_itself(tmp_path)}, tmp_path)
-    thread.join()
-    assert (tmp_path / "saved").exists()
-    assert [outcome.status for outcome in outcomes.values()] == ["stopped", "not started"]
-    assert conclude(list(outcomes.values())) == EXIT_INTERRUPTED
-
-
-def test_an_error_in_the_grid_itself_lets_the_running_jobs_save_themselves(tmp_path, monkeypatch):
-    def fail_when_ready(running, outcomes):
-        if (tmp_path / "ready").exists():
+@pytest.mark.parametrize("asked", [True, False], ids=["SIGTERM", "an error of the grid"])
+def test_the_running_jobs_save_themselves_before_the_grid_stops(tmp_path, monkeypatch, asked):
+    def stop_when_ready(running, outcomes):
+        if (tmp_path / "ready").exists() and not asked:
             raise OSError("disk full")
+        if (tmp_path / "ready").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(OSError, match="disk full"):
-        run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": saves_itself(tmp_path)}, tmp_path, tick=fail_when_ready)
+    saved = f"(pathlib.Path({str(tmp_path / 'saved')!r}).touch(), sys.exit({EXIT_INTERRUPTED}))"
+    script = (
+        f"import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: {saved}); "
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    )
+    with nullcontext() if asked else pytest.raises(OSError, match="disk full"):
+        outcomes, _ = run_pool(monkeypatch, jobs_of(tmp_path), {"resnet20": script}, tmp_path, tick=stop_when_ready)
     assert (tmp_path / "saved").exists()
+    if asked:
+        assert [outcome.status for outcome in outcomes.values()] == ["stopped", "not started"]
+        assert conclude(list(outcomes.values())) == EXIT_INTERRUPTED
 
 
 def test_gpus_are_dealt_out_in_turn(monkeypatch):
@@ -276,9 +230,7 @@ class TestTwoGridsOnOneRoot:
 
         def finish_after_a_while(running, outcomes):
             if next(ticks) == 5:
-                folder = write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)
-                (folder / "ckpt").mkdir()
-                (folder / "ckpt/last.pth").touch()
+                write_run(tmp_path, selection="single", student="resnet20", epochs=teacher.epochs)
                 other.close()
 
         outcomes, said = run_pool(monkeypatch, [teacher, student], {}, tmp_path, tick=finish_after_a_while)
@@ -330,14 +282,17 @@ class TestSweep:
     def test_is_split_at_commas_outside_of_brackets(self, word, words):
         assert split_sweep(word) == words
 
-    @pytest.mark.parametrize("word", ["training.lr", "training.lr=1,,2", "run.root=a,b", "dataset.val_split=0.2,0.3"])
-    def test_that_is_none_is_refused(self, tmp_path, word):
-        with pytest.raises(UserError, match="--sweep: found"):
-            jobs_of(tmp_path, sweep=[word])
 
+def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, monkeypatch, capsys):
+    """The runs are forked from a process that has imported PyTorch."""
 
-def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, capsys):
-    data = tiny_images(tmp_path / "images")
+    def start(command, *, stdout, env, **_):
+        return ReadyProcess(run_script, *command[1:], stdout=stdout, stderr=stdout, environment=env)
+
+    constants = {"STDOUT": subprocess.STDOUT, "DEVNULL": subprocess.DEVNULL}
+    monkeypatch.setattr("utils.grid.pool.subprocess", SimpleNamespace(Popen=start, **constants))
+    monkeypatch.setattr("utils.report.style.DPI", 20)
+    data = image_folder(tmp_path / "images", train=4, val=4, size=(8, 16))
     arguments = [
         *["--dataset", "imagefolder", "--pairs", "resnet8-resnet8", "--distillers", "kd", "--selections", "adaptive"],
         *["--teacher-arg", "training.epochs=1", "--teacher-arg", "training.batch_size=4"],
@@ -345,25 +300,12 @@ def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, ca
         *[f"dataset.root={data}", "dataset.img_h=8", "training.device=cpu", f"run.root={tmp_path / 'run'}"],
     ]
     assert main(arguments) == 0
-    seed = tmp_path / "run" / "imagefolder" / "1029"
-    assert "teacher_top1" in json.loads((seed / "adaptive-kd" / "resnet8-resnet8" / "result.json").read_text())
-    facts = json.loads((seed / "adaptive-kd" / "resnet8-resnet8" / "facts.json").read_text())
+    run = tmp_path / "run/imagefolder/1029/adaptive-kd/resnet8-resnet8"
+    assert "teacher_top1" in json.loads((run / "result.json").read_text())
+    facts = json.loads((run / "facts.json").read_text())
     assert (facts["train_images"], facts["classes"], facts["image_size"]) == (8, 2, [8, 64])
     assert facts["parameters"] == facts["teacher_parameters"] > 0
-    assert (tmp_path / "run" / "report" / "report.html").exists()
+    assert (tmp_path / "run/report/report.html").exists()
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("finished") == 2
-
-
-def tiny_images(root: Path) -> Path:
-    """Two classes of four images of 8x8 pixels."""
-    from PIL import Image
-
-    for split in ("train", "val"):
-        for label, shade in (("dark", 30), ("light", 220)):
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for k in range(4):
-                Image.new("RGB", (8, 8), (shade, shade, shade + k)).save(folder / f"{k}.png")
-    return root

@@ -55,7 +55,8 @@ def write_run(
         sections[name] = sections.get(name, {}) | section
     config = Config.from_dict(sections)
     folder = config.run_dir
-    folder.mkdir(parents=True)
+    (folder / "ckpt").mkdir(parents=True)
+    (folder / "ckpt/last.pth").touch()
     (folder / "config.yml").write_text(yaml.safe_dump(config.to_dict()))
     if facts:
         (folder / "facts.json").write_text(json.dumps(_facts(selection, distiller, num_classes)))

@@ -11,7 +11,6 @@ from utils.files import warn_once
 from utils.grid.plan import plan, state
 from utils.grid.progress import epochs_done
 from utils.report.__main__ import main as report
-from utils.run_folder.layout import Layout
 from utils.run_folder.read import find_runs, read_run
 
 RECORD = b'{"phase": "train", "epoch": %d, "seconds": 1, "train": {}, "val": {"top1": %s}}\n'
@@ -109,8 +108,6 @@ def test_the_report_is_of_all_that_can_be_read(folders, tmp_path):
 def test_a_grid_goes_on_with_damaged_runs(folders, caplog):
     jobs = {}
     for seed, (name, folder) in enumerate(folders.items()):
-        Layout(folder).checkpoints.mkdir(exist_ok=True)
-        Layout(folder).last.touch()
         words = [f"run.root={folder.parents[3]}", "training.epochs=4"]
         *_, jobs[name] = plan("digits", ["adaptive"], ["at"], ["resnet20-resnet8"], [seed], words)
         assert jobs[name].folder == folder
