@@ -1,7 +1,5 @@
 """The files under configs/: all there, all valid, and with the published values."""
 
-import copy
-import functools
 import itertools
 import json
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 from config_texts import PUBLISHED as PUBLISHED_FILE
 
-from utils.config import Config, find_config, layers, load_config
+from utils.config import Config, find_config, load_config
 from utils.config.changes import flatten
 
 REPO = Path(__file__).resolve().parents[2]
@@ -68,12 +66,7 @@ EXPERIMENTS = sorted(path.relative_to(REPO) for path in REPO.glob("configs/*/see
 
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch):
-    """Each file is parsed once."""
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr(layers, "read_yaml", lambda path: copy.deepcopy(parsed(path)))
-
-
-parsed = functools.cache(layers.read_yaml)
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,7 @@ def run_python(arguments: list[str]) -> list[Config]:
         stack.enter_context(contextlib.redirect_stdout(output))
         stack.enter_context(contextlib.redirect_stderr(output))
         stack.enter_context(mock.patch("utils.training.run.train", train))
+        stack.enter_context(mock.patch("utils.training.dry_run.dry_run"))
         stack.enter_context(mock.patch.object(sys, "argv", [name, *words, *RUN_WITHOUT_TRAINING.get(name, [])]))
         for parse in () if goes_on else ("parse_args", "parse_intermixed_args"):
             stopping = _stop_after(getattr(argparse.ArgumentParser, parse))

@@ -6,8 +6,10 @@ integer, and of two equal keys it silently takes the last.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +71,18 @@ def parse_yaml(text: str | bytes) -> Any:
         UserError: the text is not YAML of the accepted kind; the line gives the place but no file.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return copy.deepcopy(_load(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(place + (error.problem or error.context)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # integers of thousands of digits, deep nesting
         raise UserError(f"not YAML: {reason(error)}") from None
+
+
+@lru_cache(maxsize=512)  # the configs of a grid share their files, and PyYAML takes 10 ms for each
+def _load(text: str | bytes) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def dump_yaml(value: Any) -> str:
