@@ -32,11 +32,9 @@ class TestTeacher:
         "word",
         [
             "dataset.root=elsewhere",
-            "dataset.img_h=16",
             "dataset.label=mine",
             "run.root=a folder",
             "run.root='5'",
-            "training.device=cpu",
             "training.precision=bf16",
             "training.seed=11",
         ],
@@ -48,18 +46,14 @@ class TestTeacher:
         assert shared == getattr(getattr(config, section), key)
         assert shared != getattr(getattr(teacher_run(student()).config, section), key)
 
-    def test_is_trained_by_its_own_rules(self):
-        other = student("training.epochs=3", "training.lr=0.001", "training.batch_size=5")
-        assert teacher_run(other).config == teacher_run(student()).config
+    def test_is_trained_by_its_own_rules_from_scratch(self):
+        other = ("training.epochs=3", "training.lr=0.001", "kd.student.checkpoint=w.pth", "kd.student.new_head=true")
+        assert teacher_run(student(*other)).config == teacher_run(student()).config
 
     def test_is_built_as_its_student_builds_it(self):
         words = (f"kd.teacher.stages={STAGES}", "kd.teacher.kwargs={norm: batch, depth: 3}", "kd.teacher.label=deep")
         config = student(*words)
         assert teacher_run(config).config.model.model_dump() == config.kd.teacher.model_dump()
-
-    def test_starts_from_scratch_whatever_its_student_starts_from(self):
-        config = student("kd.student.checkpoint=weights.pth", "kd.student.new_head=true")
-        assert teacher_run(config).config.model.checkpoint is None
 
     def test_has_words_of_its_own_that_win(self):
         run = teacher_run(student(), ["training.epochs=3", "training.precision=bf16"])

@@ -67,14 +67,10 @@ def test_of_timm_only_builders_of_models_are_known(monkeypatch):
         assert not is_known_builder(name)
 
 
-def test_numbers_and_words_may_be_arguments():
+def test_numbers_and_words_may_be_arguments_but_not_a_file_to_read_or_to_fetch():
     plain = {"ratio": 0.5, "act_layer": "relu", "sizes": [1, 2], "norm": None, "deep": {"a": 1}, "model_name": "a.b_1"}
     refuse_foreign_code(single("timm.create_model", pretrained=False, weights=None, **plain), CHECKPOINT, [])
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
+    for kwargs in (
         {"pretrained": 1},
         {"weights": "DEFAULT"},
         {"checkpoint_path": "w.pth"},
@@ -83,16 +79,13 @@ def test_numbers_and_words_may_be_arguments():
         {"model_name": "hf-hub:somebody/something"},
         {"deep": {"er": [1, {"path": "a/b"}]}},
         {"a": {"b": "/etc"}, "a.b": 1},
-    ],
-    ids=str,
-)
-def test_what_might_be_a_file_to_read_or_to_fetch_must_stand_on_the_command_line(kwargs):
-    config = single("timm.create_model", **kwargs)
-    with pytest.raises(UserError, match=r"theirs.pth: model\.kwargs\..* is .*<value> on the command line.*--trust"):
-        refuse_foreign_code(config, CHECKPOINT, ["model.name=timm.create_model"])
-    for name, value in kwargs.items():
-        if not isinstance(value, dict):
-            refuse_foreign_code(config, CHECKPOINT, [f"model.kwargs.{name}={value}"])
+    ):
+        config = single("timm.create_model", **kwargs)
+        with pytest.raises(UserError, match=r"theirs.pth: model\.kwargs\..* is .*<value> on the command line.*--trust"):
+            refuse_foreign_code(config, CHECKPOINT, ["model.name=timm.create_model"])
+        for name, value in kwargs.items():
+            if not isinstance(value, dict):
+                refuse_foreign_code(config, CHECKPOINT, [f"model.kwargs.{name}={value}"])
 
 
 def test_options_of_a_distiller_are_arguments_as_well():
@@ -130,10 +123,10 @@ COMMANDS = {"evaluate": evaluate.main, "export": export.main, "inspect_gates": i
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_no_command_runs_code_that_a_checkpoint_names(spoilt, command, role):
-    with pytest.raises(UserError, match=rf"kd\.{role}\.name is trap\.Net, no network of this project"):
-        COMMANDS[command]([spoilt(f"kd.{role}", name="trap.Net")])
+def test_no_command_runs_code_that_a_checkpoint_names(spoilt, command):
+    for role in ("student", "teacher"):
+        with pytest.raises(UserError, match=rf"kd\.{role}\.name is trap\.Net, no network of this project"):
+            COMMANDS[command]([spoilt(f"kd.{role}", name="trap.Net")])
     assert not Path("imported").exists()
 
 
