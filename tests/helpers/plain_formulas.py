@@ -20,6 +20,7 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from utils.config import Config
 
 ALPHA = {"wttm": 4.0}  # and 1 for the others
 GATE_TEMPERATURE = 5.0
@@ -65,7 +66,7 @@ class Step:
     """What a step gives.
 
     Attributes:
-        losses: every loss by name, ``"spot 0"`` being that of the first spot, without its weight.
+        losses: by the names of `TaskOutput.parts`, and the sum of what is differentiated.
         gradients: by name of parameter; those that no loss reaches are left out.
         chosen: where the student was distilled, bool ``[B, K + 1]``.
         routed: routed logits, where there is a policy.
@@ -82,34 +83,20 @@ class PlainStep:
 
     Args:
         task: where the parameters, running statistics and memory banks come from.
-        distiller, selection: by name.
-        student: name of the network, on which the learning rate depends.
-        spots: pairs of indices (student's, teacher's), if not those of the distiller.
-        logits: name of the loss at the logits, if not that of the distiller.
-        standardize: the logits, before.
-        cap: ``kd.balance``.
-        ramp: what α and β are multiplied by in this epoch.
+        config: the names of the distiller, the selection and the student, the spots and what is matched at the logits
+            if they are not those of the distiller, and ``kd.balance``; with a warm-up, of four epochs, this is the
+            third.
     """
 
-    def __init__(
-        self,
-        task: SpotAdaptiveDistillation,
-        distiller: str,
-        selection: str,
-        student: str,
-        spots: Sequence[tuple[int, int]] | None = None,
-        logits: str | None = None,
-        standardize: bool = False,
-        cap: float | None = None,
-        ramp: float = 1.0,
-    ):
+    def __init__(self, task: SpotAdaptiveDistillation, config: Config):
         # In the usual layout, whatever the one that is fast here.
         self.copy = copy.deepcopy(task).double().to(memory_format=torch.contiguous_format)
-        self.distiller, self.selection, self.spots = distiller, selection, spots
-        self.logits, self.standardize, self.cap = logits or distiller, standardize, cap
-        self.ramp = ramp
-        self.alpha, self.beta = ramp * ALPHA.get(distiller, 1.0), ramp * BETA.get(distiller, 0.0)
-        self.lr = 0.01 if student.startswith(("MobileNetV2", "Shuffle")) else 0.05
+        kd, options = config.kd, config.kd_loss
+        self.distiller, self.selection, self.spots = options.name, kd.selection, options.spots
+        self.logits, self.standardize, self.cap = options.logits or options.name, options.standardize, kd.balance
+        self.ramp = 3 / 4 if kd.warmup_epochs else 1.0
+        self.alpha, self.beta = self.ramp * ALPHA.get(options.name, 1.0), self.ramp * BETA.get(options.name, 0.0)
+        self.lr = 0.01 if kd.student.name.startswith(("MobileNetV2", "Shuffle")) else 0.05
         self.velocity: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch, draws: Draws) -> Step:
@@ -141,13 +128,14 @@ class PlainStep:
         matched = self._logit_term(logits, teacher_logits, batch.label, chosen[:, -1])
         spots_total = self.beta * sum(w * term for w, term in zip(weights, terms))
         loss = ce + spots_total + self.alpha * matched
-        losses = {self.copy.logit_loss.label: matched, "ce": ce, "total": loss}
-        losses |= {f"spot {k}": term for k, term in enumerate(terms)}
-        if self.cap:
-            losses |= {f"weight {k}": weight for k, weight in enumerate(weights)}
+        losses = {f"loss/{self.copy.logit_loss.label}": matched, "loss/ce": ce, "loss/total": loss}
+        labels = self.copy.gate_labels
+        for kind, values in (("loss", terms), ("gate", chosen.double().mean(dim=0)), ("weight", weights)):
+            if kind != "weight" or self.cap:
+                losses |= {f"{kind}/{label}": value for label, value in zip(labels, values)}
         gradients = self._backward(loss)
 
-        routed = None
+        routed, policy = None, 0.0
         if gates is not None:
             routed = self._route(batch.image, spots, gates)
             routed_ce = cross_entropy(routed, batch.label)
@@ -155,10 +143,11 @@ class PlainStep:
             weight = gamma if routed_ce > ce else 1 / gamma if routed_ce < ce else 1.0
             missing = len(batch.label) / 2 - gates[:, -1].sum()
             policy = routed_ce * weight + (missing if missing > 0 else 0.0)
-            losses |= {"routed_ce": routed_ce, "policy": policy}
+            losses |= {"loss/routed_ce": routed_ce, "loss/policy": policy}
             # The student's are among these gradients: the published code computes them and throws them away.
             of_policy = self._backward(policy)
             gradients |= {name: gradient for name, gradient in of_policy.items() if name.startswith(AGENT)}
+        losses["differentiated"] = loss + policy
         return Step({name: value.detach() for name, value in losses.items()}, gradients, chosen, routed)
 
     def _spot_terms(self, features, teacher_features, spots, chosen, batch, draws) -> list[Tensor]:

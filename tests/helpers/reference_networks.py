@@ -91,8 +91,7 @@ def vgg_maps(w: Weights, x: Tensor, halved: tuple[int, ...]) -> Tensor:
 
 
 def vgg(w: Weights, x: Tensor) -> Tensor:
-    halved = (1, 2, 3, 4) if x.shape[-1] == 64 else (1, 2, 3)
-    return w.linear(average(vgg_maps(w, x, halved)), "classifier")
+    return w.linear(average(vgg_maps(w, x, halved=(1, 2, 3))), "classifier")
 
 
 def vgg_imagenet(w: Weights, x: Tensor) -> Tensor:

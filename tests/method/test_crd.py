@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from distiller_inputs import Largest
 
 from datasets.batch import Batch
 from distillers.base import Setting
@@ -150,20 +151,9 @@ class TestContrast:
             assert make_contrast().contrast(*contrast_inputs()) > 0
 
     def test_holds_nothing_of_the_size_of_batch_times_negatives_times_width(self):
-        largest = 0
-
-        class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                nonlocal largest
-                out = function(*args, **(kwargs or {}))
-                for x in out if isinstance(out, tuple) else (out,):
-                    if isinstance(x, torch.Tensor):
-                        largest = max(largest, x.numel())
-                return out
-
         labels = torch.arange(2000) % 2
         distiller = CRD(Setting([STUDENT], [TEACHER], labels, feat_dim=64), negatives=1000)
         batch = Batch(torch.zeros(BATCH, 3, 1, 1), labels[INDEX], INDEX)
-        with Recorder():
+        with Largest() as largest:
             distiller([torch.randn(BATCH, *STUDENT)], [torch.randn(BATCH, *TEACHER)], ALL[:, None], batch)
-        assert largest <= 2000 * 64  # a bank; the vectors of all negatives would be three times that
+        assert largest.size <= 2000 * 64  # a bank; the vectors of all negatives would be three times that

@@ -11,7 +11,6 @@ from distiller_inputs import (
     GATES,
     LARGER_MAPS,
     ODD_MAPS,
-    SMALLER_MAPS,
     SPOTTED,
     STUDENT,
     build,
@@ -64,12 +63,12 @@ class TestEveryDistiller:
                 torch.testing.assert_close(mine.grad[chosen], wanted.grad, rtol=1e-9, atol=1e-13)
 
     @every_spotted
-    @pytest.mark.parametrize("k", [0, 1, 2])
-    def test_gives_every_spot_its_own_gate(self, name, k):
+    def test_gives_every_spot_its_own_gate(self, name):
         spots = [(1, 1), (2, 2), (3, 3)]
         features, teacher, gates, batch = make_inputs(name, spots=spots)
-        losses = build(name, spots=spots)(features, teacher, F.one_hot(torch.tensor(k), 3) * gates, batch)
-        assert losses.nonzero().tolist() == [[k]]
+        for k in range(3):
+            losses = build(name, spots=spots)(features, teacher, F.one_hot(torch.tensor(k), 3) * gates, batch)
+            assert losses.nonzero().tolist() == [[k]]
 
     @every_spotted
     def test_sends_gradients_to_its_spots_and_everything_it_trains_but_not_to_the_teacher(self, name):
@@ -84,7 +83,7 @@ class TestEveryDistiller:
         assert all(x.grad is None for x in teacher)
 
     @every_spotted
-    @pytest.mark.parametrize("teacher", [LARGER_MAPS, SMALLER_MAPS, ODD_MAPS], ids=["larger", "smaller", "odd"])
+    @pytest.mark.parametrize("teacher", [LARGER_MAPS, ODD_MAPS], ids=["larger", "odd"])
     def test_takes_a_teacher_with_other_map_sizes(self, name, teacher):
         features, *rest = make_inputs(name, STUDENT, teacher)
         losses = build(name, STUDENT, teacher)(features, *rest)
@@ -109,14 +108,9 @@ class TestEveryDistiller:
         assert losses.dtype == torch.float32
         # Half precision has 8 bits; the loss itself must add nothing to what its inputs lost.
         torch.testing.assert_close(losses, reference, rtol=0.05, atol=1e-4)
-
-    @pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt", "nst", "fsp"])
-    def test_computes_the_same_under_autocast_to_the_last_bit(self, name):
-        """Those without modules: their inputs are the features themselves."""
-        inputs = make_inputs(name)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = build(name)(*inputs)
-        assert torch.equal(found, build(name)(*inputs))
+        if not list(build(name).parameters()):  # then its inputs are the features themselves
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(build(name)(*make_inputs(name)), reference)
 
     @every_distiller
     def test_computes_without_looking_at_a_value(self, name):

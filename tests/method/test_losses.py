@@ -9,6 +9,7 @@ from functools import partial
 import plain_losses as plain
 import pytest
 import torch
+from distiller_inputs import Largest
 from torch import Tensor
 
 from distillers.at import at_loss
@@ -18,7 +19,7 @@ from distillers.fitnet import fitnet_loss
 from distillers.fsp import fsp_loss
 from distillers.ft import ft_loss
 from distillers.logits import dist_loss, distillation_kl, dkd_loss, nkd_loss, standardized, wttm_loss
-from distillers.nst import discrepancy_by_channels, discrepancy_by_positions, nst_loss
+from distillers.nst import nst_loss
 from distillers.pkt import pkt_loss
 from distillers.reviewkd import hierarchical_context_loss
 from distillers.rkd import rkd_loss
@@ -27,15 +28,12 @@ from distillers.vid import vid_loss
 
 BATCH = 7
 GATES = {
-    "some chosen": [1, 0, 0, 1, 1, 0, 1],
-    "others chosen": [0, 1, 1, 0, 0, 1, 0],
-    "all chosen": [1] * BATCH,
-    "one chosen": [0, 0, 0, 0, 1, 0, 0],
-    "two chosen": [1, 0, 0, 0, 0, 0, 1],
-    "none chosen": [0] * BATCH,
+    "some": [1, 0, 0, 1, 1, 0, 1],
+    "all": [1] * BATCH,
+    "one": [0, 0, 0, 0, 1, 0, 0],
+    "none": [0] * BATCH,
 }
 LABELS = torch.tensor([1, 0, 1, 1, 0, 0, 1])  # of the losses that need any; there are two classes or more
-SAMPLES = 50  # of CRD's imagined training set
 
 
 @pytest.fixture(autouse=True)
@@ -84,45 +82,33 @@ def of_logits(loss, formula, *, classes: int = 5, labels: bool = False, **consta
     return Case(partial(loss, **constants), partial(formula, **constants), 2 * [(classes,)], labels=labels)
 
 
-DECOUPLED = {"temperature": 2.5, "target": 0.7, "nontarget": 3}
+DECOUPLED = {"labels": True, "temperature": 2.5, "target": 0.7, "nontarget": 3}
 CASES = {
     "at": case_of(at_loss, plain.at, (3, 4, 4), (5, 4, 4)),
-    "at, teacher's map larger": case_of(at_loss, plain.at, (3, 4, 4), (5, 8, 8)),
-    "at, student's map larger": case_of(at_loss, plain.at, (3, 5, 7), (2, 3, 4)),
+    "at, other sizes": case_of(at_loss, plain.at, (3, 5, 7), (2, 3, 4)),
     "fitnet": case_of(fitnet_loss, plain.fitnet, (3, 4, 4), (3, 4, 4)),
-    "fitnet, vectors": case_of(fitnet_loss, plain.fitnet, (5,), (5,)),
     "sp": case_of(sp_loss, plain.sp, (3, 4, 4), (5, 2, 2)),
     "rkd": case_of(rkd_loss, plain.rkd, (5,), (9,)),
-    "rkd, maps": case_of(rkd_loss, plain.rkd, (2, 3, 3), (3, 2, 2)),
     "cc": case_of(cc_loss, plain.cc, (6,), (6,)),
     "vid": case_of(vid_loss, plain.vid, (4, 3, 3), (4,), (4, 3, 3), shared=1),
     "pkt": case_of(pkt_loss, plain.pkt, (5,), (9,)),
-    "ft": case_of(ft_loss, plain.ft, (3, 4, 4), (5, 4, 4)),
-    "ft, teacher's factor larger": case_of(ft_loss, plain.ft, (3, 3, 3), (5, 4, 4)),
+    "ft, other sizes": case_of(ft_loss, plain.ft, (3, 3, 3), (5, 4, 4)),
     "fsp": case_of(fsp_loss, plain.fsp, (3, 4, 4), (5, 4, 4), (3, 4, 4), (5, 4, 4)),
     "fsp, strided": case_of(fsp_loss, plain.fsp, (3, 4, 4), (5, 2, 2), (3, 6, 6), (5, 3, 3)),
     "fsp, by positions": case_of(fsp_loss, plain.fsp, (9, 1, 2), (9, 1, 2), (9, 1, 2), (9, 1, 2)),
     "nst, by channels": case_of(nst_loss, plain.nst, (2, 4, 4), (3, 4, 4)),
-    "nst, by positions": case_of(nst_loss, plain.nst, (6, 2, 2), (9, 2, 2)),
-    "nst, teacher's map larger": case_of(nst_loss, plain.nst, (6, 2, 2), (9, 4, 4)),
+    "nst, by positions": case_of(nst_loss, plain.nst, (6, 2, 2), (9, 4, 4)),
     "hcl": case_of(hierarchical_context_loss, plain.reviewkd, (3, 8, 8), (3, 8, 8)),
     "hcl, odd": case_of(hierarchical_context_loss, plain.reviewkd, (3, 5, 3), (3, 5, 3)),
-    "hcl, vectors": case_of(hierarchical_context_loss, plain.reviewkd, (6, 1, 1), (6, 1, 1)),
     "kl": of_logits(distillation_kl, plain.kl, temperature=2.5),
-    "dkd": of_logits(dkd_loss, plain.dkd, labels=True, **DECOUPLED),
-    "dkd, two classes": of_logits(dkd_loss, plain.dkd, labels=True, classes=2, **DECOUPLED),
+    "dkd": of_logits(dkd_loss, plain.dkd, **DECOUPLED),
+    "dkd, two classes": of_logits(dkd_loss, plain.dkd, classes=2, **DECOUPLED),
     "dist": of_logits(dist_loss, plain.dist, temperature=2.5, inter=0.7, intra=3),
-    "nkd": of_logits(nkd_loss, plain.nkd, labels=True),
-    "nkd, other constants": of_logits(nkd_loss, plain.nkd, labels=True, gamma=0.7, tau=2.5),
+    "nkd": of_logits(nkd_loss, plain.nkd, labels=True, gamma=0.7, tau=2.5),
     "nkd, two classes": of_logits(nkd_loss, plain.nkd, labels=True, classes=2),
-    "wttm": of_logits(wttm_loss, plain.wttm),
-    "wttm, another power": of_logits(wttm_loss, plain.wttm, power=0.7),
-    "crd": Case(
-        partial(crd_loss, samples=SAMPLES),
-        partial(plain.crd, samples=SAMPLES),
-        [(), (12,), ()],
-        shared=2,
-        positive=True,
+    "wttm": of_logits(wttm_loss, plain.wttm, power=0.7),
+    "crd": case_of(
+        partial(crd_loss, samples=50), partial(plain.crd, samples=50), (), (12,), (), shared=2, positive=True
     ),
 }
 
@@ -146,20 +132,13 @@ def test_value_and_gradient_are_those_of_the_formula_over_the_chosen_samples(cas
     for k, (found, right) in enumerate(zip(gradients, wanted)):
         torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-12)
         assert k == case.shared or not found[gate == 0].any()
+    single = case.masked([x.float() for x in inputs], gate.float())
+    assert single.dtype == torch.float32
+    assert single.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6 * gate.mean().item())
 
 
 @every_case
-@every_gate
-def test_float32_keeps_to_the_formula(case, gate):
-    inputs, gate = [x.float() for x in case.inputs()], torch.tensor(gate, dtype=torch.float64)
-    found = case.masked(inputs, gate.float())
-    assert found.dtype == torch.float32
-    expected = case.expected([x.double() for x in inputs], gate)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-8)
-
-
-@every_case
-@pytest.mark.parametrize("chosen", [0, 1, 3, BATCH])
+@pytest.mark.parametrize("chosen", [0, 3])
 def test_dead_features_leave_loss_and_gradient_finite(case, chosen):
     """All activations zero, as after a ReLU gone wrong: every norm and every distance is zero."""
     gate = (torch.arange(BATCH) < chosen).double()
@@ -167,13 +146,6 @@ def test_dead_features_leave_loss_and_gradient_finite(case, chosen):
     value, gradients = value_and_gradients(case.masked, dead, gate)
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("name", ["at", "fitnet", "sp", "rkd", "cc", "pkt", "ft", "nst, by channels", "hcl", "kl"])
-def test_features_that_agree_cost_nothing(name):
-    case = CASES[name]
-    feature = case.inputs()[0]
-    assert case.loss(feature, feature.clone(), torch.ones(BATCH)).item() == pytest.approx(0, abs=1e-15)
 
 
 def test_standardised_logits_have_mean_0_and_deviation_1_by_the_formula():
@@ -222,25 +194,9 @@ def test_pkt_of_networks_that_almost_agree_is_more_than_rounding():
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("shapes", [((5, 30), (8, 30)), ((30, 5), (20, 5))])
-def test_both_ways_to_the_selectivity_discrepancy_agree(shapes):
-    student, teacher = (torch.randn(3, *shape) for shape in shapes)
-    torch.testing.assert_close(
-        discrepancy_by_channels(student, teacher), discrepancy_by_positions(student, teacher), rtol=1e-12, atol=0
-    )
-
-
 def test_selectivity_never_builds_a_matrix_larger_than_the_smaller_way_needs():
     """A [B, C, C, HW] tensor would have 268 million elements here, the C x C products a million."""
     student, teacher = torch.randn(1, 512, 4, 4), torch.randn(1, 512, 4, 4)
-    sizes = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            sizes.extend(x.numel() for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, torch.Tensor))
-            return out
-
-    with Recorder():
+    with Largest() as largest:
         nst_loss(student, teacher, torch.ones(1))
-    assert max(sizes) == student.numel()
+    assert largest.size == student.numel()

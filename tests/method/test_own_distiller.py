@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from documents import shown_file
 from toys import take_step, toy_batch, toy_task
 
+import distillers
 from distillers import DISTILLERS
+from distillers.logits import LOGIT_LOSSES
 from models import get_model
+from utils.cli import main_distill
 from utils.errors import UserError
+from utils.registry import names_in_source
 from utils.run_folder.checkpoint import read_checkpoint
 
-REPO = Path(__file__).resolve().parents[2]
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """Files that somebody has put into the folder of the distillers."""
+    files = {name: shown_file(f"distillers/{name}.py") for name in ("stats", "wsld")}
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    for registry in (DISTILLERS, LOGIT_LOSSES):
+        monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry if name not in files})
+        monkeypatch.setattr(registry, "_loaded", False)
+    distillers.__path__.append(str(tmp_path))
+    names_in_source.cache_clear()
+    yield
+    distillers.__path__.remove(str(tmp_path))
+    names_in_source.cache_clear()
+    for name in files:
+        sys.modules.pop(f"distillers.{name}", None)
 
 
+@pytest.mark.usefixtures("added")
 def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
-    for package in ("configs", "datasets", "distillers", "models", "utils"):
-        shutil.copytree(REPO / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in (*REPO.glob("train*"), REPO / "requirements.txt"):
-        shutil.copy(file, tmp_path)
-    for file in ("distillers/stats.py", "distillers/wsld.py"):
-        (tmp_path / file).write_text(shown_file(file))
-    torch.save(get_model("resnet14", 10).state_dict(), tmp_path / "teacher.pth")  # random, or one is trained first
+    torch.save(get_model("resnet8", 10).state_dict(), tmp_path / "teacher.pth")
+    names = ["--dataset", "digits", "--teacher", "resnet8", "--student", "resnet8", "--distiller", "stats"]
+    words = ["kd_loss.logits=wsld", f"kd.teacher.checkpoint={tmp_path / 'teacher.pth'}", f"run.root={tmp_path}"]
+    words += ["dataset.img_h=8", "dataset.img_w=8", "training.epochs=2", "training.device=cpu"]
+    main_distill(arguments=[*names, *words, "training.batch_size=256", "validation.batch_size=256"])
 
-    names = {"dataset": "digits", "net1": "resnet14", "net2": "resnet8", "distiller": "stats"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    options = [
-        "kd_loss.logits=wsld",
-        "kd.teacher.checkpoint=teacher.pth",
-        "training.epochs=2",
-        "training.device=cpu",
-        "dataset.img_h=8",
-        "dataset.img_w=8",
-        "validation.batch_size=256",
-    ]
-    environment = {**os.environ, **names, "PATH": path}
-    subprocess.run(["sh", "train.sh", *options], cwd=tmp_path, env=environment, check=True)
-
-    run = tmp_path / "run/digits/1029/adaptive-stats/resnet14-resnet8"
+    (run,) = tmp_path.glob("digits/1029/adaptive-stats/*")
     first, second = (json.loads(line)["train"] for line in (run / "metrics.jsonl").read_text().splitlines())
     assert all(first[f"loss/{spot}"] > 0 and f"gate/{spot}" in first for spot in ("f1", "f2", "f3"))
     assert first["loss/logits"] > 0

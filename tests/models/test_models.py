@@ -8,8 +8,8 @@ import json
 import lzma
 import math
 from functools import cache, partial
-from itertools import combinations
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import reference_networks as reference
@@ -25,19 +25,15 @@ CONTRACT = json.loads((Path(__file__).with_name("model_contract.json")).read_tex
 SPECIFIED = list(CONTRACT["models"])
 ALIASES = {"ShuffleV1": "ShuffleNetV1", "ShuffleV2": "ShuffleNetV2"}
 
-# One or more of every class, small ones, with the arguments that make them smaller still.
+# One of every class, with the arguments that make them small.
 SAMPLES = {
     "resnet8": {},
-    "resnet8x4": {},
     "ResNet18": {"blocks": (1, 1, 1, 1)},
     "ResNet50": {"blocks": (1, 2, 1, 1)},
-    "wrn_16_1": {},
     "wrn_16_2": {},
-    "vgg8": {},
     "vgg11": {},
     "vgg8-imagenet": {"hidden": 8},
-    "MobileNetV2": {},
-    "MobileNetV2_half": {},
+    "MobileNetV2": {"width": 0.25},
     "ShuffleNetV1": {},
     "ShuffleNetV2": {},
 }
@@ -52,8 +48,8 @@ def published_state_dicts() -> dict[str, dict[str, list[int]]]:
 
 @cache
 def shapes_only(name: str, num_classes: int = 100) -> StagedModel:
-    """The model without memory or arithmetic."""
-    with torch.device("meta"):
+    """The model without memory or arithmetic; even drawing no weights takes PyTorch seconds."""
+    with torch.device("meta"), patch.object(torch.Tensor, "normal_", lambda x, *_, **__: x):
         return get_model(name, num_classes)
 
 
@@ -69,8 +65,9 @@ def sample(name: str) -> StagedModel:
     return model
 
 
-def images(size: int = 32, count: int = 2) -> torch.Tensor:
-    return torch.randn(count, 3, size, size)
+def images(name: str) -> torch.Tensor:
+    size = 32 if "imagenet" in name else 16
+    return torch.randn(2, 3, size, size)
 
 
 class TestContract:
@@ -86,10 +83,11 @@ class TestContract:
         assert parameters == CONTRACT["models"][name]["parameters"]
 
     @every_specified
-    def test_features_have_the_published_shapes_at_every_size(self, name):
+    def test_features_have_the_published_shapes(self, name):
         for size, shapes in CONTRACT["models"][name]["features"].items():
-            ours = shapes_only(name).feature_shapes(int(size), int(size))
-            assert [list(shape) for shape in ours] == shapes, f"at {size} pixels"
+            if int(size) == 32 or name in SAMPLES:  # the depth of a network changes nothing about sizes
+                ours = shapes_only(name).feature_shapes(int(size), int(size))
+                assert [list(shape) for shape in ours] == shapes, f"at {size} pixels"
 
     def test_half_the_width_gives_the_mobilenet_of_the_classic_benchmarks(self):
         half = shapes_only("MobileNetV2_half")
@@ -111,42 +109,25 @@ class TestContract:
 
 class TestStages:
     @every_sample
-    def test_cutting_anywhere_gives_the_logits_of_forward_bit_for_bit(self, name):
-        model, x = sample(name), images(32 if name == "vgg8-imagenet" else 16)
-        with torch.no_grad():
-            logits, cuts = model(x), range(1, len(model.stages()))
-            for number in (1, len(cuts)):
-                for chosen in combinations(cuts, number):
-                    out = x
-                    for start, stop in zip((0, *chosen), (*chosen, None)):
-                        out = model.run(out, start, stop)
-                    assert torch.equal(out, logits), f"cut at {chosen}"
-
-    @every_sample
-    def test_features_agree_with_running_up_to_them_and_with_forward(self, name):
-        model, x = sample(name), images()
+    def test_features_are_the_ends_of_stages_and_lead_to_the_logits_of_forward_bit_for_bit(self, name):
+        model, x = sample(name), images(name)
         with torch.no_grad():
             features, logits = model.features(x)
             assert torch.equal(logits, model(x))
             assert len(features) == len(model.stages()) - 1
             for index, feature in enumerate(features):
                 assert torch.equal(feature, model.run(x, stop=index + 1))
+                assert torch.equal(model.run(feature, start=index + 1), logits)
 
     @every_sample
-    def test_no_stage_overwrites_what_it_is_handed(self, name):
-        model, x = sample(name).train(), images()
-        with torch.no_grad():
-            for index in range(len(model.stages())):
-                before = x.clone()
-                out = model.run(x, index, index + 1)
-                assert torch.equal(x, before), f"stage {index}"
-                x = out
-
-    @every_sample
-    def test_features_and_logits_send_a_gradient_to_every_parameter(self, name):
-        model = sample(name).train()
-        features, logits = model.features(images())
-        (sum(feature.square().mean() for feature in features) + logits.square().mean()).backward()
+    def test_no_stage_overwrites_what_it_is_handed_and_every_parameter_gets_a_gradient(self, name):
+        model, x, total = sample(name).train(), images(name), 0
+        for index in range(len(model.stages())):
+            before = x.detach().clone()
+            out = model.run(x, index, index + 1)
+            assert torch.equal(x, before), f"stage {index}"
+            x, total = out, total + out.square().mean()
+        total.backward()
         assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
     def test_vgg_pools_before_its_last_block_from_64_pixels_on(self):
@@ -176,31 +157,25 @@ class TestFeatureShapes:
         assert all(module.training for module in model.modules())
 
 
-# (model, size of the images, the formula)
-FORMULAS = [
-    ("resnet8", 32, partial(reference.resnet, layers=3, shortcut="downsample", classifier="fc")),
-    ("resnet8x4", 16, partial(reference.resnet, layers=3, shortcut="downsample", classifier="fc")),
-    ("ResNet18", 32, partial(reference.resnet, layers=4, shortcut="shortcut", classifier="linear")),
-    ("ResNet50", 16, partial(reference.resnet, layers=4, shortcut="shortcut", classifier="linear")),
-    ("wrn_16_1", 32, reference.wide_resnet),
-    ("wrn_16_2", 32, reference.wide_resnet),
-    ("vgg8", 32, reference.vgg),
-    ("vgg8", 64, reference.vgg),
-    ("vgg11", 32, reference.vgg),
-    ("vgg8-imagenet", 64, reference.vgg_imagenet),
-    ("MobileNetV2", 32, reference.mobilenet_v2),
-    ("MobileNetV2_half", 64, reference.mobilenet_v2),
-    ("ShuffleNetV1", 32, reference.shufflenet_v1),
-    ("ShuffleNetV2", 32, reference.shufflenet_v2),
-]
+FORMULAS = {
+    "resnet8": partial(reference.resnet, layers=3, shortcut="downsample", classifier="fc"),
+    "ResNet18": partial(reference.resnet, layers=4, shortcut="shortcut", classifier="linear"),
+    "ResNet50": partial(reference.resnet, layers=4, shortcut="shortcut", classifier="linear"),
+    "wrn_16_2": reference.wide_resnet,
+    "vgg11": reference.vgg,
+    "vgg8-imagenet": reference.vgg_imagenet,
+    "MobileNetV2": reference.mobilenet_v2,
+    "ShuffleNetV1": reference.shufflenet_v1,
+    "ShuffleNetV2": reference.shufflenet_v2,
+}
 
 
-@pytest.mark.parametrize(("name", "size", "formula"), FORMULAS, ids=[f"{name}-{size}" for name, size, _ in FORMULAS])
-def test_logits_are_those_of_the_formula_over_the_same_weights(name, size, formula):
-    model, x = sample(name).double(), images(size).double()
+@every_sample
+def test_logits_are_those_of_the_formula_over_the_same_weights(name):
+    model, x = sample(name).double(), images(name).double()
     with torch.no_grad():
         logits = model(x)
-        expected = formula(reference.Weights(model.state_dict()), x)
+        expected = FORMULAS[name](reference.Weights(model.state_dict()), x)
     assert logits.std() > 0
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
@@ -243,13 +218,6 @@ class TestInitialisation:
         weight = get_model("ShuffleNetV2", 10).conv2.weight
         bound = 1 / math.sqrt(464)
         assert 0.99 * bound < weight.abs().max() <= bound
-
-    @every_sample
-    def test_batchnorm_starts_as_the_identity(self, name):
-        for module in get_model(name, 10, kwargs=SAMPLES[name]).modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert (module.weight == 1).all()
-                assert not module.bias.any()
 
 
 class TestGetModel:

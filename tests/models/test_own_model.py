@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from odd_networks import RESNET_STAGES, Own
+from odd_networks import Own
 from pictures import image_folder
 
 from models import MODELS
@@ -17,7 +17,7 @@ from utils.cli import main_distill, main_single
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
 
-RESNET, MOBILENET = "torchvision.models.resnet18", "torchvision.models.mobilenet_v2"
+RESNET = "torchvision.models.resnet18"
 CONNECTED, ODD_NAMES = "odd_networks.Connected", "odd_networks.OddNames"
 
 
@@ -45,48 +45,47 @@ def _at_the_workplace(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
 
 
-def train_single(*overrides: str, root: str) -> dict:
-    """Train a ResNet-18 and return its best weights."""
-    main_single(["--dataset", "pets", "--model", RESNET, f"run.root={root}", *overrides])
-    return read_checkpoint(Path(root) / f"pets/1029/{RESNET}/ckpt/best.pth")["model"]
+def weights_of(run: str) -> dict:
+    return read_checkpoint(Path("run/pets/1029") / run / "ckpt/last.pth")["model"]
 
 
-@pytest.fixture(scope="module")
-def trained(workplace):
-    """The weights of one whose stages are found automatically, and which lies where a student looks for its teacher."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workplace)
-        return train_single(root="run")
-
-
-def test_it_is_trained_under_its_import_path_and_keeps_its_own_names(trained):
-    own = torchvision.models.resnet18(num_classes=2)
-    own.load_state_dict(trained)
-
-
-def test_stages_may_be_spelt_out(trained):
-    spelt_out = train_single(f"model.stages={RESNET_STAGES}", root="spelt_out")
-    assert all(torch.equal(trained[key], spelt_out[key]) for key in trained)
-
-
-def test_it_starts_from_weights_for_other_classes_with_a_new_head():
+def test_a_classifier_of_imagenet_with_a_new_head_teaches_a_network_whose_parts_have_any_name(tmp_path, capsys):
+    """It is trained, distilled, resumed and exported."""
     frozen = ["model.checkpoint=resnet18.pth", "model.new_head=true", "training.lr=1e-12"]
-    weights = train_single(*frozen, root="new_head")
-    assert weights["fc.weight"].shape == (2, 512)
-    imagenet = read_checkpoint(Path("resnet18.pth"))
+    main_single(["--dataset", "pets", "--model", RESNET, *frozen])
+    weights, imagenet = weights_of(RESNET), read_checkpoint(Path("resnet18.pth"))
+    torchvision.models.resnet18(num_classes=2).load_state_dict(weights)
     for name in ("conv1.weight", "layer3.0.downsample.0.weight", "layer4.1.conv2.weight"):
         torch.testing.assert_close(weights[name], imagenet[name], rtol=0, atol=1e-6)
 
-
-def test_it_teaches_another_network_of_torchvision_which_is_exported(trained, tmp_path, capsys):
-    names = ["--teacher", RESNET, "--student", MOBILENET, "--distiller", "at"]
-    main_distill(arguments=["--dataset", "pets", *names])
-    run = Path(f"run/pets/1029/adaptive-at/{RESNET}-{MOBILENET}")
-    student = torchvision.models.mobilenet_v2(num_classes=2)
-    student.load_state_dict(read_checkpoint(run / "ckpt/best.pth")["model"])
-    assert (run / "result.json").exists()
-    export.main([str(run), f"--out={tmp_path / 'student.pt2'}"])
+    pair = ["--dataset", "pets", "--teacher", RESNET, "--student", ODD_NAMES, "--distiller", "at"]
+    main_distill(arguments=pair)
+    run = Path(f"run/pets/1029/adaptive-at/{RESNET}-{ODD_NAMES}")
+    content = read_checkpoint(run / "ckpt/last.pth")
+    assert list(content["model"])[:2] == ["features.weight", "features.bias"]
+    assert not content["model"]["run.running_mean"].any()  # its own `train` keeps that BatchNorm as it is
+    main_distill(arguments=[*pair, "training.epochs=2", "--resume"])
+    content = read_checkpoint(run / "ckpt/last.pth")
+    assert content["progress"]["epoch"] == 2
+    export.main([str(run), "--trust", f"--out={tmp_path / 'odd.pt2'}"])
     assert "same logits" in capsys.readouterr().out
+    assert "features.weight" in torch.export.load(tmp_path / "odd.pt2").state_dict
+
+    content["extra"]["policy.linear.weight"] = torch.zeros(2, 2)  # a run from before, with other features
+    torch.save(content, run / "ckpt/last.pth")
+    with pytest.raises(UserError, match=r"are cut elsewhere since 2026-11, kd\.student\.stages names the former cut"):
+        main_distill(arguments=[*pair, "training.epochs=2", "--resume"])
+
+
+def test_stages_may_be_spelt_out():
+    model = ["--dataset", "pets", "--model", "odd_networks.Chain"]
+    stages = "[[stem], [down], [pool, flatten], [classifier]]"
+    main_single([*model, "model.label=automatic"])
+    main_single([*model, f"model.stages={stages}", "model.label=spelt"])
+    automatic, spelt_out = weights_of("automatic"), weights_of("spelt")
+    assert all(torch.equal(automatic[key], spelt_out[key]) for key in automatic)
+    with pytest.raises(UserError, match="stages: there is no 'middle'"):
+        main_single([*model, "model.stages=[[stem], [middle]]", "model.label=wrong"])
 
 
 def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path, capsys):
@@ -105,26 +104,6 @@ def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path
         main_distill(arguments=[*pair, "--distiller", "at", *names])
     with pytest.raises(UserError, match=r"^pkt: the teacher is one piece [^;]*; distiller=kd [^;]*; kd\.student"):
         main_distill(arguments=[*pair, "--distiller", "pkt", *names])
-
-
-def test_a_network_whose_parts_have_any_name_is_trained_distilled_resumed_and_exported(tmp_path, capsys):
-    main_single(["--dataset", "pets", "--model", ODD_NAMES])
-    pair = ["--dataset", "pets", "--teacher", ODD_NAMES, "--student", ODD_NAMES, "--distiller", "at"]
-    main_distill(arguments=[*pair, "kd.student.label=student"])
-    run = Path("run/pets/1029/adaptive-at/odd_networks.OddNames-student")
-    content = read_checkpoint(run / "ckpt/last.pth")
-    assert list(content["model"])[:2] == ["features.weight", "features.bias"]
-    assert not content["model"]["run.running_mean"].any()  # its own `train` keeps that BatchNorm as it is
-    main_distill(arguments=[*pair, "kd.student.label=student", "training.epochs=2", "--resume"])
-    content = read_checkpoint(run / "ckpt/last.pth")
-    export.main([str(run), "--trust", f"--out={tmp_path / 'odd.pt2'}"])
-    assert "same logits" in capsys.readouterr().out
-    assert "features.weight" in torch.export.load(tmp_path / "odd.pt2").state_dict
-
-    content["extra"]["policy.linear.weight"] = torch.zeros(2, 2)  # a run from before, with other features
-    torch.save(content, run / "ckpt/last.pth")
-    with pytest.raises(UserError, match=r"are cut elsewhere since 2026-11, kd\.student\.stages names the former cut"):
-        main_distill(arguments=[*pair, "kd.student.label=student", "training.epochs=2", "--resume"])
 
 
 @pytest.mark.parametrize(
