@@ -6,7 +6,6 @@ import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import compress
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from models.cut.ends import Ends
-from models.cut.given import BEFORE, Stages, given_pieces, listed, only_tensor
+from models.cut.given import BEFORE, Stages, given_pieces
 from models.cut.trace import Place, PlaceTracer, cut_points, record_shapes, slices
 from models.cut.view import Piece, StagedView, compiled, find_layout, prefix_tokens
 from models.staged import StagedModel
@@ -23,6 +22,7 @@ from utils.errors import UserError, doing, exhausted_memory, explain
 MODES = {False: "evaluation mode", True: "training mode"}
 # How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
 TOLERANCES = {False: 1e-5, True: 1e-3}
+TRIED = 4  # linear layers, of which one may be the classifier
 
 
 def wrap_module(
@@ -49,7 +49,11 @@ def wrap_module(
             raise UserError("is cut into stages by its own class; leave `stages` out")
         return module
     if stages is not None:
-        return Trial(module, num_classes, image_size).given(stages)
+        trial = Trial(module, num_classes, image_size)
+        try:
+            return trial.view(given_pieces(module, stages))
+        except UserError as error:
+            raise UserError(f"stages: {error}") from error
     try:
         with _same_draws():
             return followed(module, num_classes, image_size)
@@ -126,12 +130,8 @@ def staged_view(
     for mode in MODES:
         with _same_draws(), torch.set_grad_enabled(mode):
             *features, logits[mode] = run_pieces(fresh(trial, mode), pieces[mode], images, overwriting)
-    layouts = []
-    for number, feature in enumerate(features):
-        try:
-            layouts.append(find_layout(tuple(feature.shape[1:]), tuple(images.shape[2:]), prefix_tokens(module)))
-        except ValueError as error:
-            raise UserError(f"feature {number} is {error}; let its stage end elsewhere") from error
+    with doing("looking at the features"):
+        layouts = [find_layout(f.shape[1:], images.shape[2:], prefix_tokens(module)) for f in features]
     one_piece = len(features) == 1 and features[0] is logits[True]
     if not uncut and all(feature.dim() == 2 for feature in features):
         uncut = "nowhere in its forward is one map all that the rest needs"
@@ -143,18 +143,18 @@ def run_pieces(network: nn.Module, pieces: Sequence[Piece], images: Tensor, over
     outputs = [images.clone()]
     for number, piece in enumerate(pieces):
         x = outputs[-1]
-        if number == len(pieces) - 1 and x.dim() != 2:
-            raise UserError(
-                f"the last feature, before the classifier, must be a vector and has shape {tuple(x.shape[1:])}; "
-                "pool or flatten it at the end of the stage before the last"
-            )
-        version = x._version
-        with doing(f"stage {number} on a tensor of shape {tuple(x.shape)}"):
+        with doing(f"stage {number} on {tuple(x.shape)}"):
+            version = x._version
             outputs.append(piece.run(network, x))
-        if x._version != version:
-            overwriting.add(number)
-        if not isinstance(outputs[-1], Tensor):
-            raise UserError(f"stage {number} gives a {type(outputs[-1]).__name__}, not a tensor")
+            if x._version != version:
+                overwriting.add(number)
+            if not isinstance(outputs[-1], Tensor):
+                raise TypeError(f"it gives a {type(outputs[-1]).__name__}, not a tensor")
+    if outputs[-2].dim() != 2:
+        raise UserError(
+            f"the last feature, before the classifier, must be a vector and has shape {tuple(outputs[-2].shape[1:])}; "
+            "pool or flatten it at the end of the stage before the last"
+        )
     return outputs[1:]
 
 
@@ -174,33 +174,25 @@ class Trial:
         self.images = torch.randn(2, 3, *image_size, generator=noise)
         self.logits = {mode: self._own_logits(mode, num_classes) for mode in MODES}
 
-    def given(self, stages: Stages) -> StagedView:
-        """The stages of a config.
-
-        Raises:
-            UserError: there are no such stages, they do not reproduce the logits of the network's own forward, or they
-                train what it does not.
-        """
-        try:
-            return self._view(given_pieces(self.network, stages))
-        except UserError as error:
-            raise UserError(f"stages: {error}") from error
-
     def body_and_classifier(self, uncut: str) -> StagedView:
         """Two stages, the classifier and all before it; or the network is one piece."""
-        for head in reversed(self._classifiers()):
+        linear = [path for path, part in self.network.named_modules() if isinstance(part, nn.Linear)]
+        for head in reversed(linear[-TRIED:]):
             with suppress(UserError):
-                return self._view(given_pieces(self.network, [[f"{BEFORE}{head}"], [head]]), uncut)
+                return self.view(given_pieces(self.network, [[f"{BEFORE}{head}"], [head]]), uncut)
         whole = Piece(lambda network, x: network(x), frozenset(self.network.state_dict()))
-        return self._view([whole, Piece(lambda network, x: x, frozenset())], uncut)
+        return self.view([whole, Piece(lambda network, x: x, frozenset())], uncut)
 
-    def _view(self, pieces: Sequence[Piece], uncut: str = "") -> StagedView:
+    def view(self, pieces: Sequence[Piece], uncut: str = "") -> StagedView:
+        """The network with these stages.
+
+        Raises:
+            UserError: they do not reproduce the logits of the network's own forward, or train what it does not.
+        """
         view, logits = staged_view(self.network, self.copy, dict.fromkeys(MODES, pieces), self.images, uncut)
         for mode, own in self.logits.items():
-            if logits[mode].shape != own.shape:
-                found = tuple(logits[mode].shape)
-                raise UserError(f"they give logits of shape {found}, the network's own forward {tuple(own.shape)}")
-            gap, scale = (logits[mode] - own).abs().max(), own.abs().max()
+            scale, found = own.abs().max(), logits[mode]
+            gap = (found - own).abs().max() if found.shape == own.shape else torch.inf
             if not gap <= TOLERANCES[mode] * scale:  # nor if either is NaN
                 raise UserError(
                     f"they do not do what the network's own forward does: in {MODES[mode]} logits differ by up to "
@@ -209,36 +201,19 @@ class Trial:
         own = self._trained(self.logits[True])
         if own and (others := self._trained(logits[True]) - own):
             raise UserError(
-                f"they train {listed(sorted(others)[:3])}, to which the network's own forward gives no gradient "
+                f"they train {', '.join(sorted(others)[:3])}, to which the network's own forward gives no gradient "
                 "(torch.no_grad or detach there); requires_grad=False keeps a part as it is"
             )
         return view
 
-    def _classifiers(self) -> list[str]:
-        """Submodules that have weights and are called with a vector, in the order of their calls."""
-        found, network = [], fresh(self.copy)
-
-        def before(path: str, part: nn.Module, arguments: tuple) -> None:
-            given = only_tensor(*arguments)
-            if given is not None and given.dim() == 2 and next(part.parameters(), None) is not None:
-                found.append(path)
-
-        for path, part in network.named_modules():
-            if path and not part._modules:
-                part.register_forward_pre_hook(partial(before, path))
-        self._own_logits(False, None, network)
-        return found
-
-    def _own_logits(self, mode: bool, num_classes: int | None, network: nn.Module | None = None) -> Tensor:
+    def _own_logits(self, mode: bool, num_classes: int | None) -> Tensor:
         size = "x".join(map(str, self.images.shape[2:]))
         with doing(f"running it on images of {size} in {MODES[mode]}"), _same_draws(), torch.set_grad_enabled(mode):
-            logits = (network or fresh(self.copy, mode))(self.images.clone())
-        if num_classes is None and isinstance(logits, Tensor) and logits.dim() == 2:
-            num_classes = logits.shape[1]
-        expected = (len(self.images), num_classes)
-        if not isinstance(logits, Tensor) or logits.shape != expected:
-            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise UserError(f"gives {found} for {expected[0]} images in {MODES[mode]}, not logits of shape {expected}")
+            logits = fresh(self.copy, mode)(self.images.clone())
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if len(shape) != 2 or shape != (len(self.images), num_classes or shape[1]):
+            expected = (len(self.images), num_classes or "classes")
+            raise UserError(f"gives {shape} for {len(self.images)} images in {MODES[mode]}, not logits of {expected}")
         return logits
 
     def _trained(self, logits: Tensor) -> set[str]:

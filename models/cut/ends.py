@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from models.cut.trace import Place, cut_points, shared
 from models.cut.view import Tokens, find_layout, prefix_tokens
+from utils.errors import UserError
 
 LONGEST_ROW = 4  # features at one resolution
 RESNET = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
@@ -75,7 +76,7 @@ class Ends:
     def _resolution(self, shape: tuple[int, ...]) -> Any:
         try:
             layout = find_layout(shape, self.image_size, self.prefix)
-        except ValueError:
+        except UserError:
             return None
         if len(shape) == 1:
             return "vector"

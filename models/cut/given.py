@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,20 +19,18 @@ Stages = Sequence[Sequence[str]]
 BEFORE = "before "  # all that the network's forward does until it calls the submodule of the path that follows
 
 
-def pool(x: Tensor, prefix: int = 0) -> Tensor:
+def pool(x: Tensor, prefix: int | None) -> Tensor:
     """Average over all positions of a map, or over the tokens ``[B, N, D]`` after the first `prefix`."""
-    return x[:, prefix:].mean(dim=1) if x.dim() == 3 else global_pool(x)
-
-
-def token(x: Tensor) -> Tensor:
-    """The first of the tokens ``[B, N, D]``."""
-    if x.dim() != 3:
-        raise ValueError(f"token takes [B, N, D], not a tensor of shape {tuple(x.shape)}")
-    return x[:, 0]
+    return x[:, prefix or 0 :].mean(dim=1) if x.dim() == 3 else global_pool(x)
 
 
 def flatten(x: Tensor) -> Tensor:
     return torch.flatten(x, start_dim=1)
+
+
+def token(x: Tensor) -> Tensor:
+    """The first of the tokens ``[B, N, D]``."""
+    return x[:, 0]
 
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "flatten": flatten, "pool": pool, "token": token}
@@ -47,16 +44,16 @@ def given_pieces(network: nn.Module, stages: Stages) -> list[Piece]:
             (``features.0:4``) or one of the `OPERATIONS`; of a submodule and an operation of one name, the submodule.
 
     Raises:
-        UserError: there is no such step.
+        UserError: there are fewer than two stages, or there is no such step.
     """
     if len(stages) < 2 or not all(stages):
-        lengths = ", ".join(str(len(stage)) for stage in stages) or "none"
-        raise UserError(f"two or more are needed, each of one or more steps; found with steps: {lengths}")
-    if not stages[0][0].startswith(BEFORE):
-        return [_chain(network, stage) for stage in stages]
+        raise UserError("two or more are needed, each of one or more steps")
     (before, *rest), *others = stages
+    if not before.startswith(BEFORE):
+        return [_chain(network, stage) for stage in stages]
     path = before.removeprefix(BEFORE)
-    find_part(network, path)
+    with doing(f"finding {path!r}"):
+        network.get_submodule(path)
     first, *later = (_chain(network, stage) for stage in (rest, *others))
     elsewhere = {name for piece in later for name in piece.names}
     names = frozenset(key for key in network.state_dict() if not is_used(key, elsewhere))
@@ -66,22 +63,35 @@ def given_pieces(network: nn.Module, stages: Stages) -> list[Piece]:
 def _chain(network: nn.Module, steps: Sequence[str]) -> Piece:
     graph = fx.Graph()
     x = graph.placeholder("x")
-    for step in chain.from_iterable(_expanded(network, step) for step in steps):
-        if step in part_names(network) or step not in OPERATIONS:
-            x = graph.call_module(step, (x,))
-        else:
-            options = {"prefix": prefix_tokens(network) or 0} if step == "pool" else {}
+    for step in steps:
+        if step in OPERATIONS and not isinstance(getattr(network, step, None), nn.Module):
+            options = {"prefix": prefix_tokens(network)} if step == "pool" else {}
             x = graph.call_function(OPERATIONS[step], (x,), options)
+            continue
+        with doing(f"finding {step!r}, which is no operation ({', '.join(OPERATIONS)}),"):
+            for path in _expanded(network, step):
+                network.get_submodule(path)
+                x = graph.call_module(path, (x,))
     graph.output(x)
     return compiled(network, graph)
+
+
+def _expanded(network: nn.Module, step: str) -> list[str]:
+    """The step, or the parts that a slice like ``features.0:4`` stands for."""
+    owner, _, bounds = step.rpartition(".")
+    if ":" not in bounds:
+        return [step]
+    chosen = slice(*(int(bound) if bound else None for bound in bounds.split(":", 1)))
+    # Not `named_children`, which leaves the second name of a part out.
+    return [f"{owner}.{name}".removeprefix(".") for name in [*network.get_submodule(owner)._modules][chosen]]
 
 
 class _Reached(BaseException):
     """Ends a forward at the call of a submodule. No `Exception`, which the forward may catch."""
 
-    def __init__(self, argument: Any):
+    def __init__(self, arguments: list[Any]):
         super().__init__()
-        self.argument = argument
+        self.arguments = arguments
 
 
 def _argument_of(path: str, network: nn.Module, x: Tensor) -> Tensor:
@@ -92,62 +102,14 @@ def _argument_of(path: str, network: nn.Module, x: Tensor) -> Tensor:
     """
 
     def end(_: nn.Module, arguments: tuple, options: dict) -> None:
-        raise _Reached(only_tensor(*arguments, *options.values()))
+        raise _Reached([value for value in (*arguments, *options.values()) if value is not None])
 
     handle = network.get_submodule(path).register_forward_pre_hook(end, with_kwargs=True)
     try:
         network(x)
     except _Reached as reached:
-        if reached.argument is not None:
-            return reached.argument
+        if len(reached.arguments) == 1 and isinstance(reached.arguments[0], Tensor):
+            return reached.arguments[0]
     finally:
         handle.remove()
     raise ValueError(f"forward does not call {path!r} with one tensor")
-
-
-def only_tensor(*values: object) -> Tensor | None:
-    """The value that is not None, if it is the only one and a tensor."""
-    given = [value for value in values if value is not None]
-    return given[0] if len(given) == 1 and isinstance(given[0], Tensor) else None
-
-
-def _expanded(network: nn.Module, step: str) -> list[str]:
-    """The step, or the parts that a slice like ``features.0:4`` stands for."""
-    owner, _, bounds = step.rpartition(".")
-    if ":" not in bounds:
-        if step not in OPERATIONS:
-            find_part(network, step)
-        return [step]
-    parts = part_names(find_part(network, owner))
-    with doing(f"taking the slice {step!r} of {listed(parts)}"):
-        chosen = parts[slice(*(int(bound) if bound else None for bound in bounds.split(":", 1)))]
-    if not chosen:
-        raise UserError(f"the slice {step!r} is empty; the parts are {listed(parts)}")
-    return [f"{owner}.{name}".removeprefix(".") for name in chosen]
-
-
-def find_part(network: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted `path`; `network` itself for the empty one.
-
-    Raises:
-        UserError: there is none; the line names those that are there.
-    """
-    try:
-        return network.get_submodule(path)
-    except AttributeError:
-        owner = path.rpartition(".")[0]
-        there = listed(part_names(find_part(network, owner)))
-        place = repr(owner) if owner else "the network"
-        raise UserError(f"there is no {path!r}: {place} has {there}; operations are {listed(OPERATIONS)}") from None
-
-
-def part_names(module: nn.Module) -> list[str]:
-    """Names of the direct parts of `module`; unlike `named_children`, also of one that has two names."""
-    return [name for name, part in module._modules.items() if part is not None]
-
-
-def listed(names: Iterable[str], shown: int = 12) -> str:
-    """`names` as a phrase, the first few of many."""
-    names = list(names)
-    rest = f", ... ({len(names)} in all)" if len(names) > shown else ""
-    return (", ".join(names[:shown]) or "nothing") + rest

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from models.cut.trace import has_gradients
 from models.staged import Stage, StagedModel
+from utils.errors import UserError
 
 MOST_PREFIX_TOKENS = 8  # beyond, tokens are no image
 
@@ -83,7 +84,7 @@ def find_layout(shape: Sequence[int], image_size: tuple[int, int], prefix: int |
         prefix: how many tokens are about the whole image, if that is known.
 
     Raises:
-        ValueError: it cannot; the text completes "the feature is ...".
+        UserError: it cannot.
     """
     if len(shape) == 1:
         return None
@@ -96,7 +97,7 @@ def find_layout(shape: Sequence[int], image_size: tuple[int, int], prefix: int |
                 return Tokens(spare, height, width)
             if spare >= 0 and prefix is None:
                 break
-    raise ValueError(f"of shape {tuple(shape)}, neither a vector nor a map nor tokens on a grid")
+    raise UserError(f"shape {tuple(shape)} is no vector, map or tokens on a grid; let the stage end elsewhere")
 
 
 def prefix_tokens(network: nn.Module) -> int | None:
