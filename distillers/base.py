@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -85,7 +83,7 @@ class Distiller(nn.Module):
     def __init__(self, setting: Setting):
         super().__init__()
         chosen = self.default_spots(setting) if setting.spots is None else setting.spots
-        self.spots = resolve_spots(chosen, setting)
+        self.spots = resolve_spots(chosen, setting, maps_only=self.maps_only)
         if setting.spots is not None and not self.spots:
             raise UserError("kd_loss.spots: empty; leave it out for the distiller's own, or take kd, which has none")
         if not self.spots and not self.logits_only:
@@ -94,8 +92,6 @@ class Distiller(nn.Module):
                 f"{type(self).__name__} finds no spot in {setting.pair} ({found}); kd_loss.spots=[[<student>, "
                 "<teacher>]] chooses some, distiller=kd distils the logits alone"
             )
-        if self.maps_only:
-            require_maps(self.spots, setting, type(self).__name__)
 
     def default_spots(self, setting: Setting) -> list[tuple[int, int]]:
         """The spots where the user does not choose any: `published_spots`, unless they depend on the networks."""
@@ -164,91 +160,32 @@ def all_middle(setting: Setting) -> list[tuple[int, int]]:
     return [(k, k) for k in range(1, depth - 1)]
 
 
-def resolve_spots(spots: Sequence[tuple[int, int]], setting: Setting) -> list[Spot]:
+def resolve_spots(spots: Sequence[tuple[int, int]], setting: Setting, *, maps_only: bool = False) -> list[Spot]:
     """Make indices non-negative and check that the routed networks can be stitched together at `spots`.
 
     Raises:
-        UserError: an index is out of range, a map is paired with a vector, or the order is not strictly increasing.
+        UserError: an index is out of range, two features do not fit together, or the order is not strictly increasing.
     """
-    resolved = []
+    resolved: list[Spot] = []
     for spot in spots:
-        indices = []
         for side, index, shapes in zip(("student", "teacher"), spot, (setting.student, setting.teacher)):
             if not -len(shapes) <= index < len(shapes):
                 raise UserError(
                     f"kd_loss.spots {list(spot)}: the {side} of {setting.pair} has features 0 to {len(shapes) - 1}"
                 )
-            indices.append(index % len(shapes))
-        s, t = Spot(*indices)
-        if len(setting.student[s]) != len(setting.teacher[t]):
+        s, t = spot[0] % len(setting.student), spot[1] % len(setting.teacher)
+        student, teacher = setting.student[s], setting.teacher[t]
+        if len(student) != len(teacher) or (maps_only and len(student) != 3):
             raise UserError(
-                f"kd_loss.spots {list(spot)}: {setting.pair} would pair {describe(setting.student[s])} (student) with "
-                f"{describe(setting.teacher[t])} (teacher); pair maps with maps and pooled vectors with pooled vectors"
+                f"kd_loss.spots {list(spot)}: {setting.pair} has {describe(student)} (student) and {describe(teacher)} "
+                f"(teacher) there; the distiller takes two maps{'' if maps_only else ' or two vectors'}"
+            )
+        if resolved and not (s > resolved[-1].student and t > resolved[-1].teacher):
+            raise UserError(
+                f"kd_loss.spots: {[s, t]} after {list(resolved[-1])}; both indices must grow from spot to spot"
             )
         resolved.append(Spot(s, t))
-    for before, after in pairwise(resolved):
-        if after.student <= before.student or after.teacher <= before.teacher:
-            raise UserError(
-                f"kd_loss.spots: {list(after)} after {list(before)}; both indices must grow from spot to spot"
-            )
     return resolved
-
-
-def require_maps(spots: Sequence[Spot], setting: Setting, distiller: str) -> None:
-    """Check that every spot is a map ``(C, H, W)``.
-
-    Raises:
-        UserError: one is not.
-    """
-    for spot in spots:
-        shape = setting.student[spot.student]
-        if len(shape) != 3:
-            raise UserError(
-                f"kd_loss.spots {list(spot)}: {distiller} compares maps, {setting.pair} has {describe(shape)} there; "
-                "pick an earlier feature, or a distiller of vectors such as CC, CRD, PKT or RKD"
-            )
-
-
-def check_option(
-    name: str,
-    value: object,
-    fits: Callable[[float], bool],
-    expected: str,
-    kind: type = float,
-    key: str = "kd_loss.options",
-) -> None:
-    """Check one of a distiller's keyword arguments.
-
-    Args:
-        name: ``"distiller.option"``, for the message.
-        fits: whether a number is possible.
-        expected: the same in words.
-        kind: ``int`` for a whole number.
-        key: where the config gives it.
-
-    Raises:
-        UserError: it is not a number, or not a possible one.
-    """
-    is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not (is_number and fits(value)):
-        raise UserError(f"{key}: {name} is {value!r}, expected {expected}")
-
-
-def options_of(kind: type) -> list[str]:
-    """Keyword arguments of a constructor that a config may give: all but ``setting``."""
-    return [argument for argument in inspect.signature(kind).parameters if argument != "setting"]
-
-
-def refuse_unknown_options(key: str, name: str, known: Sequence[str], options: Iterable[str]) -> None:
-    """Check that the `options`, which the config gives under `key`, are among those that `name` has.
-
-    Raises:
-        UserError: one is not; the line names those that it has.
-    """
-    for option in options:
-        if option not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UserError(f"{key}: {name} has no option {option!r}; {has}")
 
 
 def describe(shape: Shape) -> str:

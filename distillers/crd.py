@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, check_option
+from distillers.base import Distiller, Setting
 from distillers.ops import at_least, linear_embedding, masked_mean
 from distillers.registry import register_distiller
 from utils.processes.group import all_sum, gather_rows
@@ -215,11 +217,15 @@ class CRD(Distiller):
     default_weight = 0.8
     published_spots = ((-1, -1),)
 
-    def __init__(self, setting: Setting, *, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5):
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        negatives: PositiveInt = 16384,
+        temperature: PositiveFloat = 0.07,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    ):
         super().__init__(setting)
-        check_option("crd.negatives", negatives, lambda value: value > 0, "a whole number above 0", int)
-        check_option("crd.temperature", temperature, lambda value: value > 0, "a number above 0")
-        check_option("crd.momentum", momentum, lambda value: 0 <= value < 1, "a number from 0 to below 1")
         self.sampler = NegativeSampler(setting.labels)
         self.negatives = min(negatives, self.sampler.fewest)
         self.contrasts = nn.ModuleList(

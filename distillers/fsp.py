@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, Shape, Spot
+from distillers.base import Distiller, Setting
 from distillers.ops import at_least, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 from models.staged import StagedModel
@@ -82,14 +82,21 @@ class FSP(Distiller):
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        for spot in self.spots:
-            check_flow(spot, setting)
+        for s, t in self.spots:
+            if s == 0 or t == 0:
+                raise UserError(f"kd_loss.spots {[s, t]}: fsp needs a feature before the spot; spots start at 1")
+            student, teacher = (
+                f"{shapes[k - 1][0]}→{shapes[k][0]}" for shapes, k in ((setting.student, s), (setting.teacher, t))
+            )
+            if student != teacher:
+                raise UserError(
+                    f"fsp: {setting.pair}, spot {[s, t]}: student {student} channels, teacher {teacher}; FSP compares "
+                    "channel by channel, pick a pair with equal widths or another distiller"
+                )
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor, batch: Batch) -> Tensor:
-        return self.flow_losses(student, teacher, gates)
-
-    def flow_losses(self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor) -> Tensor:
-        """``[K]``: loss of the flow into every spot, between all features of both networks."""
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], gates: Tensor, batch: Batch | None
+    ) -> Tensor:
         losses = [
             fsp_loss(student[s - 1], student[s], teacher[t - 1].detach(), teacher[t].detach(), gates[:, k])
             for k, (s, t) in enumerate(self.spots)
@@ -103,26 +110,4 @@ class FSP(Distiller):
     def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Losses of all spots and all samples, summed over the spots."""
         everything = torch.ones(len(student[0]), len(self.spots), device=student[0].device)
-        return self.flow_losses(student, teacher, everything).sum()
-
-
-def check_flow(spot: Spot, setting: Setting) -> None:
-    """Check that both networks have a flow into `spot`, and of one shape.
-
-    Raises:
-        UserError: they do not.
-    """
-    s, t = spot
-    if s == 0 or t == 0:
-        raise UserError(f"kd_loss.spots {[s, t]}: fsp needs a feature before the spot; spots start at 1")
-    student, teacher = widths(setting.student, s), widths(setting.teacher, t)
-    if student != teacher:
-        raise UserError(
-            f"fsp: {setting.pair}, spot {s if s == t else [s, t]}: student {student} channels, teacher {teacher}; "
-            "FSP compares channel by channel, pick a pair with equal widths or another distiller"
-        )
-
-
-def widths(shapes: Sequence[Shape], k: int) -> str:
-    """Channels before and after the flow into feature `k`: ``"32→64"``."""
-    return f"{shapes[k - 1][0]}→{shapes[k][0]}"
+        return self(student, teacher, everything, None).sum()

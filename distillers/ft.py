@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, check_option
+from distillers.base import Distiller, Setting
 from distillers.ops import at_least, attention, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 from models.staged import StagedModel
@@ -74,9 +75,8 @@ class FT(Distiller):
     published_spots = ((-2, -2),)
     maps_only = True
 
-    def __init__(self, setting: Setting, *, rate: float = 0.5):
+    def __init__(self, setting: Setting, *, rate: PositiveFloat = 0.5):
         super().__init__(setting)
-        check_option("ft.rate", rate, lambda value: value > 0, "a number above 0")
         self.paraphrasers = nn.ModuleList()
         self.translators = nn.ModuleList()
         for spot in self.spots:

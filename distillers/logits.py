@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from datasets.batch import Batch
-from distillers.base import check_option
 from distillers.ops import at_least, chosen_count, masked_mean
 from distillers.registry import LOGIT_LOSSES, register_logit_loss
 
@@ -34,7 +34,7 @@ class LogitLoss(nn.Module):
 
     Args:
         temperature: by which logits are divided before the softmax, ``kd_loss.KD_T``.
-        constants: keyword arguments of `function` that the user changes, ``kd_loss.logits_options``; numbers from 0 on.
+        constants: keyword arguments of `function` that the user changes, ``kd_loss.logits_options``.
 
     Attributes:
         function: called as ``function(student, teacher, gate, ...)``, with ``label``, ``[B]``, and ``temperature`` if
@@ -43,9 +43,6 @@ class LogitLoss(nn.Module):
         label: what it is called in logs, ``"loss/<label>"``.
         warmup_epochs: over how many epochs its weight α grows to its full value, if the config does not say.
         capturable: see `distillers.base.Distiller`.
-
-    Raises:
-        UserError: the temperature or a constant is impossible.
     """
 
     function: ClassVar[Callable[..., Tensor] | None] = None
@@ -55,17 +52,7 @@ class LogitLoss(nn.Module):
 
     def __init__(self, temperature: float = 4.0, **constants: float):
         super().__init__()
-        check_option("temperature", temperature, lambda value: value > 0, "a number above 0", key="kd_loss.KD_T")
         self.temperature, self.constants = temperature, constants
-        for name, value in constants.items():
-            name = f"{type(self).__name__.lower()}.{name}"
-            check_option(name, value, lambda number: number >= 0, "a number from 0 on", key="kd_loss.logits_options")
-
-    @classmethod
-    def options(cls) -> list[str]:
-        """Names that ``kd_loss.logits_options`` may have: keyword arguments of the function, or of the constructor."""
-        arguments = inspect.signature(cls.function or cls).parameters.values()
-        return [each.name for each in arguments if each.kind is each.KEYWORD_ONLY and each.name != "temperature"]
 
     def forward(self, student: Tensor, teacher: Tensor, gate: Tensor, batch: Batch) -> Tensor:
         """Loss over the chosen samples, times the chosen share ``n / B``; a scalar.
@@ -116,8 +103,8 @@ def dkd_loss(
     label: Tensor,
     *,
     temperature: float,
-    target: float = 1.0,
-    nontarget: float = 8.0,
+    target: NonNegativeFloat = 1.0,
+    nontarget: NonNegativeFloat = 8.0,
 ) -> Tensor:
     """Divergence of the target class against all others, and that of the others among themselves, weighted apart.
 
@@ -160,7 +147,13 @@ class DKD(LogitLoss):
 
 @at_least(torch.float32)
 def dist_loss(
-    student: Tensor, teacher: Tensor, gate: Tensor, *, temperature: float, inter: float = 1.0, intra: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    gate: Tensor,
+    *,
+    temperature: float,
+    inter: NonNegativeFloat = 1.0,
+    intra: NonNegativeFloat = 1.0,
 ) -> Tensor:
     """How far from linearly related the probabilities of both networks are: those of one sample over the classes
     (inter-class), and those of one class over the chosen samples (intra-class).
@@ -196,7 +189,13 @@ class DIST(LogitLoss):
 
 @at_least(torch.float32)
 def nkd_loss(
-    student: Tensor, teacher: Tensor, gate: Tensor, label: Tensor, *, gamma: float = 1.5, tau: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    gate: Tensor,
+    label: Tensor,
+    *,
+    gamma: NonNegativeFloat = 1.5,
+    tau: PositiveFloat = 1.0,
 ) -> Tensor:
     """Cross-entropy with the target class, weighted by the teacher's probability of it, and cross-entropy of the other
     classes among themselves, each network's normalised to a sum of 1.
@@ -225,7 +224,7 @@ class NKD(LogitLoss):
 
 
 @at_least(torch.float32)
-def wttm_loss(student: Tensor, teacher: Tensor, gate: Tensor, *, power: float = 0.2) -> Tensor:
+def wttm_loss(student: Tensor, teacher: Tensor, gate: Tensor, *, power: NonNegativeFloat = 0.2) -> Tensor:
     """KL divergence from the teacher's probabilities raised to `power` and normalised; the student has no temperature.
     Each sample is weighted by the sum of these powers, which is large where the teacher is unsure.
 

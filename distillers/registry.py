@@ -1,5 +1,14 @@
-"""The names of what a file in this folder can add."""
+"""The names of what a file in this folder can add, and how it is built from a config."""
 
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from utils.errors import UserError
 from utils.registry import Registry
 
 DISTILLERS: Registry = Registry("distiller", "distillers")
@@ -8,3 +17,30 @@ POLICIES: Registry = Registry("policy", "distillers", "distillers.spot_adaptive.
 register_distiller = DISTILLERS.register
 register_logit_loss = LOGIT_LOSSES.register
 register_policy = POLICIES.register
+
+
+def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | None, argument: Any) -> Any:
+    """What is registered as `name`, built from `argument` and the `options` that the config gives under `key`.
+
+    Options are the keyword arguments of its constructor or, of a loss at the logits, of its function. They are checked
+    by the types that these say, such as ``pydantic.PositiveFloat``.
+
+    Raises:
+        UserError: it is not registered, has no such option, or the value is impossible.
+    """
+    kind = kinds.get(name)
+    function = getattr(kind, "function", None)
+    # Without self and the argument; or student, teacher and gate, and what a loss at the logits gives by name.
+    given, by_name = (3, ("label", "temperature")) if function else (2, ())
+    types = get_type_hints(function or kind.__init__, include_extras=True)
+    arguments = list(inspect.signature(function or kind.__init__).parameters.values())[given:]
+    known = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD and each.name not in by_name]
+    checked = {}
+    for option, value in (options or {}).items():
+        if option not in known:
+            raise UserError(f"{key}: {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        try:
+            checked[option] = TypeAdapter(types.get(option, Any)).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{key}: {name}.{option} is {value!r}: {error.errors()[0]['msg']}") from error
+    return kind(argument, **checked)

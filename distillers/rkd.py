@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, check_option
+from distillers.base import Distiller, Setting
 from distillers.ops import at_least, chosen_count, masked_pair_mean
 from distillers.registry import register_distiller
 
@@ -85,10 +86,8 @@ class RKD(Distiller):
     default_weight = 1.0
     published_spots = ((-1, -1),)
 
-    def __init__(self, setting: Setting, *, distance: float = 25.0, angle: float = 50.0):
+    def __init__(self, setting: Setting, *, distance: NonNegativeFloat = 25.0, angle: NonNegativeFloat = 50.0):
         super().__init__(setting)
-        check_option("rkd.distance", distance, lambda value: value >= 0, "a number, at least 0")
-        check_option("rkd.angle", angle, lambda value: value >= 0, "a number, at least 0")
         self.distance = distance
         self.angle = angle
 

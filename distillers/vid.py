@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from datasets.batch import Batch
-from distillers.base import Distiller, Setting, check_option
+from distillers.base import Distiller, Setting
 from distillers.ops import at_least, masked_mean, pool_to_match
 from distillers.registry import register_distiller
 
@@ -76,9 +78,8 @@ class VID(Distiller):
     default_weight = 1.0
     maps_only = True
 
-    def __init__(self, setting: Setting, *, variance: float = 5.0):
+    def __init__(self, setting: Setting, *, variance: Annotated[float, Field(gt=MIN_VARIANCE)] = 5.0):
         super().__init__(setting)
-        check_option("vid.variance", variance, lambda value: value > MIN_VARIANCE, f"a number above {MIN_VARIANCE}")
         softplus = variance - MIN_VARIANCE
         rho = softplus + math.log(-math.expm1(-softplus))
         self.means = nn.ModuleList(mean_network(setting.student[s][0], setting.teacher[t][0]) for s, t in self.spots)

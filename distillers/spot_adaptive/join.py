@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distillers import DISTILLERS
-from distillers.base import Distiller, Setting, options_of, refuse_unknown_options
-from distillers.logits import LOGIT_LOSSES, LogitLoss
+from distillers.base import Setting
+from distillers.registry import DISTILLERS, LOGIT_LOSSES, POLICIES, build
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.selection import find_selection
-from models import StagedModel, wrap_module
+from models import wrap_module
 from utils.errors import UserError
 
 
@@ -62,20 +61,26 @@ def join(
     shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
     setting = Setting(**shapes, labels=labels, spots=spots, feat_dim=feat_dim, pair=pair)
     try:
-        made = make_distiller(distiller, setting, options or {})
-        if not made.logits_only:
-            _refuse_one_piece(networks, distiller)
+        made = build(DISTILLERS, distiller, "kd_loss.options", options, setting)
+        for role, network in networks.items():
+            if network.one_piece and not made.logits_only:
+                why = f"the {role} is one piece without features; distiller=kd distils the logits"
+                raise UserError(f"{distiller}: {why}")
     except UserError as error:
-        reasons = [_why_uncut(role, network) for role, network in networks.items() if network.uncut]
+        reasons = [
+            f"kd.{role}.stages names stages (docs/extending.md), where the {role} is not cut further automatically: "
+            f"{network.uncut}"
+            for role, network in networks.items()
+            if network.uncut
+        ]
         raise UserError("; ".join([str(error), *reasons[:1]])) from error  # two would be long
     chooser = None
     if find_selection(selection).policy:
         # Imported here, so that the plain distiller loads nothing of the routing.
-        from distillers.spot_adaptive.policy import PolicySetting, make_policy
+        from distillers.spot_adaptive.policy import PolicySetting
 
-        chooser = make_policy(
-            policy, PolicySetting(*shapes.values(), made.spots, homogeneous, gate_temperature), policy_options or {}
-        )
+        about = PolicySetting(*shapes.values(), made.spots, homogeneous, gate_temperature)
+        chooser = build(POLICIES, policy, "kd.policy_options", policy_options, about)
     return SpotAdaptiveDistillation(
         *networks.values(),
         made,
@@ -83,33 +88,8 @@ def join(
         selection=selection,
         policy=chooser,
         beta=made.default_weight if beta is None else beta,
-        logit_loss=make_logit_loss(logits or made.logit_loss, temperature, logits_options or {}),
+        logit_loss=build(
+            LOGIT_LOSSES, logits or made.logit_loss, "kd_loss.logits_options", logits_options, temperature
+        ),
         **settings,
-    )
-
-
-def make_distiller(name: str, setting: Setting, options: Mapping[str, Any]) -> Distiller:
-    """The distiller called `name`, built with `options`; an option that it does not have is a UserError."""
-    kind = DISTILLERS.get(name)
-    refuse_unknown_options("kd_loss.options", name, options_of(kind), options)
-    return kind(setting, **options)
-
-
-def make_logit_loss(name: str, temperature: float, options: Mapping[str, Any]) -> LogitLoss:
-    """The loss at the logits that is called `name`; see `make_distiller`."""
-    kind = LOGIT_LOSSES.get(name)
-    refuse_unknown_options("kd_loss.logits_options", name, kind.options(), options)
-    return kind(temperature, **options)
-
-
-def _refuse_one_piece(networks: Mapping[str, StagedModel], distiller: str) -> None:
-    for role, network in networks.items():
-        if network.one_piece:
-            raise UserError(f"{distiller}: the {role} is one piece without features; distiller=kd distils the logits")
-
-
-def _why_uncut(role: str, network: StagedModel) -> str:
-    return (
-        f"kd.{role}.stages names stages (docs/extending.md), where the {role} is not cut further automatically: "
-        f"{network.uncut}"
     )

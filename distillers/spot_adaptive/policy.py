@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillers.base import Shape, Spot, check_option, options_of, refuse_unknown_options
-from distillers.registry import POLICIES, register_policy
+from distillers.base import Shape, Spot
+from distillers.registry import register_policy
 from distillers.spot_adaptive.selection import Seen
 
 TEACHER_ROUTE = 0  # entry of each pair of policy logits that stands for "through the teacher", i.e. "distil here"
@@ -84,18 +84,12 @@ class Gumbel(Policy):
     """One linear layer from both networks' pooled vectors to two logits per gate (Song et al., TIP 2022).
 
     For a homogeneous pair the gates start almost surely at "distil".
-
-    Raises:
-        UserError: the temperature is not above 0.
     """
 
     binary = True
 
     def __init__(self, setting: PolicySetting):
         super().__init__(setting)
-        check_option(
-            "gate_temperature", setting.gate_temperature, lambda value: value > 0, "a number above 0", key="kd"
-        )
         self.linear = nn.Linear(setting.teacher[-1][0] + setting.student[-1][0], 2 * setting.num_gates)
         if setting.homogeneous:
             with torch.no_grad():
@@ -113,13 +107,6 @@ class Gumbel(Policy):
         # The gate is the larger of two logits after Gumbel noise, so its distribution is the softmax at temperature 1,
         # whatever the temperature that the training uses for its gradient.
         return self(seen).softmax(dim=-1)[..., TEACHER_ROUTE]
-
-
-def make_policy(name: str, setting: PolicySetting, options: Mapping[str, Any]) -> Policy:
-    """The policy called `name`, built with `options`; an option that it does not have is a UserError."""
-    kind = POLICIES.get(name)
-    refuse_unknown_options("kd.policy_options", name, options_of(kind), options)
-    return kind(setting, **options)
 
 
 def straight_through_gates(logits: Tensor, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from datasets.batch import Batch
-from distillers import DISTILLERS
+from distillers import DISTILLERS, registry
 from distillers.base import Setting
 
 BATCH = 6
@@ -45,7 +45,7 @@ def setting(name: str = "at", student=STUDENT, teacher=None, **changes) -> Setti
 
 def build(name: str, *args, seed: int = 0, options=None, **changes):
     torch.manual_seed(seed)
-    return DISTILLERS.get(name)(setting(name, *args, **changes), **(options or {}))
+    return registry.build(DISTILLERS, name, "kd_loss.options", options, setting(name, *args, **changes))
 
 
 def random_features(shapes, seed: int = 0, size: int = BATCH) -> list[torch.Tensor]:

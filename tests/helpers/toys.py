@@ -17,8 +17,9 @@ from datasets.loading.stream import StreamLoader
 from datasets.source import Arrays, Source
 from distillers import DISTILLERS
 from distillers.base import Distiller, Setting
+from distillers.registry import POLICIES
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
-from distillers.spot_adaptive.policy import POLICIES, PolicySetting
+from distillers.spot_adaptive.policy import PolicySetting
 from distillers.spot_adaptive.selection import find_selection
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel, global_pool

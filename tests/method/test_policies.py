@@ -14,8 +14,9 @@ from torch import nn
 from toy_runs import assert_equal, finish, make_engine, records, toy_config
 from toys import IMAGE_SIZE, NUM_CLASSES, ToyNet, take_step, toy_batch, toy_labels, toy_task
 
+from distillers.registry import POLICIES
 from distillers.spot_adaptive.join import join
-from distillers.spot_adaptive.policy import POLICIES, Policy, straight_through_gates
+from distillers.spot_adaptive.policy import Policy, straight_through_gates
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.errors import UserError
 

@@ -10,7 +10,6 @@ from toys import take_step, toy_batch, toy_task
 
 from distillers.base import Spot
 from distillers.spot_adaptive.distillation import routing_loss
-from distillers.spot_adaptive.join import make_logit_loss
 from distillers.spot_adaptive.policy import Gumbel, PolicySetting, straight_through_gates
 from distillers.spot_adaptive.routing import mix
 from distillers.spot_adaptive.selection import SELECTIONS, Seen
@@ -31,14 +30,6 @@ def route(task, batch, gates):
 def test_an_unknown_selection_is_refused():
     with pytest.raises(UserError, match="selection is 'fixd', expected one of fixed, random, anti"):
         toy_task("at", selection="fixd")
-
-
-@pytest.mark.parametrize("temperature", [0, -4.0, float("nan"), "4"])
-def test_an_impossible_temperature_is_refused(temperature):
-    with pytest.raises(UserError, match=r"kd_loss\.KD_T: temperature is .*, expected a number above 0"):
-        make_logit_loss("dkd", temperature, {})
-    with pytest.raises(UserError, match=r"kd: gate_temperature is .*, expected a number above 0"):
-        Gumbel(PolicySetting([(8,)], [(6,)], [], gate_temperature=temperature))
 
 
 class TestGates:

@@ -290,8 +290,16 @@ class TestGivenStages:
     @pytest.mark.parametrize(
         ("network", "stages", "expected"),
         [
-            (odd.Chain, [["stem.7"], ["fc"]], "finding 'stem.7', which is no operation (relu, flatten, pool, token), f"),
-            (odd.Chain, [["stem.a:b"], ["fc"]], "finding 'stem.a:b', which is no operation (relu, flatten, pool, token"),
+            (
+                odd.Chain,
+                [["stem.7"], ["fc"]],
+                "finding 'stem.7', which is no operation (relu, flatten, pool, token), f",
+            ),
+            (
+                odd.Chain,
+                [["stem.a:b"], ["fc"]],
+                "finding 'stem.a:b', which is no operation (relu, flatten, pool, token",
+            ),
             (odd.Chain, [["stem"], []], "two or more are needed, each of one or more steps"),
             (odd.Chain, [["down"], ["classifier"]], "stage 0 on (2, 3, 32, 32) failed: RuntimeError"),
             (odd.Chain, [["stem", "down", "pool", "flatten"], ["relu"]], "logits differ by up to inf"),
@@ -299,7 +307,11 @@ class TestGivenStages:
             (odd.FunctionalDropout, CHAIN_STAGES, "in training mode logits differ"),
             (odd.ZeroHead, [["conv1"], ["conv2"], ["pool"], ["fc"]], "they do not do what the network's own forward"),
             (odd.Unchained, [["conv1"], ["conv2"], ["pool", "fc"]], "must be a vector and has shape (8, 14, 14)"),
-            (odd.Recurrent, [["flatten", "rnn"], ["fc"]], "stage 0 on (2, 3, 2, 2) failed: TypeError: it gives a tuple, not a tensor"),
+            (
+                odd.Recurrent,
+                [["flatten", "rnn"], ["fc"]],
+                "stage 0 on (2, 3, 2, 2) failed: TypeError: it gives a tuple, not a tensor",
+            ),
         ],
     )
     def test_that_do_not_fit_are_refused_in_one_line(self, network, stages, expected):
