@@ -5,15 +5,15 @@ import multiprocessing
 import multiprocessing.synchronize
 import os
 import signal
-import time
 from multiprocessing.context import ForkProcess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from jobs import is_alive
 from pictures import image_folder, open_data, refusal, save, smooth_picture, whole
 from PIL import Image
+from ready_process import wait_for
 
 from datasets import DATASETS, Arrays, Source, check, check_batches
 from datasets.check import check_labels
@@ -26,8 +26,8 @@ from utils.errors import Unforeseen, UserError
 LOADERS = ["memory", "stream"]
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def of_folder(root, **keys):
+    return open_data("imagefolder", root, **{"img_h": 32} | keys)
 
 
 def batches(loader):
@@ -42,10 +42,8 @@ def same(left, right):
 def broken(tmp_path):
     """A folder with three unreadable images of 18, and one without the three."""
     damaged, clean = image_folder(tmp_path / "damaged"), image_folder(tmp_path / "clean")
-    truncate(damaged / "train" / "ant" / "001.png")
-    (damaged / "train" / "bee" / "000.png").write_bytes(b"")
-    (damaged / "val" / "ant" / "000.png").write_text("no picture")
-    for name in ("train/ant/001.png", "train/bee/000.png", "val/ant/000.png"):
+    for name, end in {"train/ant/001.png": 100, "train/bee/000.png": 0, "val/ant/000.png": 20}.items():
+        (damaged / name).write_bytes((damaged / name).read_bytes()[:end])
         (clean / name).unlink()
     return damaged, clean
 
@@ -53,16 +51,15 @@ def broken(tmp_path):
 class TestUnreadableImages:
     @pytest.mark.parametrize(("loader", "workers"), [("memory", 2), ("stream", 0)])
     def test_are_refused_by_name_unless_told_otherwise(self, broken, loader, workers):
-        (broken[0] / "train" / "bee" / "000.png").unlink()
+        (broken[0] / "train/bee/000.png").unlink()
         message = r"damaged/train/ant/001\.png: cannot be read as an image [^\n]*; dataset\.on_corrupt=skip leaves such"
         with pytest.raises(UserError, match=message):
-            batches(open_data("imagefolder", broken[0], img_h=32, loader=loader, workers=workers).train)
+            batches(of_folder(broken[0], loader=loader, workers=workers).train)
 
     @pytest.mark.parametrize("loader", LOADERS)
     def test_are_skipped_as_if_they_had_never_been_there(self, broken, loader, caplog):
-        keys = {"img_h": 32, "loader": loader}
-        damaged = open_data("imagefolder", broken[0], on_corrupt="skip", **keys)
-        clean = open_data("imagefolder", broken[1], **keys)
+        damaged = of_folder(broken[0], on_corrupt="skip", loader=loader)
+        clean = of_folder(broken[1], loader=loader)
         assert (damaged.train.num_samples, damaged.val.num_samples) == (10, 5)
         assert same(batches(damaged.train), batches(clean.train))
         assert same(batches(damaged.val), batches(clean.val))
@@ -71,25 +68,24 @@ class TestUnreadableImages:
         assert "1 of 6 validation images skipped" in caplog.text
 
     def test_are_remembered_until_the_images_change(self, broken, monkeypatch):
-        keys = {"on_corrupt": "skip", "img_h": 32}
         memory = broken[0] / check.REMEMBERED
         memory.write_text("[]")
-        first = open_data("imagefolder", broken[0], **keys)
+        first = of_folder(broken[0], on_corrupt="skip")
         found = json.loads(memory.read_text())["found"]
         assert {what: list(lines) for what, lines in found.items()} == {"training": ["1", "6"], "validation": ["0"]}
         assert "train/bee/000.png: cannot be read as an image" in found["training"]["6"]
         with monkeypatch.context() as patch:
             patch.setattr(check, "find_unreadable", lambda *_: pytest.fail("images are searched again"))
-            assert same(batches(open_data("imagefolder", broken[0], **keys).train), batches(first.train))
-        save(smooth_picture(40, 40), broken[0] / "train" / "bee" / "000.png")
-        assert open_data("imagefolder", broken[0], **keys).train.num_samples == 11
+            assert same(batches(of_folder(broken[0], on_corrupt="skip").train), batches(first.train))
+        save(smooth_picture(40, 40), broken[0] / "train/bee/000.png")
+        assert of_folder(broken[0], on_corrupt="skip").train.num_samples == 11
 
     def test_are_searched_for_again_where_nothing_can_be_written(self, broken, caplog):
         (broken[0] / check.REMEMBERED).mkdir()
-        assert open_data("imagefolder", broken[0], on_corrupt="skip", img_h=32).train.num_samples == 10
+        assert of_folder(broken[0], on_corrupt="skip").train.num_samples == 10
         assert "searched for again next time" in caplog.text
         with without_downloads():
-            open_data("imagefolder", broken[1], on_corrupt="skip", img_h=32)
+            of_folder(broken[1], on_corrupt="skip")
         assert not (broken[1] / check.REMEMBERED).exists()
 
     def test_are_shared_out_among_processes_that_all_get_the_same_answer(self, broken, monkeypatch):
@@ -110,52 +106,45 @@ class TestUnreadableImages:
     def test_may_not_be_a_whole_class_or_all_of_validation(self, broken, folder, message):
         for path in (broken[0] / folder).rglob("*.png"):
             path.write_bytes(b"no picture")
-        assert refusal(open_data, "imagefolder", broken[0], on_corrupt="skip", img_h=32).startswith(message)
+        assert refusal(of_folder, broken[0], on_corrupt="skip").startswith(message)
 
 
-class TestDarkImages:
-    def folder(self, tmp_path, values):
-        for k, value in enumerate(values):
-            picture = Image.fromarray(np.full((8, 8), value, dtype=np.int32 if value < 0 else np.uint16))
-            for name in ("train/a", "val/a"):
-                save(picture, tmp_path / name / f"{k}.tif")
-        save(smooth_picture(8, 8), tmp_path / "train" / "b" / "0.png")
-        return tmp_path
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ([100, 4000, 700], "4000 is the largest value of 3 of them, and 0 to 65535 become black to white; "),
+        ([-1000, 2000], "2000 is the largest value of 2 of them"),
+        ([100, 40000], None),
+    ],
+)
+def test_images_of_16_bits_that_look_dark_are_one_warning_that_a_range_ends(tmp_path, caplog, values, warning):
+    for k, value in enumerate(values):
+        picture = Image.fromarray(np.full((8, 8), value, dtype=np.int32 if value < 0 else np.uint16))
+        for name in ("train/a", "val/a"):
+            save(picture, tmp_path / name / f"{k}.tif")
+    save(smooth_picture(8, 8), tmp_path / "train" / "b" / "0.png")
+    of_folder(tmp_path, img_h=8)
+    assert len(caplog.messages) == bool(warning)
+    low, high = min(0, *values), max(values)
+    assert not warning or (warning in caplog.text and f"dataset.image_range=[{low},{high}]" in caplog.text)
+    caplog.clear()
+    data = of_folder(tmp_path, img_h=8, image_range=(low, high), mean=[0.0] * 3, std=[1 / 255] * 3)
+    shades = [min((value - low) * 256 // (high - low), 255) for value in values]
+    assert [round(image.mean().item()) for image in whole(data.val)[0]] == shades
+    assert not caplog.messages
 
-    def test_are_one_warning_with_the_largest_value(self, tmp_path, caplog):
-        root = self.folder(tmp_path, [100, 4000, 700])
-        open_data("imagefolder", root, img_h=8)
-        (line,) = caplog.messages
-        assert "4000 is the largest value of 3 of them" in line
-        assert "dataset.image_range=[0,4000]" in line
-        caplog.clear()
-        data = open_data("imagefolder", root, img_h=8, image_range=(0, 4000), mean=[0.0] * 3, std=[1 / 255] * 3)
-        assert [round(image.mean().item()) for image in whole(data.val)[0]] == [6, 255, 44]
-        assert not caplog.messages
 
-    @pytest.mark.parametrize(("values", "warned"), [([-1000, 2000], True), ([100, 40000], False)])
-    def test_or_where_16_bits_do_not_hold_the_values(self, tmp_path, caplog, values, warned):
-        open_data("imagefolder", self.folder(tmp_path, values), img_h=8)
-        assert bool(caplog.messages) is warned
-
-
-class TestLinks:
-    """Folders of images that are reached by more than one way."""
-
-    def test_add_each_image_once(self, tmp_path):
-        root = image_folder(tmp_path / "images", train=2, val=1)
-        elsewhere = save(smooth_picture(8, 8), tmp_path / "elsewhere" / "deep" / "x.png").parents[1]
-        (elsewhere / "deep" / "back").symlink_to("..")
-        for number, target in enumerate([".", "../..", "../../train", elsewhere, elsewhere]):
-            (root / "train" / "ant" / f"link{number}").symlink_to(target)
-        assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 0, 1, 1]
-
-    def test_make_a_class_of_a_folder_elsewhere_but_not_of_another_class(self, tmp_path):
-        root, other = image_folder(tmp_path / "a", train=2, val=1), image_folder(tmp_path / "b", train=3, val=1)
-        (root / "train" / "cow").symlink_to(other / "train" / "bee")
-        assert open_data("imagefolder", root, img_h=32).train.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
-        (root / "train" / "dog").symlink_to("bee")
-        assert "no images of its own in class folder dog" in refusal(open_data, "imagefolder", root)
+def test_folders_that_are_reached_by_several_links_add_each_image_once(tmp_path):
+    root = image_folder(tmp_path / "images", train=2, val=1)
+    elsewhere = save(smooth_picture(8, 8), tmp_path / "elsewhere" / "deep" / "x.png").parents[1]
+    (elsewhere / "deep" / "back").symlink_to("..")
+    for number, target in enumerate([".", "../..", "../../train", elsewhere, elsewhere]):
+        (root / "train" / "ant" / f"link{number}").symlink_to(target)
+    other = save(smooth_picture(8, 8), tmp_path / "cows" / "x.png").parent
+    (root / "train" / "cow").symlink_to(other)
+    assert of_folder(root).train.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    (root / "train" / "dog").symlink_to("bee")
+    assert "no images of its own in class folder dog" in refusal(of_folder, root)
 
 
 def test_a_folder_that_cannot_be_listed_ends_the_search(tmp_path, monkeypatch):
@@ -170,7 +159,7 @@ def test_a_folder_that_cannot_be_listed_ends_the_search(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="closed"):
-        open_data("imagefolder", root, img_h=32)
+        of_folder(root)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +207,7 @@ class TestWorkers:
         return image_folder(tmp_path)
 
     def open(self, root, loader, workers):
-        return batches(open_data("imagefolder", root, img_h=32, loader=loader, workers=workers).train)
+        return batches(of_folder(root, loader=loader, workers=workers).train)
 
     @pytest.mark.parametrize(("loader", "possible"), [("stream", 3), ("memory", 1)])
     def test_are_fewer_where_not_all_can_start(self, root, loader, possible, monkeypatch, caplog):
@@ -278,14 +267,10 @@ class TestWorkers:
         pids = reader.recv()
         process.join(30)
         assert process.exitcode == -signal.SIGKILL
-        deadline = time.monotonic() + 30
-        while any(is_running(pid) for pid in pids):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: not any(map(is_alive, pids)))
 
     def test_survive_the_signals_that_stop_a_run(self, root):
-        data = open_data("imagefolder", root, img_h=32, loader="stream", workers=1, batch_size=2)
-        epoch = data.train.epoch(0)
+        epoch = of_folder(root, loader="stream", workers=1, batch_size=2).train.epoch(0)
         first = next(epoch)
         for process in multiprocessing.active_children():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -294,17 +279,9 @@ class TestWorkers:
 
 
 def start_and_die(root, writer):
-    loaders = [open_data("imagefolder", root, img_h=32, loader="stream", workers=2, batch_size=2) for _ in range(2)]
+    loaders = [of_folder(root, loader="stream", workers=2, batch_size=2) for _ in range(2)]
     epochs = [data.train.epoch(0) for data in loaders]
     for epoch in epochs:
         next(epoch)
     writer.send([process.pid for process in multiprocessing.active_children()])
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def is_running(pid):
-    """It is there and no zombie, for which a container may have nobody to wait."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
