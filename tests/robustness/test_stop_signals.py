@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from jobs import Job, is_alive
@@ -15,6 +14,7 @@ from process_runs import config_file, prepare, start
 from ready_process import PATIENCE, REPOSITORY, ReadyProcess, run_script, wait_for
 from toy_runs import finish, make_engine
 
+from utils.command import guarded
 from utils.processes.stopping import (
     EXIT_INTERRUPTED,
     EXIT_KILLED,
@@ -25,41 +25,29 @@ from utils.processes.stopping import (
 )
 from utils.run_folder.checkpoint import read_checkpoint
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 
-
-def popen(*command: str, **environment: str) -> subprocess.Popen:
-    """Start a command in a session of its own, with the tests' interpreter first on the path."""
-    path = f"{HERE}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.Popen(
-        [str(word) for word in command],
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_pytorch_is_imported_is_one_line(tmp_path, number):
+    stand_in = tmp_path / "torch/__init__.py"
+    stand_in.parent.mkdir()
+    stand_in.write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    path = {"PATH": f"{HERE}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(tmp_path), "dataset": "digits"}
+    process = subprocess.Popen(
+        ["sh", "train.sh"],
         cwd=REPOSITORY,
-        env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        env=os.environ | path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
-
-
-def ending(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and standard error."""
+    while process.stdout.readline() != "importing\n":
+        assert process.poll() is None
+    process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
-    return process.returncode, errors
+    assert (process.returncode, errors) == (EXIT_INTERRUPTED, NOTHING_TO_SAVE + "\n")
 
 
-class TestBeforeTraining:
-    @BOTH
-    def test_a_signal_while_pytorch_is_imported_is_one_line(self, tmp_path, number):
-        stand_in = tmp_path / "torch/__init__.py"
-        stand_in.parent.mkdir()
-        stand_in.write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-        process = popen("sh", "train.sh", dataset="digits", PYTHONPATH=str(tmp_path))
-        while process.stdout.readline() != "importing\n":
-            assert process.poll() is None
-        process.send_signal(number)
-        assert ending(process) == (EXIT_INTERRUPTED, NOTHING_TO_SAVE + "\n")
-
+class TestStopRequest:
     def test_a_signal_that_came_before_is_not_forgotten(self):
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -74,36 +62,27 @@ class TestBeforeTraining:
             os.kill(os.getpid(), signal.SIGINT)
             assert stop.requested
 
-
-def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-class TestAfterTheEnd:
-    def test_a_signal_after_the_last_line_is_too_late(self, tmp_path):
-        process = start(config_file(prepare(tmp_path), None), "training.epochs=1", "training.lr_decay_epochs=[]")
-        process.wait_for_line("curves: ")
-        process.send_signal(signal.SIGTERM)
-        assert process.ending() == (0, "")
-
-    def test_an_error_keeps_its_exit_code(self):
-        program = """
-        import os, signal
-        from utils.command import guarded
-        from utils.errors import UserError
-        def main():
-            raise UserError("wrong")
-        try:
-            guarded(main)
-        finally:
+    def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(self):
+        with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        """
-        assert ending(popen(sys.executable, "-c", textwrap.dedent(program))) == (2, "error: wrong\n")
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_after_the_last_line_is_too_late(tmp_path):
+    process = start(config_file(prepare(tmp_path), None), "training.epochs=1", "training.lr_decay_epochs=[]")
+    process.wait_for_line("curves: ")
+    process.send_signal(signal.SIGTERM)
+    assert process.ending() == (0, "")
+
+
+def test_an_error_keeps_its_exit_code():
+    with pytest.raises(SystemExit) as ending:
+        guarded(lambda: int("wrong"))
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ending.value.code == 1
 
 
 def test_a_teacher_that_is_stopped_is_saved_and_the_same_command_with_resume_goes_on(tmp_path):
