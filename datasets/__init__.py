@@ -1,7 +1,7 @@
 """Where images come from and how they reach the training device.
 
 A *source* (one file each: `digits`, `cifar`, `tiny_imagenet`, `imagenet`, `folder`, `table`) knows what a data set
-holds; a *loader* (`loading.memory`, `loading.stream`) turns it into batches. To add a data
+holds; a *loader* (`loading.loader`, `loading.stream`) turns it into batches. To add a data
 set, put a file here that registers a function ``(root: Path) -> Source``.
 """
 

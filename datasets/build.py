@@ -14,8 +14,7 @@ import torch
 from datasets.check import check_files, check_labels, warn_of_dark_images
 from datasets.loading.augment import AUGMENTATIONS, Augment
 from datasets.loading.decode import decode_all
-from datasets.loading.loader import Loader
-from datasets.loading.memory import MemoryLoader
+from datasets.loading.loader import Loader, MemoryLoader
 from datasets.loading.order import Order
 from datasets.loading.stream import StreamLoader
 from datasets.registry import DATASETS

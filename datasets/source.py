@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -93,20 +93,7 @@ class Files:
         return open_rgb(self.path(index), self.content(index), self.value_range)
 
 
-class Split(Protocol):
-    """Images and their classes: `Arrays`, `Files`, or anything else that offers the same.
-
-    Attributes:
-        labels: int64 ``[N]``.
-    """
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-
-    def picture(self, index: int) -> Image.Image:
-        """Image `index`, in RGB. A UserError says that it cannot be read."""
-        ...
+Split: TypeAlias = Arrays | Files  # or anything else with `labels`, ``len()`` and ``picture(index)``
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 
 import datasets.build
 from datasets.loading.augment import Augment, Recipe
-from datasets.loading.memory import MemoryLoader
+from datasets.loading.loader import MemoryLoader
 from datasets.loading.order import Order, derive_seed
 from datasets.loading.stream import StreamLoader
 from datasets.source import Arrays

@@ -11,7 +11,7 @@ from torch import nn
 from datasets import Data
 from datasets.batch import Batch
 from datasets.loading.augment import Augment
-from datasets.loading.memory import MemoryLoader
+from datasets.loading.loader import MemoryLoader
 from datasets.loading.order import Order
 from datasets.loading.stream import StreamLoader
 from datasets.source import Arrays, Source
