@@ -1,4 +1,4 @@
-"""A task that takes steps, eagerly or captured on a tape, and what goes wrong with the latter."""
+"""A task that takes steps, eagerly or captured on a tape."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from toy_runs import toy_config
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_task
 
 from datasets.batch import Batch
-from distillers.at import AT
 from distillers.task import Classification
 from utils.training.build import make_label_loss, make_phases
 from utils.training.device import rng_state
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.precision import autocast
-from utils.training.step import make_step
+from utils.training.step import CapturedStep, EagerStep
 
 CPU = torch.device("cpu")
 
@@ -70,16 +69,8 @@ class Training:
         self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, device)
         self.complaints: list[tuple[int | None, str]] = []
         self.recorder = recorder
-        if isinstance(recorder, Off | RoundsDifferently):
-            recorder.training = self
-        self.step = make_step(
-            phase,
-            self.meter,
-            self.gates,
-            lambda: autocast(device, precision),
-            recorder,
-            lambda size, why: self.complaints.append((size, why)),
-        )
+        step = EagerStep(phase, self.meter, self.gates, lambda: autocast(device, precision))
+        self.step = CapturedStep(step, recorder, lambda *what: self.complaints.append(what)) if recorder else step
         torch.manual_seed(11)
         self._taken = 0
 
@@ -117,160 +108,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list):
         return [_copied(item) for item in value]
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-# ---- recorders
-
-
-class Failing(TapeRecorder):
-    """Rehearses like the others and fails then."""
-
-    def record(self, function):
-        super().record(function)
-        raise RuntimeError(
-            "CUDA error: operation not permitted\nwhen stream is capturing\n"
-            "Search for `cudaErrorStreamCaptureUnsupported' in https://docs.nvidia.com for more information.\n"
-        )
-
-
-class Full(TapeRecorder):
-    """The GPU's memory is full when a step is computed beside the captures, of which there are `captures` by then."""
-
-    def __init__(self, captures: int):
-        super().__init__()
-        self.captures, self.released = captures, False
-
-    def run(self, function):
-        super().run(function)
-        if self.recorded >= self.captures:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    def release(self):
-        self.released = True
-
-
-class FullInTheSecondCapture(TapeRecorder):
-    """There is memory for eager steps, not for another capture."""
-
-    def record(self, function):
-        if self.recorded == 1:
-            self.recorded += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().record(function)
-
-
-class RoundsDifferently(TapeRecorder):
-    """The weights differ a little after each step, as kernels that add in no fixed order let them.
-
-    Args:
-        share: by which part of themselves, once more and once less.
-        steps: eager steps do so too.
-    """
-
-    def __init__(self, share: float, *, steps: bool = True):
-        super().__init__()
-        self.share, self.steps, self.training, self._count = share, steps, None, 0
-
-    def run(self, function):
-        super().run(function)
-        if self.steps:
-            self._round()
-
-    def record(self, function):
-        repeat = super().record(function)
-
-        def repeat_and_round():
-            repeat()
-            self._round()
-
-        return repeat_and_round
-
-    @torch.no_grad()
-    def _round(self):
-        self._count += 1
-        self.training.task.student.conv1.weight.mul_(1 + self.share * (-1) ** self._count)
-
-
-class Off(TapeRecorder):
-    """Its repetitions are followed by `error`, called with the training."""
-
-    def __init__(self, error: Callable[[Training], Any]):
-        super().__init__()
-        self.error, self.training = error, None
-
-    def record(self, function):
-        repeat = super().record(function)
-
-        def repeat_and_err():
-            repeat()
-            with torch.no_grad():
-                self.error(self.training)
-
-        return repeat_and_err
-
-
-# ---- distillers that would go wrong if captured
-
-
-class Altered(AT):
-    """Its losses are multiplied by `factor`."""
-
-    def spot_loss(self, k, student, teacher, gate, batch):
-        return super().spot_loss(k, student, teacher, gate, batch) * self.factor(student, gate, batch)
-
-    def factor(self, student, gate, batch):
-        raise NotImplementedError
-
-
-class Waits(Altered):
-    def factor(self, student, gate, batch):
-        return 1 if gate.sum().item() else 0
-
-
-class Breaks(Altered):
-    """At the second batch."""
-
-    def factor(self, student, gate, batch):
-        if batch.label[0] == toy_batch(8, seed=1).label[0]:
-            raise ValueError("a mistake")
-        return 1
-
-
-class Replaces(Altered):
-    """Keeps a running mean in a buffer, but makes a new one at every step."""
-
-    def __init__(self, setting):
-        super().__init__(setting)
-        self.register_buffer("center", torch.zeros(()))
-
-    def factor(self, student, gate, batch):
-        self.center = 0.9 * self.center + 0.1 * student.detach().mean()
-        return 1 + self.center
-
-
-class Counts(Altered):
-    """Warms up over its own steps, which Python counts."""
-
-    def __init__(self, setting):
-        super().__init__(setting)
-        self.steps = 0
-
-    def factor(self, student, gate, batch):
-        self.steps += 1
-        return min(1.0, self.steps / 20)
-
-
-class DrawsInPython(Altered):
-    def factor(self, student, gate, batch):
-        return random.random()
-
-
-class DrawsOnItsOwn(Altered):
-    """From a generator that nobody else knows of."""
-
-    def __init__(self, setting):
-        super().__init__(setting)
-        self.generator = np.random.default_rng(3)
-
-    def factor(self, student, gate, batch):
-        return float(self.generator.random())

@@ -65,16 +65,18 @@ class TapeRecorder:
     Attributes:
         recorded: how many functions.
         repeated: how often, all together.
+        released: they are not repeated any more.
     """
 
     def __init__(self):
         self.recorded = self.repeated = 0
+        self.released = False
 
     def run(self, function: Callable[[], None]) -> None:
         function()
 
     def release(self) -> None:
-        pass
+        self.released = True
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         function()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_runs import (
-    EPOCHS,
     STEPS,
     PowerCut,
     assert_equal,
@@ -32,6 +31,9 @@ from utils.run_folder.folder import RunDir
 from utils.run_folder.records import read_epochs
 from utils.run_folder.weights import load_weights
 
+SHORT = {"epochs": 1, "lr_decay_epochs": [], "save_every_steps": 2}
+LONGER = {"epochs": 2, "lr_decay_epochs": [1], "save_every_steps": 2}
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
@@ -39,7 +41,7 @@ def uninterrupted(tmp_path_factory):
     runs = {}
 
     def get(distiller, selection, config):
-        key = (distiller, selection, config.training.save_every_steps)
+        key = (distiller, selection, config.training.save_every_steps, config.training.epochs)
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("uninterrupted") / "run"
             torch.manual_seed(0)
@@ -50,95 +52,82 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
-    torch.manual_seed(0)
-    engine = make_engine(tmp_path_factory.mktemp("records") / "run", config=toy_config(save_ep_freq=2))
+def finished_run(uninterrupted):
+    return uninterrupted("at", "adaptive", toy_config(save_ep_freq=2))
+
+
+def check_same(run, expected):
+    assert_equal(read_checkpoint(run.last), read_checkpoint(expected.last))
+    assert_equal(read_checkpoint(run.best)["model"], read_checkpoint(expected.best)["model"])
+    assert records(run) == records(expected)
+    if expected.gates.exists():
+        assert gate_records(run) == gate_records(expected)
+
+
+@pytest.mark.parametrize("seed", [1029, 1])
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_one_another(tmp_path, uninterrupted, seed):
+    engine = make_engine(tmp_path / "run", config=toy_config(seed=seed, **SHORT))
     finish(engine)
-    return engine.run
-
-
-class TestRepetition:
-    def test_the_same_seed_gives_the_same_run_bit_for_bit(self, tmp_path):
-        for name in ("first", "second"):
-            finish(make_engine(tmp_path / name))
-        first, second = RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
-        assert_equal(read_checkpoint(second.last), read_checkpoint(first.last))
-        assert records(second) == records(first)
-
-    def test_another_seed_gives_another_run(self, tmp_path):
-        finish(make_engine(tmp_path / "first"))
-        finish(make_engine(tmp_path / "second", config=toy_config(seed=1)))
-        first, second = (read_checkpoint(RunDir(tmp_path / name).last)["model"] for name in ("first", "second"))
-        assert not torch.equal(first["conv1.weight"], second["conv1.weight"])
+    first = uninterrupted("at", "adaptive", toy_config(**SHORT))
+    if seed == 1029:
+        check_same(engine.run, first)
+    else:
+        weights = [read_checkpoint(run.last)["model"]["conv1.weight"] for run in (engine.run, first)]
+        assert not torch.equal(*weights)
 
 
 class TestResuming:
-    def check(self, tmp_path, uninterrupted, distiller, selection, saves, config):
-        expected = uninterrupted(distiller, selection, config)
+    @pytest.mark.parametrize(
+        ("distiller", "selection", "saves", "keys"),
+        [
+            *((distiller, "adaptive", 1, SHORT) for distiller in (None, *sorted(set(DISTILLERS) - {"fsp", "ft"}))),
+            *(("at", selection, 1, SHORT) for selection in sorted(set(SELECTIONS) - {"adaptive"})),
+            *(("at", "adaptive", saves, LONGER) for saves in (2, 3, 5)),  # within and between epochs
+            *(("fsp", "adaptive", saves, SHORT) for saves in (1, 3, 6)),  # in pre-training
+            ("ft", "adaptive", 7, SHORT),  # and after it
+            ("at", "adaptive", 1, LONGER | {"save_every_steps": None}),
+        ],
+    )
+    def test_ends_as_if_never_interrupted(self, tmp_path, uninterrupted, distiller, selection, saves, keys):
+        config = toy_config(**keys)
         engine = make_engine(tmp_path / "run", distiller, selection, config=config)
         cut_power_after(engine, saves)
         with pytest.raises(PowerCut):
             finish(engine)
         torch.manual_seed(99)  # a new process has another random state
         finish(make_engine(tmp_path / "run", distiller, selection, resume=True, config=config))
-        run = RunDir(tmp_path / "run")
-        assert_equal(read_checkpoint(run.last), read_checkpoint(expected.last))
-        assert_equal(read_checkpoint(run.best)["model"], read_checkpoint(expected.best)["model"])
-        assert records(run) == records(expected)
-        if distiller is not None:
-            assert gate_records(run) == gate_records(expected)
+        check_same(engine.run, uninterrupted(distiller, selection, config))
 
-    @pytest.mark.parametrize(
-        ("distiller", "selection", "saves"),
-        [
-            *((distiller, "adaptive", 5) for distiller in (None, *sorted(set(DISTILLERS) - {"at", "fsp"}))),
-            *(("at", selection, 5) for selection in sorted(set(SELECTIONS) - {"adaptive"})),
-            *(("at", "adaptive", saves) for saves in range(1, 8)),  # within and between epochs
-            *(("fsp", "adaptive", saves) for saves in (1, 2, 3, 4, 5, 6, 8)),  # in pre-training too
-        ],
-    )
-    def test_ends_as_if_never_interrupted(self, tmp_path, uninterrupted, distiller, selection, saves):
-        self.check(tmp_path, uninterrupted, distiller, selection, saves, toy_config(save_every_steps=2))
-
-    def test_does_so_between_epochs_without_checkpoints_within_them(self, tmp_path, uninterrupted):
-        self.check(tmp_path, uninterrupted, "at", "adaptive", 2, toy_config())
-
-    def test_of_a_finished_run_does_nothing_but_report(self, tmp_path):
-        first = make_engine(tmp_path / "run")
+    def test_of_a_finished_run_does_nothing_but_report_and_with_more_epochs_goes_on(self, tmp_path):
+        first = make_engine(tmp_path / "run", config=toy_config(**SHORT))
         result = finish(first)
         before = read_checkpoint(first.run.last)
-        again = make_engine(tmp_path / "run", resume=True)
+        again = make_engine(tmp_path / "run", resume=True, config=toy_config(**SHORT))
         assert finish(again) == result
         assert_equal(read_checkpoint(again.run.last), before)
+        more = make_engine(tmp_path / "run", resume=True, config=toy_config(**LONGER))
+        finish(more)
+        assert [record["epoch"] for record in records(more.run)] == [1, 2]
 
-    def test_with_more_epochs_goes_on(self, tmp_path):
-        finish(make_engine(tmp_path / "run"))
-        engine = make_engine(tmp_path / "run", resume=True, config=toy_config(epochs=EPOCHS + 1))
-        finish(engine)
-        assert [record["epoch"] for record in records(engine.run)] == [1, 2, 3, 4]
-
-    @pytest.mark.parametrize("saves", [1, 3], ids=["between epochs", "within an epoch"])
-    def test_without_its_best_checkpoint_chooses_the_best_anew(self, tmp_path, saves):
-        engine = make_engine(tmp_path)
+    @pytest.mark.parametrize("step", [0, 1])  # between epochs and within one
+    def test_without_its_best_checkpoint_chooses_the_best_anew(self, tmp_path, step):
+        engine = make_engine(tmp_path, config=toy_config(**LONGER))
         engine.best = {"top1": 99.0, "class_mean": 99.0, "epoch": 1}  # that no later epoch is better than
         engine.val = {"top1": 50.0, "class_mean": 40.0}
-        engine.progress.epoch, engine.progress.step = 1, 0 if saves == 1 else 1
+        engine.progress.epoch, engine.progress.step = 1, step
         engine.save(is_best=True)
         engine.run.best.unlink()
         engine.run.close()
-        again = make_engine(tmp_path, resume=True)
-        assert again.best["epoch"] == (1 if saves == 1 else 0)
-        assert finish(again)["best_top1"] >= (50.0 if saves == 1 else 0)
+        again = make_engine(tmp_path, resume=True, config=toy_config(**LONGER))
+        assert again.best["epoch"] == (0 if step else 1)
+        assert finish(again)["best_top1"] >= (0 if step else 50.0)
         assert again.run.best.exists()
 
-    def test_refuses_the_checkpoint_of_another_distiller(self, tmp_path):
-        finish(make_engine(tmp_path / "run", "at"))
+    def test_refuses_the_checkpoint_of_another_distiller_or_another_number_of_images(self, tmp_path):
+        engine = make_engine(tmp_path / "run", "at", config=toy_config(**SHORT))
+        finish(engine)
         with pytest.raises(UserError, match="not of this configuration"):
             make_engine(tmp_path / "run", "fitnet", resume=True)
-
-    def test_refuses_the_checkpoint_of_another_number_of_images(self, tmp_path):
-        engine = make_engine(tmp_path / "run", "at")
-        finish(engine)
         content = read_checkpoint(engine.run.last)
         content["gates"]["sample_seen"] = content["gates"]["sample_seen"][1:]
         torch.save(content, engine.run.last)
@@ -148,8 +137,8 @@ class TestResuming:
 
 class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-    def test_a_signal_lets_the_step_finish_and_saves_within_it(self, tmp_path, number):
-        engine = make_engine(tmp_path / "run")
+    def test_a_signal_lets_the_step_finish_and_saves_within_it(self, tmp_path, uninterrupted, number):
+        engine = make_engine(tmp_path / "run", config=toy_config(**LONGER))
         step, steps_done = engine._step, 0
 
         def step_and_signal(*arguments):
@@ -161,15 +150,12 @@ class TestStopping:
 
         engine._step = step_and_signal
         before = signal.getsignal(number)
-        with pytest.raises(Interrupted, match=r"stopped in train 2/3 after step 3/5, all saved; .*--resume"):
+        with pytest.raises(Interrupted, match=r"stopped in train 2/2 after step 3/5, all saved; .*--resume"):
             finish(engine)
         assert signal.getsignal(number) is before
         assert read_checkpoint(engine.run.last)["progress"] == {"phase": 0, "epoch": 1, "step": 3}
-        finish(make_engine(tmp_path / "run", resume=True))
-        finish(make_engine(tmp_path / "whole"))
-        stopped, whole = RunDir(tmp_path / "run"), RunDir(tmp_path / "whole")
-        assert_equal(read_checkpoint(stopped.last), read_checkpoint(whole.last))
-        assert records(stopped) == records(whole)
+        finish(make_engine(tmp_path / "run", resume=True, config=toy_config(**LONGER)))
+        check_same(engine.run, uninterrupted("at", "adaptive", toy_config(**LONGER)))
 
     def test_a_second_interrupt_stops_at_once(self, tmp_path):
         engine = make_engine(tmp_path / "run")
@@ -191,52 +177,42 @@ class TestStopping:
         assert_equal(read_checkpoint(engine.run.last), good)
 
 
-class TestValidationThatIsNotFinite:
-    @pytest.fixture
-    def run(self, tmp_path, monkeypatch):
-        """Trained well, and resumed, though the second epoch's evaluation overflows."""
-        engine = make_engine(tmp_path / "run")
-        good = {"loss/total": 1.0, "top1": 50.0, "class_mean": math.nan}
-        results = iter([good, good | {"loss/total": math.nan, "top1": 20.0}])
-        monkeypatch.setattr("utils.training.engine.evaluate", lambda *how: next(results))
-        cut_power_after(engine, 2)
-        with pytest.raises(PowerCut):
-            finish(engine)
-        monkeypatch.undo()
-        finish(make_engine(tmp_path / "run", resume=True))
-        return engine.run
-
-    def test_is_null_in_the_records_and_does_not_end_the_run(self, run):
-        assert [math.isnan(record["val"]["loss/total"]) for record in read_epochs(run.metrics, "train")] == [0, 1, 0]
-        assert "NaN" not in run.metrics.read_text()
-
-    def test_is_said_with_what_may_cause_it(self, run):
-        log = run.log.read_text()
-        assert log.count("train 2/3: loss/total, class_mean of the validation images is not finite") == 1
-        assert "running statistics of BatchNorm" in log
+def test_a_validation_that_is_not_finite_is_null_in_the_records_and_does_not_end_the_run(tmp_path, monkeypatch):
+    """Resumed after an epoch whose evaluation overflows."""
+    engine = make_engine(tmp_path / "run")
+    good = {"loss/total": 1.0, "top1": 50.0, "class_mean": math.nan}
+    results = iter([good, good | {"loss/total": math.nan, "top1": 20.0}])
+    monkeypatch.setattr("utils.training.engine.evaluate", lambda *how: next(results))
+    cut_power_after(engine, 2)
+    with pytest.raises(PowerCut):
+        finish(engine)
+    monkeypatch.undo()
+    finish(make_engine(tmp_path / "run", resume=True))
+    run = engine.run
+    assert [math.isnan(record["val"]["loss/total"]) for record in read_epochs(run.metrics, "train")] == [0, 1, 0]
+    assert "NaN" not in run.metrics.read_text()
+    log = run.log.read_text()
+    assert log.count("train 2/3: loss/total, class_mean of the validation images is not finite") == 1
+    assert "running statistics of BatchNorm" in log
 
 
 class TestRecords:
-    def test_metrics_hold_one_line_per_epoch(self, finished_run):
+    def test_metrics_hold_one_line_per_epoch_and_tensorboard_shows_the_same_figures(self, finished_run):
         lines = records(finished_run)
         assert [line["epoch"] for line in lines] == [1, 2, 3]
         assert lines[0]["lr"] == {"student": 0.05, "agent": 0.025}
         assert lines[2]["lr"]["student"] == pytest.approx(0.0005)
-        assert {"loss/total", "loss/ce", "loss/kl", "loss/f1", "loss/f2", "loss/policy", "top1"} <= lines[0][
-            "train"
-        ].keys()
-        assert {"gate/f1", "gate/f2", "gate/logits"} <= lines[0]["train"].keys()
+        losses = {f"loss/{name}" for name in ("total", "ce", "kl", "f1", "f2", "policy")}
+        gates = {"gate/f1", "gate/f2", "gate/logits"}
+        assert losses | gates | {"top1"} <= lines[0]["train"].keys()
         assert {"loss/total", "top1", "class_mean"} == lines[0]["val"].keys()
 
-    def test_tensorboard_shows_the_same_figures(self, finished_run):
+
         board = EventAccumulator(str(finished_run.path)).Reload()
-        tags = board.Tags()["scalars"]
-        for tag in ("loss/ce/train", "loss/kl/train", "loss/f1/train", "loss/policy/train", "gate/f1", "gate/logits"):
-            assert tag in tags
-        for tag in ("accuracy/top1/train", "accuracy/top1/val", "lr/student", "lr/agent"):
-            assert tag in tags
+        others = {"accuracy/top1/train", "accuracy/top1/val", "lr/student", "lr/agent"}
+        assert {f"{loss}/train" for loss in losses} | gates | others <= set(board.Tags()["scalars"])
         shown = [event.value for event in board.Scalars("accuracy/top1/val")]
-        assert shown == pytest.approx([line["val"]["top1"] for line in records(finished_run)], rel=1e-6)
+        assert shown == pytest.approx([line["val"]["top1"] for line in lines], rel=1e-6)
         assert [event.step for event in board.Scalars("gate/f1")] == [1, 2, 3]
 
     def test_tensorboard_calls_a_run_by_its_folder(self, finished_run, tmp_path):
@@ -248,27 +224,23 @@ class TestRecords:
 
     def test_the_log_is_made_of_whole_lines_with_what_one_wants_to_know(self, finished_run):
         text = finished_run.log.read_text()
-        assert "\r" not in text
-        assert "\x1b" not in text
-        assert "train 3/3 | loss" in text
-        assert "distilled f1 " in text
-        assert "left 00:00" in text
+        assert not {"\r", "\x1b"} & set(text)
+        assert all(words in text for words in ("train 3/3 | loss", "distilled f1 ", "left 00:00"))
 
-    def test_the_checkpoint_holds_the_students_plain_weights(self, finished_run):
-        model = ToyNet()
-        load_weights(model, finished_run.best)
-        assert read_checkpoint(finished_run.best)["config"] == toy_config(save_ep_freq=2).to_dict()
-
-    def test_best_is_the_first_epoch_with_the_highest_accuracy(self, finished_run):
+    def test_the_checkpoint_holds_the_students_plain_weights_of_the_first_epoch_with_the_highest_accuracy(
+        self, finished_run
+    ):
+        load_weights(ToyNet(), finished_run.best)
+        content = read_checkpoint(finished_run.best)
         accuracies = [line["val"]["top1"] for line in records(finished_run)]
-        best = read_checkpoint(finished_run.best)["best"]
-        assert best["top1"] == max(accuracies)
-        assert best["epoch"] == 1 + accuracies.index(max(accuracies))
+        assert content["config"] == toy_config(save_ep_freq=2).to_dict()
+        best = 1 + accuracies.index(max(accuracies))
+        assert (content["best"]["top1"], content["best"]["epoch"]) == (max(accuracies), best)
 
     def test_best_of_equal_epochs_is_the_first(self, tmp_path, monkeypatch):
         same = {"loss/total": 1.0, "top1": 50.0, "class_mean": 50.0}
         monkeypatch.setattr("utils.training.engine.evaluate", lambda *_, **__: dict(same))
-        assert finish(make_engine(tmp_path, distiller=None))["best_epoch"] == 1
+        assert finish(make_engine(tmp_path, distiller=None, config=toy_config(**LONGER)))["best_epoch"] == 1
 
     def test_keeps_a_checkpoint_of_every_so_many_epochs(self, finished_run):
         assert sorted(path.name for path in finished_run.last.parent.glob("epoch-*")) == ["epoch-2.pth"]
@@ -298,6 +270,6 @@ def test_a_long_run_says_once_after_its_first_steps_how_long_it_takes(tmp_path, 
     monkeypatch.setattr("utils.training.engine.LONG", limit)
     monkeypatch.setattr("utils.training.engine.WARM_UP", 1)
     monkeypatch.setattr("utils.training.engine.TIMED", 2)
-    finish(make_engine(tmp_path / "run", distiller=None))
+    finish(make_engine(tmp_path / "run", distiller=None, config=toy_config(**LONGER)))
     text = (tmp_path / "run/log.txt").read_text()
-    assert len(re.findall(r"about [\d:]+ for 3 epochs, validation not counted", text)) == said
+    assert len(re.findall(r"about [\d:]+ for 2 epochs, validation not counted", text)) == said

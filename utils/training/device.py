@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,8 +17,6 @@ from utils.errors import UserError, exhausted_memory, reason
 from utils.files import warn_once
 from utils.processes.rank import rank_info
 from utils.training.precision import has_tensor_cores, set_precision
-
-log = logging.getLogger("sakd")
 
 GPU_FILES = Path("/dev/nvidia[0-9]*")  # what NVIDIA's driver makes on Linux
 OLDER_CUDA = "pip install torch torchvision --index-url https://download.pytorch.org/whl/cu126 serves older ones"
@@ -43,65 +39,41 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"training.device: found {name!r}, must be auto, cpu, cuda or cuda:N") from None
     if device.type != "cuda":
         return device
-    if name == "auto" and not cuda_is_available():
-        if cause := why_unused():
-            warn_once(f"training.device: auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}")
-        return torch.device("cpu")
-    if rank_info().world > 1:
-        device = _own_gpu(device)
-    device = torch.device("cuda", device.index or 0)
-    if device.index >= torch.cuda.device_count():
-        cause = why_unused()
-        raise UserError(
-            f"training.device: {name} asked for, but PyTorch sees {torch.cuda.device_count()} GPUs"
-            f"{f' ({cause})' if cause else ''}; auto takes what is there"
-        )
-    if missing := missing_kernels(device):
-        if name != "auto" or rank_info().world > 1:
-            raise UserError(f"training.device: {missing}; training.device=cpu takes the CPU")
-        warn_once(f"training.device: auto takes the CPU, since {missing}")
-        return torch.device("cpu")
-    torch.cuda.set_device(device)  # what names no device, such as the default generator, then means this one
-    return device
-
-
-def cuda_is_available() -> bool:
-    """PyTorch sees a GPU. Its warnings if it does not are of several lines; `why_unused` has one."""
+    is_several = rank_info().world > 1
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.cuda.is_available()
-
-
-def why_unused() -> str:
-    """Why PyTorch finds no GPU although the system has one, as a clause; empty if it does, or has none, or hides it."""
+        warnings.simplefilter("ignore")  # PyTorch's are of several lines, `cause` is one
+        is_there = torch.cuda.is_available()
+        if is_several and (is_there or name != "auto"):
+            device = _own_gpu(device)
+        device = torch.device("cuda", device.index or 0)
+        cause = why_unusable(device)
+    if not cause:
+        return device
+    if name != "auto" or (is_several and is_there):  # the other processes may have taken theirs
+        raise UserError(
+            f"training.device: {name} asked for, but PyTorch cannot use it: {cause}; auto takes what is there"
+        )
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if cuda_is_available() or hidden or not any(GPU_FILES.parent.glob(GPU_FILES.name)):
-        return ""
+    if is_there or (any(GPU_FILES.parent.glob(GPU_FILES.name)) and not hidden):
+        warn_once(f"training.device: auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}")
+    return torch.device("cpu")
+
+
+def why_unusable(device: torch.device) -> str:
+    """What PyTorch says when it computes on a GPU, which is the current one from then on; empty if nothing is wrong.
+
+    The driver may be too old, PyTorch may be built for the CPU alone or without kernels for this GPU, the GPU may not
+    be there or be another program's.
+    """
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # the driver is too old, or this PyTorch is for the CPU alone
+        torch.cuda.set_device(device)  # what names no device, such as the default generator, then means this one
+        torch.ones(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+    except (RuntimeError, AssertionError) as error:
         cause = reason(error, 240)
-        return f"{cause} ({OLDER_CUDA})" if "driver" in cause and "old" in cause else cause
-    return "no reason is given"
-
-
-def missing_kernels(device: torch.device) -> str:
-    """A clause if PyTorch is built neither for the generation of a GPU, nor in a form that it can be translated from.
-
-    Args:
-        device: the GPU.
-    """
-    if torch.version.cuda is None:  # ROCm, whose architectures have other names
-        return ""
-    own, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-    for kind, major, minor, special in re.findall(r"(sm|compute)_(\d+)(\d)([af]?)", " ".join(built)):
-        there = (int(major), int(minor))
-        if there == own or (not special and there < own and (kind == "compute" or there[0] == own[0])):
-            return ""
-    return (
-        f"PyTorch {torch.__version__} is not built for {torch.cuda.get_device_name(device)} of compute capability "
-        f"{own[0]}.{own[1]}, only for {' '.join(built)} ({OLDER_CUDA})"
-    )
+        return f"{cause} ({OLDER_CUDA})" if "is too old" in cause or "no kernel image" in cause else cause
+    return ""
 
 
 def _own_gpu(device: torch.device) -> torch.device:

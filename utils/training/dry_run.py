@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -17,14 +17,13 @@ from models import StagedModel
 from utils.config import Config
 from utils.config.yaml_text import dump_yaml
 from utils.processes.group import process_group
-from utils.training.build import build, load_data, load_teacher, make_phases
+from utils.training.build import build, load_teacher
 from utils.training.device import choose_device, explaining_limits
-from utils.training.doubts import uneven_classes
 from utils.training.facts import flops_without_computing
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
-from utils.training.precision import autocast, place_task
-from utils.training.run import describe, find_missing_teacher
+from utils.training.precision import autocast
+from utils.training.run import find_missing_teacher, prepare
 from utils.training.step import EagerStep, Phase
 
 WARM_UP, TIMED = 3, 5  # steps; libraries choose their kernels in the first ones
@@ -49,16 +48,14 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
         task, source = build(config, source, device)
         if config.kd and missing is None:
             load_teacher(task.teacher, config, source)
-        data = stack.enter_context(closing(load_data(source, config, device)))
-        print("\n".join([describe(config, data, device), *uneven_classes(source, config)]))
         networks = {"student": task.student, "teacher": task.teacher} if config.kd else {"network": task.student}
         for role, network in networks.items():
-            print(f"{role}: {describe_network(network, data.source.image_size)}")
+            print(f"{role}: {describe_network(network, source.image_size)}")
         if missing:
             print(f"the teacher is trained first, {missing.config.training.epochs} epochs that are not counted here")
         if config.kd:
             print(f"spots: {', '.join(task.gate_labels)}")
-        phases = make_phases(place_task(task, config, device, data.source.image_size), config)
+        data, phases = prepare(stack, config, source, task, device)
         total = 0.0
         for phase in phases:
             print(f"{phase.name}: {'; '.join(describe_optimizers(phase))}")

@@ -29,7 +29,7 @@ from utils.training.meter import Meter, not_finite
 from utils.training.precision import autocast
 from utils.training.reporter import Reporter, progress_bar, summary
 from utils.training.state import RunState
-from utils.training.step import CapturedStep, EagerStep, Phase, make_step
+from utils.training.step import CapturedStep, EagerStep, Phase
 
 LONG = 300.0  # seconds
 WARM_UP, TIMED = 5, 10  # steps; a step may be recorded as a CUDA graph in the first ones
@@ -176,9 +176,8 @@ class Engine(RunState):
 
     def _step(self, batch: Batch) -> None:
         if self._take_step is None:
-            self._take_step = make_step(
-                self.phase, self.meter, self.gates, self._autocast, self._recorder, self._stay_eager
-            )
+            step = EagerStep(self.phase, self.meter, self.gates, self._autocast)
+            self._take_step = CapturedStep(step, self._recorder, self._stay_eager) if self._recorder else step
         self._take_step(batch)
 
     def _say_duration(self, steps: int) -> None:

@@ -6,6 +6,7 @@ import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,12 +17,8 @@ from torch.optim import Optimizer
 
 from utils.config import Config
 from utils.config.training import OptimizerConfig, TrainingConfig
-from utils.errors import UserError, reason
+from utils.errors import doing
 
-# Arguments of optimisers that say how a device computes.
-_OF_THE_DEVICE = ("foreach", "fused", "capturable", "differentiable")
-_OWN_KEYS = ("params", "lr", "weight_decay")  # of the config, as are, for SGD, its two
-_OWN_KEYS_OF_SGD = ("momentum", "nesterov")
 _FUSED = ("SGD", "Adam", "AdamW")  # have kernels for a GPU that update all parameters at once
 
 
@@ -95,30 +92,25 @@ def make_optimizers(groups: dict[str, list[nn.Parameter]], config: Config) -> di
     constant rate.
 
     Raises:
-        UserError: the optimiser does not take ``training.optimizer.options``.
+        UserError: see `check_options`.
     """
-    check_options(config.training.optimizer)
     return {name: _make_optimizer(name, parameters, config) for name, parameters in groups.items()}
 
 
 def check_options(optimizer: OptimizerConfig) -> None:
-    """Take a step with ``training.optimizer.options`` on one parameter, to see whether the optimiser accepts them.
+    """Take a step on one parameter: an optimiser looks at some arguments as late as that.
 
     Raises:
-        UserError: it does not.
+        UserError: the optimiser does not take ``training.optimizer.options``.
     """
-    name, options = optimizer.name, optimizer.options
-    own = (*_OWN_KEYS, *_OF_THE_DEVICE, *(_OWN_KEYS_OF_SGD if name == "SGD" else ()))
-    known = [key for key in inspect.signature(getattr(torch.optim, name)).parameters if key not in own]
-    for key in options:
-        if key not in known:
-            raise UserError(f"training.optimizer.options: found {key!r}, must be of {name}'s {', '.join(known)}")
     parameter = nn.Parameter(torch.zeros(1, 1))
     parameter.grad = torch.ones_like(parameter)
-    try:
+    with _trying(optimizer):
         _build(optimizer, [parameter], 0.1, 0.0).step()
-    except Exception as error:  # an optimiser looks at some arguments as late as in its first step
-        raise UserError(f"training.optimizer.options: {name} does not take {options} ({reason(error)})") from error
+
+
+def _trying(optimizer: OptimizerConfig) -> AbstractContextManager[None]:
+    return doing(f"training.optimizer.options: {optimizer.name} with {optimizer.options}")
 
 
 def _make_optimizer(name: str, parameters: list[nn.Parameter], config: Config) -> ScheduledOptimizer:
@@ -150,27 +142,20 @@ def _factor(training: TrainingConfig, decay_epochs: Sequence[int], epoch: int) -
     return training.lr_decay_rate ** bisect_right(decay_epochs, epoch)
 
 
-def _build(
-    optimizer: OptimizerConfig, parameters: list[nn.Parameter], lr: float, decay: float
-) -> torch.optim.Optimizer:
-    kind = getattr(torch.optim, optimizer.name)
-    options = dict(optimizer.options)
-    if "weight_decay" in inspect.signature(kind).parameters:
-        options["weight_decay"] = decay
+def _build(optimizer: OptimizerConfig, parameters: list[nn.Parameter], lr: float, decay: float) -> Optimizer:
+    kind, own = getattr(torch.optim, optimizer.name), {"lr": lr}
+    known, on_gpu = inspect.signature(kind).parameters, parameters[0].is_cuda
+    if "weight_decay" in known:
+        own["weight_decay"] = decay
     if optimizer.name == "SGD":
-        options |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
-    if not parameters[0].is_cuda:
-        return kind(parameters, lr=lr, **options)
-    how = _on_gpu(kind)
-    built = kind(parameters, lr=lr, **how, **options)
+        own |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+    # With these a step stays on the GPU; Adagrad and Adafactor have none, and count steps on the host.
+    how = {"fused": True} if on_gpu and optimizer.name in _FUSED else {}
+    how |= {"capturable": True} if on_gpu and "capturable" in known else {}
+    with _trying(optimizer):
+        built = kind(parameters, **own, **how, **optimizer.options)
     for group in built.param_groups if how else ():
         # A learning rate on the device can change under a graph, a number could not. The constructor is not given it,
         # because that would look at its value.
         group["lr"] = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
     return built
-
-
-def _on_gpu(kind: type[Optimizer]) -> dict[str, Any]:
-    """Arguments with which a step stays on the GPU; Adagrad and Adafactor have none, and count steps on the host."""
-    how = {"fused": True} if kind.__name__ in _FUSED else {}
-    return how | ({"capturable": True} if "capturable" in inspect.signature(kind).parameters else {})

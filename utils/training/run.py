@@ -40,6 +40,7 @@ from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
 from utils.training.precision import autocast, place_task, precision_advice
+from utils.training.step import Phase
 
 
 def train(
@@ -166,18 +167,11 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(closing(run))
         with stop.at_once():
-            set_backends(config)
             if config.kd:
                 load_teacher(task.teacher, config, source)
-            data = stack.enter_context(closing(load_data(source, config, device)))
-            log.info(describe(config, data, device))
-            warn(uneven_classes(source, config))
-            if advice := precision_advice(device, config.training.precision):
-                log.info(advice)
-            task = place_task(task, config, device, data.source.image_size)
+            data, phases = prepare(stack, config, source, task, device)
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
             warn(poor_teacher(result["teacher_top1"], data.val.labels, config) if config.kd else ())
-            phases = make_phases(task, config)
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
         if checkpoint is not None:
             check_checkpoint(
@@ -201,6 +195,22 @@ def fit(
                 warn(wide_interval(result["last_top1"], data.val.num_samples))
                 log.info(farewell(config, result, run, command))
     return result
+
+
+def prepare(
+    stack: ExitStack, config: Config, source: Source, task: Task, device: torch.device
+) -> tuple[Data, list[Phase]]:
+    """The loaders, which `stack` closes, and what is trained, on the device; the log says what they are."""
+    set_backends(config)
+    data = stack.enter_context(closing(load_data(source, config, device)))
+    log.info(
+        f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
+        f"{source.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
+    )
+    warn(uneven_classes(source, config))
+    if advice := precision_advice(device, config.training.precision):
+        log.info(advice)
+    return data, make_phases(place_task(task, config, device, source.image_size), config)
 
 
 def test_best(engine: Engine, source: Source) -> dict[str, float]:
@@ -233,13 +243,6 @@ def log_ending(run: RunDir) -> Iterator[None]:
 def warn(lines: Iterable[str]) -> None:
     for line in lines:
         log.warning(line)
-
-
-def describe(config: Config, data: Data, device: torch.device) -> str:
-    return (
-        f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
-        f"{data.source.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
-    )
 
 
 def farewell(config: Config, result: dict, run: Layout, command: Command | None = None) -> str:

@@ -88,7 +88,8 @@ class Snapshot:
         for place, values in self._places:
             now = place.values()
             for name in values | now:
-                if name not in values or name not in now or not _same(values[name], now[name]):
+                old, new = values.get(name), now.get(name)
+                if old is not new and (isinstance(old, Tensor) or isinstance(new, Tensor) or old != new):
                     what = f"{name} of {place.group}"
                     return f"{what} is replaced at every step; only what is written in place can be captured"
         return ""
@@ -148,10 +149,3 @@ def distance(found: Iterable[Tensor], expected: Iterable[Tensor], was: Iterable[
 
 def on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-
-def _same(first: Any, second: Any) -> bool:
-    """The same tensor, or equal numbers."""
-    if isinstance(first, Tensor) or isinstance(second, Tensor):
-        return first is second
-    return first == second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -145,11 +145,15 @@ class CapturedStep:
 
     def __init__(self, step: EagerStep, recorder: CudaRecorder, give_up: Callable[[int | None, str], None]):
         self.captured = False
-        self._step = step
+        self._step, self._give_up = step, give_up
         self._recorder: CudaRecorder | None = recorder
-        self._give_up = give_up
         self._is_first = True
         self._ways: dict[Hashable, Callable[[Batch], None]] = {}  # to take a step, by its kind
+        if kinds := [type(item.optimizer).__name__ for item in step.optimizers.values() if not item.capturable]:
+            line = (
+                f"{kinds[0]} takes its learning rate from the host, and a captured step would keep that of its capture"
+            )
+            self._stop_capturing(line)
 
     def __call__(self, batch: Batch) -> None:
         kind = self._kind(batch)
@@ -164,13 +168,15 @@ class CapturedStep:
 
     def _compute_and_capture(self, batch: Batch) -> None:
         """Take the step eagerly, and capture it for further batches of these shapes."""
-        before = self._snapshot()
-        if not self._fits(self._compute_beside, batch, before):
-            if self.captured and self._fits(self._step.compute, batch, before):
-                self._stay_eager(batch, "out of memory", self._step.compute)
-            else:
-                self._stop_capturing("out of memory")
-                self._step.compute(batch)
+        before, fits = self._snapshot(), False
+        with suppress(torch.OutOfMemoryError):
+            self._compute_beside(batch)
+            fits = True
+        if not fits:  # what the step has allocated is free by now
+            self._step.drop_gradients()
+            before.restore()
+            self._stop_capturing("out of memory")
+            self._step.compute(batch)
             return
         after = self._snapshot()
         try:
@@ -180,20 +186,10 @@ class CapturedStep:
         finally:
             after.restore()
         if problem and self.captured:
-            self._stay_eager(batch, problem, self._compute_beside)
+            self._ways[self._kind(batch)] = self._compute_beside
+            self._give_up(len(batch.label), problem)
         elif problem:
             self._stop_capturing(problem)
-
-    def _fits(self, compute: Callable[[Batch], None], batch: Batch, before: Snapshot) -> bool:
-        """Take a step; go back to `before` if memory does not suffice."""
-        try:
-            compute(batch)
-            return True
-        except torch.OutOfMemoryError:
-            pass  # when this block ends, what the step has allocated is free
-        self._step.drop_gradients()
-        before.restore()
-        return False
 
     def _capture(self, batch: Batch, before: Snapshot, after: Snapshot) -> str:
         """Capture the step that led from `before` to `after`, and repeat it to see whether it leads there again.
@@ -202,8 +198,6 @@ class CapturedStep:
             why the capture is not kept; empty if it is.
         """
         static = Batch(*(value.clone() for value in batch))
-        if problem := before.find_host_draws():
-            return problem
         before.restore()
         repeat = self._recorder.record(lambda: self._step.compute(static))
         if problem := after.find_replaced() or before.find_host_draws():
@@ -256,11 +250,6 @@ class CapturedStep:
         self._step.drop_gradients()  # they may be in other memory
         self._recorder.run(lambda: self._step.compute(batch))
 
-    def _stay_eager(self, batch: Batch, problem: str, compute: Callable[[Batch], None]) -> None:
-        """Take further steps on batches like this one by `compute`; those on others are repeated as before."""
-        self._ways[self._kind(batch)] = compute
-        self._give_up(len(batch.label), problem)
-
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
         self._ways.clear()
@@ -268,24 +257,3 @@ class CapturedStep:
         self._step.drop_gradients()  # they are in the recorder's memory
         recorder.release()
         self._give_up(None, problem)
-
-
-def make_step(
-    phase: Phase,
-    meter: Meter,
-    gates: GateRecorder,
-    autocast: Callable[[], AbstractContextManager],
-    recorder: CudaRecorder | None,
-    give_up: Callable[[int | None, str], None],
-) -> EagerStep | CapturedStep:
-    """The step of a phase; captured if there is a `recorder`. See both classes for the arguments."""
-    step = EagerStep(phase, meter, gates, autocast)
-    if recorder is None:
-        return step
-    for scheduled in phase.optimizers.values():
-        if not scheduled.capturable:
-            kind = type(scheduled.optimizer).__name__
-            why = f"{kind} takes its learning rate from the host, and a captured step would keep that of its capture"
-            give_up(None, why)
-            return step
-    return CapturedStep(step, recorder, give_up)
