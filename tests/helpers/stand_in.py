@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib
 import json
@@ -21,8 +20,6 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-
-from utils.processes import rank
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "tests/fakecuda"
@@ -60,19 +57,13 @@ class StandIn:
     def __init__(self, library: Path):
         self.library = library
 
-    def call(self, function: Callable[..., Any], *arguments: Any, capability: str = "9.0") -> Any:
-        """What ``function(*arguments)`` returns there; both go through JSON.
-
-        Args:
-            function: of a module, not a method.
-            capability: of the GPU.
-        """
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``function(*arguments)`` returns there, a function of a module; both go through JSON."""
         folders = [REPOSITORY, SOURCES, Path(__file__).parent, Path(sys.modules[function.__module__].__file__).parent]
         variables = {
             "PYTHONPATH": os.pathsep.join(map(str, folders)),
             "LD_LIBRARY_PATH": str(self.library),
             "LD_PRELOAD": str(self.library / "libfakecuda.so"),
-            "FAKECUDA_CC": capability,
             "OMP_NUM_THREADS": "1",
         }
         inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -119,13 +110,9 @@ def make_stand_in(cache: Path) -> StandIn:
 
 
 def in_forks(function: Callable[..., Any], *arguments: Any, environments: Sequence[dict[str, str]]) -> list[Any]:
-    """What ``function(*arguments)`` returns in forks of this process, side by side; a traceback if it fails.
+    """What ``function(*arguments)`` returns, by JSON, in a fork for each of `environments`; a traceback if it fails.
 
     For a process that sees a GPU and has not asked for it yet: the imports, which take seconds, are shared.
-
-    Args:
-        function: what to call; what it returns goes through JSON.
-        environments: further variables of each fork.
     """
     context = multiprocessing.get_context("fork")
     forks = []
@@ -144,7 +131,6 @@ def in_forks(function: Callable[..., Any], *arguments: Any, environments: Sequen
 
 def _answer(pipe: Connection, variables: dict[str, str], function: Callable[..., Any], arguments: tuple) -> None:
     os.environ.update(variables)
-    rank._PARENT = os.getppid()  # that of the process that was forked is another one
     try:
         answer = function(*arguments)
     except BaseException:
@@ -156,10 +142,7 @@ def _main(module: str, name: str, arguments: str, answer: str) -> None:
     import fakecuda
 
     fakecuda.patch()
-    function = getattr(importlib.import_module(module), name)
-    gc.collect()
-    gc.freeze()  # a capture collects garbage first, which is slow with all that was imported
-    result = function(*json.loads(arguments))
+    result = getattr(importlib.import_module(module), name)(*json.loads(arguments))
     Path(answer).write_text(json.dumps(result))
 
 

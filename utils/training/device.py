@@ -103,8 +103,10 @@ def set_backends(config: Config) -> None:
     if deterministic:
         # cuBLAS is reproducible only with a fixed workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Both ways: the run before in this process, a teacher's, may have had it otherwise.
-    torch.use_deterministic_algorithms(deterministic)
+    # The run before in this process, a teacher's, may have had it otherwise. The call imports PyTorch's compiler, which
+    # takes seconds.
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 
 
