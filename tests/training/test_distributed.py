@@ -36,7 +36,7 @@ from utils.processes.stopping import Interrupted
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.build import make_label_loss, make_phases, synchronize_batchnorm
-from utils.training.device import choose_device, set_up
+from utils.training.device import set_up
 from utils.training.engine import Engine, evaluate
 from utils.training.gate_counts import GateRecorder
 
@@ -362,29 +362,6 @@ def test_a_resumed_run_may_have_another_number_of_processes(on_both, tmp_path, t
 
 
 # ---- GPUs
-
-
-@pytest.mark.parametrize(
-    ("local_rank", "name", "device"),
-    [
-        (1, "auto", "cuda:1"),
-        (1, "cuda", "cuda:1"),
-        (1, "cpu", "cpu"),
-        (1, "cuda:0", "training.device: cuda:0 is one GPU for 4 processes"),
-        (2, "auto", "nproc: process 3 of this machine has no GPU, PyTorch sees 2; nproc=2"),
-    ],
-)
-def test_every_process_takes_the_gpu_of_its_number_or_is_refused(monkeypatch, local_rank, name, device):
-    for key, value in {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 4}.items():
-        monkeypatch.setenv(key, str(value))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr("utils.training.device.missing_kernels", lambda device: "")
-    try:
-        assert str(choose_device(name)) == device
-    except UserError as error:
-        assert str(error).startswith(device)  # noqa: PT017  # a case is one or the other
 
 
 class TestSynchronizedBatchNorm:

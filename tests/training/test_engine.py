@@ -207,7 +207,6 @@ class TestRecords:
         assert losses | gates | {"top1"} <= lines[0]["train"].keys()
         assert {"loss/total", "top1", "class_mean"} == lines[0]["val"].keys()
 
-
         board = EventAccumulator(str(finished_run.path)).Reload()
         others = {"accuracy/top1/train", "accuracy/top1/val", "lr/student", "lr/agent"}
         assert {f"{loss}/train" for loss in losses} | gates | others <= set(board.Tags()["scalars"])

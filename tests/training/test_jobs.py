@@ -1,16 +1,12 @@
 """Jobs of several processes: started by a launcher, and ended as one, with one line."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from jobs import Job, launch
+from launchers import quick_sh
 from pictures import image_folder
-from ready_process import PATIENCE, REPOSITORY
 
 from utils.cli import main_distill
 from utils.errors import UserError
@@ -93,7 +89,7 @@ def test_a_wrong_command_line_is_an_error_like_any_other():
         main_distill(arguments=["--tacher", "vgg13"])
 
 
-@pytest.mark.parametrize("count", ["two", "", "0", "1.0", "٣", "9" * 5000])
+@pytest.mark.parametrize("count", ["two", "0", "٣", "9" * 5000])
 def test_a_number_of_processes_that_is_none_is_refused(count):
     with pytest.raises(UserError, match=r"^nproc: '.{0,60}', expected the number of processes, 1 or more$"):
         launcher_main([count, "train.py"])
@@ -104,18 +100,9 @@ def test_nproc_shares_a_run_among_processes(tmp_path):
     shutil.copytree(root / "val", root / "test")
     # DistributedDataParallel, which is not used, would warn about the strides of channels_last.
     settings = {"batch_size": 8, "epochs": 1, "num_workers": 0, "channels_last": "true"}
-    overrides = [f"training.{key}={value}" for key, value in settings.items()]
-    overrides += [f"dataset.root={tmp_path / 'data'}", "dataset.img_h=16", "validation.num_workers=0"]
-    done = subprocess.run(
-        ["sh", "train_single.sh", *overrides, f"run.root={tmp_path / 'run'}"],
-        env=os.environ
-        | {"nproc": "2", "dataset": "imagefolder", "model": "resnet8"}
-        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    words = [f"training.{key}={value}" for key, value in settings.items()]
+    words += [f"dataset.root={root}", "dataset.img_h=16", "validation.num_workers=0", f"run.root={tmp_path / 'run'}"]
+    done = quick_sh("train_single.sh", *words, nproc="2", dataset="imagefolder", model="resnet8")
     assert (done.returncode, done.stderr) == (0, "")
     assert "| 2 processes, each on " in done.stdout
     assert done.stdout.count("best val") == 1

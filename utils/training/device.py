@@ -50,9 +50,7 @@ def choose_device(name: str) -> torch.device:
     if not cause:
         return device
     if name != "auto" or (is_several and is_there):  # the other processes may have taken theirs
-        raise UserError(
-            f"training.device: {name} asked for, but PyTorch cannot use it: {cause}; auto takes what is there"
-        )
+        raise UserError(f"training.device: PyTorch cannot use {name}: {cause}; auto takes what is there")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if is_there or (any(GPU_FILES.parent.glob(GPU_FILES.name)) and not hidden):
         warn_once(f"training.device: auto takes the CPU, since PyTorch cannot use the GPU of this machine: {cause}")
