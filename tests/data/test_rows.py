@@ -173,12 +173,6 @@ class TestText:
         assert "has no column who, only where, what" in refusal(table, path, image_column="who")
         assert table(path, image_column="where", label_column="what").class_names == ("cat", "dog")
 
-    def test_a_folder_of_them_is_split_by_their_names(self, tmp_path, rows):
-        for name, part in {"train": rows[:6], "dev": rows[6:8], "test": rows[8:]}.items():
-            write(tmp_path, ["path", "label"], [row[:2] for row in part], f"{name}.csv")
-        source = table(tmp_path)
-        assert [len(part) for part in (source.train, source.val, source.test)] == [6, 2, 2]
-
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
@@ -202,13 +196,17 @@ class TestText:
 
     def test_a_pipe_no_file_and_no_table_are_refused(self, tmp_path):
         (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
-        assert "images.parquet failed: " in refusal(table, tmp_path / "images.parquet")
         (tmp_path / "empty").mkdir()
-        assert "holds no .parquet, .arrow" in refusal(table, tmp_path / "empty")
         for name in ("pipe.csv", "pipe.parquet"):
             os.mkfifo(tmp_path / name)
-            assert refusal(table, tmp_path / name).endswith(f"{name}: is a pipe, expected a file")
-        assert "missing.csv failed: No such file or directory" in refusal(table, tmp_path / "missing.csv")
+        for name, end in {
+            "images.parquet": "images.parquet failed: ",
+            "empty": "holds no .parquet, .arrow",
+            "pipe.csv": "pipe.csv: is a pipe, expected a file",
+            "pipe.parquet": "pipe.parquet: is a pipe, expected a file",
+            "missing.csv": "missing.csv failed: No such file or directory",
+        }.items():
+            assert end in refusal(table, tmp_path / name)
 
 
 class TestArrow:
@@ -230,26 +228,26 @@ class TestArrow:
             pyarrow.parquet.write_table(content, path)
         return path
 
+    def shows(self, split, index, seed):
+        return np.array_equal(split.picture(index), smooth_picture(8, 8, seed=seed))
+
     def test_with_a_split_column(self, tmp_path, content):
         source = table(self.store(tmp_path / "images.parquet", content))
         assert source.class_names == ("0", "1")
         assert (len(source.train), len(source.val)) == (6, 4)
-        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=7))
+        assert self.shows(source.val, 1, seed=7)
 
     def test_of_words_and_bare_bytes_under_other_names(self, tmp_path, content):
         image = [row["bytes"] for row in content["image"].to_pylist()]
-        words = [["cat", "dog"][label] for label in content["label"].to_pylist()]
-        source = table(
-            self.store(tmp_path / "images.arrow", pyarrow.table({"img": image, "fine_label": words})), val_split=0.2
-        )
+        columns = pyarrow.table({"img": image, "fine_label": ["cat", "dog"] * 5})
+        source = table(self.store(tmp_path / "images.arrow", columns), val_split=0.2)
         assert source.class_names == ("cat", "dog")
-        assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=int(source.val.path(0).split()[-1])))
+        assert self.shows(source.val, 0, seed=int(source.val.path(0).split()[-1]))
 
     def test_of_names_of_files(self, tmp_path):
         paths = [save(smooth_picture(8, 8, seed=k), tmp_path / f"{k}.png").name for k in range(4)]
         columns = {"path": paths, "label": [0, 1, 0, 1], "split": ["train"] * 2 + ["val"] * 2}
-        source = table(self.store(tmp_path / "t.parquet", pyarrow.table(columns)))
-        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=3))
+        assert self.shows(table(self.store(tmp_path / "t.parquet", pyarrow.table(columns))).val, 1, seed=3)
 
     def test_class_names_are_those_that_hugging_face_writes(self, tmp_path, content):
         features = {"label": {"names": ["no", "yes", "perhaps"], "_type": "ClassLabel"}}
@@ -268,17 +266,19 @@ class TestArrow:
             (tmp_path / hidden).write_bytes(b"what systems leave")
         source = table(tmp_path)
         assert [len(part) for part in (source.train, source.val, source.test)] == [5, 3, 2]
-        assert np.array_equal(source.val.picture(0), smooth_picture(8, 8, seed=5))
+        assert self.shows(source.val, 0, seed=5)
 
-    def test_two_data_sets_in_one_folder_are_named(self, tmp_path, content):
-        self.store(tmp_path / "small/train-0.parquet", content)
-        self.store(tmp_path / "large/train-0.parquet", content)
-        assert "holds several data sets, large, small; name the folder of one" in refusal(table, tmp_path)
-
-    def test_a_file_of_no_known_split_among_others_is_refused(self, tmp_path, content):
-        self.store(tmp_path / "train-0.parquet", content.drop_columns(["split"]))
-        self.store(tmp_path / "more-0.parquet", content.drop_columns(["split"]))
-        assert "says of some images only to which split they belong" in refusal(table, tmp_path, val_split=0.2)
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (("small/train-0", "large/train-0"), "holds several data sets, large, small; name the folder of one"),
+            (("train-0", "more-0"), "says of some images only to which split they belong"),
+        ],
+    )
+    def test_of_several_data_sets_or_of_no_known_split_are_refused(self, tmp_path, content, files, message):
+        for file in files:
+            self.store(tmp_path / f"{file}.parquet", content.drop_columns(["split"]))
+        assert message in refusal(table, tmp_path, val_split=0.2)
 
     def test_files_of_a_folder_may_hold_images_and_labels_as_other_types(self, tmp_path, content):
         images = [row["bytes"] for row in content["image"].to_pylist()]
@@ -291,7 +291,7 @@ class TestArrow:
             self.store(tmp_path / f"{name}.parquet", pyarrow.table(columns))
         source = table(tmp_path)
         assert source.class_names == ("cat", "dog")
-        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=1))
+        assert self.shows(source.val, 1, seed=1)
 
     def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, content):
         images = [{"bytes": {2: None, 3: b"no image"}.get(k, png(k)), "path": ""} for k in range(10)]
@@ -299,7 +299,7 @@ class TestArrow:
         for row in (2, 3):
             assert f"images.parquet row {row}: cannot be read as an image" in refusal(source.train.picture, row)
         rest = source.train.subset([0, 1, 2, 4, 5])
-        assert np.array_equal(rest.picture(3), smooth_picture(8, 8, seed=4))
+        assert self.shows(rest, 3, seed=4)
         assert rest.labels.tolist() == [0, 1, 0, 0, 1]
 
     @pytest.mark.parametrize(

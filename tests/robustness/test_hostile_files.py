@@ -141,7 +141,7 @@ NO_CHECKPOINTS = {
     "zip": (zipped, "is a zip archive"),
     "text": (text("accuracy: 74.3\n"), "is neither a file of PyTorch nor safetensors"),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is cut off; its end is missing"),
-    "code": (saved({"model": RunsCode()}), "refused, it holds posix.system"),
+    "code": (saved({"model": {}, "callbacks": [RunsCode()]}), "refused, it holds posix.system"),
     "a bare pickle": (text(pickle.dumps(RunsCode(), 2)), "failed: "),
 }
 

@@ -80,9 +80,9 @@ def test_a_signal_after_the_last_line_is_too_late(tmp_path):
 
 def test_an_error_keeps_its_exit_code():
     with pytest.raises(SystemExit) as ending:
-        guarded(lambda: int("wrong"))
+        guarded(lambda: os.stat("/no/such/file"))
     os.kill(os.getpid(), signal.SIGTERM)
-    assert ending.value.code == 1
+    assert ending.value.code == 2
 
 
 def test_a_teacher_that_is_stopped_is_saved_and_the_same_command_with_resume_goes_on(tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from toys import IMAGE_SIZE, ToyNet, take_step, toy_batch, toy_task
+from toys import IMAGE_SIZE, take_step, toy_batch, toy_task
 
 from distillers.task import Classification
 from distillers.vid import vid_loss
@@ -54,7 +54,7 @@ def test_gradients_of_averages_over_positions_have_the_layout_of_the_map(layout)
         assert kept[0].is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("distiller", ["at", "fitnet", "sp", "vid", "ft", "fsp", "nst", "crd"])
+@pytest.mark.parametrize("distiller", ["fitnet", "sp", "vid", "ft", "fsp", "nst", "crd"])
 def test_the_losses_and_gradients_are_the_same_in_both_layouts(distiller):
     results = []
     for setting in (True, False):
@@ -72,14 +72,10 @@ def test_the_losses_and_gradients_are_the_same_in_both_layouts(distiller):
         torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-5)
 
 
-def test_maps_are_in_the_layout_of_the_weights():
+def test_maps_are_in_the_layout_of_the_weights_which_the_twin_still_shares():
     task = place_task(toy_task("at"), config(), CPU, IMAGE_SIZE)
     features, _ = task.teacher.features(toy_batch().image)
     assert all(is_channels_last(feature) for feature in features[:3])
-
-
-def test_the_students_twin_still_shares_its_weights():
-    task = place_task(toy_task("at"), config(), CPU, IMAGE_SIZE)
     with torch.no_grad():
         task.student.conv2.weight.add_(1)
         task.student.bn1.running_mean.add_(1)
@@ -101,19 +97,16 @@ def test_a_network_that_cannot_do_with_it_is_one_line_where_it_is_asked_for():
         place_task(Classification(ViewNet()), config(True), CPU, IMAGE_SIZE)
 
 
-def test_a_gpu_computes_so_only_where_tensor_cores_do_the_work(monkeypatch):
-    gpu = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert channels_last_pays(CPU, "fp32")
-    assert not channels_last_pays(gpu, "fp32")
-    assert channels_last_pays(gpu, "tf32")
-    assert channels_last_pays(gpu, "bf16")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not channels_last_pays(gpu, "tf32")
-
-
-def test_a_task_names_its_networks():
-    task = toy_task("at")
-    assert task.networks() == [task.student, task.teacher]
-    alone = Classification(ToyNet())
-    assert alone.networks() == [alone.student]
+@pytest.mark.parametrize(
+    ("device", "capability", "precision", "pays"),
+    [
+        ("cpu", (8, 0), "fp32", True),
+        ("cuda", (8, 0), "fp32", False),
+        ("cuda", (8, 0), "tf32", True),
+        ("cuda", (8, 0), "bf16", True),
+        ("cuda", (7, 5), "tf32", False),
+    ],
+)
+def test_a_gpu_computes_so_only_where_tensor_cores_do_the_work(monkeypatch, device, capability, precision, pays):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert channels_last_pays(torch.device(device), precision) is pays

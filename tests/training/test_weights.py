@@ -2,8 +2,6 @@
 
 import argparse
 import logging
-import os
-import pickle
 
 import numpy as np
 import pytest
@@ -48,11 +46,6 @@ def loaded(content, tmp_path, what="the teacher toy", **how) -> dict:
     torch.save(content, tmp_path / "w.pth")
     load_weights(model, tmp_path / "w.pth", what, **how)
     return without_counters(model.state_dict())
-
-
-class Trap:
-    def __reduce__(self):
-        return os.system, ("touch you-have-been-had",)
 
 
 class Settings(dict):
@@ -225,15 +218,6 @@ def test_torchvisions_vgg_is_matched_by_order_and_gives_the_same_logits(tmp_path
     load_weights(ours, tmp_path / "w.pth")
     image = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(ours.eval()(image), theirs.eval()(image))
-
-
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
-def test_code_that_a_file_brings_is_never_run(tmp_path, monkeypatch, write):
-    monkeypatch.chdir(tmp_path)
-    write({"model": OWN, "callbacks": [Trap()]}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth"):
-        load_weights(ToyNet(), tmp_path / "w.pth")
-    assert not (tmp_path / "you-have-been-had").exists()
 
 
 @pytest.mark.parametrize("old", [False, True])
