@@ -37,17 +37,13 @@ def refusal(*args, **names) -> str:
 
 
 def test_the_file_of_the_seed_is_taken_else_the_published_one_else_any():
-    write_pair(seed=3, epochs=30)
-    assert find_config("cifar-100", 7, **AT).load().training.epochs == 30
-    write_pair(seed=1029, epochs=10)
-    found = find_config("cifar-100", 7, **AT)
-    published, own = (Path(f"configs/cifar-100/seed-{seed}/at/vgg13-vgg8.yml") for seed in (1029, 7))
-    assert found.path == published
-    assert found.note == f"{published} with training.seed=7 (there is no {own})"
-    assert (found.load().training.epochs, found.load().training.seed) == (10, 7)
-    write_pair(seed=7, epochs=70)
-    found = find_config("cifar-100", 7, **AT)
-    assert (found.path, found.note, found.load().training.epochs) == (own, str(own), 70)
+    for seed, epochs in ((3, 30), (1029, 10), (7, 70)):
+        write_pair(seed, epochs)
+        found = find_config("cifar-100", 7, **AT)
+        path, own = (Path(f"configs/cifar-100/seed-{number}/at/vgg13-vgg8.yml") for number in (seed, 7))
+        assert found.path == path
+        assert found.note == (f"{path} with training.seed=7 (there is no {own})" if seed != 7 else str(own))
+        assert (found.load().training.epochs, found.load().training.seed) == (epochs, 7)
 
 
 def test_else_a_pair_is_composed_from_the_bases():

@@ -15,6 +15,7 @@ from utils.grid.plan import plan
 from utils.run_folder.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SINGLE = "configs/digits/seed-1029/single/vgg8.yml"
 STAGES = "[[conv1, bn1, relu, maxpool], [layer1], [layer2], [layer3], [layer4], [avgpool, flatten], [fc]]"
 
 
@@ -125,32 +126,19 @@ class TestCommand:
 
 
 class TestNext:
-    @pytest.fixture
-    def of_pair(self, started, tmp_path):
-        """What is suggested after a student, and its config."""
-
-        def suggest(*words: str, **options):
-            names = ("--dataset", "digits", "--net1", "resnet14", "--net2", "resnet8", f"run.root={tmp_path}")
-            config, command = started(main_distill, *names, *words, **options)
-            return next_command(config, command), config
-
-        return suggest
-
     @pytest.mark.parametrize(
         ("selection", "other"), [("adaptive", "fixed"), ("random", "fixed"), ("fixed", "adaptive")]
     )
-    def test_after_a_student_is_its_counterpart_then_the_report(self, of_pair, started, selection, other):
-        words = ("training.epochs=3", "dataset.root=my pictures", f"kd.selection={selection}")
-        following, config = of_pair(*words)
-        assert repeated(started, following) == of_pair(*words, f"kd.selection={other}")[1]
-        finished = Layout(repeated(started, following).run_dir)
+    def test_after_a_student_is_its_counterpart_then_the_report(self, started, tmp_path, selection, other):
+        words = ("--dataset", "digits", "--net1", "resnet14", "--net2", "resnet8", f"run.root={tmp_path}")
+        words += ("training.epochs=3", "dataset.root=my pictures")
+        config, command = started(main_distill, *words, f"kd.selection={selection}")
+        following = repeated(started, next_command(config, command))
+        assert following == started(main_distill, *words, f"kd.selection={other}")[0]
+        finished = Layout(following.run_dir)
         finished.path.mkdir(parents=True)
         finished.result.write_text("{}")
-        assert of_pair(*words)[0] == f"python -m utils.report {config.run.root}"
-
-    def test_after_the_ablation_is_the_report(self, of_pair):
-        following, config = of_pair(selection="anti")
-        assert following == f"python -m utils.report {config.run.root}"
+        assert next_command(config, command) == f"python -m utils.report {tmp_path}"
 
     @pytest.mark.parametrize(("model", "role"), [("resnet20", "teacher"), ("resnet8", "student")])
     def test_after_a_network_alone_is_a_published_pair_with_it(self, started, model, role):
@@ -166,13 +154,14 @@ class TestNext:
         assert following.training.epochs != 3
         assert role == "student" or following.teacher_checkpoint == config.run_dir / "ckpt/best.pth"
 
-    def test_after_a_network_of_another_data_set_is_a_pair_of_one_family(self, started):
-        config, command = started(main_single, "--model", "vgg8")
-        assert next_command(config, command) == "net1=vgg13 net2=vgg8 sh train.sh"
-
     @pytest.mark.parametrize(
-        "words", [["--model", "resnet14"], ["--config", "configs/digits/seed-1029/single/vgg8.yml"]]
+        ("main", "words", "options", "expected"),
+        [
+            (main_distill, [], {"selection": "anti"}, "python -m utils.report run"),
+            (main_single, ["--model", "vgg8"], {}, "net1=vgg13 net2=vgg8 sh train.sh"),
+            (main_single, ["--model", "resnet14"], {}, "python -m utils.report run"),
+            (main_single, ["--config", SINGLE], {}, "python -m utils.report run"),
+        ],
     )
-    def test_after_a_network_that_no_pair_has_or_of_a_file_is_the_report(self, started, words):
-        config, command = started(main_single, *words)
-        assert next_command(config, command) == "python -m utils.report run"
+    def test_else_is_a_pair_of_one_family_or_the_report(self, started, main, words, options, expected):
+        assert next_command(*started(main, *words, **options)) == expected

@@ -12,15 +12,9 @@ from utils.training.run import farewell
 
 def epochs(*shares):
     """Records of epochs with these shares of samples, per spot."""
-    return [
-        {
-            "phase": "train",
-            "epoch": k,
-            "seconds": 1,
-            "train": {"loss/total": 1.0, **{f"gate/f{n}": share for n, share in enumerate(of_epoch)}},
-        }
-        for k, of_epoch in enumerate(shares, 1)
-    ]
+    common = {"phase": "train", "seconds": 1}
+    gates = [{f"gate/f{n}": share for n, share in enumerate(of_epoch)} for of_epoch in shares]
+    return [common | {"epoch": k, "train": {"loss/total": 1.0} | of_epoch} for k, of_epoch in enumerate(gates, 1)]
 
 
 @pytest.mark.parametrize(
