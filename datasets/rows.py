@@ -127,21 +127,19 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
 
 def _divide(rows: dict[str | None, list[int]], labels: Sequence[int], val_split: float | None, where: str) -> None:
     """Settle which rows train, validate and test. Without validation rows, test rows validate."""
+    rows["train"] = rows.pop(None, []) or rows["train"]
     if val_split is not None:
         if rows["val"]:
             raise UserError(f"dataset.val_split: {where} is divided into train and val already; leave it out")
-        undivided = rows[None] or rows["train"]
-        train, val = split_rows([labels[row] for row in undivided], val_split, where)
-        rows["train"], rows["val"] = [undivided[k] for k in train], [undivided[k] for k in val]
-    elif rows[None]:
-        raise UserError(
-            f"{where}: says of no image whether it validates; add a column split, or set dataset.val_split=0.1"
-        )
+        train, val = split_rows([labels[row] for row in rows["train"]], val_split, where)
+        rows["train"], rows["val"] = ([rows["train"][place] for place in part] for part in (train, val))
     if not rows["val"]:
         rows["val"], rows["test"] = rows["test"], []
     for split in ("train", "val"):
         if not rows[split]:
-            raise UserError(f"{where}: the split of no image is {split}; dataset.val_split=0.1 divides training images")
+            raise UserError(
+                f"{where}: the split of no image is {split}; a column split says it, or dataset.val_split=0.1"
+            )
 
 
 def _clean(labels: Sequence[Any], where: str, numbers: bool) -> list[str | int | None]:

@@ -102,10 +102,8 @@ def table(
     if len(names := {part.class_names for part in parts}) > 1:
         raise UserError(f"{root}: its files give the classes different names")
     images = [image for part in parts for image in getattr(part.images, "chunks", part.images)]
-    kinds = {isinstance(image, Path) for image in images}
-    if len(kinds) > 1:
-        raise UserError(f"{root}: some of its files hold images, others the names of image files")
-    make = partial(Files, images, seen=False) if True in kinds else partial(EncodedImages, images, str(root))
+    is_list = bool(images) and isinstance(images[0], Path)
+    make = partial(Files, images, seen=False) if is_list else partial(EncodedImages, images, str(root))
     labels = [label for part in parts for label in part.labels]
     return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
 

@@ -177,7 +177,10 @@ class TestImageFolder:
         ("spoil", "message"),
         [
             (lambda root: shutil.rmtree(root), " is no folder; images belong in "),
-            (lambda root: shutil.rmtree(root / "val"), "the split of no image is val; dataset.val_split=0.1"),
+            (
+                lambda root: shutil.rmtree(root / "val"),
+                "the split of no image is val; a column split says it, or dataset.val_split=0.1",
+            ),
             (lambda root: shutil.rmtree(root / "train"), "holds no folders train and val; images belong in "),
             (lambda root: (root / "valid").mkdir(), "both val and valid could be the val split"),
             (lambda root: (root / "val/bee").rename(root / "val/yak"), "no training images of class yak"),

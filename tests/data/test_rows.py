@@ -116,7 +116,7 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("splits", "val_split", "message"),
         [
-            ([None] * 20, None, "set dataset.val_split=0.1"),
+            ([None] * 20, None, "or dataset.val_split=0.1"),
             (["train"] * 20, None, "the split of no image is val"),
             (["val"] * 20, None, "the split of no image is train"),
             (["train"] * 10 + ["val"] * 10, 0.2, "it is divided into train and val already; leave it out"),
