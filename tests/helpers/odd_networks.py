@@ -12,17 +12,6 @@ from torch import nn
 from models import StagedModel
 from models.staged import global_pool
 
-# What torchvision's ResNets are cut into, spelt out.
-RESNET_STAGES = [
-    ["conv1", "bn1", "relu", "maxpool"],
-    ["layer1"],
-    ["layer2"],
-    ["layer3"],
-    ["layer4"],
-    ["avgpool", "flatten"],
-    ["fc"],
-]
-
 
 class Chain(nn.Module):
     """Parts called in order of definition, with a flattening between them."""
@@ -104,31 +93,19 @@ class NeverTrained(Chain):
 
 
 class Listed(nn.Module):
-    """Parts in a list, one of which is never called."""
+    """Parts in a list, one of which is never called; one ReLU that is called again and again, and a dropout."""
 
     def __init__(self, num_classes: int):
         super().__init__()
         strides = (1, 1, 2)
+        self.act, self.dropout = nn.ReLU(inplace=True), nn.Dropout(0.5)
         self.blocks = nn.ModuleList(nn.Conv2d(4 if k else 3, 4, 3, s, padding=1) for k, s in enumerate(strides))
         self.unused, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(4, num_classes)
 
     def forward(self, x):
         for block in self.blocks:
-            x = block(x)
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-class Reused(Chain):
-    """One ReLU called twice, a dropout, and another order of definition."""
-
-    def __init__(self, num_classes: int):
-        super().__init__(num_classes)
-        self.stem, self.down = self.stem[:2], self.down[:2]
-        self.dropout, self.act = nn.Dropout(0.5), nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        x = self.act(self.down(self.act(self.stem(x))))
-        return self.classifier(self.dropout(self.pool(x).flatten(1)))
+            x = self.act(block(x))
+        return self.fc(self.dropout(x.mean(dim=(2, 3))))
 
 
 class Whole(nn.Module):
@@ -307,20 +284,6 @@ class ChannelsAtTheEnd(nn.Module):
 
     def forward(self, x):
         return self.fc(self.back(self.norm(self.move(self.stem(x)))).mean(dim=(2, 3)))
-
-
-class Recurrent(nn.Module):
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.rnn, self.fc = nn.RNN(12, 4), nn.Linear(4, num_classes)
-
-    def forward(self, x):
-        return self.fc(self.rnn(x.flatten(1))[0])
-
-
-class TwoOutputs(Chain):
-    def forward(self, x):
-        return super().forward(x), x
 
 
 class SevenClasses(Chain):
