@@ -37,6 +37,17 @@ class TestEveryDistiller:
         assert found
         assert not any(gradient.any() for gradient in found)
 
+    @every_spotted
+    @pytest.mark.parametrize("gate", ["one", "some"])
+    def test_stays_finite_where_all_features_are_dead(self, name, gate):
+        """All activations zero, as after a ReLU gone wrong: every norm and every distance is zero."""
+        distiller, (features, teacher, *rest) = build(name), make_inputs(name, gate=GATES[gate])
+        features = [torch.zeros_like(x).requires_grad_() for x in features]
+        losses = distiller(features, [torch.zeros_like(x) for x in teacher], *rest)
+        losses.sum().backward()
+        assert losses.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in gradients(distiller, features))
+
     # CRD draws its negatives per batch: test_crd compares it with the negatives held fixed.
     @pytest.mark.parametrize("name", [name for name in SPOTTED if name != "crd"])
     @pytest.mark.parametrize("gate", ["all", "some", "one"])
