@@ -79,34 +79,10 @@ class TestNegatives:
 
 
 class TestBanks:
-    def test_move_by_the_momentum_formula_at_the_chosen_samples_and_nowhere_else(self):
-        contrast = make_contrast(momentum=0.8)
-        before = banks(contrast).clone()
-        student, teacher, gate, candidates = contrast_inputs(SOME)
-        contrast.contrast(student, teacher, gate, candidates)
-        expected = before.clone()
-        for k, embeddings in enumerate((student, teacher)):
-            for sample, embedding, chosen in zip(INDEX, embeddings, SOME):
-                if chosen:
-                    row = 0.8 * before[k, sample] + 0.2 * embedding / embedding.norm()
-                    expected[k, sample] = row / row.norm()
-        torch.testing.assert_close(banks(contrast), expected)
-        untouched = torch.ones(SAMPLES, dtype=torch.bool)
-        untouched[INDEX[SOME > 0]] = False
-        assert torch.equal(banks(contrast)[:, untouched], before[:, untouched])
-
     def test_start_with_rows_of_about_unit_length(self):
         rows = MemoryBank(20_000, 128).rows
         assert rows.abs().max() <= (3 / 128) ** 0.5
         assert rows.norm(dim=1).mean().item() == pytest.approx(1, abs=0.01)
-
-    def test_give_the_scores_as_they_were_before_the_update(self):
-        contrast = make_contrast(momentum=0.0)  # the update replaces the rows altogether
-        inputs = contrast_inputs()
-        contrast.eval()
-        expected = contrast.contrast(*inputs)
-        contrast.train()
-        assert torch.equal(contrast.contrast(*inputs), expected)
 
     def test_are_only_read_in_evaluation(self):
         distiller = CRD(setting())

@@ -269,24 +269,6 @@ class TestStep:
 
         check_step(make, lambda step: not step.chosen[:, :-1].any() and bool(step.chosen[:, -1].any()))
 
-    @pytest.mark.parametrize("worse", [True, False], ids=["routed worse, few through the teacher", "routed better"])
-    def test_weighs_the_routed_loss_and_asks_for_half_the_batch_as_the_formulas_do(self, worse):
-        def make() -> Case:
-            case = Case("rkd", "adaptive", "alike")  # γ is 2
-            # A network that is sure of itself without having learned anything is wrong at a high price.
-            network = case.task.teacher if worse else case.task.student
-            with torch.no_grad():
-                for parameter in list(network.parameters())[-2:]:
-                    parameter *= 100
-            return case
-
-        def fits(step: Step) -> bool:
-            through_teacher = step.chosen[:, -1].sum()
-            is_worse = step.losses["loss/routed_ce"] > step.losses["loss/ce"]
-            return 0 < through_teacher < BATCH and (through_teacher < BATCH / 2) == worse == is_worse
-
-        check_step(make, fits)
-
     def test_leaves_what_is_not_trained_without_a_gradient(self):
         case = Case("ft", "adaptive", "alike")
         case.step()

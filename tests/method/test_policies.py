@@ -35,20 +35,6 @@ class TestShuffled:
         first, second = SELECTIONS["shuffled"].choose(gates).T
         assert 0.3 < (first == second).float().mean() < 0.7
 
-    def test_policy_learns_from_its_own_gates(self):
-        found = {}
-        for selection in ("adaptive", "shuffled"):
-            task = toy_task("at", selection=selection)
-            torch.manual_seed(3)
-            output = take_step(task, toy_batch(40))
-            gradients = {name: p.grad for name, p in task.named_parameters() if name.startswith(("policy", "router"))}
-            found[selection] = output, gradients
-        (adaptive, of_adaptive), (shuffled, of_shuffled) = found.values()
-        assert all(torch.equal(of_adaptive[name], of_shuffled[name]) for name in of_adaptive)
-        assert torch.equal(adaptive.gates.sum(dim=0), shuffled.gates.sum(dim=0))
-        assert not torch.equal(adaptive.gates, shuffled.gates)
-        assert not shuffled.gates.requires_grad
-
 
 @pytest.fixture
 def own(monkeypatch):
