@@ -19,13 +19,8 @@ from utils.run_folder.folder import RunDir
 SHORT = {"training": {"epochs": 2, "lr_decay_epochs": [1]}, "pretrain": {"epochs": 1}}
 STREAMED = {"dataset": {"loader": "stream"}, "training": {"num_workers": 2}}
 CASES = [
-    ("at", "adaptive", {}),
-    ("ft", "anti", {}),
-    ("fsp", "adaptive", {}),
-    ("crd", "random", {}),
-    ("vid", "fixed", {}),
-    ("nst", "adaptive", STREAMED),
-    (None, "alone", {}),
+    *(("at", "adaptive", {}), ("ft", "anti", {}), ("fsp", "adaptive", {}), ("crd", "random", {})),
+    *(("vid", "fixed", {}), ("nst", "adaptive", STREAMED), (None, "alone", {})),
 ]
 
 

@@ -41,30 +41,21 @@ def test_any_step_of_a_run_can_be_gone_on_from(phase, epoch, step, epochs):
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "epochs", "complaint"),
     [
-        ({"format": FORMAT, "config": CONFIG}, "going on from its checkpoint failed: KeyError: 'progress'"),
-        (checkpoint(format=FORMAT + 1), "its format is 2, this version reads 1"),
-        (checkpoint(epoch=3, val={}), "holds no accuracy"),
+        ({"format": FORMAT, "config": CONFIG}, (3,), "going on from its checkpoint failed: KeyError: 'progress'"),
+        (checkpoint(format=FORMAT + 1), (3,), "its format is 2, this version reads 1"),
+        (checkpoint(epoch=3, val={}), (3,), "holds no accuracy"),
+        (checkpoint(0, -1, 0), (3,), "it is damaged"),
+        (checkpoint(0, 4, 0), (3,), "training.epochs is 3, but 4 epochs are done; set training.epochs=4 or more"),
+        (checkpoint(0, 2, 0), (2, 3), "pretrain.epochs is 2, but 2 epochs are done; set pretrain.epochs=3 or more"),
+        (checkpoint(0, 1, 6), (3,), "it was written after step 6 of an epoch of 5 steps"),
+        (checkpoint(0, 3, 1), (3,), "3 epochs and 1 steps of the next are done; set training.epochs=4 or"),
+        (checkpoint(2, 0, 0), (2, 3), "it is of a run with 3 phases or more, this one has 2"),
     ],
 )
-def test_a_checkpoint_that_lacks_something_is_one_line(content, complaint):
-    refuse(complaint, content)
-
-
-INCONSISTENT = [
-    ((0, -1, 0), (3,), "it is damaged"),
-    ((0, 4, 0), (3,), "training.epochs is 3, but 4 epochs are done; set training.epochs=4 or more"),
-    ((0, 2, 0), (2, 3), "pretrain.epochs is 2, but 2 epochs are done; set pretrain.epochs=3 or more"),
-    ((0, 1, 6), (3,), "it was written after step 6 of an epoch of 5 steps"),
-    ((0, 3, 1), (3,), "training.epochs is 3, but 3 epochs and 1 steps of the next are done; set training.epochs=4 or"),
-    ((2, 0, 0), (2, 3), "it is of a run with 3 phases or more, this one has 2"),
-]
-
-
-@pytest.mark.parametrize(("progress", "epochs", "complaint"), INCONSISTENT)
-def test_a_checkpoint_of_a_step_that_this_run_does_not_have_is_refused(progress, epochs, complaint):
-    refuse(complaint, checkpoint(*progress), epochs=epochs)
+def test_a_checkpoint_that_does_not_fit_or_lacks_something_is_refused(content, epochs, complaint):
+    refuse(complaint, content, epochs=epochs)
 
 
 def test_a_phase_that_is_over_keeps_its_number_of_epochs():
