@@ -102,7 +102,8 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """
     temporary = _beside(path)
     try:
-        with naming(path), _new_file(temporary) as file:
+        temporary.unlink(missing_ok=True)
+        with naming(path), temporary.open("xb") as file:  # fails if there is a link, which may lead to any file
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -123,7 +124,9 @@ def publish_copy(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            _copy(source, temporary)
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         with contextlib.suppress(OSError):
@@ -157,17 +160,6 @@ def remove_leftovers(folder: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _new_file(path: Path) -> BinaryIO:
-    path.unlink(missing_ok=True)
-    return path.open("xb")  # fails if there is a link, which may lead to any file
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sync_directory(folder: Path) -> None:

@@ -224,32 +224,15 @@ class TestAFolderThatIsGone:
         run, other = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
         run.open(resume=False, overwrite=False)
         shutil.rmtree(tmp_path / "run")
-        other.open(resume=False, overwrite=False)
-        with pytest.raises(UserError, match="was moved or deleted"):
-            run.write_result({})
+        for there in (False, True):
+            if there:
+                other.open(resume=False, overwrite=False)
+            with pytest.raises(UserError, match="was moved or deleted"):
+                run.write_result({})
         assert not other.result.exists()
-
-    def test_is_noticed_where_no_other_run_has_begun(self, tmp_path):
-        engine = make_engine(tmp_path / "run")
-        (tmp_path / "run").rename(tmp_path / "elsewhere")
-        with pytest.raises(UserError, match="was moved or deleted while this run was going on"):
-            finish(engine)
-        assert not (tmp_path / "run").exists()
-
-
-def is_folder(descriptor):
-    return stat.S_ISDIR(os.fstat(descriptor).st_mode)
 
 
 class TestAFileSystemThatCannot:
-    """What it answers is given."""
-
-    @pytest.fixture(autouse=True)
-    def _this_process_has_said_nothing(self):
-        utils.files.warn_once.cache_clear()
-        yield
-        utils.files.warn_once.cache_clear()
-
     @staticmethod
     def failing(number, function, concerns):
         def fail(what, *arguments):
@@ -260,18 +243,20 @@ class TestAFileSystemThatCannot:
         return fail
 
     def test_flush_a_folder_is_warned_of_once(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr(os, "fsync", self.failing(errno.EINVAL, os.fsync, is_folder))
-        for _ in range(2):
-            write_text(tmp_path / "file", "text")
+        for number in (errno.EINVAL, errno.EIO):
+            with monkeypatch.context() as patch:
+                fsync = self.failing(number, os.fsync, lambda descriptor: stat.S_ISDIR(os.fstat(descriptor).st_mode))
+                patch.setattr(os, "fsync", fsync)
+                if number == errno.EIO:
+                    with pytest.raises(OSError, match="Input/output"):
+                        write_text(tmp_path / "file", "text")
+                else:
+                    for _ in range(2):
+                        write_text(tmp_path / "file", "text")
         assert (tmp_path / "file").read_text() == "text"
-        assert [record.getMessage() for record in caplog.records if "cannot flush a folder" in record.getMessage()] == [
+        assert caplog.messages == [
             f"{tmp_path}: this file system cannot flush a folder; a power cut may undo the newest files there"
         ]
-
-    def test_flush_a_folder_for_another_reason_is_an_error(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(os, "fsync", self.failing(errno.EIO, os.fsync, is_folder))
-        with pytest.raises(OSError, match="Input/output"):
-            write_text(tmp_path / "file", "text")
 
     @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOLCK])
     def test_lock_is_trained_on_with_a_warning(self, tmp_path, monkeypatch, caplog, number):

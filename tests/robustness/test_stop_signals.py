@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 from jobs import Job, is_alive
 from launchers import HERE
 from process_runs import config_file, prepare, start
 from ready_process import PATIENCE, REPOSITORY, ReadyProcess, run_script, wait_for
-from toy_runs import finish, make_engine
 
 from utils.command import guarded
 from utils.processes.stopping import (
@@ -183,12 +181,3 @@ with process_group(torch.device("cpu")), StopRequest() as stop:
         wait_for(lambda: not is_alive(first))
         job.launcher.send_signal(signal.SIGTERM)
         assert job.launcher.ending() == (0, "")
-
-
-def test_validation_has_a_progress_bar_of_its_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    finish(make_engine(tmp_path / "run"))
-    bars = capsys.readouterr().err
-    assert "train 1/3:   0%|" in bars
-    assert "validation:   0%|" in bars
-    assert bars.index("validation:") < bars.index("train 2/3:")
