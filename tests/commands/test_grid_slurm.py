@@ -5,34 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from launchers import handed_over
 from made_up_runs import write_run
 
 from utils.errors import UserError
 from utils.grid import slurm
 from utils.grid.__main__ import main
-from utils.grid.command import split_overrides
 from utils.grid.plan import plan
 from utils.grid.pool import last_line
 from utils.grid.progress import Progress
 from utils.grid.slurm import SlurmQueue, describe, import_submitit, read_request
 from utils.grid.slurm_task import NOT_ENOUGH_TIME, Task
+from utils.launch import main as launch
 from utils.processes.rendezvous import first_host, rendezvous_of
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 from utils.run_folder.layout import Layout
-
-
-def test_words_behind_slurm_are_told_from_config_keys():
-    words, overrides = split_overrides(
-        ["--pairs", "a-b", "training.lr=1", "--slurm", "gpus=1", "time=1:00:00", "training.epochs=3", "--out", "y"]
-    )
-    assert words == ["--pairs", "a-b", "--slurm", "gpus=1", "time=1:00:00", "--out", "y"]
-    assert overrides == ["training.lr=1", "training.epochs=3"]
 
 
 def test_any_option_of_sbatch_passes_through():
@@ -144,10 +136,7 @@ def number_of(job):
 
 def write_finished(root, job):
     shutil.rmtree(job.folder)
-    folder = write_run(root, selection="single", student="resnet20", seed=1, epochs=job.epochs)
-    assert folder == job.folder
-    (folder / "ckpt").mkdir()
-    (folder / "ckpt/last.pth").touch()
+    assert write_run(root, selection="single", student="resnet20", seed=1, epochs=job.epochs) == job.folder
 
 
 def test_students_are_an_array_that_waits_for_its_teacher(fake, tmp_path):
@@ -311,29 +300,15 @@ class TestRendezvous:
         assert rendezvous_of(2, named) == ("127.0.0.1:5", "sakd-", "127.0.0.1", None)
         assert rendezvous_of(2, {"MASTER_ADDR": "192.0.2.1"}) == ("192.0.2.1:29400", "sakd-", None, None)
 
-    def test_needs_to_be_known_and_of_that_many_machines(self):
-        with pytest.raises(UserError, match=r"nnodes: found 2, but MASTER_ADDR is not set"):
-            rendezvous_of(2, {})
+    def test_needs_to_be_of_that_many_machines(self):
         with pytest.raises(UserError, match=r"nnodes: found 3, but Slurm has started this on 2"):
             rendezvous_of(3, SLURM)
 
 
-def test_the_launcher_says_what_is_wrong_with_nnodes():
-    def line(**variables):
-        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "dataset": "digits"} | variables
-        root = Path(slurm.__file__).parents[2]
-        run = subprocess.run(
-            [shutil.which("sh"), "train.sh"], cwd=root, env=environment, capture_output=True, text=True
-        )
-        return run.returncode, run.stderr
-
-    assert line(nnodes="two") == (2, "error: nnodes: 'two', expected the number of machines, 1 or more\n")
-    code, text = line(nnodes="2")
-    assert code == 2
-    assert text.startswith("error: nnodes: found 2, but MASTER_ADDR is not set")
-
-
-def test_slurms_signal_is_a_stop_signal():
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGUSR1)
-    assert stop.requested
+def test_the_launcher_says_what_is_wrong_with_nnodes(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for nnodes, line in (("two", "nnodes: 'two', expected the number"), ("2", "nnodes: found 2, but MASTER_ADDR is")):
+        minus_m, module, *words = handed_over("train.sh", dataset="digits", nnodes=nnodes)
+        assert (minus_m, module) == ("-m", "utils.launch")
+        with pytest.raises(UserError, match=line):
+            launch(words)
