@@ -28,29 +28,27 @@ def digits(trained_run, tmp_path):
         return tmp_path / "digits", restored.student()(images)
 
 
-def test_the_table_has_the_class_and_probability_of_every_image_by_path(trained_run, digits, tmp_path):
+def test_every_image_has_a_line_by_path_and_one_that_cannot_be_read_is_named(
+    trained_run, digits, tmp_path, caplog, capsys
+):
     folder, logits = digits
-    assert predict.main([str(trained_run), str(folder), str(tmp_path / "out.csv")]) == 0
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    words = [str(trained_run), str(folder), str(tmp_path / "out.csv")]
+    assert predict.main(words) == 0
+    assert f"{folder}/broken.png: cannot be read as an image" in caplog.text
+    assert "6 images; 1 could not be read" in capsys.readouterr().out
     header, *rows = csv.reader((tmp_path / "out.csv").read_text().splitlines())
     assert header == ["image", "predicted", "probability"]
     chances, classes = logits.softmax(dim=1).max(dim=1)
     order = [0, 2, 4, 1, 3, 5]
     assert [row[:2] for row in rows] == [[f"{folder}/{k % 2}/{k}.png", str(classes[k].item())] for k in order]
     assert [float(row[2]) for row in rows] == pytest.approx(chances[order].tolist(), abs=1e-3)
-
-
-def test_an_image_that_cannot_be_read_is_named_and_passed_over(trained_run, digits, tmp_path, caplog, capsys):
-    (digits[0] / "broken.png").write_bytes(b"\x89PNG")
-    words = [str(trained_run), str(digits[0]), str(tmp_path / "out.csv")]
-    assert predict.main(words) == 0
-    assert f"{digits[0]}/broken.png: cannot be read as an image" in caplog.text
-    assert "6 images; 1 could not be read" in capsys.readouterr().out
+    with pytest.raises(UserError, match="none of its 1 images can be read"):
+        predict.main([words[0], str(folder / "broken.png"), str(tmp_path / "new.csv")])
     (tmp_path / "out.csv").write_text("mine")
     with pytest.raises(UserError, match=r"out\.csv: exists already"):
         predict.main(words)
     assert (tmp_path / "out.csv").read_text() == "mine"
-    with pytest.raises(UserError, match="none of its 1 images can be read"):
-        predict.main([words[0], str(digits[0] / "broken.png"), str(tmp_path / "new.csv")])
     assert not (tmp_path / "new.csv").exists()
 
 

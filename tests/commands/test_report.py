@@ -102,12 +102,12 @@ def test_the_first_sentence_names_the_best_student_and_its_gain(compared):
         "not significant; adaptive instead of fixed adds +1.00 [-1.48, +3.48] (3), not significant. "
         "Its teacher has 75.00."
     )
+
+
+def test_cost_is_in_flops_until_latencies_are_measured(compared, tmp_path):
     (panel,) = tradeoff_figure(groups_of(compared)).axes
     assert {text.get_text() for text in panel.texts} == {"vgg13", "vgg8", "at, adaptive"}
     assert panel.get_xlabel() == "forward pass of one image (MFLOPs)"
-
-
-def test_measured_latencies_take_the_place_of_flops(tmp_path):
     for selection in ("single", "fixed"):
         folder = write_run(tmp_path, selection=selection) / "evaluation"
         folder.mkdir()
@@ -143,29 +143,32 @@ def test_unfinished_runs_are_shown_as_such_and_never_averaged(tmp_path):
     assert "adaptive - fixed" not in row
 
 
-def test_another_teacher_makes_a_row_and_a_teacher_of_each_seed_does_not(tmp_path):
-    for root, teacher in {"a": "run/t/{}/last.pth", "b": "run/t/1/last.pth", "c": "run/other/{}/last.pth"}.items():
-        for seed in (1, 2):
-            kd = {"teacher": {"name": "resnet20", "checkpoint": teacher.format(seed)}}
-            write_run(tmp_path / root / str(seed), selection="fixed", seed=seed, settings={"kd": kd})
-    rows = groups_of(tmp_path / "a", tmp_path / "c")
-    assert [row.settings for row in rows] == ["teacher=run/t/last", "teacher=run/other/last"]
-    assert [list(row.top1("fixed").index) for row in rows] == [[1, 2], [1, 2]]
-    assert len(groups_of(tmp_path / "a", tmp_path / "b")) == 1
+def under(checkpoint, seed=1):
+    """Keys of a run whose teacher is a file."""
+    kd = {"teacher": {"name": "resnet20", "checkpoint": checkpoint}}
+    return {"seed": seed, "settings": {"kd": kd}}
+
+
+def images_of(root):
+    return {"dataset": "imagefolder", "settings": {"dataset": {"root": root}}}
 
 
 @pytest.mark.parametrize(
-    ("settings", "found"),
+    ("runs", "settings"),
     [
-        ({"training": {"lr": 0.1, "num_workers": 9}}, "training.lr=0.1 training.lr_agent=0.05"),
-        ({"kd_loss": {"options": {"power": 2}}}, "kd_loss.options={'power': 2}"),
-        ({"training": {"keep_checkpoints": 3, "save_ep_freq": 1}, "validation": {"batch_size": 9}}, ""),
+        ([{}, {"settings": {"training": {"lr": 0.1, "num_workers": 9}}}], "training.lr=0.1 training.lr_agent=0.05"),
+        ([{}, {"settings": {"kd_loss": {"options": {"power": 2}}}}], "kd_loss.options={'power': 2}"),
+        ([{}, {"seed": 2, "settings": {"training": {"save_ep_freq": 1}, "validation": {"batch_size": 9}}}], None),
+        ([under("run/t/1/last.pth"), under("run/other/1/last.pth")], "teacher=run/other/last"),
+        ([under("run/t/1/last.pth"), under("run/t/2/last.pth", 2)], None),  # a teacher for each seed
+        ([images_of("cats"), images_of("dogs")], "dataset.root=dogs"),
     ],
 )
-def test_settings_that_decide_a_result_make_a_row_that_names_them(settings, found, tmp_path):
-    write_run(tmp_path / "a", selection="fixed", seed=1)
-    write_run(tmp_path / "b", selection="fixed", seed=2, settings=settings)
-    assert [group.settings for group in groups_of(tmp_path)][1:] == [found] * bool(found)
+def test_settings_that_decide_a_result_make_a_row_that_names_them(runs, settings, tmp_path):
+    for number, keys in enumerate(runs):
+        write_run(tmp_path / str(number), selection="fixed", **keys)
+    _, *others = sorted(groups_of(tmp_path), key=lambda group: group.first.path)
+    assert [group.settings for group in others] == [settings] * (settings is not None)
 
 
 def test_a_recipe_that_differs_stands_in_every_row_and_what_is_common_is_said_once(tmp_path):
@@ -178,14 +181,11 @@ def test_a_recipe_that_differs_stands_in_every_row_and_what_is_common_is_said_on
     assert settings == {k: f"training.epochs={n}" for k, n in (("at", 1), ("sp", 1), ("kd", 4))}
 
 
-def test_runs_on_other_images_share_neither_a_row_nor_a_student_alone(tmp_path):
+def test_a_student_alone_is_of_the_same_images(tmp_path):
     for root in ("cats", "dogs"):
-        write_run(tmp_path / root, selection="fixed", dataset="imagefolder", settings={"dataset": {"root": root}})
-    place = {"dataset": {"root": "./dogs/"}}
-    write_run(tmp_path / "x", selection="single", student="resnet8", dataset="imagefolder", settings=place)
-    rows = groups_of(tmp_path)
-    assert [row.settings for row in rows] == ["dataset.root=cats", "dataset.root=dogs"]
-    assert [len(row.alone) for row in rows] == [0, 1]
+        write_run(tmp_path / root, selection="fixed", **images_of(root))
+    write_run(tmp_path / "x", selection="single", **images_of("./dogs/"))
+    assert [len(row.alone) for row in groups_of(tmp_path)] == [0, 1]
 
 
 def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
@@ -200,10 +200,9 @@ def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
     assert [row.alone for row in rows if row.first.distiller == "sp"] == [[]], "two recipes are equally close"
 
 
-def test_a_row_whose_students_lose_says_so(tmp_path):
-    for seed in (1, 2):
-        write_run(tmp_path, selection="single", seed=seed, accuracies=4 * [60.0])
-        write_run(tmp_path, selection="fixed", seed=seed, accuracies=4 * [59.0])
+def test_students_that_lose_are_called_so(tmp_path):
+    write_run(tmp_path, selection="single", accuracies=4 * [60.0])
+    write_run(tmp_path, selection="fixed", accuracies=4 * [59.0])
     assert answer(groups_of(tmp_path))[0].startswith("No distilled student is better than the student alone.")
 
 
@@ -216,18 +215,23 @@ def test_a_run_without_a_choice_is_named_in_the_tables_and_in_a_sentence(tmp_pat
     assert run_table(groups, run_records(groups))["no choice"].tolist() == ["everywhere since 1", "nowhere since 1"]
 
 
-def test_every_run_has_its_costs_and_its_command(tmp_path):
-    folder = write_run(tmp_path / "my runs", selection="fixed")
+def test_every_run_has_its_costs_and_its_command_and_tables_are_also_latex(tmp_path):
+    folder = write_run(tmp_path / "my runs", selection="fixed", teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
     facts = json.loads((folder / "facts.json").read_text()) | {"command": "net1=resnet20 sh train.sh"}
     (folder / "facts.json").write_text(json.dumps(facts))
-    without = write_run(tmp_path / "my runs", selection="anti")  # as runs were before commands were remembered
-    write_report(find_runs([tmp_path]), tmp_path / "out", with_plots=False)
+    without = write_run(
+        tmp_path / "my runs", selection="anti", teacher="wrn_16_2", accuracies=[1, 2, 3, 60]
+    )  # as runs were before commands were remembered
+    write_report(find_runs([tmp_path]), tmp_path / "out", with_plots=False, latex=True)
     anti, fixed = pd.read_csv(tmp_path / "out" / "runs.csv").to_dict("records")
     assert (fixed["parameters"], fixed["flops"], fixed["teacher_flops"]) == (78_042, 25_003_264, 81_625_600)
     assert (fixed["lr"], fixed["batch_size"], fixed["seconds"], fixed["data"]) == (0.05, 64, 8.0, "data")
     assert fixed["command"] == "net1=resnet20 sh train.sh"
     assert anti["command"] == f"python train.py --config '{without}/config.yml'"
     text = (tmp_path / "out" / "report.md").read_text()
+    latex = (tmp_path / "out" / "results.tex").read_text()
+    assert r"wrn\_16\_2 to resnet8 & at & 70.00 (1)" in latex
+    assert latex.count(r"\begin{tabular}") == 1, "last and best epoch are the same one"
     assert all(cell in text for cell in ("0.08", "25.00", "0.27 / 81.63", "00:08", "776 images", "32x32 pixels"))
 
 
@@ -282,12 +286,3 @@ def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path, monkeypa
     with pytest.raises(UserError, match="No space left on device"):
         publish(tmp_path, {"report.md": b"3"})
     assert (tmp_path / "report.md").read_text() == "2"
-
-
-def test_tables_are_written_as_latex(tmp_path):
-    for seed in (1, 2):
-        write_run(tmp_path / "run", selection="fixed", seed=seed, teacher="wrn_16_2", accuracies=[1, 2, 3, 70])
-    assert main([str(tmp_path / "run"), "--no-plots", "--latex"]) == 0
-    text = (tmp_path / "run" / "report" / "results.tex").read_text()
-    assert r"wrn\_16\_2 to resnet8 & at & 70.00±0.00 (2)" in text
-    assert text.count(r"\begin{tabular}") == 1, "last and best epoch are the same one"
