@@ -49,10 +49,7 @@ ReturnToService=2
 KillWait=20
 GresTypes=gpu
 {nodes}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=urgent Nodes=ALL PriorityTier=2 MaxTime=INFINITE State=UP
 """
 
 # The accounting needs a database. Of the last minutes, squeue knows the same.
@@ -68,8 +65,7 @@ class Cluster:
 
     Args:
         folder: a new one, short enough for the path of a socket (100 characters).
-        nodes: how many; all of them are this machine, and each says that it has four CPUs and two GPUs. They are in the
-            partition ``all``, and in ``urgent``, whose jobs take the place of others.
+        nodes: how many; all of them are this machine, and each says that it has four CPUs and two GPUs.
 
     Attributes:
         environment: variables by which Slurm's commands find this cluster.
@@ -92,9 +88,7 @@ class Cluster:
             self._wait(lambda: self("scontrol", "ping").count(" is UP"))
             for name in self.names:
                 self._start(f"slurmd-{name}", "slurmd", "-D", "-N", name)
-            self._wait(
-                lambda: self("sinfo", "-h", "-o", "%T", "--Node", "-p", "all").split() == ["idle"] * len(self.names)
-            )
+            self._wait(lambda: self("sinfo", "-h", "-o", "%T", "--Node").split() == ["idle"] * len(self.names))
         except BaseException:
             self.__exit__()
             raise
