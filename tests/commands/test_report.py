@@ -266,7 +266,7 @@ def test_a_copy_of_a_run_is_counted_once_and_named(tmp_path):
 def test_files_of_somebody_else_are_left_alone(tmp_path):
     write_run(tmp_path / "run", selection="single", done=0)
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(UserError, match="exists already, and no report wrote it"):
+    with pytest.raises(UserError, match=r"exists already, and report\.md is none of this command"):
         main([str(tmp_path / "run"), "--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {"run", "report.html"}
 
@@ -276,8 +276,7 @@ def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path, monkeypa
     (tmp_path / "figures/holiday.png").write_text("mine")
     publish(tmp_path, {"report.md": b"2", "figures/losses.png": b"2"})
     left = {file.name: file.read_text() for file in tmp_path.rglob("*.*") if file.is_file()}
-    assert left.pop(".report.txt")
-    assert left == {"report.md": "2", "losses.png": "2", "holiday.png": "mine"}
+    assert left == {"report.md": "2\n![](figures/losses.png)\n", "losses.png": "2", "holiday.png": "mine"}
 
     def full_disk(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -285,4 +284,4 @@ def test_a_second_report_replaces_the_first_and_no_other_file(tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(UserError, match="No space left on device"):
         publish(tmp_path, {"report.md": b"3"})
-    assert (tmp_path / "report.md").read_text() == "2"
+    assert (tmp_path / "report.md").read_text() == left["report.md"]

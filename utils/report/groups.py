@@ -89,8 +89,13 @@ class Group:
 
     @cached_property
     def published(self) -> dict[str, float]:
-        """The paper's figures by column, for what it ran."""
-        return published(self.first.dataset_name, self.first.teacher, self.first.student, self.first.distiller)
+        """The paper's figures in percent, for `TEACHER`, `SINGLE`, ``fixed`` and ``adaptive``; those that it has."""
+        run = self.first
+        pair = (fold(run.dataset_name), run.teacher, run.student)  # models may differ by case alone; methods do not
+        places = {TEACHER: ("t", "standard"), SINGLE: ("s", "standard")}
+        places |= {"fixed": (fold(run.distiller), "standard"), "adaptive": (fold(run.distiller), "adaptive")}
+        figures = {name: _published()[column].get((*pair, method)) for name, (method, column) in places.items()}
+        return {name: float(figure) for name, figure in figures.items() if pd.notna(figure)}
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
@@ -176,18 +181,8 @@ def replaced(groups: Iterable[Group]) -> list[Run]:
     return [run for runs in repeated for same in runs.values() for run in same[:-1]]
 
 
-def published(dataset: str, teacher: str, student: str, distiller: str) -> dict[str, float]:
-    """The paper's figures for `TEACHER`, `SINGLE`, ``fixed`` and ``adaptive``, percent; those that it has."""
-    table = _published()
-    rows = table[(table["dataset"] == fold(dataset)) & (table["teacher"] == teacher) & (table["student"] == student)]
-    rows = rows.set_index("method")  # models differ by case alone, resnet110 and ResNet101; methods do not
-    places = {TEACHER: ("t", "standard"), SINGLE: ("s", "standard")}
-    places |= {"fixed": (fold(distiller), "standard"), "adaptive": (fold(distiller), "adaptive")}
-    figures = {name: rows[column].get(method) for name, (method, column) in places.items()}
-    return {name: float(figure) for name, figure in figures.items() if pd.notna(figure)}
-
-
 @cache
 def _published() -> pd.DataFrame:
     table = pd.read_csv(_PUBLISHED)
-    return table.assign(dataset=table["dataset"].map(fold), method=table["method"].map(fold))
+    table = table.assign(dataset=table["dataset"].map(fold), method=table["method"].map(fold))
+    return table.set_index(["dataset", "teacher", "student", "method"])

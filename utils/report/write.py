@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import UserError, doing
-from utils.files import write_bytes, write_text
+from utils.errors import doing
+from utils.files import refuse_to_replace, write_bytes
 from utils.run_folder.read import Run
 
 DETAILS = 12
 TABLES = ("report.md", "results.csv", "runs.csv")
 PAGE, FIGURES, LATEX = "report.html", "figures", "results.tex"
 TITLE = "Spot-adaptive distillation: report"
-MANIFEST = ".report.txt"  # names the files that a report has written, which the next one may replace
+_SHOWN = re.compile(rf"!\[\]\(({FIGURES}/[a-z0-9.-]+\.png)\)")
 
 
 def write_report(
@@ -40,7 +40,7 @@ def write_report(
     from utils.report import build, page, tables  # bring Matplotlib, for which a grid need not wait at its start
     from utils.report.groups import grouped
 
-    check_replaceable(out, [*TABLES, PAGE, LATEX])
+    refuse_to_replace([out / name for name in (*TABLES, PAGE, LATEX)], out / TABLES[0], TITLE)
     groups = grouped(runs)
     of_dataset = {run.dataset: [g for g in groups if g.first.dataset == run.dataset] for run in runs}
     results = [build.result_section(dataset, members) for dataset, members in of_dataset.items()]
@@ -49,7 +49,7 @@ def write_report(
     heading = [build.subtitle(runs), *build.unfinished(runs)]
     summary = "\n\n".join([*heading, *(section.markdown() for section in results)])
     print(summary if build.distilled(groups) else f"{summary}\n\n{all_runs.markdown()}")
-    texts = {TABLES[0]: f"# Report\n\n{summary}\n\n{all_runs.markdown()}\n"}
+    texts = {TABLES[0]: f"# {TITLE}\n\n{summary}\n\n{all_runs.markdown()}\n"}
     texts[TABLES[1]] = tables.result_records(build.distilled(groups)).to_csv(index=False)
     texts[TABLES[2]] = records.to_csv(index=False)
     if latex:
@@ -68,30 +68,15 @@ def write_report(
     print(f"\n{out}: {', '.join([*texts, f'{FIGURES}/'] if sections else texts)}")
 
 
-def check_replaceable(out: Path, names: Iterable[str]) -> None:
-    """Raise a UserError if one of the files is there and no report wrote it."""
-    ours = _listed(out)
-    for name in names:
-        if os.path.lexists(out / name) and name not in ours:
-            raise UserError(f"{out / name}: exists already, and no report wrote it; --out names another place")
-
-
 def publish(out: Path, files: dict[str, bytes]) -> None:
-    """Write `files` to `out` and delete the other figures of an earlier report, but nothing else."""
-    check_replaceable(out, files)
-    listed = _listed(out)
-    stale = {name for name in listed if name.startswith(FIGURES)} - files.keys()
+    """Write `files` to `out` and delete the other figures that an earlier report has written, and names."""
+    report = out / TABLES[0]
     with doing(f"writing to {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / MANIFEST, "\n".join(sorted(listed | files.keys())))  # first: a kill leaves no file unlisted
-        for name, content in files.items():
-            (out / name).parent.mkdir(exist_ok=True)
-            write_bytes(out / name, content)
-        for name in stale:
+        (out / FIGURES).mkdir(parents=True, exist_ok=True)
+        earlier = _SHOWN.findall(report.read_text(errors="replace")) if report.exists() else []
+        for name in set(earlier).difference(files):
             (out / name).unlink(missing_ok=True)
-
-
-def _listed(out: Path) -> set[str]:
-    """The files in `out` that a report has written."""
-    manifest = out / MANIFEST
-    return set(manifest.read_text(encoding="utf-8").splitlines()) if manifest.is_file() else set()
+        figures = "".join(f"\n![]({name})\n" for name in files if name.startswith(FIGURES))
+        write_bytes(report, files[report.name] + figures.encode())  # first: a kill leaves no figure unnamed
+        for name in files.keys() - {report.name}:
+            write_bytes(out / name, files[name])
