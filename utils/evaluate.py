@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -191,9 +189,9 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
     with doing(f"writing to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "evaluation.json", json.dumps(values, indent=2) + "\n")
-        write_text(out / "per_class.csv", _csv([["class", *results], *accuracies]))
-        confusion = [[name, *row] for name, row in zip(names, first.confusion.tolist())]
-        write_text(out / "confusion.csv", _csv([["true \\ predicted", *names], *confusion]))
+        write_text(out / "per_class.csv", pd.DataFrame(accuracies, columns=["class", *results]).to_csv(index=False))
+        confusion = pd.DataFrame(first.confusion.numpy(), index=names, columns=names)
+        write_text(out / "confusion.csv", confusion.to_csv(index_label="true \\ predicted"))
         write_bytes(out / "confusion.png", _confusion_png(first.confusion, names, next(iter(results))))
 
 
@@ -202,12 +200,6 @@ def _confusion_png(confusion: Tensor, names: Sequence[str], network: str) -> byt
     from utils.report.style import png
 
     return png(confusion_figure(confusion.numpy(), names, network))
-
-
-def _csv(lines: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ python -m utils.predict student.onnx FOLDER out.csv
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -52,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(predict(*open_network(options), files))
     if not rows:
         raise UserError(f"{options.folder}: none of its {len(files)} images can be read")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
-    write_text(options.out, text.getvalue())
+    write_text(options.out, pd.DataFrame(rows, columns=HEADER).to_csv(index=False))
     lost = len(files) - len(rows)
     print(f"{options.out}: {len(rows)} images{f'; {lost} could not be read' if lost else ''}")
     return 0

@@ -65,7 +65,7 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
         ({"selections": ["single"], "pairs": ["resnet8-resnet9"]}, "unknown model 'resnet9': did you mean"),
         ({"pairs": ["resnet21-resnet8"]}, "unknown model 'resnet21': did you mean"),
         ({"pairs": ["resnet20-mynets.Net"]}, "model 'mynets.Net': importing 'mynets'"),
-        ({"pairs": ["vgg13"]}, "--pairs: found 'vgg13', must be teacher-student"),
+        ({"pairs": ["vgg13"]}, "pairs: found 'vgg13', must be teacher-student"),
         ({"overrides": ["training.epoch=4"]}, "unknown key"),
         ({"overrides": ["training.seed=5"]}, "training.seed=5: the option --seeds sets this key; leave it out"),
         ({"teacher_overrides": ["model.name=vgg8"]}, "model.name=vgg8: the option --pairs sets"),

@@ -40,6 +40,7 @@ def test_any_option_of_sbatch_passes_through():
         "time": "9",
         "signal": "B:USR2@60",  # the signal that submitit handles
     }
+    assert [read_request([], jobs).at_a_time for jobs in (2, None)] == [2, None]
     assert read_request([]).keys["signal"] == "B:USR2@120"
     assert read_request([]).keys["time"] == "4:00:00"
 
@@ -59,12 +60,9 @@ def test_a_wrong_word_for_slurm_is_one_line(word, line):
     assert line in str(error.value)
 
 
-def test_options_that_exclude_each_other_are_refused():
-    names = ["--dataset", "digits", "--pairs", "resnet20-resnet8"]
+def test_only_slurm_goes_on_with_the_runs_alone():
     with pytest.raises(UserError, match="--detach: only with --slurm"):
-        main([*names, "--detach"])
-    with pytest.raises(UserError, match=r"--jobs: not with --slurm, where array=N"):
-        main([*names, "--jobs", "2", "--slurm"])
+        main(["--dataset", "digits", "--pairs", "resnet20-resnet8", "--detach"])
 
 
 def test_a_missing_program_is_one_line(monkeypatch):

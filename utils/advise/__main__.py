@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 from utils.advise.advice import DISTILLERS, SELECTIONS, advise
 from utils.command import Parser, guarded, whole_number
-from utils.grid.command import EXIT_FAILED, add_run_arguments, refuse_jobs_on_slurm, split_overrides
+from utils.grid.command import EXIT_FAILED, add_run_arguments, split_overrides
 from utils.run_folder import read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = vars(_parser().parse_args(words)) | {"overrides": overrides}
-    refuse_jobs_on_slurm(options["slurm"], options["jobs"])
     table = advise(teacher_overrides=options.pop("teacher_arg"), **options)
     return EXIT_FAILED if table.attrs.get("failed") else 0
 

@@ -95,7 +95,7 @@ def advise(
         tuple(overrides),
         tuple(teacher_overrides),
     )
-    how = {"at_a_time": jobs, "request": None if slurm is None else read_request(slurm)}
+    how = {"at_a_time": jobs, "request": None if slurm is None else read_request(slurm, jobs)}
     config = question.config()
     folder = Path(config.run.root) / "advice"
     check_writable(folder)

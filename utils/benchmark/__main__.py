@@ -12,13 +12,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from distillers import DISTILLERS
+from models import MODELS
 from utils.benchmark.cases import PLAIN_KD, Case, Conditions, Kind, Pair
 from utils.benchmark.measure import Result, measure_pair, warm_up
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError, doing
 from utils.files import write_text
+from utils.grid.plan import split_pair
 from utils.training.device import choose_device, keep_freed_memory
 from utils.training.facts import name_of
 from utils.training.log import log_to_console
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(options.device)
     refuse_precision(device, options.precision, "--precision")
     keep_freed_memory(device)  # as a run does
-    pairs = [Pair.parse(text) for text in options.pairs.split(",")]
+    pairs = [Pair(*map(MODELS.canonical, split_pair(text))) for text in options.pairs.split(",")]
     distillers = [DISTILLERS.canonical(name) for name in options.distillers.split(",")]
     selections = [("fixed", Fraction(1)), *(("adaptive", share) for share in options.share)]
     kinds = [Kind(distiller, *selection) for distiller in distillers for selection in selections]
@@ -74,7 +77,7 @@ def measure(pairs: Sequence[Pair], kinds: Sequence[Kind], conditions: Conditions
         for result in measure_pair(pair, kinds, conditions):
             if not results:
                 rest = (time.monotonic() - start) * (1 + CASE_TO_PLAIN * len(kinds)) * len(pairs)
-                print(f"about {duration(rest)} for {len(pairs) * (len(kinds) + 1)} kinds of steps")
+                print(f"about {tqdm.format_interval(rest)} for {len(pairs) * (len(kinds) + 1)} kinds of steps")
                 print(row(widths, widths), row(widths, ["-" * width for width in widths.values()]), sep="\n")
             results.append(result)
             print(row(widths, cells(result, then)), flush=True)
@@ -100,13 +103,9 @@ def milliseconds(seconds: float) -> str:
     return f"{number:.{0 if number >= 100 else 1 if number >= 10 else 2}f}"
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 def _parser() -> Parser:
     parser = Parser(prog="python -m utils.benchmark", description=__doc__)
-    parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"teacher-student, with commas (default: {PAIRS})")
+    parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"as of the grid, with commas (default: {PAIRS})")
     everything = ",".join(name for name in DISTILLERS if name != PLAIN_KD.distiller)
     parser.add_argument("distillers", nargs="?", default=everything, help=f"default: {everything}")
     parser.add_argument("--share", type=_share, nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from datasets.batch import Batch
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
-from models import MODELS, get_model
+from models import get_model
 from utils.config import Config, find_config
-from utils.errors import UserError
 from utils.training.build import assemble
 from utils.training.cuda_graph import choose_recorder
 from utils.training.device import set_up
@@ -67,26 +67,11 @@ class Conditions:
         return Batch(*(item.to(self.device) for item in (image, self.labels()[index], index)))
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Teacher and student by name."""
 
     teacher: str
     student: str
-
-    @classmethod
-    def parse(cls, text: str) -> Pair:
-        """From ``"vgg13-vgg8"``; names may have dashes of their own.
-
-        Raises:
-            UserError: there are no such networks.
-        """
-        words = text.split("-")
-        for k in range(1, len(words)):
-            teacher, student = "-".join(words[:k]), "-".join(words[k:])
-            if teacher in MODELS and student in MODELS:
-                return cls(teacher, student)
-        raise UserError(f"{text}: no such pair; expected <teacher>-<student>, e.g. vgg13-vgg8, names of models/")
 
     def __str__(self) -> str:
         return f"{self.teacher}-{self.student}"

@@ -7,7 +7,6 @@ share the work.
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from utils.grid.command import (
     add_run_arguments,
     conclude,
     make_queue,
-    refuse_jobs_on_slurm,
     split_overrides,
 )
 from utils.grid.plan import Job, plan, state
@@ -35,7 +33,11 @@ SELECTIONS = (*selection.SELECTIONS, "single")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-    options = _read(words)
+    parser = _parser()
+    options = parser.parse_args(words)
+    on_slurm = options.slurm is not None
+    if options.detach and not on_slurm:
+        parser.error("--detach: only with --slurm")
     jobs = plan(
         options.dataset,
         options.selections,
@@ -46,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.teacher_arg,
         options.sweep,
     )
-    on_slurm = options.slurm is not None
-    request = read_request(options.slurm) if on_slurm else None
+    request = read_request(options.slurm, options.jobs) if on_slurm else None
     root = jobs[0].root
     if options.dry_run:
         here = (f"{state(job).status:<10}  {job.name}  {job.folder}" for job in jobs)
@@ -81,15 +82,6 @@ def _report(jobs: Sequence[Job], out: Path) -> None:
             write_report(runs, out)
         except UserError as error:  # the list of what failed must still come
             print(f"no report: {error}")
-
-
-def _read(words: Sequence[str]) -> Namespace:
-    parser = _parser()
-    options = parser.parse_args(words)
-    if options.slurm is None and options.detach:
-        parser.error("--detach: only with --slurm")
-    refuse_jobs_on_slurm(options.slurm, options.jobs)
-    return options
 
 
 def _parser() -> Parser:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.command import Parser, whole_number
-from utils.errors import UserError
 from utils.grid.plan import Job
 from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
@@ -39,14 +38,16 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def add_run_arguments(parser: Parser) -> None:
     """Let `parser` read where the runs go, and what `split_overrides` has taken out, for --help."""
     parser.add_argument(
-        "--jobs", type=whole_number(1), metavar="N", help="runs at a time (default: one per GPU, or one)"
+        "--jobs",
+        type=whole_number(1),
+        metavar="N",
+        help="runs at a time (default: one per GPU, or one; on Slurm as many as it likes)",
     )
     parser.add_argument(
         SLURM,
         nargs="*",
         metavar="key=value",
-        help="hand every run to Slurm; the words are options of sbatch, e.g. gpus=1 partition=long time=12:00:00, and "
-        "array=N lets N of an array run at a time",
+        help="hand every run to Slurm; the words are options of sbatch, e.g. gpus=1 partition=long time=12:00:00",
     )
     parser.add_argument(
         TEACHER_ARG,
@@ -61,12 +62,6 @@ def add_run_arguments(parser: Parser) -> None:
         metavar="key=value",
         help="config keys, e.g. training.epochs=10; those of data, folder, device and precision hold for teachers too",
     )
-
-
-def refuse_jobs_on_slurm(slurm: Sequence[str] | None, jobs: int | None) -> None:
-    """Raise a UserError if both are given."""
-    if slurm is not None and jobs:
-        raise UserError("--jobs: not with --slurm, where array=N says how many run at a time; --help tells more")
 
 
 def make_queue(

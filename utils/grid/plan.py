@@ -161,7 +161,7 @@ def split_pair(pair: str) -> tuple[str, str]:
     """``"vgg13-vgg8"`` → ``("vgg13", "vgg8")``."""
     names = pair.split(":" if ":" in pair else "-")
     if len(names) != 2 or not all(names):
-        raise UserError(f"--pairs: found {pair!r}, must be teacher-student, or teacher:student where a name has a dash")
+        raise UserError(f"pairs: found {pair!r}, must be teacher-student, or teacher:student where a name has a dash")
     return names[0], names[1]
 
 

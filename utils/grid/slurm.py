@@ -56,8 +56,8 @@ class Request:
     processes: int = 1
 
 
-def read_request(words: Iterable[str]) -> Request:
-    """The ``key=value`` words behind ``--slurm``.
+def read_request(words: Iterable[str], jobs: int | None = None) -> Request:
+    """The ``key=value`` words behind ``--slurm``, of which ``array=N`` is another word for ``--jobs N``.
 
     Raises:
         UserError: a word is none of these, or the grid needs the key itself.
@@ -73,8 +73,8 @@ def read_request(words: Iterable[str]) -> Request:
         keys[key] = True if value == "true" else value
     # B: the batch shell, which is replaced by the process that handles the signal.
     keys["signal"] = f"B:{SIGNAL}@{str(keys.get('signal', '')).rpartition('@')[2] or WARNING}"
-    at_a_time = keys.pop("array", None)
-    if at_a_time is not None and not re.fullmatch("[1-9][0-9]{0,4}", str(at_a_time), re.ASCII):
+    at_a_time = keys.pop("array", str(jobs or ""))
+    if at_a_time and not re.fullmatch("[1-9][0-9]{0,4}", str(at_a_time), re.ASCII):
         raise UserError(f"--slurm: found array={at_a_time}, must be the number of jobs that may run at a time")
     gpus = str(keys.get("gpus", "1")).rpartition(":")[2]  # that may be a type before
     processes = int(gpus) if re.fullmatch("[1-9][0-9]{0,3}", gpus, re.ASCII) else 1
