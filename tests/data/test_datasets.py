@@ -174,29 +174,26 @@ class TestImageFolder:
         assert "dataset.img_h and img_w are not set: images are scaled to 32x32" in caplog.text
 
     @pytest.mark.parametrize(
-        ("spoil", "message"),
+        ("moved", "to", "message"),
         [
-            (lambda root: shutil.rmtree(root), " is no folder; images belong in "),
-            (
-                lambda root: shutil.rmtree(root / "val"),
-                "the split of no image is val; a column split says it, or dataset.val_split=0.1",
-            ),
-            (lambda root: shutil.rmtree(root / "train"), "holds no folders train and val; images belong in "),
-            (lambda root: (root / "valid").mkdir(), "both val and valid could be the val split"),
-            (lambda root: (root / "val/bee").rename(root / "val/yak"), "no training images of class yak"),
-            (
-                lambda root: [(root / f"train/e{k}").mkdir() for k in range(8)],
-                "class folder e0, e1, e2, e3, e4 and 3 more",
-            ),
-            (
-                lambda root: [shutil.rmtree(root / "val" / name) for name in ("ant", "bee")],
-                "val: holds no class folders",
-            ),
+            (".", "../elsewhere", " is no folder; images belong in "),
+            ("val", "../val", "the split of no image is val; a column split says it, or dataset.val_split=0.1"),
+            ("train", "../train", "holds no folders train and val; images belong in "),
+            ("val/bee", "valid", "both val and valid could be the val split"),
+            ("val/bee", "val/yak", "no training images of class yak"),
+            ("train/ant/000.png", "train/elk/fox/x.txt", "no images of its own in class folder elk"),
+            ("val", "val/ant", "val: holds no class folders"),
         ],
     )
-    def test_what_is_missing_is_one_line(self, tmp_path, spoil, message):
-        spoil(image_folder(tmp_path / "images"))
-        assert message in refusal(open_data, "imagefolder", tmp_path / "images")
+    def test_what_is_missing_is_one_line(self, tmp_path, moved, to, message):
+        root = image_folder(tmp_path / "images")
+        if to.startswith(f"{moved}/"):  # its files stay, without the folders of the classes
+            shutil.rmtree(root / moved)
+            (root / moved).mkdir()
+        else:
+            (root / to).parent.mkdir(parents=True, exist_ok=True)
+            (root / moved).rename(root / to)
+        assert message in refusal(open_data, "imagefolder", root)
 
     def test_finds_nested_files_of_all_common_kinds_whatever_their_size(self, tmp_path):
         for number, name in enumerate(
