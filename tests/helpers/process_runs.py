@@ -79,23 +79,12 @@ def fingerprint(run: RunDir) -> dict[str, str]:
         lines = file.read_text().splitlines() if file.exists() else []
         contents[file.name] = [json.loads(line) | {"seconds": 0} for line in lines]
     contents["result"] = json.loads(run.result.read_text()) | {"checkpoint": ""}
-    return {name: _hash(content) for name, content in contents.items()}
+    return {name: _digest(json.dumps(content, default=_tensor).encode()) for name, content in contents.items()}
 
 
-def _hash(content: Any) -> str:
-    digest = hashlib.sha256()
-    _feed(digest, content)
-    return digest.hexdigest()[:16]
+def _tensor(value: torch.Tensor) -> list[str]:
+    return [f"{value.dtype} {tuple(value.shape)}", _digest(value.contiguous().numpy().tobytes())]
 
 
-def _feed(digest: Any, content: Any) -> None:
-    if isinstance(content, dict):
-        content = [item for pair in content.items() for item in pair]
-    if isinstance(content, torch.Tensor):
-        digest.update(f"{content.dtype} {tuple(content.shape)}".encode() + content.contiguous().numpy().tobytes())
-    elif isinstance(content, list | tuple):
-        digest.update(f"[{len(content)}".encode())
-        for item in content:
-            _feed(digest, item)
-    else:
-        digest.update(repr(content).encode())
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

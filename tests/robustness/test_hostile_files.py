@@ -120,12 +120,12 @@ def limited(what: int, limit: int):
         resource.setrlimit(what, usual)
 
 
-def zipped(path: Path) -> None:
+def put_into_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("teacher.pth", "weights")
 
 
-def with_a_run(folder: Path) -> None:
+def put_run(folder: Path) -> None:
     (folder / "ckpt").mkdir(parents=True)
     (folder / "ckpt/best.pth").touch()
 
@@ -133,12 +133,12 @@ def with_a_run(folder: Path) -> None:
 NO_CHECKPOINTS = {
     "missing": (Path.unlink, "no such checkpoint"),
     "empty": (text(""), "is empty"),
-    "run": (instead(with_a_run), "w.pth/ckpt/best.pth is one"),
+    "run": (instead(put_run), "w.pth/ckpt/best.pth is one"),
     "device": (instead(lambda path: path.symlink_to("/dev/zero")), "is a device, expected a file"),
     "pointer": (text("version https://git-lfs.github.com/spec/v1\noid x\n"), "is a Git LFS pointer"),
     "web page": (text("\n<!DOCTYPE html><title>404</title>"), "is an HTML or XML page"),
     "gzip": (text(gzip.compress(b"weights")), "is a gzip archive"),
-    "zip": (zipped, "is a zip archive"),
+    "zip": (put_into_zip, "is a zip archive"),
     "text": (text("accuracy: 74.3\n"), "is neither a file of PyTorch nor safetensors"),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is cut off; its end is missing"),
     "code": (saved({"model": {}, "callbacks": [RunsCode()]}), "refused, it holds posix.system"),

@@ -130,31 +130,28 @@ def test_no_command_runs_code_that_a_checkpoint_names(spoilt, command):
     assert not Path("imported").exists()
 
 
-@pytest.mark.parametrize(
-    "agreement", [{"trust": True}, {"overrides": ["kd.student.name=trap.Net"]}], ids=["--trust", "name"]
-)
+@pytest.mark.parametrize("agreement", [{"trust": True}, {"overrides": ["kd.student.name=trap.Net"]}], ids=str)
 def test_code_that_the_command_line_agrees_to_is_run(spoilt, agreement):
     restored = restore(Path(spoilt("kd.student", name="trap.Net")), **agreement)
     assert restored.student().feature_shapes(32, 32)
     assert Path("imported").exists()
 
 
-class TestTheDataSet:
-    @pytest.fixture
-    def offline(self, monkeypatch):
-        def refuse(url, **_):
-            raise AssertionError(f"asked the network for {url}")
+@pytest.mark.parametrize(
+    ("agreement", "answer"),
+    [
+        ({}, "dataset.root: data, which a file names, holds no cifar-10-batches-py"),
+        ({"trust": True}, "cannot be downloaded .*asked the network for"),
+        ({"overrides": ["dataset.root=data"]}, "cannot be downloaded .*asked the network for"),
+    ],
+    ids=str,
+)
+def test_a_data_set_is_downloaded_only_to_where_the_command_line_says(spoilt, monkeypatch, agreement, answer):
+    def refuse(url, **_):
+        raise AssertionError(f"asked the network for {url}")
 
-        monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-    def test_is_not_downloaded_to_where_a_checkpoint_says(self, spoilt, offline, tmp_path):
-        (tmp_path / "data").mkdir()
-        path = Path(spoilt("dataset", name="cifar-10", root="data"))
-        with pytest.raises(UserError, match=r"dataset.root: data, which a file names, holds no cifar-10-batches-py"):
-            restore(path)
-        assert list((tmp_path / "data").iterdir()) == []
-
-    @pytest.mark.parametrize("agreement", [{"trust": True}, {"overrides": ["dataset.root=data"]}], ids=str)
-    def test_is_downloaded_to_where_the_command_line_says(self, spoilt, offline, agreement):
-        with pytest.raises(UserError, match=r"cannot be downloaded .*asked the network for"):
-            restore(Path(spoilt("dataset", name="cifar-10", root="data")), **agreement)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    Path("data").mkdir()
+    with pytest.raises(UserError, match=answer):
+        restore(Path(spoilt("dataset", name="cifar-10", root="data")), **agreement)
+    assert not list(Path("data").iterdir())
