@@ -1,5 +1,8 @@
 """Networks cut into stages, and the adapters between their features."""
 
+import importlib
+import os
+import sys
 from collections.abc import Callable
 
 from torch import nn
@@ -7,11 +10,10 @@ from torch import nn
 from models.cut.build import wrap_module
 from models.cut.given import Stages
 from models.cut.view import original
-from models.factory import call_factory, locate
 from models.libraries import timm_builder
 from models.registry import MODELS, register_model
 from models.staged import StagedModel
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean, doing
 from utils.libraries import is_timm, without_weights
 
 __all__ = [
@@ -40,7 +42,7 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
     if is_registered(name):
         return MODELS.get(name)
     try:
-        return timm_builder(name) if is_timm(name) else locate(name)
+        return timm_builder(name) if is_timm(name) else _locate(name)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error
 
@@ -69,7 +71,29 @@ def get_model(
     """
     build = find_builder(name)
     try:
-        module = call_factory(build, num_classes, without_weights(name, kwargs or {}))
+        kwargs = without_weights(name, kwargs or {})
+        with doing(f"calling it with {', '.join(['num_classes', *kwargs])}"):
+            module = build(num_classes=num_classes, **kwargs)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"calling it gives a {type(module).__name__}, not a torch.nn.Module")
         return wrap_module(module, num_classes, image_size, stages)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error
+
+
+def _locate(path: str) -> Callable[..., nn.Module]:
+    """The callable at an import path. The current directory is searched as well.
+
+    Raises:
+        utils.errors.UserError: there is none.
+    """
+    if not {"", os.getcwd()}.intersection(sys.path):
+        sys.path.append(os.getcwd())
+    module_name, _, attribute = path.rpartition(".")
+    with doing(f"importing {module_name!r}, installed or in this directory,"):
+        module = importlib.import_module(module_name)
+    if not callable(getattr(module, attribute, None)):
+        raise UserError(
+            f"{module_name!r} has no class or function {attribute!r}{did_you_mean(attribute, vars(module))}"
+        )
+    return getattr(module, attribute)

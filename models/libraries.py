@@ -69,11 +69,8 @@ def _of_timm(name: str, wanted: Any, kwargs: dict[str, Any], num_classes: int, n
 
 
 def _of_torchvision(name: str, wanted: Any) -> dict[str, Tensor]:
-    from torchvision import models
-
-    package, _, builder = name.rpartition(".")
     with doing("kwargs: looking for the weights that torchvision offers for it"):
-        offered = models.get_model_weights(getattr(importlib.import_module(package), builder))
+        offered = _offered_by_torchvision(name)
     names = [*offered.__members__]
     word = str(wanted).removeprefix(f"{offered.__name__}.")
     if word not in names:
@@ -91,12 +88,16 @@ def expected_images(name: str, kwargs: Mapping[str, Any]) -> dict[str, list]:
     if is_timm(name):
         known = _timm(name).get_pretrained_cfg(name.removeprefix(TIMM))
         return {"mean": [*known.mean], "std": [*known.std], "image_size": [*known.input_size[1:]]} if known else {}
+    offered = _offered_by_torchvision(name)
+    images = offered[str(kwargs["weights"]).removeprefix(f"{offered.__name__}.")].transforms()
+    return {"mean": [*images.mean], "std": [*images.std], "image_size": 2 * [*images.crop_size]}
+
+
+def _offered_by_torchvision(name: str) -> Any:
     from torchvision import models
 
     package, _, builder = name.rpartition(".")
-    offered = models.get_model_weights(getattr(importlib.import_module(package), builder))
-    images = offered[str(kwargs["weights"]).removeprefix(f"{offered.__name__}.")].transforms()
-    return {"mean": [*images.mean], "std": [*images.std], "image_size": 2 * [*images.crop_size]}
+    return models.get_model_weights(getattr(importlib.import_module(package), builder))
 
 
 def _timm(name: str) -> Any:

@@ -46,8 +46,8 @@ class SpotAdaptiveDistillation(Task):
             as beta makes it.
         logit_loss: what to match at the logits; None for what the distiller says, at temperature 4.
         standardize: bring each sample's logits to mean 0 and standard deviation 1 before they are matched.
-        warmup_epochs: over how many epochs alpha and beta grow to their full values, see `start_epoch`; None for what
-            the loss at the logits and the distiller say, each for its own weight.
+        warmup_epochs: over how many epochs alpha and beta grow to their full values, by ``(epoch + 1) / epochs``; None
+            for what the loss at the logits and the distiller say, each for its own weight.
         routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two, at this
             share of the cost. They are a random sample, so the gradient of the routed cross-entropy is the same on
             average. Gamma and the adapters' BatchNorm look at fewer samples.
@@ -90,7 +90,9 @@ class SpotAdaptiveDistillation(Task):
         self.logit_loss: LogitLoss = logit_loss or LOGIT_LOSSES.get(distiller.logit_loss)()
         self.standardize = standardize
         own = [self.logit_loss.warmup_epochs, distiller.warmup_epochs]
-        self.alpha_ramp, self.beta_ramp = map(Ramp, own if warmup_epochs is None else 2 * [warmup_epochs])
+        self.ramp_epochs = own if warmup_epochs is None else 2 * [warmup_epochs]
+        # Of alpha and beta. It is filled in place, as a CUDA graph reads this very tensor, and follows from the epoch.
+        self.register_buffer("ramp", torch.ones(2), persistent=False)
         self.balance = Balance(balance, len(distiller.spots)) if balance and distiller.spots else None
         self.routing_share, self.processes = routing_share, processes
         self.num_gates, self.num_features = len(distiller.spots) + 1, len(student_shapes)
@@ -120,8 +122,8 @@ class SpotAdaptiveDistillation(Task):
         return groups
 
     def start_epoch(self, epoch: int) -> None:
-        for ramp in (self.alpha_ramp, self.beta_ramp):
-            ramp.start_epoch(epoch)
+        for factor, epochs in zip(self.ramp, self.ramp_epochs):
+            factor.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
         if self.policy is not None:
             self.epoch.fill_(epoch)
 
@@ -182,7 +184,7 @@ class SpotAdaptiveDistillation(Task):
             self.logit_loss(*matched, chosen[:, -1], batch),
             f"loss at the logits {type(self.logit_loss).__name__}: forward",
         )
-        loss = ce + self.beta_ramp(self.beta * weighted.sum()) + self.alpha_ramp(self.alpha * at_logits)
+        loss = ce + self.ramp[1] * (self.beta * weighted.sum()) + self.ramp[0] * (self.alpha * at_logits)
         parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
         parts |= self._by_spot("loss", spots) | self._by_spot("gate", chosen.mean(dim=0)) | weights
         parts = {name: part.detach() for name, part in parts.items()}
@@ -197,7 +199,7 @@ class SpotAdaptiveDistillation(Task):
         if self.training and self.balance.measuring:
             at_spots = [(features[spot.student], views[spot.student]) for spot in self.distiller.spots]
             self.balance.measure(ce, spots, at_spots, chosen[:, :-1], self.beta)
-        pull = self.beta_ramp(self.balance.ratio)
+        pull = self.ramp[1] * self.balance.ratio
         weights = self.balance(pull)
         return weights * spots, self._by_spot("weight", weights) | self._by_spot("ratio", pull.clamp_min(0))
 
@@ -248,32 +250,6 @@ class SpotAdaptiveDistillation(Task):
     def choose(self, gates: Tensor) -> Tensor:
         """Where the student distils, ``[B, K + 1]``, without gradient, from the policy's gates."""
         return SELECTIONS[self.selection].choose(gates.detach())
-
-
-class Ramp(nn.Module):
-    """Multiplies a loss by ``(epoch + 1) / epochs`` in the first `epochs` epochs, and leaves it alone from then on.
-
-    The factor is a tensor that is filled in place: a CUDA graph reads this very tensor. It follows from the epoch, so
-    no checkpoint has it. Before the first `start_epoch` it is 1.
-
-    Args:
-        epochs: 0 for no ramp at all; the loss then passes unchanged.
-    """
-
-    factor: Tensor
-
-    def __init__(self, epochs: int):
-        super().__init__()
-        self.epochs = epochs
-        if epochs:
-            self.register_buffer("factor", torch.ones(()), persistent=False)
-
-    def start_epoch(self, epoch: int) -> None:
-        if self.epochs:
-            self.factor.fill_(min(1.0, (epoch + 1) / self.epochs))
-
-    def forward(self, loss: Tensor) -> Tensor:
-        return loss * self.factor if self.epochs else loss
 
 
 @contextmanager

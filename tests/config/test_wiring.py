@@ -94,7 +94,7 @@ class TestOneStep:
         before = snapshot(task)
         take_step(task, toy_batch(NUM_SAMPLES))
         # The sampler is the table of the classes that CRD draws from.
-        fixed = ("teacher.", "distiller.paraphrasers.", "distiller.sampler.", "alpha_ramp.", "beta_ramp.", "epoch")
+        fixed = ("teacher.", "distiller.paraphrasers.", "distiller.sampler.", "ramp", "epoch")
         fixed += ("distiller.teacher.",) * (distiller == "cc")  # the embedding that is its target
         expected = {name for name in before if not name.startswith(fixed)}
         unsure = without_effect(task)
@@ -222,14 +222,14 @@ def test_another_loss_at_the_logits_is_that_of_the_config(distiller):
     task = make_task(config)
     loss = task.logit_loss
     assert (type(loss).__name__, loss.temperature, loss.constants) == ("DKD", 2, {"nontarget": 3})
-    assert (task.alpha_ramp.epochs, task.beta_ramp.epochs) == (9, 9)
+    assert task.ramp_epochs == [9, 9]
     take_step(task, two_images(), config)
 
 
 def test_fsp_trains_where_the_channels_fit_and_names_the_spot_where_they_do_not():
     with pytest.raises(UserError) as error:
         make_task(composed("fsp", "vgg8", "resnet8"))
-    assert str(error.value).startswith("fsp: vgg8-resnet8, spot 1: student 16→16 channels, teacher 64→128; ")
+    assert str(error.value).startswith("fsp: vgg8-resnet8, spot [1, 1]: student 16→16 channels, teacher 64→128; ")
     # 64→128→256 channels in both, one feature later in the student
     config = composed("fsp", "vgg8", "resnet8x4", "kd_loss.spots=[[2, 1], [3, 2]]")
     task = make_task(config)

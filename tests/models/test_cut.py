@@ -317,7 +317,10 @@ class TestComplaints:
         ("path", "expected"),
         [
             ("nowhere.nets.Net", "importing 'nowhere.nets', installed or in this directory, failed: Module"),
-            ("torchvision.models.resnet43", "'torchvision.models' has no class or function 'resnet43'; it has resnet"),
+            (
+                "torchvision.models.resnet43",
+                "'torchvision.models' has no class or function 'resnet43': did you mean 'resnet",
+            ),
             ("odd_networks.__file__", "has no class or function '__file__'"),
             ("program_with_net.Net", "importing 'program_with_net', installed or in this directory, failed: SystemE"),
         ],
@@ -333,7 +336,7 @@ class TestComplaints:
         ("network", "kwargs", "expected"),
         [
             (odd.Failing, {}, "calling it with num_classes failed: RuntimeError: no weights here"),
-            (odd.Chain, {"depth": 3}, "got an unexpected keyword argument 'depth'; its arguments are num_classes"),
+            (odd.Chain, {"depth": 3}, "calling it with num_classes, depth failed: TypeError"),
             (odd.not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
             (odd.SevenClasses, {}, "gives (2, 7) for 2 images in evaluation mode, not logits of (2, 10)"),
             (odd.Uncopyable, {}, "copying it, which distilling needs, failed: TypeError: holds a lock"),

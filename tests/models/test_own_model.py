@@ -84,7 +84,7 @@ def test_stages_may_be_spelt_out():
     main_single([*model, f"model.stages={stages}", "model.label=spelt"])
     automatic, spelt_out = weights_of("automatic"), weights_of("spelt")
     assert all(torch.equal(automatic[key], spelt_out[key]) for key in automatic)
-    with pytest.raises(UserError, match="stages: there is no 'middle'"):
+    with pytest.raises(UserError, match="stages: finding 'middle'"):
         main_single([*model, "model.stages=[[stem], [middle]]", "model.label=wrong"])
 
 
