@@ -21,7 +21,7 @@ from datasets import Source
 from datasets.folder import find_images
 from utils.command import Parser, guarded
 from utils.errors import UserError, doing
-from utils.exported import ENDINGS, open_exported
+from utils.export.exported import ENDINGS, open_exported
 from utils.files import check_writable, refuse_to_replace, write_text
 from utils.training.reporter import progress_bar
 from utils.training.restore import add_arguments, restore_from

@@ -15,11 +15,13 @@ from pictures import noise, save
 from PIL import Image
 from torch import nn
 
-from utils import export, exported, onnx_export, predict
+from utils import export, predict
 from utils.config import Config
 from utils.errors import UserError
 from utils.evaluate import scores
-from utils.exported import OnnxNetwork
+from utils.export import exported, onnx
+from utils.export.command import compare, export_program
+from utils.export.exported import OnnxNetwork
 from utils.training.restore import restore
 from utils.training.run import train
 
@@ -140,9 +142,9 @@ def test_a_file_takes_so_many_images_at_a_time_and_any_number_of_them_is_run(net
     for package in ONNX:
         pytest.importorskip(package)
     images = torch.randn(5, 3, 9, 9)
-    model = onnx_export.export_onnx(network, images, tmp_path / "x.onnx", 19, batch=3)
+    model = onnx.export_onnx(network, images, tmp_path / "x.onnx", 19, batch=3)
     assert [entry.version for entry in model.opset_import] == [19]
-    onnx_export.save_onnx(model, tmp_path / "x.onnx", {})
+    onnx.save_onnx(model, tmp_path / "x.onnx", {})
     found = OnnxNetwork(tmp_path / "x.onnx")
     assert found.batch == 3
     with torch.inference_mode():
@@ -151,7 +153,7 @@ def test_a_file_takes_so_many_images_at_a_time_and_any_number_of_them_is_run(net
 
 def test_what_onnx_cannot_write_is_refused_in_one_line(network, tmp_path, monkeypatch):
     def export_to(opset):
-        return onnx_export.export_onnx(network, torch.randn(3, 3, 9, 9), tmp_path / "x.onnx", opset, None)
+        return onnx.export_onnx(network, torch.randn(3, 3, 9, 9), tmp_path / "x.onnx", opset, None)
 
     def fail(*_, **__):
         raise torch.onnx.OnnxExporterError("step 3 of 4") from ValueError("no function for aten.pool")
@@ -194,7 +196,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path):
     for found in (0.1, float("nan")):
         other = lambda images, found=found: torch.full((len(images), 3), found)  # noqa: E731
         with pytest.raises(UserError, match="other logits"):
-            export._compare(tmp_path / "x", lambda images: torch.zeros(len(images), 3), other, torch.zeros(8, 1))
+            compare(tmp_path / "x", lambda images: torch.zeros(len(images), 3), other, torch.zeros(8, 1))
 
 
 def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
@@ -203,6 +205,6 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
             return images if images.sum() > 0 else -images
 
     with pytest.raises(UserError, match=r"x\.pt2: exporting the network by torch\.export failed: ") as error:
-        export.export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2", {})
+        export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2", {})
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

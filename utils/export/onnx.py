@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, doing, reason
-from utils.exported import as_texts
+from utils.export.exported import as_texts
 from utils.files import replacing
 
 if TYPE_CHECKING:

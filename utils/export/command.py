@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from models import original
-from utils.command import Parser, guarded, whole_number
+from utils.command import Parser, whole_number
 from utils.errors import UserError, doing
 from utils.evaluate import Scores, latency, score_rows, scores
-from utils.exported import DESCRIPTION, OnnxNetwork, as_texts, require
+from utils.export.exported import DESCRIPTION, OnnxNetwork, as_texts, require
+from utils.export.onnx import export_onnx, in_half_precision, quantised, save_onnx
 from utils.files import refuse_to_replace, write_bytes, write_text
-from utils.onnx_export import export_onnx, in_half_precision, quantised, save_onnx
 from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
 
@@ -109,7 +109,7 @@ def export_program(model: nn.Module, images: Tensor, file: Path, told: dict[str,
     buffer = io.BytesIO()  # PyTorch's own writer aborts the process if a disk is full
     torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(as_texts(told))})
     write_bytes(file, buffer.getvalue())
-    return _compare(file, model, torch.export.load(file).module(), images)
+    return compare(file, model, torch.export.load(file).module(), images)
 
 
 def write_onnx(model: nn.Module, images: Tensor, file: Path, told: dict[str, Any], options: Namespace) -> ModelProto:
@@ -120,7 +120,7 @@ def write_onnx(model: nn.Module, images: Tensor, file: Path, told: dict[str, Any
     """
     exported = export_onnx(model, images, file, options.opset, options.batch)
     save_onnx(exported, file, told)
-    print(f"{file}: {_compare(file, model, OnnxNetwork(file), images)}")
+    print(f"{file}: {compare(file, model, OnnxNetwork(file), images)}")
     return exported
 
 
@@ -165,7 +165,7 @@ def _class_rows(found: Sequence[Scores], names: Sequence[str]) -> list[list[str]
 
 
 @torch.inference_mode()
-def _compare(file: Path, model: nn.Module, exported: nn.Module, images: Tensor) -> str:
+def compare(file: Path, model: nn.Module, exported: nn.Module, images: Tensor) -> str:
     """Say that both give the same logits on batches of two sizes, so that a size that was baked in shows."""
     pairs = [(model(batch), exported(batch)) for batch in (images, images[:3])]
     worst = max(float((found - expected).abs().max()) for expected, found in pairs)
@@ -173,7 +173,3 @@ def _compare(file: Path, model: nn.Module, exported: nn.Module, images: Tensor) 
     if not worst <= TOLERANCE * max(scale, 1.0):
         raise UserError(f"{file}: gives other logits than the network, by {worst:.3g}; do not use it")
     return f"same logits on batches of {len(images)} and 3 validation images (largest difference {worst:.2g})"
-
-
-if __name__ == "__main__":
-    guarded(main)
