@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import gc
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
+import toy_runs
 from captured_steps import Training
 from toy_runs import finish, toy_config
-from toys import ToyNet, toy_data, toy_task
+from toys import toy_data
 
 from distillers.at import AT
-from distillers.task import Classification
-from utils.processes.group import from_main, is_main
-from utils.run_folder.folder import RunDir
-from utils.training.build import make_label_loss, make_phases
 from utils.training.cuda_graph import CudaRecorder
-from utils.training.device import choose_device, set_up
-from utils.training.engine import Engine
+from utils.training.device import choose_device
 
 DEVICE = torch.device("cuda:0")
 BATCH = 12  # three batches of 12 of the 40 images, and one of 4
@@ -27,28 +22,24 @@ STEPS = 4  # per epoch
 
 
 def make_engine(
-    folder, task="at", selection="adaptive", *, graph=True, device=DEVICE, workers=None, shard=(0, 1), **options
+    folder,
+    distiller="at",
+    selection="adaptive",
+    *,
+    graph=True,
+    device=DEVICE,
+    workers=None,
+    shard=(0, 1),
+    resume=False,
+    **training,
 ):
-    """A fresh process's engine. `graph` is ``training.cuda_graph``; ``True`` refuses to go on without.
-
-    Args:
-        task: a distiller's name or class, or None for a network alone.
-        options: ``resume``, or keys of ``training``.
-    """
-    resume = options.pop("resume", False)
-    config = toy_config(**{"cuda_graph": graph, "epochs": EPOCHS, "batch_size": BATCH} | options)
-    set_up(config)
+    """See `toy_runs.make_engine`. `graph` is ``training.cuda_graph``; ``True`` refuses to go on without."""
+    config = toy_config(**{"cuda_graph": graph, "epochs": EPOCHS, "batch_size": BATCH} | training)
+    data = toy_data(BATCH, shard, device, workers)
+    engine = toy_runs.make_engine(folder, distiller, selection, resume, config, data=data, device=device)
     # Two runs are to choose the same kernels.
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    seed = config.training.seed
-    loss = make_label_loss(config)
-    how = {"seed": seed, "selection": selection, "label_loss": loss}
-    task = Classification(ToyNet(), loss) if task is None else toy_task(task, **how)
-    task = task.to(device)
-    run = RunDir(Path(folder))
-    checkpoint = from_main(run.open(resume=resume, overwrite=False) if is_main() else None)
-    data = toy_data(BATCH, shard, device, workers)
-    return Engine(make_phases(task, config), data, run, config, device).start(checkpoint)
+    return engine
 
 
 def trained(*arguments, **options):

@@ -3,12 +3,14 @@
 import itertools
 import json
 import os
+from pathlib import Path
 
 import torch
-from toys import ToyNet, toy_data, toy_task
+from toys import CPU, ToyNet, toy_data, toy_task
 
 from distillers.task import Classification
 from utils.config import Config
+from utils.processes.group import from_main, is_main, rank, world_size
 from utils.processes.stopping import StopRequest
 from utils.run_folder.folder import RunDir
 from utils.training.build import make_label_loss, make_phases
@@ -44,18 +46,26 @@ def toy_config(**training) -> Config:
     )
 
 
-def make_engine(folder, distiller="at", selection="adaptive", resume=False, config=None, **options):
-    """A fresh process's engine: everything is built anew, only the folder is shared."""
+def make_engine(
+    folder, distiller="at", selection="adaptive", resume=False, config=None, *, data=None, device=CPU, **options
+):
+    """A fresh process's engine: everything is built anew, only the folder is shared.
+
+    Args:
+        distiller: its name or class; None for a network alone.
+        data: `toy_data` of this process where it is not given.
+        options: of the toy task.
+    """
     config = config or toy_config()
     set_up(config)
+    loss = make_label_loss(config)
     if distiller is None:
-        task = Classification(ToyNet(), make_label_loss(config))
+        task = Classification(ToyNet(), loss)
     else:
-        how = {"selection": selection, "label_loss": make_label_loss(config)} | options
-        task = toy_task(distiller, seed=config.training.seed, **how)
-    run = RunDir(folder)
-    checkpoint = run.open(resume=resume, overwrite=False)
-    return Engine(make_phases(task, config), toy_data(), run, config, torch.device("cpu")).start(checkpoint)
+        task = toy_task(distiller, config.training.seed, selection=selection, label_loss=loss, **options)
+    run, data = RunDir(Path(folder)), data or toy_data(shard=(rank(), world_size()))
+    checkpoint = from_main(run.open(resume=resume, overwrite=False) if is_main() else None)
+    return Engine(make_phases(task.to(device), config), data, run, config, device).start(checkpoint)
 
 
 def assert_equal(found, expected, where="checkpoint"):

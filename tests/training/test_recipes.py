@@ -27,12 +27,13 @@ from utils.training.average import WeightAverage
 from utils.training.restore import restore
 
 
-@pytest.mark.parametrize(("distiller", "saves"), [("kd", 4), ("fsp", 8), (None, 2)])
+@pytest.mark.parametrize(("distiller", "saves"), [("fsp", 8), (None, 2)])
 def test_everything_at_once_ends_as_if_never_interrupted(tmp_path, distiller, saves):
-    """Cut off in the middle of an epoch, of the first one after a pre-training, and without a teacher."""
+    """Cut off in the middle of the first epoch after a pre-training, and without a teacher."""
+    config = toy_config(**RECIPE, save_every_steps=2, epochs=2, lr_decay_epochs=[1])
 
     def engine(name, resume=False):
-        return make_engine(tmp_path / name, distiller, resume=resume, config=toy_config(**RECIPE, save_every_steps=2))
+        return make_engine(tmp_path / name, distiller, resume=resume, config=config)
 
     result = finish(engine("whole"))
     cut = engine("cut")
