@@ -97,11 +97,6 @@ def last(runs: pd.DataFrame, root: str, selection: str, distiller: str) -> pd.Se
     return found.set_index("seed")["last_top1"]
 
 
-def alone(runs: pd.DataFrame) -> pd.Series:
-    """Top-1 of the student without a teacher by seed."""
-    return last(runs[runs["student"] == "resnet8"], "run", SINGLE, "alone")
-
-
 def difference(ours: pd.Series, base: pd.Series) -> str:
     """In bold if its interval does not contain 0."""
     found = paired_difference(ours, base)
@@ -110,13 +105,13 @@ def difference(ours: pd.Series, base: pd.Series) -> str:
 
 def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
     """Teacher, distiller, and top-1 by seed of every column of the main table."""
-    found = []
+    found, alone = [], last(runs[runs["student"] == "resnet8"], "run", SINGLE, "alone")
     for root, teacher in TEACHERS.items():
         for name, distiller in DISTILLERS.items():
             columns = {selection: last(runs, root, selection, name) for selection in RUN}
             columns["homo: false"] = last(runs, f"{root}-apart", "adaptive", name)
             if any(len(values) for values in columns.values()):
-                found.append((teacher, distiller, {"alone": alone(runs)} | columns))
+                found.append((teacher, distiller, {"alone": alone} | columns))
     return found
 
 
@@ -128,12 +123,6 @@ def main_table(runs: pd.DataFrame) -> pd.DataFrame:
         | {"adaptive - fixed": difference(columns["adaptive"], columns["fixed"])}
         for teacher, distiller, columns in cells(runs)
     )
-
-
-def readme_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The main table under the two better teachers, without the ablations of the policy."""
-    table = main_table(runs).drop(columns=["random", "anti"], errors="ignore")
-    return table[table["teacher"].isin([TEACHERS["run/all"], TEACHERS["run/wide"]])]
 
 
 def comparison_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +138,7 @@ def comparison_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def choice_table(runs: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+def choice_table(shares: pd.DataFrame) -> pd.DataFrame:
     """What the policy distils at each spot in its first and last epoch, in percent, means over the seeds."""
     rows = []
     for root, teacher in [(root + end, teacher) for root, teacher in TEACHERS.items() for end in ("", "-apart")]:
@@ -165,21 +154,21 @@ def choice_table(runs: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(runs: pd.DataFrame, shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All tables by name."""
-    made = {"main": main_table(runs), "readme": readme_table(runs), "comparisons": comparison_table(runs)}
-    return made | {"choices": choice_table(runs, shares)}
+    """All tables by name; the README's has the two better teachers, and no ablations."""
+    main = main_table(runs)
+    short = main[main["teacher"].str.endswith("50,000 images")].drop(columns=["random", "anti"])
+    made = {"main": main, "readme": short, "comparisons": comparison_table(runs)}
+    return made | {"choices": choice_table(shares)}
 
 
 def filled(document: str, made: dict[str, pd.DataFrame]) -> str:
     """The document with its tables made again.
 
     Raises:
-        UserError: it asks for a table that does not exist, or a mark is missing.
+        UserError: a mark is missing.
     """
 
     def table(found: re.Match) -> str:
-        if found[2] not in made:
-            raise UserError(f"results: {found[2]}: no such table; there are {', '.join(made)}")
         return f"{found[1]}{markdown(made[found[2]])}\n{found[3]}"
 
     pattern = r"(<!-- results: (\w+) -->\n)(?:(?!<!-- ).)*?(<!-- end -->)"
@@ -236,13 +225,13 @@ def share_figure(shares: pd.DataFrame) -> Figure:
 
 def run_line(run: Run) -> dict[str, Any]:
     """A line of runs.csv; accuracies in percent, ``train_top1`` on the augmented images of the last epoch."""
-    known = run.settings
+    known, data = run.settings, run.config["dataset"]
     policy = known if run.has_policy else {}
     return {
         "root": run.config["run"]["root"],
         "dataset": run.dataset,
         "images": run.data,
-        "pixels": pixels(run.config["dataset"]),
+        "pixels": f"{data['img_h']}x{data['img_w']}" if data["img_h"] else "",  # else those of the data set
         "teacher": run.teacher,
         "teacher_weights": run.teacher_weights,
         "student": run.student,
@@ -274,11 +263,6 @@ def share_lines(run: Run) -> list[dict[str, Any]]:
     return [named | {"spot": spot} | {str(epoch): curve[epoch] for epoch in kept} for spot, curve in curves.items()]
 
 
-def pixels(dataset: dict[str, Any]) -> str:
-    """Height and width in a config's ``dataset``, as ``16x16``; empty for the size of the data set."""
-    return f"{dataset['img_h']}x{dataset['img_w']}" if dataset["img_h"] else ""
-
-
 def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """runs.csv and shares.csv of all finished runs below `folders`.
 
@@ -307,8 +291,10 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="make the CSV files again, of all runs below")
     folders = parser.parse_args().folders
     files = (RUNS, SHARES)
-    made_again = (table.to_csv(index=False) for table in collect(folders)) if folders else ()
-    texts = list(made_again) or [file.read_text(encoding="utf-8") for file in files]
+    if folders:
+        texts = [table.to_csv(index=False) for table in collect(folders)]
+    else:
+        texts = [file.read_text(encoding="utf-8") for file in files]
     runs, shares = (read_csv(io.StringIO(text)) for text in texts)
     made = tables(runs, shares)
     documents = {path: filled(path.read_text(encoding="utf-8"), made) for path in DOCUMENTS}

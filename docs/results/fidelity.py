@@ -14,64 +14,45 @@ of teacher, student and routed network, every term of the losses and both losses
 vector for each module. *Rounding* is the difference of the published code in float32 from itself in float64. What
 differs in float64 by more than rounding is named. A row takes about half a minute, one of NST several.
 
-The published code runs in a process of its own, which starts this file again with the checkout as its folder. That
-process imports nothing of this project, whose packages have names of the checkout's.
+The published code runs in a process of its own, see published_step.py.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-import yaml
+from published_step import CLASSES, SAMPLES, Step, outcome
 from torch import Tensor, nn
 
-IN_CHECKOUT = "--in-checkout"
-if IN_CHECKOUT not in sys.argv:
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from datasets.batch import Batch
-    from models import get_model
-    from utils.command import Parser, guarded
-    from utils.config import Config, load_config
-    from utils.errors import UserError
-    from utils.training.build import assemble
-    from utils.training.optim import make_optimizers
-    from utils.training.precision import place_task
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from datasets.batch import Batch
+from models import get_model
+from utils.command import Parser, guarded
+from utils.config import Config, load_config
+from utils.errors import UserError
+from utils.training.build import assemble
+from utils.training.optim import make_optimizers
+from utils.training.precision import place_task
 
 SEED = 1029
-SAMPLES, CLASSES, SIZE = 50_000, 100, 32  # CIFAR-100
+SIZE = 32  # pixels
 NEGATIVES = 16_384  # of CRD, as published
 PAIRS = ("wrn_40_2-wrn_16_2", "vgg13-MobileNetV2")
 DISTILLERS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")  # the published code cannot run FSP
 COLUMNS = ("values", "gradients", "rounding of values", "of gradients")
 COLUMNS += tuple(f"{part}, float64" for part in ("values", "gradients", "updates"))
 REAL = 1e-9  # in float64, a difference above this is no rounding
-
-Step = dict[str, dict[str, list[Tensor]]]  # see `outcome`
-
-
-def outcome(values: dict[str, Tensor], tensors: dict[str, list[Tensor]]) -> Step:
-    """The values, and the gradients and the state of the tensors of each module; no gradient is zero."""
-    return {
-        "values": {name: [value.detach()] for name, value in values.items()},
-        "gradients": {n: [torch.zeros_like(x) if x.grad is None else x.grad for x in xs] for n, xs in tensors.items()},
-        "state": {name: [x.detach() for x in xs] for name, xs in tensors.items()},
-    }
-
-
-# --- this project
 
 
 class Case(NamedTuple):
@@ -182,8 +163,8 @@ def published_step(checkout: Path, file: Path, case: Case, state: dict[str, list
             batch += [index, torch.cat([index[:, None], case.negatives], dim=1)]
         torch.save({"model": case.task.teacher.state_dict()}, f"{folder}/teacher.pth")
         torch.save({"batch": batch, "uniform": case.uniform, "state": state}, f"{folder}/given.pth")
-        job = {"config": str(file.resolve()), "files": folder, "threads": torch.get_num_threads()}
-        command = [sys.executable, str(Path(__file__).resolve()), IN_CHECKOUT, json.dumps(job)]
+        script = str(Path(__file__).resolve().with_name("published_step.py"))
+        command = [sys.executable, script, str(file.resolve()), folder, str(torch.get_num_threads())]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -257,118 +238,5 @@ def main() -> None:
     print(f"\n{count_configs(arguments.checkout)}")
 
 
-# --- the published code, in a process with the checkout as the working folder
-
-
-class OneBatch(list):
-    """A loader of one batch."""
-
-    dataset = range(SAMPLES)
-
-
-def patch_pytorch() -> None:
-    """Let code for CUDA run on a CPU, and views be taken where PyTorch once took them."""
-    view = torch.Tensor.view
-
-    def view_or_copy(tensor: Tensor, *shape: Any) -> Tensor:
-        try:
-            return view(tensor, *shape)
-        except RuntimeError:
-            return tensor.reshape(*shape)
-
-    torch.Tensor.view = view_or_copy
-    torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *_, **__: self
-    torch.cuda.FloatTensor, torch.cuda.LongTensor = torch.FloatTensor, torch.LongTensor
-
-
-def use_float64() -> None:
-    """Let what the code asks for by the name of float32 be float64."""
-    torch.float = torch.float64
-    torch.Tensor.float = torch.Tensor.double
-    torch.cuda.FloatTensor = torch.DoubleTensor
-
-
-def prepare(job: dict[str, Any], batch: list[Tensor]) -> partial:
-    """Let the published code's `main` build everything; its `train_epoch` on the batch, ready to be called."""
-    config = yaml.safe_load(Path(job["config"]).read_text(encoding="utf-8"))
-    config["kd"]["teacher"]["checkpoint"] = f"{job['files']}/teacher.pth"
-    path = Path(job["files"], "config.yml")
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    loader = OneBatch([batch])
-    code = importlib.import_module("train")
-    code.__global_values__ = {"it": 0}  # which its command line makes
-    code.get_dataloader = lambda *_, **__: (loader, loader, CLASSES)
-    code.get_cifar100_dataloaders_sample = lambda *_, **__: (loader, loader, SAMPLES)
-    code.init_pretrain = lambda *_, **__: None
-    built: dict[str, Any] = {}
-    code.train_kd = lambda **everything: built.update(everything)
-    with torch.no_grad():  # it adds to the bias of the policy in place
-        code.main(cfg_filepath=str(path), file_name_cfg="fidelity", logdir=job["files"])
-    names = ("cfg", "module_dict", "criterion_dict", "optimizer", "agent_optimizer", "device", "layers")
-    return partial(code.train_epoch, epoch=1, train_loader=loader, **{name: built[name] for name in names})
-
-
-def take_published_step(step: partial, given: dict[str, Any]) -> Step:
-    """The `outcome` of the step, by names of the code's modules.
-
-    Args:
-        step: see `prepare`.
-        given: ``state``, the tensors of each module; ``uniform``, the noise of the gates.
-    """
-    root = nn.ModuleDict({"module": step.keywords["module_dict"], "criterion": step.keywords["criterion_dict"]})
-    if given["uniform"].dtype == torch.float64:
-        use_float64()
-        root.double()
-    tensors = {name: list(root.get_submodule(name).state_dict(keep_vars=True).values()) for name in given["state"]}
-    for name, values in given["state"].items():
-        for own, value in zip(tensors[name], values, strict=True):
-            assert own.shape == value.shape, name
-            own.data.copy_(value)
-    torch.Tensor.uniform_ = lambda self, *_, **__: self.copy_(given["uniform"])  # what it draws the gates from
-
-    teacher_logits: list[Tensor] = []  # of the plain pass, then of the routed one
-    crossed: list[tuple[Tensor, Tensor]] = []  # logits and cross-entropy: of the routed network, then of the student
-    losses: list[Tensor] = []  # the policy's, then the student's
-    parts: dict[str, dict[str, float]] = {}  # what it logs
-    teacher, cross_entropy = root["module"]["teacher"], root["criterion"]["cls"]
-    teacher.register_forward_hook(lambda module, inputs, output: teacher_logits.append(output[1]))
-    # Clones, since the code scales this loss in place.
-    cross_entropy.register_forward_hook(lambda module, inputs, output: crossed.append((inputs[0], output.clone())))
-    backward = torch.Tensor.backward
-
-    def record_and_differentiate(loss: Tensor, **options: Any) -> None:
-        losses.append(loss)
-        backward(loss, **options)
-
-    torch.Tensor.backward = record_and_differentiate
-
-    def log(main_tag: str, tag_scalar_dict: dict[str, float], **_: Any) -> None:
-        parts[main_tag] = tag_scalar_dict
-
-    step(tb_writer=SimpleNamespace(add_scalars=log))
-    (routed_logits, routed_ce), (logits, ce) = crossed
-    values = {
-        "teacher's logits": teacher_logits[0],
-        "logits": logits,
-        "cross-entropy": ce,
-        "distiller's loss": torch.tensor(parts["train/loss"]["kd"], dtype=torch.float64),
-        "loss at the logits": torch.tensor(parts["train/loss"]["div"], dtype=torch.float64),
-        "student's loss": losses[1],
-        "routed logits": routed_logits,
-        "routed cross-entropy": routed_ce,
-        "policy's loss": losses[0],
-    }
-    return outcome(values, tensors)
-
-
-def in_checkout() -> None:
-    job = json.loads(sys.argv[2])
-    torch.set_num_threads(job["threads"])
-    sys.path[0] = str(Path.cwd())
-    patch_pytorch()
-    given = torch.load(f"{job['files']}/given.pth")
-    torch.save(take_published_step(prepare(job, given["batch"]), given), f"{job['files']}/taken.pth")
-
-
 if __name__ == "__main__":
-    in_checkout() if IN_CHECKOUT in sys.argv else guarded(main)
+    guarded(main)

@@ -79,7 +79,7 @@ def settings(config: Config) -> dict[str, object]:
         "root": str(config.run.root),
         "dataset": config.dataset.label,
         "images": str(config.dataset.root),
-        "pixels": build.pixels(config.dataset.model_dump()),
+        "pixels": f"{config.dataset.img_h}x{config.dataset.img_w}" if config.dataset.img_h else "",
         "student": config.student.name,
         "seed": config.training.seed,
         "epochs": config.training.epochs,
