@@ -80,7 +80,9 @@ class Ends:
             return None
         if len(shape) == 1:
             return "vector"
-        return type(layout), layout.size(shape) if layout else shape[1:]
+        if isinstance(layout, Tokens):
+            return Tokens, (layout.height, layout.width)
+        return type(layout), shape[:2] if layout else shape[1:]
 
     def _has_weights(self, node: fx.Node) -> bool:
         if node.op == "call_module":

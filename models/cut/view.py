@@ -34,10 +34,6 @@ MOST_PREFIX_TOKENS = 8  # beyond, tokens are no image
 class ChannelsLast:
     """Maps ``[B, H, W, C]``."""
 
-    def size(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Height and width of a feature of `shape`, which has no batch dimension."""
-        return shape[0], shape[1]
-
     def to_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)
 
@@ -52,9 +48,6 @@ class Tokens:
     prefix: int
     height: int
     width: int
-
-    def size(self, shape: Sequence[int]) -> tuple[int, int]:
-        return self.height, self.width
 
     def to_map(self, x: Tensor) -> Tensor:
         size = (self.height, self.width)

@@ -51,8 +51,8 @@ def banks(contrast: Contrast) -> torch.Tensor:
 class TestNegatives:
     @pytest.mark.parametrize(
         "labels",
-        [LABELS, LABELS * 1000 - 7, torch.arange(SAMPLES), torch.arange(SAMPLES) // 15, LABELS.flip(0)],
-        ids=["unequal classes", "any numbers", "one each", "sorted", "reversed"],
+        [LABELS * 1000 - 7, torch.arange(SAMPLES) // 15, LABELS.flip(0)],
+        ids=["any numbers, unequal classes", "sorted", "reversed"],
     )
     def test_are_never_of_the_samples_own_class_and_reach_all_others(self, labels):
         index = torch.randperm(SAMPLES)

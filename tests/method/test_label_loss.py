@@ -95,9 +95,9 @@ def test_nothing_is_mixed_in_evaluation():
     assert LabelLoss(mixup=1.0).eval().mix(BATCH)[0] is BATCH
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, [1, 2]), (0.4, [3, 0])])
-def test_the_dominant_class_has_the_larger_share(share, expected):
-    assert Targets(torch.tensor([1, 2]), torch.tensor([3, 0]), torch.tensor(share)).dominant.tolist() == expected
+def test_the_dominant_class_has_the_larger_share():
+    for share, expected in ((0.5, [1, 2]), (0.4, [3, 0])):
+        assert Targets(torch.tensor([1, 2]), torch.tensor([3, 0]), torch.tensor(share)).dominant.tolist() == expected
 
 
 def keep_call(calls, name, module, method):

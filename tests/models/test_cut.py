@@ -83,8 +83,8 @@ class TestTorchvision:
         for make in (lambda: odd.Chain(10), lambda: wrap(odd.Chain), lambda: wrap(odd.Chain, CHAIN_STAGES)):
             torch.manual_seed(3)
             made.append(make())
-            states.append(torch.get_rng_state())
-        assert all(torch.equal(state, states[0]) for state in states)
+            states.append((torch.get_rng_state().tolist(), random.getstate()))
+        assert states[0] == states[1] == states[2]
         original, *views = made
         for view in views:
             assert all(torch.equal(a, b) for a, b in zip(view.state_dict().values(), original.state_dict().values()))
@@ -138,11 +138,6 @@ class TestAutomaticCut:
             logits.append(forward(x))
         torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-5)
 
-    def test_draws_nothing_from_pythons_generator(self):
-        state = random.getstate()
-        wrap(odd.LayerDrop)
-        assert random.getstate() == state
-
     def test_a_staged_model_of_the_user_is_taken_as_it_is(self):
         assert wrap(odd.Own).feature_shapes(*SIZE) == [(4, 30, 30), (4,)]
         assert "leave `stages` out" in complaint(odd.Own, [["conv"], ["pool"], ["fc"]])
@@ -155,11 +150,6 @@ class TestAutomaticCut:
         assert (deciding.one_piece, two_inputs.one_piece) == (False, True)
         all_but_the_classifier = list(deciding.network.parameters())[:-2]
         assert [*map(id, deciding.parameters_until(1))] == [*map(id, all_but_the_classifier)]
-
-    def test_a_dropout_called_as_a_function_drops_in_training_mode_alone(self):
-        model, x = wrap(odd.FunctionalDropout), torch.ones(1, 3, *SIZE)
-        assert len({model.features(x)[1].sum().item() for _ in range(9)}) > 1
-        assert len({model.eval().features(x)[1].sum().item() for _ in range(9)}) == 1
 
     @pytest.mark.parametrize("kept_in", [(False, True), (True,), (False,)])
     def test_what_forward_computes_without_gradients_is_not_trained(self, kept_in):
