@@ -1,8 +1,8 @@
 """The files under configs/: all there, all valid, and with the published values."""
 
-import itertools
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +14,22 @@ from utils.config.changes import flatten
 
 REPO = Path(__file__).resolve().parents[2]
 
-# (teacher, student, homo)
-PAIRS = {
-    "cifar-100": [
-        ("resnet56", "resnet20", True),
-        ("resnet110", "resnet32", True),
-        ("resnet32x4", "resnet8x4", True),
-        ("vgg13", "vgg8", True),
-        ("wrn_40_2", "wrn_16_2", True),
-        ("ResNet50", "MobileNetV2", False),
-        ("ResNet50", "vgg8", False),
-        ("vgg13", "MobileNetV2", False),
-        ("wrn_40_2", "ShuffleNetV1", False),
-        ("resnet32x4", "resnet32", False),
-    ],
-    "tiny-imagenet": [
-        ("resnet56", "resnet20", True),
-        ("resnet110", "resnet20", True),
-        ("vgg13", "vgg8", True),
-        ("wrn_40_2", "wrn_16_2", True),
-        ("vgg13", "MobileNetV2", False),
-    ],
-}
-DIGITS_PAIRS = [("vgg13", "vgg8", True), ("resnet20", "resnet8", True)]
+# Pairs of one family. FSP compares products of channels, which only these share.
+HOMO = ["resnet56-resnet20", "resnet110-resnet32", "resnet110-resnet20", "resnet32x4-resnet8x4", "vgg13-vgg8"]
+HOMO += ["wrn_40_2-wrn_16_2", "resnet20-resnet8", "torchvision.models.resnet34-torchvision.models.resnet18"]
 
 # beta of each distiller; those of the logits alone have none
 BETA = {"fitnet": 1, "at": 1000, "sp": 3000, "cc": 0.02, "vid": 1, "rkd": 1, "pkt": 30000, "ft": 200}
 BETA |= {"fsp": 50, "nst": 50, "crd": 0.8, "reviewkd": 1}
-NEW = ["nkd", "wttm"]
-METHODS = ["kd", "dkd", "dist", *NEW, *BETA]
+OF_FEW = ("fsp", "nkd", "wttm")  # the newest were tried on pairs of one family, too
+METHODS = ["kd", "dkd", "dist", "nkd", "wttm", *BETA]
 
 # weight of the other classes under DKD, on CIFAR-100; 8 elsewhere
 NONTARGET = dict.fromkeys([("vgg13", "vgg8"), ("vgg13", "MobileNetV2"), ("wrn_40_2", "wrn_16_2")], 6)
 NONTARGET |= dict.fromkeys([("resnet56", "resnet20"), ("resnet110", "resnet32")], 2)
 
-SINGLES = {
-    "cifar-100": "MobileNetV2 ResNet50 ShuffleNetV1 resnet110 resnet20 resnet32 resnet32x4 resnet56 resnet8x4 vgg13 "
-    "vgg8 wrn_16_2 wrn_40_2",
-    "tiny-imagenet": "MobileNetV2 resnet110 resnet20 resnet56 vgg13 vgg8 wrn_16_2 wrn_40_2",
-    "digits": "MobileNetV2 ShuffleNetV1 resnet20 resnet56 resnet8 vgg13 vgg8 wrn_16_2 wrn_40_2",
-}
-
-PUBLISHED = [
-    (dataset, method, *pair)
-    for dataset, pairs in PAIRS.items()
-    for method, pair in itertools.product(METHODS, pairs)
-    # FSP compares products of channels, which only networks of one family share; the newest ones were tried on these.
-    if (pair[2] or method not in ("fsp", *NEW)) and (dataset == "cifar-100" or method not in NEW)
-]
 EXPERIMENTS = sorted(path.relative_to(REPO) for path in REPO.glob("configs/*/seed-*/*/*.yml"))
+FOLDERS = Counter((path.parts[1], path.parts[3]) for path in EXPERIMENTS)
 
 
 @pytest.fixture(autouse=True)
@@ -125,53 +92,48 @@ def assert_says(config: Config, dataset: str, trained: str, values: dict[str, An
     assert {key: settings[key] for key in values} == values
 
 
-@pytest.mark.parametrize(("dataset", "method"), sorted({case[:2] for case in PUBLISHED}))
-def test_a_published_pair_has_the_published_values_which_composing_gives_too(dataset, method, bases):
-    for teacher, student, homo in (case[2:] for case in PUBLISHED if case[:2] == (dataset, method)):
-        config = load_config(f"configs/{dataset}/seed-1029/{method}/{teacher}-{student}.yml")
-        names = {"kd.teacher.name": teacher, "kd.student.name": student, "kd_loss.homo": homo}
-        assert_says(config, dataset, student, expected(dataset, method, (teacher, student)) | names)
-        assert config.validation.batch_size in (None, config.training.batch_size)
-
-        composed = find_config(dataset, 1029, teacher=teacher, student=student, distiller=method, root=bases)
-        assert composed.path is None
-        # Exceptions of single pairs, which no rule knows.
-        keys = ("training.batch_size", "validation.batch_size", "pretrain.optimizer.lr", "kd_loss.logits_options")
-        keys += ("kd.loss_weights.other_kd",) * (method == "reviewkd")
-        settings = flatten(config.to_dict(), whole=keys)
-        assert composed.load(f"{key}={json.dumps(settings[key])}" for key in keys) == config
-
-
-def test_a_published_single_model_has_the_published_values():
-    for dataset in PAIRS:
-        for model in SINGLES[dataset].split():
-            config = load_config(f"configs/{dataset}/seed-1029/single/{model}.yml")
+@pytest.mark.parametrize(("dataset", "method"), FOLDERS)
+def test_a_file_has_the_published_values_where_the_launchers_look_for_it(dataset, method, bases):
+    for path in (REPO / "configs" / dataset / "seed-1029" / method).iterdir():
+        config, networks = load_config(path), path.stem.split("-")
+        roles = {"model": networks[0]} if method == "single" else dict(zip(("teacher", "student"), networks))
+        names = roles if method == "single" else roles | {"distiller": method}
+        found = find_config(dataset, 1029, **names)
+        assert (REPO / found.path, found.load()) == (path, config)
+        if dataset == "digits":  # takes minutes, and no worker processes
+            assert config.training.epochs < 100
+            assert config.training.num_workers == config.validation.num_workers == 0
+        elif dataset != "imagenet" and method == "single":
             batches = {"training.batch_size": 64, "validation.batch_size": 128}
-            assert_says(config, dataset, model, {"model.name": model} | batches)
+            assert_says(config, dataset, networks[0], {"model.name": networks[0]} | batches)
+        elif dataset != "imagenet":
+            known = {f"kd.{role}.name": name for role, name in roles.items()} | {"kd_loss.homo": path.stem in HOMO}
+            assert_says(config, dataset, networks[1], expected(dataset, method, tuple(networks)) | known)
+            assert config.validation.batch_size in (None, config.training.batch_size)
+            assert compose(bases, dataset, names, config) == config
+
+
+def compose(bases: Path, dataset: str, names: dict[str, str], config: Config) -> Config:
+    """What the launchers would compose without the file, with its exceptions, which no rule knows."""
+    composed = find_config(dataset, 1029, **names, root=bases)
+    assert composed.path is None
+    keys = ("training.batch_size", "validation.batch_size", "pretrain.optimizer.lr", "kd_loss.logits_options")
+    keys += ("kd.loss_weights.other_kd",) * (names["distiller"] == "reviewkd")
+    settings = flatten(config.to_dict(), whole=keys)
+    return composed.load(f"{key}={json.dumps(settings[key])}" for key in keys)
 
 
 def test_no_experiment_is_missing_and_none_is_left_over():
-    wanted = {f"{dataset}/{method}/{teacher}-{student}" for dataset, method, teacher, student, _ in PUBLISHED}
-    wanted |= {f"digits/{method}/{pair[0]}-{pair[1]}" for method in METHODS for pair in DIGITS_PAIRS}
-    wanted |= {f"{dataset}/single/{model}" for dataset, models in SINGLES.items() for model in models.split()}
-    found = {
-        f"{dataset}/{method}/{Path(name).stem}" for _, dataset, _, method, name in (path.parts for path in EXPERIMENTS)
+    wanted = {("cifar-100", method): 5 if method in OF_FEW else 10 for method in METHODS}
+    wanted |= {("tiny-imagenet", method): 5 for method in METHODS if method not in OF_FEW} | {
+        ("tiny-imagenet", "fsp"): 4
     }
-    assert {name for name in found if not name.startswith("imagenet/")} == wanted
-    assert len(wanted) == (10 * 14 + 5 * 3) + (5 * 14 + 4) + 2 * 17 + (13 + 8 + 9)
-
-
-def test_every_file_stands_where_the_launchers_look_for_it():
+    wanted |= {("digits", method): 2 for method in METHODS}
+    wanted |= {("cifar-100", "single"): 13, ("tiny-imagenet", "single"): 8, ("digits", "single"): 9}
+    wanted |= {("imagenet", "single"): 2} | {("imagenet", method): 1 for method in ("at", "crd", "kd", "rkd")}
+    assert wanted == FOLDERS
     for path in EXPERIMENTS:
-        config = load_config(path)
-        kd, names = config.kd, {"model": config.model and config.model.name}
-        if kd:
-            names = {"teacher": kd.teacher.name, "student": kd.student.name, "distiller": config.kd_loss.name}
-        found = find_config(path.parts[1], 1029, **names)
-        assert (found.path, found.load()) == (path, config)
-        if path.parts[1] == "digits":  # takes minutes, and no worker processes
-            assert config.training.epochs < 100
-            assert config.training.num_workers == config.validation.num_workers == 0
+        assert path.parts[3] not in OF_FEW or path.stem in HOMO
 
 
 def test_a_file_in_the_published_format_gives_the_same_config_as_ours(tmp_path):
