@@ -131,186 +131,166 @@ class TestSplits:
         assert line == f"it: no training images of class owl, which {split} has"
 
 
-def write(folder, header, rows, name="images.csv", separator=","):
-    path = folder / name
-    path.write_text("\n".join(separator.join(row) for row in [header, *rows]) + "\n", errors="surrogateescape")
+WORDS, SPLITS = ["cat", "dog"] * 5, ["train"] * 6 + ["val"] * 4
+
+
+def store(path, columns):
+    """Columns as a table in the format that the ending says; whatever text it is, with commas if they are not said."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if path.suffix == ".arrow":
+        pyarrow.feather.write_feather(pyarrow.table(columns), path, compression="uncompressed")
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(columns if isinstance(columns, pyarrow.Table) else pyarrow.table(columns), path)
+    else:
+        pandas.DataFrame(columns).to_csv(path, index=False, sep={".tsv": "\t", ".txt": ";"}.get(path.suffix, ","))
     return path
 
 
-class TestText:
-    @pytest.fixture
-    def rows(self, tmp_path):
-        return [
-            (
-                save(smooth_picture(8, 8, seed=k), tmp_path / f"{k}.png").name,
-                ["cat", "dog"][k % 2],
-                "train" if k < 6 else "val",
-            )
-            for k in range(10)
-        ]
+@pytest.fixture
+def files(tmp_path):
+    """Ten pictures in files; what a text calls them."""
+    return [save(smooth_picture(8, 8, seed=k), tmp_path / f"{k}.png").name for k in range(10)]
 
-    @pytest.mark.parametrize("separator", [",", ";", "\t"])
-    def test_with_a_split_column(self, tmp_path, rows, separator):
-        source = table(write(tmp_path, ["path", "label", "split"], rows, separator=separator))
-        assert source.class_names == ("cat", "dog")
-        assert labels_of(source.train, source) == ["cat", "dog"] * 3
-        assert source.val.path(0).endswith("6.png")
-        assert np.array_equal(source.val.picture(1), smooth_picture(8, 8, seed=7))
 
-    def test_as_pandas_and_excel_write_it(self, tmp_path, rows):
-        frame = pandas.DataFrame(rows, columns=["Image", " Label", "Split"])
-        frame[" Label"] = [0.0, 1.0, None, 10.0, 2.0, 0.0, 1.0, 10.0, 2.0, 1.0]
-        frame.to_csv(tmp_path / "images.csv", encoding="utf-8-sig")
-        source = table(tmp_path / "images.csv")
-        assert source.class_names == ("0", "1", "2", "10")
-        assert labels_of(source.train, source) == ["0", "1", "10", "2", "0"]
+@pytest.fixture
+def content():
+    structs = [{"bytes": png(k), "path": f"{k}.png"} for k in range(10)]
+    return pyarrow.table({"image": structs, "label": [0, 1] * 5, "split": SPLITS})
 
-    def test_columns_may_be_named(self, tmp_path, rows):
-        path = write(tmp_path, ["where", "what", "label", "split"], [(a, b, "x", c) for a, b, c in rows])
-        assert "no column is called image or img or path; dataset.image_column names one of where" in refusal(
-            table, path
-        )
-        assert "has no column who, only where, what" in refusal(table, path, image_column="who")
-        assert table(path, image_column="where", label_column="what").class_names == ("cat", "dog")
 
-    @pytest.mark.parametrize(
-        ("rows", "message"),
-        [
-            ([("a.png", "cat", "night")], "split 'night', must be one of train, "),
-            ([], "holds no images"),
-            ([("a.png", "cat", "train", "more")], "images.csv failed: ParserWarning: "),
-            ([("\udcff.png", "cat", "train")], "images.csv failed: UnicodeDecodeError: "),
-        ],
+def shows(split, index, seed):
+    return np.array_equal(split.picture(index), smooth_picture(8, 8, seed=seed))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.txt", "t.tsv", "files.parquet", "t.parquet", "t.arrow", "words.parquet"])
+def test_every_kind_of_table_gives_the_same(tmp_path, files, name):
+    images = [png(k) for k in range(10)]
+    kinds = {
+        "t.parquet": {"img": [{"bytes": image, "path": ""} for image in images], "fine_label": WORDS, "split": SPLITS},
+        "t.arrow": {"image": images, "label": WORDS, "split": SPLITS},
+        "words.parquet": {
+            "image": pyarrow.array(images, pyarrow.large_binary()),
+            "label": pyarrow.array(WORDS, pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
+            "split": SPLITS,
+        },
+    }
+    source = table(store(tmp_path / name, kinds.get(name, {"path": files, "label": WORDS, "split": SPLITS})))
+    assert source.class_names == ("cat", "dog")
+    assert labels_of(source.train, source) == ["cat", "dog"] * 3
+    assert (len(source.val), source.test) == (4, None)
+    assert shows(source.val, 1, seed=7)
+
+
+def test_a_text_as_pandas_and_excel_write_it(tmp_path, files):
+    labels = [0.0, 1.0, None, 10.0, 2.0, 0.0, 1.0, 10.0, 2.0, 1.0]
+    frame = pandas.DataFrame({"Image": files, " Label": labels, "Split": SPLITS})
+    frame.to_csv(tmp_path / "images.csv", encoding="utf-8-sig")
+    source = table(tmp_path / "images.csv")
+    assert source.class_names == ("0", "1", "2", "10")
+    assert labels_of(source.train, source) == ["0", "1", "10", "2", "0"]
+
+
+def test_columns_may_be_named(tmp_path, files):
+    path = store(tmp_path / "t.csv", {"where": files, "what": WORDS, "label": "x", "split": SPLITS})
+    assert "no column is called image or img or path; dataset.image_column names one of where" in refusal(table, path)
+    assert "has no column who, only where, what" in refusal(table, path, image_column="who")
+    assert table(path, image_column="where", label_column="what").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.png,cat,night", "split 'night', must be one of train, "),
+        ("", "holds no images"),
+        ("a.png,cat,train,more", "t.csv failed: ParserWarning: "),
+        ("\udcff.png,cat,train", "t.csv failed: UnicodeDecodeError: "),
+    ],
+)
+def test_a_wrong_line_of_a_text_is_one_line(tmp_path, line, message):
+    (tmp_path / "t.csv").write_text(f"path,label,split\n{line}\n", errors="surrogateescape")
+    assert message in refusal(table, tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns(["label"]), "no column is called label or labels or class"),
+        (lambda t: t.set_column(0, "image", [[1] * 10]), "column image is int64, expected image files"),
+        (lambda t: t.set_column(1, "label", [[0.5] * 10]), "found the label 0.5, must be words or whole numbers"),
+        (lambda t: t.set_column(1, "label", [[[1]] * 10]), ": int64>, expected words or whole numbers"),
+        (lambda t: t.set_column(2, "split", [[None, *["train"] * 9]]), "split None, must be one of"),
+    ],
+)
+def test_a_wrong_column_of_a_table_is_one_line(tmp_path, content, change, message):
+    assert message in refusal(table, store(tmp_path / "images.parquet", change(content)))
+
+
+def test_a_file_that_is_not_there_is_refused_before_the_run_begins(tmp_path, files):
+    columns = {"path": [*files, "nowhere.png", ""], "label": [*WORDS, "cat", "cat"], "split": [*SPLITS, "val", "val"]}
+    path, keys = store(tmp_path / "t.csv", columns), {"loader": "stream", "img_h": 8}
+    assert refusal(open_data, "csv", path, **keys) == (
+        f"{tmp_path / 'nowhere.png'}: is no file (2 of 6 validation images are missing); "
+        "dataset.on_corrupt=skip leaves such images out"
     )
-    def test_what_is_wrong_is_one_line(self, tmp_path, rows, message):
-        assert message in refusal(table, write(tmp_path, ["path", "label", "split"], rows))
-
-    def test_a_file_that_is_not_there_is_refused_before_the_run_begins(self, tmp_path, rows):
-        path = write(tmp_path, ["path", "label", "split"], [*rows, ("nowhere.png", "cat", "val"), ("", "cat", "val")])
-        keys = {"loader": "stream", "img_h": 8}
-        assert refusal(open_data, "csv", path, **keys) == (
-            f"{tmp_path / 'nowhere.png'}: is no file (2 of 6 validation images are missing); "
-            "dataset.on_corrupt=skip leaves such images out"
-        )
-        assert open_data("csv", path, on_corrupt="skip", **keys).val.num_samples == 4
-
-    def test_a_pipe_no_file_and_no_table_are_refused(self, tmp_path):
-        (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
-        (tmp_path / "empty").mkdir()
-        for name in ("pipe.csv", "pipe.parquet"):
-            os.mkfifo(tmp_path / name)
-        for name, end in {
-            "images.parquet": "images.parquet failed: ",
-            "empty": "holds no .parquet, .arrow",
-            "pipe.csv": "pipe.csv: is a pipe, expected a file",
-            "pipe.parquet": "pipe.parquet: is a pipe, expected a file",
-            "missing.csv": "missing.csv failed: No such file or directory",
-        }.items():
-            assert end in refusal(table, tmp_path / name)
+    assert open_data("csv", path, on_corrupt="skip", **keys).val.num_samples == 4
 
 
-class TestArrow:
-    @pytest.fixture
-    def content(self):
-        return pyarrow.table(
-            {
-                "image": [{"bytes": png(k), "path": f"{k}.png"} for k in range(10)],
-                "label": [k % 2 for k in range(10)],
-                "split": ["train" if k < 6 else "test" for k in range(10)],
-            }
-        )
+def test_a_pipe_no_file_and_no_table_are_refused(tmp_path):
+    (tmp_path / "images.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "empty").mkdir()
+    for name in ("pipe.csv", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+    for name, end in {
+        "images.parquet": "images.parquet failed: ",
+        "empty": "holds no .parquet, .arrow",
+        "pipe.csv": "pipe.csv: is a pipe, expected a file",
+        "pipe.parquet": "pipe.parquet: is a pipe, expected a file",
+        "missing.csv": "missing.csv failed: No such file or directory",
+    }.items():
+        assert end in refusal(table, tmp_path / name)
 
-    def store(self, path, content):
-        path.parent.mkdir(exist_ok=True, parents=True)
-        if path.suffix == ".arrow":
-            pyarrow.feather.write_feather(content, path, compression="uncompressed")
-        else:
-            pyarrow.parquet.write_table(content, path)
-        return path
 
-    def shows(self, split, index, seed):
-        return np.array_equal(split.picture(index), smooth_picture(8, 8, seed=seed))
+def test_class_names_are_those_that_hugging_face_writes(tmp_path, content):
+    features = {"label": {"names": ["no", "yes", "perhaps"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    source = table(store(tmp_path / "t.parquet", content.replace_schema_metadata(metadata)))
+    assert source.class_names == ("no", "yes", "perhaps")
+    assert source.train.labels.tolist() == [0, 1] * 3
 
-    def test_with_a_split_column(self, tmp_path, content):
-        source = table(self.store(tmp_path / "images.parquet", content))
-        assert source.class_names == ("0", "1")
-        assert (len(source.train), len(source.val)) == (6, 4)
-        assert self.shows(source.val, 1, seed=7)
 
-    def test_of_words_and_bare_bytes_under_other_names(self, tmp_path, content):
-        image = [row["bytes"] for row in content["image"].to_pylist()]
-        columns = pyarrow.table({"img": image, "fine_label": ["cat", "dog"] * 5})
-        source = table(self.store(tmp_path / "images.arrow", columns), val_split=0.2)
-        assert source.class_names == ("cat", "dog")
-        assert self.shows(source.val, 0, seed=int(source.val.path(0).split()[-1]))
+def test_a_folder_is_split_by_the_names_of_its_files_and_folders(tmp_path, content):
+    content = content.drop_columns(["split"])
+    store(tmp_path / "train-00000.parquet", content.slice(0, 5))
+    images = pyarrow.array([png(k) for k in (5, 6, 7)], pyarrow.binary())  # of another type
+    store(tmp_path / "validation-00000.parquet", {"image": images, "label": ["1", "0", "1"]})
+    store(tmp_path / "TEST/0.parquet", content.slice(8))
+    for hidden in ("._train-00000.parquet", ".cache/train-1.parquet", "__MACOSX/train-2.parquet"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"what systems leave")
+    source = table(tmp_path)
+    assert [len(part) for part in (source.train, source.val, source.test)] == [5, 3, 2]
+    assert source.val.labels.tolist() == [1, 0, 1]
+    assert shows(source.val, 0, seed=5)
 
-    def test_of_names_of_files(self, tmp_path):
-        paths = [save(smooth_picture(8, 8, seed=k), tmp_path / f"{k}.png").name for k in range(4)]
-        columns = {"path": paths, "label": [0, 1, 0, 1], "split": ["train"] * 2 + ["val"] * 2}
-        assert self.shows(table(self.store(tmp_path / "t.parquet", pyarrow.table(columns))).val, 1, seed=3)
 
-    def test_class_names_are_those_that_hugging_face_writes(self, tmp_path, content):
-        features = {"label": {"names": ["no", "yes", "perhaps"], "_type": "ClassLabel"}}
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        source = table(self.store(tmp_path / "t.parquet", content.replace_schema_metadata(metadata)))
-        assert source.class_names == ("no", "yes", "perhaps")
-        assert source.train.labels.tolist() == [0, 1] * 3
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("small/train-0", "large/train-0"), "holds several data sets, large, small; name the folder of one"),
+        (("train-0", "more-0"), "says of some images only to which split they belong"),
+    ],
+)
+def test_a_folder_of_several_data_sets_or_of_no_known_split_is_refused(tmp_path, content, names, message):
+    for name in names:
+        store(tmp_path / f"{name}.parquet", content.drop_columns(["split"]))
+    assert message in refusal(table, tmp_path, val_split=0.2)
 
-    def test_a_folder_is_split_by_the_names_of_its_files_and_folders(self, tmp_path, content):
-        content = content.drop_columns(["split"])
-        self.store(tmp_path / "train-00000.parquet", content.slice(0, 5))
-        self.store(tmp_path / "validation-00000.parquet", content.slice(5, 3))
-        self.store(tmp_path / "TEST/0.parquet", content.slice(8))
-        for hidden in ("._train-00000.parquet", ".cache/train-1.parquet", "__MACOSX/train-2.parquet"):
-            (tmp_path / hidden).parent.mkdir(exist_ok=True)
-            (tmp_path / hidden).write_bytes(b"what systems leave")
-        source = table(tmp_path)
-        assert [len(part) for part in (source.train, source.val, source.test)] == [5, 3, 2]
-        assert self.shows(source.val, 0, seed=5)
 
-    @pytest.mark.parametrize(
-        ("files", "message"),
-        [
-            (("small/train-0", "large/train-0"), "holds several data sets, large, small; name the folder of one"),
-            (("train-0", "more-0"), "says of some images only to which split they belong"),
-        ],
-    )
-    def test_of_several_data_sets_or_of_no_known_split_are_refused(self, tmp_path, content, files, message):
-        for file in files:
-            self.store(tmp_path / f"{file}.parquet", content.drop_columns(["split"]))
-        assert message in refusal(table, tmp_path, val_split=0.2)
-
-    def test_files_of_a_folder_may_hold_images_and_labels_as_other_types(self, tmp_path, content):
-        images = [row["bytes"] for row in content["image"].to_pylist()]
-        words = [["cat", "dog"][label] for label in content["label"].to_pylist()]
-        for name, image, label in (
-            ("train", pyarrow.binary(), pyarrow.string()),
-            ("val", pyarrow.large_binary(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
-        ):
-            columns = {"image": pyarrow.array(images, image), "label": pyarrow.array(words, label)}
-            self.store(tmp_path / f"{name}.parquet", pyarrow.table(columns))
-        source = table(tmp_path)
-        assert source.class_names == ("cat", "dog")
-        assert self.shows(source.val, 1, seed=1)
-
-    def test_an_image_that_is_none_is_named_and_can_be_left_out(self, tmp_path, content):
-        images = [{"bytes": {2: None, 3: b"no image"}.get(k, png(k)), "path": ""} for k in range(10)]
-        source = table(self.store(tmp_path / "images.parquet", content.set_column(0, "image", [images])))
-        for row in (2, 3):
-            assert f"images.parquet row {row}: cannot be read as an image" in refusal(source.train.picture, row)
-        rest = source.train.subset([0, 1, 2, 4, 5])
-        assert self.shows(rest, 3, seed=4)
-        assert rest.labels.tolist() == [0, 1, 0, 0, 1]
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda t: t.drop_columns(["label"]), "no column is called label or labels or class"),
-            (lambda t: t.set_column(0, "image", [[1] * 10]), "column image is int64, expected image files"),
-            (lambda t: t.set_column(1, "label", [[0.5] * 10]), "found the label 0.5, must be words or whole numbers"),
-            (lambda t: t.set_column(1, "label", [[[1]] * 10]), ": int64>, expected words or whole numbers"),
-            (lambda t: t.set_column(2, "split", [[None, *["train"] * 9]]), "split None, must be one of"),
-        ],
-    )
-    def test_what_is_wrong_is_one_line(self, tmp_path, content, change, message):
-        assert message in refusal(table, self.store(tmp_path / "images.parquet", change(content)))
+def test_an_image_that_is_none_is_named_and_can_be_left_out(tmp_path, content):
+    images = [{"bytes": {2: None, 3: b"no image"}.get(k, png(k)), "path": ""} for k in range(10)]
+    source = table(store(tmp_path / "images.parquet", content.set_column(0, "image", [images])))
+    for row in (2, 3):
+        assert f"images.parquet row {row}: cannot be read as an image" in refusal(source.train.picture, row)
+    rest = source.train.subset([0, 1, 2, 4, 5])
+    assert shows(rest, 3, seed=4)
+    assert rest.labels.tolist() == [0, 1, 0, 0, 1]
