@@ -50,21 +50,17 @@ def identity(path: str | os.PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-ADVICE = "--out names another place"
-
-
-def refuse_to_replace(files: Sequence[Path], sign: Path, mark: str, advice: str = ADVICE) -> None:
+def refuse_to_replace(files: Sequence[Path], sign: Path, mark: str) -> None:
     """Raise a UserError if one of `files` is there and was not written by us.
 
     Args:
         files: what is to be written.
         sign: one of them, a text.
         mark: words that `sign` holds if we wrote it, and so the others.
-        advice: the end of the message.
     """
     there = [file for file in files if os.path.lexists(file)]
     if there and not _holds(sign, mark):
-        raise UserError(f"{there[0]}: exists already, and {sign.name} is none of this command; {advice}")
+        raise UserError(f"{there[0]}: exists already, and {sign.name} is none of this command; name another place")
 
 
 def _holds(file: Path, mark: str) -> bool:
@@ -75,11 +71,11 @@ def _holds(file: Path, mark: str) -> bool:
         return False
 
 
-def check_writable(folder: Path, advice: str = ADVICE) -> None:
+def check_writable(folder: Path) -> None:
     """Raise a UserError if nothing can be written to `folder`, or it cannot be made; before what takes long."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot write there; {advice}")
+        raise UserError(f"{folder}: cannot write there; name another place")
 
 
 @contextlib.contextmanager

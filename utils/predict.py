@@ -32,7 +32,6 @@ Network: TypeAlias = Callable[[Tensor], Tensor]  # normalised images [B, 3, H, W
 
 HEADER = ["image", "predicted", "probability"]
 BATCH = 64
-ADVICE = "name another file"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT.csv", help=f"the table to write: {', '.join(HEADER)}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, e.g. training.device=cpu")
     options = parser.parse_intermixed_args(arguments)
-    refuse_to_replace([options.out], options.out, mark=",".join(HEADER), advice=ADVICE)
-    check_writable(options.out.parent, ADVICE)
+    refuse_to_replace([options.out], options.out, mark=",".join(HEADER))
+    check_writable(options.out.parent)
     files = find_images(options.folder)
     with doing(f"predicting by {options.checkpoint}"):
         rows = list(predict(*open_network(options), files))

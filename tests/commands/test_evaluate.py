@@ -108,7 +108,7 @@ def test_the_teacher_stands_beside_the_student_and_no_link_is_written_through(
 def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_computed(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "scores", None)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/inside: cannot write there; --out names another place"):
+    with pytest.raises(UserError, match=r"file/inside: cannot write there; name another place"):
         evaluate.main([str(trained_run), f"--out={tmp_path / 'file/inside'}"])
 
 

@@ -32,7 +32,7 @@ def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
     _compare(folder, "model", teacher, "kd.teacher")
 
 
-def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str, *, named: bool = False) -> None:
+def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) -> None:
     """Compare the data that a checkpoint was trained on with the data in use; files of other projects do not say.
 
     Another normalisation or image size is one line in the log.
@@ -41,7 +41,6 @@ def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str, 
         checkpoint: its content.
         source: the data in use.
         what: how messages call the checkpoint.
-        named: the config names it; so it is not one that another data set of the same label has left there.
 
     Raises:
         UserError: the classes are others, or in another order.
@@ -52,11 +51,9 @@ def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str, 
     ours = here.pop("classes")
     for number, (their, our) in enumerate(zip_longest(map(repr, theirs), map(repr, ours), fillvalue="missing")):
         if their != our:
-            own_folder = "dataset.label=<name> gives other data its own folder"
             raise UserError(
                 f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
-                f"{number} is {their}, here {our}; "
-                f"{'name one that was trained on these classes' if named else own_folder}"
+                f"{number} is {their}, here {our}; name one of these classes, or give other data a dataset.label"
             )
     changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
     if changes:

@@ -132,7 +132,7 @@ def load_teacher(teacher: StagedModel, config: Config, source: Source) -> None:
     network, path = config.kd.teacher, find_teacher(config)
     title = f"the teacher {network.title}"
     content = read_checkpoint(path)
-    refuse_other_classes(content, source, f"{path}: {title}", named=bool(network.checkpoint))
+    refuse_other_classes(content, source, f"{path}: {title}")
     take_weights(teacher, content, path, title, **prefix_of(network, "kd.teacher"))
 
 
