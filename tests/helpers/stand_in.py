@@ -11,9 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,32 +109,17 @@ def make_stand_in(cache: Path) -> StandIn:
 
 
 def in_forks(function: Callable[..., Any], *arguments: Any, environments: Sequence[dict[str, str]]) -> list[Any]:
-    """What ``function(*arguments)`` returns, by JSON, in a fork for each of `environments`; a traceback if it fails.
+    """What ``function(*arguments)`` returns in a fork for each of `environments`, which run side by side.
 
     For a process that sees a GPU and has not asked for it yet: the imports, which take seconds, are shared.
     """
-    context = multiprocessing.get_context("fork")
-    forks = []
-    for variables in environments:
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(there, variables, function, arguments))
-        process.start()
-        forks.append((process, here))
-    answers = []
-    for process, pipe in forks:
-        answers.append(json.loads(pipe.recv()) if pipe.poll(PATIENCE) else "no answer")
-        process.kill()
-        process.join()
-    return answers
-
-
-def _answer(pipe: Connection, variables: dict[str, str], function: Callable[..., Any], arguments: tuple) -> None:
-    os.environ.update(variables)
+    fork = multiprocessing.get_context("fork")
+    pools = [ProcessPoolExecutor(1, fork, os.environ.update, (variables,)) for variables in environments]
     try:
-        answer = function(*arguments)
-    except BaseException:
-        answer = traceback.format_exc()
-    pipe.send(json.dumps(answer))
+        return [answer.result(PATIENCE) for answer in [pool.submit(function, *arguments) for pool in pools]]
+    finally:
+        for process in [process for pool in pools for process in pool._processes.values()]:
+            process.kill()
 
 
 def _main(module: str, name: str, arguments: str, answer: str) -> None:
