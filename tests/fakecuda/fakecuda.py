@@ -23,26 +23,16 @@ def stats() -> dict[str, Any]:
     Returns:
         ``launches`` (kernels, copies and memsets, captured ones included), ``graph_launches``, ``h2d``, ``d2h``;
         ``bytes`` and ``peak``: what the allocator has reserved, per device; ``violations``: broken rules, as text;
-        ``outside``: kernels launched outside a capture while it was under way, with their numbers; ``stubs``: calls
-        that the stand-in does not model; ``nccl``: calls in order.
+        ``outside``: kernels launched outside a capture while it was under way, with their numbers; ``nccl``: calls in
+        order.
     """
-    return _read("fakecuda_stats")
+    _library.fakecuda_stats.restype = ctypes.c_char_p
+    return json.loads(_library.fakecuda_stats())
 
 
 def reset() -> None:
     """Forget counts and violations; the peak becomes what is reserved now."""
     _library.fakecuda_reset()
-
-
-def last_graph() -> dict[str, Any]:
-    """The capture that ended last: ``nodes``, ``streams``, and ``kernels``, with how often each is in it."""
-    return _read("fakecuda_last_graph")
-
-
-def _read(name: str) -> dict[str, Any]:
-    function = getattr(_library, name)
-    function.restype = ctypes.c_char_p
-    return json.loads(function())
 
 
 def patch() -> None:
