@@ -23,6 +23,7 @@ from distillers.spot_adaptive.selection import SELECTIONS, Seen, find_selection
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 from utils.errors import UserError
+from utils.processes.group import world_size
 
 if TYPE_CHECKING:
     from distillers.spot_adaptive.policy import Policy
@@ -51,7 +52,6 @@ class SpotAdaptiveDistillation(Task):
         routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two, at this
             share of the cost. They are a random sample, so the gradient of the routed cross-entropy is the same on
             average. Gamma and the adapters' BatchNorm look at fewer samples.
-        processes: how many share each batch, every one with a task of its own.
         label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
             see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.
 
@@ -77,7 +77,6 @@ class SpotAdaptiveDistillation(Task):
         standardize: bool = False,
         warmup_epochs: int | None = None,
         routing_share: float = 1.0,
-        processes: int = 1,
         label_loss: LabelLoss | None = None,
     ):
         super().__init__()
@@ -94,7 +93,7 @@ class SpotAdaptiveDistillation(Task):
         # Of alpha and beta. It is filled in place, as a CUDA graph reads this very tensor, and follows from the epoch.
         self.register_buffer("ramp", torch.ones(2), persistent=False)
         self.balance = Balance(balance, len(distiller.spots)) if balance and distiller.spots else None
-        self.routing_share, self.processes = routing_share, processes
+        self.routing_share = routing_share
         self.num_gates, self.num_features = len(distiller.spots) + 1, len(student_shapes)
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         if find_selection(selection).policy != (policy is not None):
@@ -103,8 +102,7 @@ class SpotAdaptiveDistillation(Task):
         self._parameters_of_distiller = len(list(distiller.parameters()))
         self._gates_checked = policy is None or policy.binary
         self.routed = policy is not None and policy.routed
-        if policy is not None:
-            self.register_buffer("epoch", torch.zeros(()), persistent=False)
+        self.register_buffer("epoch", torch.zeros(()), persistent=False)
         if self.routed:
             # Imported here, so that the plain distiller loads nothing of the routing.
             from distillers.spot_adaptive.frozen import frozen_twin
@@ -124,8 +122,7 @@ class SpotAdaptiveDistillation(Task):
     def start_epoch(self, epoch: int) -> None:
         for factor, epochs in zip(self.ramp, self.ramp_epochs):
             factor.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
-        if self.policy is not None:
-            self.epoch.fill_(epoch)
+        self.epoch.fill_(epoch)
 
     def start_step(self, step: int) -> None:
         if self.balance is not None:
@@ -221,14 +218,13 @@ class SpotAdaptiveDistillation(Task):
         student_ce = student.parts["loss/ce"]
         if count < size:
             student_ce = self.label_loss(student.logits[:count], targets)
-        loss = routing_loss(routed_ce, student_ce, gates[:, -1], self.gamma, self.processes)
+        loss = routing_loss(routed_ce, student_ce, gates[:, -1], self.gamma, world_size())
         return TaskOutput(loss, {"loss/routed_ce": routed_ce.detach(), "loss/policy": loss.detach()})
 
     def see(self, student, teacher, student_logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Seen:
         """What the policy may look at, from the features and logits of both networks."""
         student, teacher = ([feature.detach() for feature in features] for features in (student, teacher))
-        epoch = None if self.policy is None else self.epoch
-        return Seen(student, teacher, student_logits.detach(), teacher_logits.detach(), label, epoch)
+        return Seen(student, teacher, student_logits.detach(), teacher_logits.detach(), label, self.epoch)
 
     def draw_gates(self, seen: Seen) -> Tensor:
         """Gates ``[B, K + 1]`` of the policy, with its gradient; without a policy all 1."""

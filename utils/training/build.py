@@ -217,7 +217,6 @@ def assemble(config: Config, student: StagedModel, teacher: StagedModel, source:
         warmup_epochs=kd.warmup_epochs,
         gate_temperature=kd.gate_temperature,
         routing_share=kd.routing_share,
-        processes=world_size(),
         label_loss=make_label_loss(config, source),
     )
 
