@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,13 @@ def projection(channels: int, width: int, stride: int) -> nn.Sequential:
     if channels == width and stride == 1:
         return nn.Sequential()
     return nn.Sequential(conv1x1(channels, width, stride), nn.BatchNorm2d(width))
+
+
+def group(
+    block: Callable[[int, int, int], nn.Module], channels: int, width: int, blocks: int, stride: int
+) -> nn.Sequential:
+    """`blocks` blocks in a row, the first of which changes width and resolution."""
+    return nn.Sequential(block(channels, width, stride), *(block(width, width, 1) for _ in range(1, blocks)))
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:

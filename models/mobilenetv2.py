@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import conv1x1, conv3x3, depthwise3x3, init_convolutions, init_linears
+from models.layers import conv1x1, conv3x3, depthwise3x3, group, init_convolutions, init_linears
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -59,7 +59,8 @@ class MobileNetV2(StagedModel):
         self.conv1 = _conv_bn_relu(conv3x3(3, channels, stride=2))
         self.blocks = nn.ModuleList()
         for expansion, full_width, blocks, stride in GROUPS:
-            self.blocks.append(_group(channels, int(full_width * width), blocks, stride, expansion))
+            block = partial(InvertedResidual, expansion=expansion)
+            self.blocks.append(group(block, channels, int(full_width * width), blocks, stride))
             channels = int(full_width * width)
         self.conv2 = _conv_bn_relu(conv1x1(channels, LAST_CHANNELS))
         self.classifier = nn.Sequential(nn.Linear(LAST_CHANNELS, num_classes))
@@ -76,11 +77,6 @@ class MobileNetV2(StagedModel):
             (self.conv2, global_pool),
             (self.classifier,),
         )
-
-
-def _group(channels: int, width: int, blocks: int, stride: int, expansion: int) -> nn.Sequential:
-    rest = (InvertedResidual(width, width, 1, expansion) for _ in range(1, blocks))
-    return nn.Sequential(InvertedResidual(channels, width, stride, expansion), *rest)
 
 
 def _conv_bn_relu(convolution: nn.Conv2d) -> nn.Sequential:

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import conv3x3, init_convolutions, projection, relu
+from models.layers import conv3x3, group, init_convolutions, projection, relu
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -45,9 +45,9 @@ class CifarResNet(StagedModel):
         blocks = (depth - 2) // 6
         self.conv1 = conv3x3(3, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _group(widths[0], widths[1], blocks, stride=1)
-        self.layer2 = _group(widths[1], widths[2], blocks, stride=2)
-        self.layer3 = _group(widths[2], widths[3], blocks, stride=2)
+        self.layer1 = group(BasicBlock, widths[0], widths[1], blocks, stride=1)
+        self.layer2 = group(BasicBlock, widths[1], widths[2], blocks, stride=2)
+        self.layer3 = group(BasicBlock, widths[2], widths[3], blocks, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
         init_convolutions(self)
 
@@ -60,10 +60,6 @@ class CifarResNet(StagedModel):
             (global_pool,),
             (self.fc,),
         )
-
-
-def _group(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(BasicBlock(channels, width, stride), *(BasicBlock(width, width) for _ in range(1, blocks)))
 
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import channel_shuffle, conv1x1, depthwise3x3, relu
+from models.layers import channel_shuffle, conv1x1, depthwise3x3, group, relu
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -57,9 +57,9 @@ class ShuffleNetV1(StagedModel):
         super().__init__()
         self.conv1 = conv1x1(3, STEM_CHANNELS)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
-        self.layer1 = _group(STEM_CHANNELS, 240, units=4)
-        self.layer2 = _group(240, 480, units=8)
-        self.layer3 = _group(480, 960, units=4)
+        self.layer1 = group(ShuffleUnit, STEM_CHANNELS, 240, blocks=4, stride=2)
+        self.layer2 = group(ShuffleUnit, 240, 480, blocks=8, stride=2)
+        self.layer3 = group(ShuffleUnit, 480, 960, blocks=4, stride=2)
         self.linear = nn.Linear(960, num_classes)
 
     def stages(self) -> Sequence[Stage]:
@@ -71,8 +71,3 @@ class ShuffleNetV1(StagedModel):
             (global_pool,),
             (self.linear,),
         )
-
-
-def _group(channels: int, width: int, units: int) -> nn.Sequential:
-    rest = (ShuffleUnit(width, width, stride=1) for _ in range(1, units))
-    return nn.Sequential(ShuffleUnit(channels, width, stride=2), *rest)

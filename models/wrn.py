@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import conv1x1, conv3x3, init_convolutions, relu
+from models.layers import conv1x1, conv3x3, group, init_convolutions, relu
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -39,8 +39,7 @@ class Group(nn.Module):
 
     def __init__(self, channels: int, width: int, blocks: int, stride: int):
         super().__init__()
-        rest = (PreActBlock(width, width, stride=1) for _ in range(1, blocks))
-        self.layer = nn.Sequential(PreActBlock(channels, width, stride), *rest)
+        self.layer = group(PreActBlock, channels, width, blocks, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
