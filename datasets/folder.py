@@ -101,8 +101,6 @@ def find_images(place: Path) -> list[str]:
     """
     if place.is_file():
         return [str(place)]
-    if not place.is_dir():
-        raise UserError(f"{place}: no such folder")
     images, others = _images_below(place, set())
     _warn_of(others, place)
     if not images:

@@ -105,7 +105,8 @@ def table(
     is_list = bool(images) and isinstance(images[0], Path)
     make = partial(Files, images, seen=False) if is_list else partial(EncodedImages, images, str(root))
     labels = [label for part in parts for label in part.labels]
-    return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
+    with doing(f"reading {root}"):
+        return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
 
 
 def _tables_in(folder: Path) -> dict[Path, str | None]:
@@ -177,13 +178,9 @@ def _read_arrow(file: Path, of_file: str | None, image_column: str | None, label
         column = pyarrow.compute.struct_field(column, "bytes")
     if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
         images = [file.parent / (path or "") for path in column.to_pylist()]
-    elif pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
-        images = column.cast(pyarrow.large_binary())  # of one type, whichever each file has
     else:
-        raise UserError(f"{file}: column {image} is {column.type}, expected image files, or their names")
+        images = column.cast(pyarrow.large_binary())  # of one type, whichever each file has
     labels = table[label].to_pylist()
-    if not all(isinstance(value, str | int | float | None) for value in labels):
-        raise UserError(f"{file}: column {label} is {table[label].type}, expected words or whole numbers")
     names = _class_names(data.schema, label)
     splits = table[split].to_pylist() if split else None
     return Rows(images, labels, _known(file, splits, of_file, len(labels)), names)

@@ -47,14 +47,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help tells more")
 
 
-def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """The ``type=`` of an argument that takes whole numbers from `least` to `most`."""
+def whole_number(least: int) -> Callable[[str], int]:
+    """The ``type=`` of an argument that takes whole numbers from `least` on."""
 
     def parse(text: str) -> int:
         digits = text.removeprefix("-")
         # Python refuses to read integers of thousands of digits.
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, must be a whole number from {least} to {most}")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and least <= int(text) < 2**31):
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, must be a whole number from {least} on")
         return int(text)
 
     return parse

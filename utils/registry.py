@@ -66,13 +66,6 @@ class Registry(Generic[T]):
         close = did_you_mean(name, self._entries) or ":"
         raise UserError(f"unknown {self.kind} {name!r}{close} known are {', '.join(self._entries)}")
 
-    def __contains__(self, name: str) -> bool:
-        try:
-            self.canonical(name)
-        except UserError:
-            return False
-        return True
-
     def __iter__(self) -> Iterator[str]:
         self._load()
         return iter(self._entries)

@@ -53,7 +53,7 @@ def test_a_wrong_command_line_is_one_line(ending, main):
 
 @pytest.mark.parametrize("text", ["", "x", "1.0", "0", "2147483648", "9" * 5000, "٣"])
 def test_a_count_out_of_range_is_refused_whatever_its_length(text):
-    with pytest.raises(Exception, match="must be a whole number from 1 to 2147483647") as error:
+    with pytest.raises(Exception, match="must be a whole number from 1") as error:
         whole_number(1)(text)
     assert len(str(error.value)) < 120
     assert whole_number(1)("2147483647") == 2147483647

@@ -248,7 +248,7 @@ def test_folders_are_searched_once_and_must_hold_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="holds no run"):
         find_runs([tmp_path / "run"])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="holds no run"):
         find_runs([tmp_path / "missing"])
     (tmp_path / "run" / "data").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "back").symlink_to(tmp_path)

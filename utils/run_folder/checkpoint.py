@@ -69,12 +69,10 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
     Raises:
         UserError: there is no such file, or it is no checkpoint.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
-    if (inside := Layout(path).best).exists():
-        raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
-    check_regular(path)
     with doing(f"reading {path}"):
+        if (inside := Layout(path).best).exists():
+            raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
+        check_regular(path)
         if kind := _other_kind(path):
             raise UserError(f"{path}: is {kind}")
         content = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_pickle(path)

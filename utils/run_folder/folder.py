@@ -12,7 +12,7 @@ import weakref
 from pathlib import Path
 from typing import IO, Any
 
-from utils.errors import UserError, reason
+from utils.errors import UserError, doing
 from utils.files import UNSUPPORTED, check_regular, publish_copy, remove_leftovers, write_text
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.layout import Layout
@@ -57,17 +57,13 @@ class RunDir(Layout):
         """
         if resume and not self.begun:
             raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
-        try:
+        with doing(f"writing to {self.path}, which is below run.root,"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire_lock()
             if overwrite:
                 self._clear()
             for folder in (self.path, self.checkpoints, self.gate_samples):
                 remove_leftovers(folder)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot write there ({reason(error)}); run.root=<folder> names another"
-            ) from error
         if resume:
             return self._newest_checkpoint()
         self.refuse_if_taken()

@@ -170,12 +170,9 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     """Every run in or below the folders, links followed, sorted by data set, pair, distiller, selection, seed and path.
 
     Raises:
-        UserError: a folder does not exist, or there is no run at all.
+        UserError: there is no run.
     """
     paths = list(paths)
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder; give run folders, or a folder above them")
     folders = dict.fromkeys(folder for path in paths for folder in _folders_with_config(path))
     runs = [run for run in map(read_run, folders) if run is not None]
     if not runs:
