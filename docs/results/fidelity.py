@@ -31,10 +31,11 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-from published_step import CLASSES, SAMPLES, Step, outcome
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+
+from published_step import CLASSES, SAMPLES, Step, outcome
 
 from datasets.batch import Batch
 from models import get_model

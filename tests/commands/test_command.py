@@ -1,7 +1,6 @@
 """What every command does alike: whatever goes wrong is one line and exit code 2."""
 
 import importlib
-import re
 import runpy
 import subprocess
 import sys
@@ -10,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from documents import REPOSITORY
 
-from utils.cli import VARIABLES, main_distill, main_single
+from utils.cli import main_distill, main_single
 from utils.command import guarded, whole_number
 from utils.errors import UserError, doing, reason
 from utils.processes.rank import check_variables, rank_info
@@ -175,8 +173,3 @@ ALONE = ["--dataset", "digits", "--model", "resnet8"]
 def test_a_word_of_the_launchers_in_a_wrong_place_is_told_where_it_belongs(main, words, line):
     with pytest.raises(UserError, match=line):
         main(arguments=words)
-
-
-def test_the_variables_are_those_of_the_scripts():
-    scripts = "".join(path.read_text() for path in REPOSITORY.glob("train*.sh"))
-    assert set(re.findall(r"\$\{?([a-z]\w*)", scripts)) - {"word", "python", "entry"} == set(VARIABLES)

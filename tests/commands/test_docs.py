@@ -17,6 +17,7 @@ from datasets.source import Arrays, Source
 from distillers import DISTILLERS
 from distillers.registry import LOGIT_LOSSES, POLICIES
 from models import MODELS, get_model
+from utils.cli import VARIABLES
 from utils.config import find_config
 from utils.run_folder.layout import Layout
 
@@ -128,7 +129,7 @@ def test_the_table_of_distillers_has_every_one_with_its_weight():
 
 def test_every_variable_of_the_launchers_is_listed():
     listed = {name for row in table(RUNNING, "variable") for name in re.findall(r"\w+", row[0])}
-    assert listed == launcher_variables()
+    assert listed == launcher_variables() == set(VARIABLES)
 
 
 def test_the_table_of_networks_has_every_one_with_its_number_of_features():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,23 +113,23 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_compute
         evaluate.main([str(trained_run), f"--out={tmp_path / 'file/inside'}"])
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "confusion.csv", "student.pt2"])
-def test_files_of_somebody_elses_are_not_replaced(trained_run, tmp_path, name):
-    (tmp_path / name).write_text('{"mine": 1}')
-    command, out = (evaluate, tmp_path) if "student" not in name else (export, tmp_path / "student.pt2")
-    with pytest.raises(UserError, match=rf"{name}: exists already, and .*json is none of this command"):
-        command.main([str(trained_run), "--out", str(out)])
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, '{"mine": 1}')]
-
-
-def test_nor_are_they_where_nobody_named_a_place(trained_run, tmp_path):
-    checkpoint = shutil.copy(trained_run / "ckpt" / "best.pth", tmp_path)
-    (tmp_path / "resnet8.json").write_text("mine")
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/confusion.png").write_text("mine")
-    for command in (evaluate, export):
-        with pytest.raises(UserError, match="exists already"):
-            command.main([checkpoint])
+@pytest.mark.parametrize(
+    ("command", "file", "words"),
+    [
+        (evaluate, "evaluation/confusion.csv", []),
+        (evaluate, "out/evaluation.json", ["--out", "out"]),
+        (export, "resnet8.pt2", []),
+        (export, "out/resnet8.json", ["--out", "out/resnet8.pt2"]),
+    ],
+)
+def test_files_of_somebody_elses_are_not_replaced(trained_run, tmp_path, monkeypatch, command, file, words):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained_run / "ckpt/best.pth", "best.pth")
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=rf"{file}: exists already, and .*json is none of this command"):
+        command.main(["best.pth", *words])
+    assert Path(file).read_text() == '{"mine": 1}'
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_of_needs_a_config(trained_run, tmp_path):

@@ -133,24 +133,6 @@ def test_a_variable_of_the_environment_does_not_choose_the_program(script, entry
     assert says in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "variables", "complaint"),
-    [
-        ("train_single.sh", (), {"dataset": "digits", "num_classes": "100"}, "digits has 10 classes"),
-        ("train.sh", ("training.epoch=3",), {"dataset": "digits"}, "did you mean 'training.epochs'"),
-        ("train.sh", ("kd.teacher.checkpoint=nowhere.pth",), {"dataset": "digits"}, "nowhere.pth"),
-    ],
-)
-def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, script, arguments, variables, complaint):
-    run = quick_sh(script, f"run.root={tmp_path}/run", f"dataset.root={tmp_path}", *arguments, **variables)
-    assert run.returncode == 2, run.stdout + run.stderr
-    (line,) = run.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert complaint.split(".*")[0] in line
-    assert complaint.split(".*")[-1] in line
-    assert not list(tmp_path.rglob("*.pth"))
-
-
 class TestEnvironment:
     """The interpreter that the launchers choose. Making a real one takes minutes: CI does that, these use stand-ins."""
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import write_run, write_samples
+from made_up_runs import write_run
 
 from utils.errors import UserError
 from utils.report.__main__ import main
@@ -19,7 +19,7 @@ from utils.report.groups import grouped, replaced
 from utils.report.statistics import Difference, mean_text, paired_difference
 from utils.report.tables import result_records, result_table, result_tables, run_records, run_table
 from utils.report.write import publish, write_report
-from utils.run_folder.read import find_runs, read_run
+from utils.run_folder.read import find_runs
 
 
 def groups_of(*roots):
@@ -233,14 +233,6 @@ def test_every_run_has_its_costs_and_its_command_and_tables_are_also_latex(tmp_p
     assert r"wrn\_16\_2 to resnet8 & at & 70.00 (1)" in latex
     assert latex.count(r"\begin{tabular}") == 1, "last and best epoch are the same one"
     assert all(cell in text for cell in ("0.08", "25.00", "0.27 / 81.63", "00:08", "776 images", "32x32 pixels"))
-
-
-def test_the_newest_counts_of_the_samples_become_frequencies(tmp_path):
-    folder = write_run(tmp_path, selection="adaptive")
-    write_samples(folder, 5, np.array([[5, 5], [0, 0]]), ["f1", "logits"])
-    write_samples(folder, 10, np.array([[5, 0], [10, 10]]), ["f1", "logits"])
-    samples = read_run(folder).gate_samples()
-    assert (samples.epochs, samples.frequency.tolist()) == (10, [[0.5, 0], [1, 1]])
 
 
 def test_folders_are_searched_once_and_must_hold_a_run(tmp_path):

@@ -184,20 +184,6 @@ def test_a_run_that_is_put_back_into_the_queue_goes_on_exactly(cluster, grid, da
     assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
 
 
-def test_a_run_that_is_cancelled_is_stopped_and_the_same_command_goes_on_exactly(cluster, grid, data, whole, tmp_path):
-    watching = grid(one_run(data, tmp_path))
-    in_the_middle(tmp_path / RUN)
-    cancelled = last_job(cluster)["JobId"]
-    cluster("scancel", cancelled)
-    text = watching.end(EXIT_INTERRUPTED)
-    assert f"stopped: at random, resnet8-resnet8, seed 1029: job {cancelled} was cancelled" in text
-    assert last_job(cluster)["Restarts"] == "0"
-    assert "all saved" in (tmp_path / RUN / "slurm.txt").read_text()
-    grid(one_run(data, tmp_path)).end()
-    assert last_job(cluster)["JobId"] != cancelled
-    assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
-
-
 def test_a_time_limit_of_a_minute_that_is_hit_twice_changes_nothing(cluster, grid, data, whole, tmp_path):
     watching = grid(one_run(data, tmp_path, LONG), "time=1", "signal=USR1@10")
     for hit in (1, 2):
