@@ -33,7 +33,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from published_step import CLASSES, SAMPLES, Step, outcome
 
