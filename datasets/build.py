@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from datasets.loading.order import Order
 from datasets.loading.stream import StreamLoader
 from datasets.registry import DATASETS
 from datasets.source import Arrays, Files, Source
-from utils.errors import UserError
+from utils.errors import UserError, doing
 from utils.processes.group import main_first
 
 if TYPE_CHECKING:
@@ -83,13 +82,8 @@ def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | N
         UserError: it is not there, or has no use for one of the keys.
     """
     find = DATASETS.get(name)
-    known = inspect.signature(find).parameters
-    keys = {key: value for key, value in keys.items() if value is not None}
-    for key in keys:
-        if key not in known:
-            why = "is split into training and validation already" if key == "val_split" else "has no columns"
-            raise UserError(f"dataset.{key}: {name} {why}; leave it out")
-    source = find(Path(root), **keys)
+    with doing(f"opening the data set {name}"):  # one that has no columns, say, does not take the names of columns
+        source = find(Path(root), **{key: value for key, value in keys.items() if value is not None})
     for split in source.splits().values():
         if isinstance(split, Files):
             split.value_range = image_range

@@ -53,7 +53,8 @@ class TestDigits:
         assert (data.train.num_samples, data.val.num_samples, data.source.image_size) == (776, 1021, size)
         assert next(data.train.epoch(0)).image.shape == (8, 3, *size)
 
-    def test_a_wrong_number_of_classes_is_refused(self):
+    def test_a_key_for_other_data_and_a_wrong_number_of_classes_are_refused(self):
+        assert "unexpected keyword argument 'val_split'" in refusal(open_data, "digits", val_split=0.1)
         assert "digits has 10 classes; set dataset.num_classes=10" in refusal(open_data, "digits", num_classes=100)
 
 
