@@ -17,7 +17,7 @@ from utils.errors import (
     lost_connection,
     printable,
     reason,
-    save_traceback,
+    traceback_clause,
 )
 from utils.processes.rank import (
     check_variables,
@@ -86,7 +86,7 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
         finally:
             ignore_stop_signals()  # nothing is left to stop
     except UserError as error:
-        kept_in = _traceback_of(error.__cause__) if isinstance(error, Unforeseen) else ""
+        kept_in = traceback_clause(error.__cause__) if isinstance(error, Unforeseen) else ""
         _leave(f"error: {error}{kept_in}", EXIT_USER_ERROR)
     except OSError as error:
         where = error.filename or ("standard output" if isinstance(error, BrokenPipeError) else "")
@@ -102,15 +102,10 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
             wait_for_the_cause()
         if lost_connection(error):
             _leave(f"error: {CONNECTION_LOST}", EXIT_INTERRUPTED)
-        _leave(f"error: {explain(error)}{kept}{_traceback_of(error)}", EXIT_UNFORESEEN)
+        _leave(f"error: {explain(error)}{kept}{traceback_clause(error)}", EXIT_UNFORESEEN)
     if status == 0:
         report_success()
     sys.exit(status)
-
-
-def _traceback_of(error: BaseException) -> str:
-    file = save_traceback(error)
-    return f"; traceback: {file}" if file else ""
 
 
 def _leave(line: str, status: int) -> NoReturn:

@@ -10,7 +10,6 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 # PyTorch raises RuntimeErrors: about a GPU, about a CPU, and about a size whose bytes exceed a 64-bit number.
 _MEMORY_EXHAUSTED = (
@@ -110,16 +109,16 @@ def place_in_code(error: BaseException) -> str:
     return ""
 
 
-def save_traceback(error: BaseException) -> Path | None:
-    """Write the traceback of `error` to a new file among the temporary ones; None where that is not possible."""
+def traceback_clause(error: BaseException) -> str:
+    """``"; traceback: FILE"``, a new file among the temporary ones; empty where that is not possible."""
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="sakd-traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
             file.writelines(traceback.format_exception(error))
-            return Path(file.name)
+            return f"; traceback: {file.name}"
     except OSError:
-        return None
+        return ""
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ from config_texts import PAIR, SINGLE
 from utils.config import Config
 from utils.errors import UserError
 from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
-from utils.training.build import find_teacher
+from utils.training.build import load_teacher
 from utils.training.run import train
 
 TIMM = {"name": "timm.create_model", "label": "net", "kwargs": {"model_name": "resnet18"}}
@@ -49,9 +49,10 @@ def test_a_teacher_that_was_trained_as_another_network_is_refused_unless_its_fil
     leave_a_run(config(model=OTHER_TIMM))
     pair = {"teacher": TIMM, "student": {"name": "vgg8"}}
     with pytest.raises(UserError, match=NAMES.format("kd.teacher.label=")):
-        find_teacher(config(PAIR, kd=pair))
-    file = "run/digits/1029/net/ckpt/best.pth"
-    assert str(find_teacher(config(PAIR, kd=pair | {"teacher": TIMM | {"checkpoint": file}}))) == file
+        load_teacher(None, config(PAIR, kd=pair), None)
+    named = TIMM | {"checkpoint": "run/digits/1029/net/ckpt/best.pth"}
+    with pytest.raises(UserError, match="is empty"):  # the made-up file
+        load_teacher(None, config(PAIR, kd=pair | {"teacher": named}), None)
 
 
 def test_a_folder_of_the_same_networks_or_of_unknown_ones_is_accepted(tmp_path):

@@ -129,8 +129,10 @@ def load_teacher(teacher: StagedModel, config: Config, source: Source) -> None:
     Raises:
         UserError: they are not there, not this network's, or were trained on other classes.
     """
-    network, path = config.kd.teacher, find_teacher(config)
+    network, path = config.kd.teacher, config.teacher_checkpoint
     title = f"the teacher {network.title}"
+    if network.checkpoint is None:
+        refuse_other_teacher(path.parents[1], network)
     content = read_checkpoint(path)
     refuse_other_classes(content, source, f"{path}: {title}")
     take_weights(teacher, content, path, title, **prefix_of(network, "kd.teacher"))
@@ -139,23 +141,6 @@ def load_teacher(teacher: StagedModel, config: Config, source: Source) -> None:
 def prefix_of(network: ModelConfig, section: str) -> dict[str, str | None]:
     """The arguments of `take_weights` that say which of several sets of weights in a file is meant."""
     return {"prefix": network.checkpoint_prefix, "key": f"{section}.checkpoint_prefix"}
-
-
-def find_teacher(config: Config) -> Path:
-    """Where the teacher's weights are.
-
-    Raises:
-        UserError: they are not there, the line says how to get them; or they are those of another network.
-    """
-    path = config.teacher_checkpoint
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such teacher checkpoint; dataset={config.dataset.label} seed={config.training.seed} "
-            f"model={config.kd.teacher.name} sh train_single.sh trains it, kd.teacher.checkpoint=<file> names another"
-        )
-    if config.kd.teacher.checkpoint is None:
-        refuse_other_teacher(path.parents[1], config.kd.teacher)
-    return path
 
 
 def teacher_accuracy(task: SpotAdaptiveDistillation, config: Config, data: Data, device: torch.device) -> float:
