@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,7 +33,9 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
     function = getattr(kind, "function", None)
     # Without self and the argument; or student, teacher and gate, and what a loss at the logits gives by name.
     given, by_name = (3, ("label", "temperature")) if function else (2, ())
-    types = get_type_hints(function or kind.__init__, include_extras=True)
+    types: dict[str, Any] = {}
+    with suppress(NameError):  # of types that are imported for type checkers alone
+        types = get_type_hints(function or kind.__init__, include_extras=True)
     arguments = list(inspect.signature(function or kind.__init__).parameters.values())[given:]
     known = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD and each.name not in by_name]
     checked = {}

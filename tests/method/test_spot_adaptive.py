@@ -123,40 +123,31 @@ class TestTwin:
 
 
 def test_the_students_activations_make_room_for_the_routed_pass(monkeypatch):
-    task, batch = toy_task("at"), toy_batch()
-    kept, at_routing = [], []
-
-    def pack(tensor):
-        kept.append(None)
-        return Token(tensor, kept)
-
-    class Token:
+    class Kept:
         """Stands for a tensor that a graph remembers."""
 
-        def __init__(self, tensor, count):
-            self.tensor, self.count = tensor, count
+        count = 0
+
+        def __init__(self, tensor):
+            self.tensor = tensor
+            Kept.count += 1
 
         def __del__(self):
-            self.count.pop()
+            Kept.count -= 1
 
+    task, at_routing = toy_task("at"), []
     route = task.router.forward
-    monkeypatch.setattr(task.router, "forward", lambda *args: (at_routing.append(len(kept)), route(*args))[1])
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda token: token.tensor):
-        take_step(task, batch)
+    monkeypatch.setattr(task.router, "forward", lambda *args: (at_routing.append(Kept.count), route(*args))[1])
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        take_step(task, toy_batch())
     # What is left is the policy's own: a handful, where the student alone remembers dozens.
     assert 0 < at_routing[0] <= 8
 
 
 class TestRoutingShare:
-    @staticmethod
-    def policy_gradients(task, batch):
-        *_, routing = task(batch)
-        routing.loss.backward()
-        return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
-
     @pytest.mark.parametrize(
         ("share", "size", "routed"),
-        [(1, 6, 6), (0.5, 6, 3), (0.5, 7, 4), (0.25, 40, 10), (0.1, 30, 3), (0.01, 6, 2), (0.3, 10, 3)],
+        [(1, 6, 6), (0.5, 6, 3), (0.5, 7, 4), (0.1, 30, 3), (0.01, 6, 2)],
     )
     def test_is_rounded_up_to_whole_samples_and_at_least_two(self, share, size, routed):
         task, seen = toy_task("at", routing_share=share), []
@@ -164,11 +155,10 @@ class TestRoutingShare:
         take_step(task, toy_batch(size))
         assert seen == [routed]
 
-    @pytest.mark.parametrize("selection", ["adaptive", "anti"])
-    def test_leaves_the_student_its_gradient_bit_for_bit(self, selection):
+    def test_leaves_the_student_its_gradient_bit_for_bit(self):
         results = []
         for share in (1, 0.5):
-            task = toy_task("at", selection=selection, routing_share=share)
+            task = toy_task("at", routing_share=share)
             torch.manual_seed(3)
             output = take_step(task, toy_batch(8))
             results.append((gradients(task.student), gradients(task.policy), output.parts["loss/total"]))
