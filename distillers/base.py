@@ -83,9 +83,10 @@ class Distiller(nn.Module):
     def __init__(self, setting: Setting):
         super().__init__()
         chosen = self.default_spots(setting) if setting.spots is None else setting.spots
+        if setting.spots is not None and (self.logits_only or not chosen):
+            wants = "distils the logits alone" if self.logits_only else "needs one or more"
+            raise UserError(f"kd_loss.spots: {type(self).__name__} {wants}; leave them out, or take another distiller")
         self.spots = resolve_spots(chosen, setting, maps_only=self.maps_only)
-        if setting.spots is not None and not self.spots:
-            raise UserError("kd_loss.spots: empty; leave it out for the distiller's own, or take kd, which has none")
         if not self.spots and not self.logits_only:
             found = f"{len(setting.student)} student and {len(setting.teacher)} teacher features"
             raise UserError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from distillers.base import Distiller, Setting
+from distillers.base import Distiller
 from distillers.registry import register_distiller
-from utils.errors import UserError
 
 
 @register_distiller("kd")
@@ -13,21 +12,10 @@ class KD(Distiller):
 
     It has no spots. Its one term, the divergence of the softened predictions, is part of every distillation
     and belongs to the wrapper.
-
-    Raises:
-        UserError: the user chose spots.
     """
 
     logits_only = True
     published_spots = ()
-
-    def __init__(self, setting: Setting):
-        if setting.spots:
-            name = type(self).__name__.lower()
-            raise UserError(
-                f"kd_loss.spots: {name} distils the logits alone; leave the spots out or name another distiller"
-            )
-        super().__init__(setting)
 
 
 @register_distiller("dkd")

@@ -81,17 +81,7 @@ def convolution(channels_in: int, channels_out: int, kernel: int) -> nn.Sequenti
     """Convolution without bias that keeps the size, and BatchNorm."""
     layer = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(layer.weight, a=1)
-    return nn.Sequential(layer, BatchNorm(channels_out))
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that lets a single value per channel pass by its running statistics: that of a pooled vector in a batch
-    of one image has no variance."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x[:, 0].numel() == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+    return nn.Sequential(layer, nn.BatchNorm2d(channels_out))
 
 
 @register_distiller("reviewkd")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 from distillers.base import Distiller
 from distillers.label_loss import LabelLoss
-from models.cut.view import StagedView
 from models.staged import StagedModel
 
 _STORED_ELSEWHERE = ("student.", "teacher.")
@@ -72,11 +71,10 @@ class Task(nn.Module):
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `extra_state` gave; refuses anything missing, unknown or of another shape with a ValueError."""
         if _shapes(state) != _shapes(self.extra_state()):
-            views = any(isinstance(network, StagedView) for network in self.networks())
-            why = (
-                ": networks not of this project are cut elsewhere since 2026-11, kd.student.stages names the former cut"
+            raise ValueError(
+                "its policy and adapters are of other features: networks not of this project are cut elsewhere since "
+                "2026-11, kd.student.stages names the former cut"
             )
-            raise ValueError(f"its policy and adapters are of other features{why if views else ''}")
         self.load_state_dict(state, strict=False)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -34,12 +34,7 @@ def make_adapter(source: Sequence[int], target: Sequence[int]) -> nn.Sequential:
     stride 2 if the target is half as large, a transposed 4x4 with stride 2 if it is twice as large, and 1x1 if
     the sizes agree. For any other ratio the map is first resized, then convolved 1x1: the published code takes
     a kernel as large as the difference in size there, with hundreds of times the parameters.
-
-    Raises:
-        ValueError: a map is to become a vector or the other way round.
     """
-    if len(source) != len(target):
-        raise ValueError(f"no adapter between a map and a vector: {tuple(source)} and {tuple(target)}")
     if len(source) == 1:
         return nn.Sequential(nn.Linear(source[0], target[0]))
     (channels_in, *size_in), (channels_out, *size_out) = source, target

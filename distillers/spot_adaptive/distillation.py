@@ -19,7 +19,7 @@ from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
 from distillers.spot_adaptive.balance import Balance, features_on_the_way
-from distillers.spot_adaptive.selection import SELECTIONS, Seen, find_selection
+from distillers.spot_adaptive.selection import SELECTIONS, Seen
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 from utils.errors import UserError
@@ -54,9 +54,6 @@ class SpotAdaptiveDistillation(Task):
             average. Gamma and the adapters' BatchNorm look at fewer samples.
         label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
             see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.
-
-    Raises:
-        UserError: there is no such selection.
     """
 
     def __init__(
@@ -96,8 +93,6 @@ class SpotAdaptiveDistillation(Task):
         self.routing_share = routing_share
         self.num_gates, self.num_features = len(distiller.spots) + 1, len(student_shapes)
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
-        if find_selection(selection).policy != (policy is not None):
-            raise ValueError(f"selection {selection!r} and policy {policy!r} do not go together")
         self.policy = policy
         self._parameters_of_distiller = len(list(distiller.parameters()))
         self._gates_checked = policy is None or policy.binary

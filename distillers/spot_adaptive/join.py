@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distillers.base import Setting
 from distillers.registry import DISTILLERS, LOGIT_LOSSES, POLICIES, build
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
-from distillers.spot_adaptive.selection import find_selection
+from distillers.spot_adaptive.selection import SELECTIONS
 from models import wrap_module
 from utils.errors import UserError
 
@@ -75,7 +75,7 @@ def join(
         ]
         raise UserError("; ".join([str(error), *reasons[:1]])) from error  # two would be long
     chooser = None
-    if find_selection(selection).policy:
+    if SELECTIONS[selection].policy:
         # Imported here, so that the plain distiller loads nothing of the routing.
         from distillers.spot_adaptive.policy import PolicySetting
 

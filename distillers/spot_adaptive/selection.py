@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,14 +63,3 @@ SELECTIONS = {
     "shuffled": Selection("as much as the policy says, on random samples", _shuffled, policy=True),
     "adaptive": Selection("where the policy says", lambda gates: gates, policy=True),
 }
-
-
-def find_selection(name: str) -> Selection:
-    """The selection called `name`.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in SELECTIONS:
-        raise UserError(f"selection is {name!r}, expected one of {', '.join(SELECTIONS)}")
-    return SELECTIONS[name]

@@ -20,7 +20,7 @@ from distillers.base import Distiller, Setting
 from distillers.registry import POLICIES
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.policy import PolicySetting
-from distillers.spot_adaptive.selection import find_selection
+from distillers.spot_adaptive.selection import SELECTIONS
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel, global_pool
 
@@ -76,7 +76,7 @@ def toy_task(
             net.train()(torch.randn(16, 3, *IMAGE_SIZE) * 1.5 + 0.3)
     setting = toy_setting(student, teacher, spots=spots)
     distill = (DISTILLERS.get(distiller) if isinstance(distiller, str) else distiller)(setting)
-    if find_selection(options.get("selection", "adaptive")).policy:
+    if SELECTIONS[options.get("selection", "adaptive")].policy:
         kind = POLICIES.get(policy) if isinstance(policy, str) else policy
         options["policy"] = kind(PolicySetting(setting.student, setting.teacher, distill.spots))
     return SpotAdaptiveDistillation(student, teacher, distill, setting.student, setting.teacher, **options).train()

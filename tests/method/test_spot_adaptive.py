@@ -13,7 +13,6 @@ from distillers.spot_adaptive.distillation import routing_loss
 from distillers.spot_adaptive.policy import Gumbel, PolicySetting, straight_through_gates
 from distillers.spot_adaptive.routing import mix
 from distillers.spot_adaptive.selection import SELECTIONS, Seen
-from utils.errors import UserError
 
 
 def gradients(module):
@@ -25,11 +24,6 @@ def route(task, batch, gates):
         features, logits = task.teacher.features(batch.image)
     start = task.router.start(features, logits)
     return task.router(batch.image, task._twin[0], task.teacher, start, gates), logits
-
-
-def test_an_unknown_selection_is_refused():
-    with pytest.raises(UserError, match="selection is 'fixd', expected one of fixed, random, anti"):
-        toy_task("at", selection="fixd")
 
 
 class TestGates:
