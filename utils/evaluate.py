@@ -182,6 +182,9 @@ def default_folder(checkpoint: Path) -> Path:
 
 def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored) -> None:
     """Write every figure of every network, and the first one's confusion matrix and its picture."""
+    from utils.report.heatmaps import confusion_figure  # brings Matplotlib
+    from utils.report.style import png
+
     names = restored.source.class_names
     first = next(iter(results.values()))[0]
     values = {name: scored.values() | asdict(spent) for name, (scored, spent) in results.items()}
@@ -192,14 +195,7 @@ def write(out: Path, results: dict[str, tuple[Scores, Cost]], restored: Restored
         write_text(out / "per_class.csv", pd.DataFrame(accuracies, columns=["class", *results]).to_csv(index=False))
         confusion = pd.DataFrame(first.confusion.numpy(), index=names, columns=names)
         write_text(out / "confusion.csv", confusion.to_csv(index_label="true \\ predicted"))
-        write_bytes(out / "confusion.png", _confusion_png(first.confusion, names, next(iter(results))))
-
-
-def _confusion_png(confusion: Tensor, names: Sequence[str], network: str) -> bytes:
-    from utils.report.heatmaps import confusion_figure  # brings matplotlib
-    from utils.report.style import png
-
-    return png(confusion_figure(confusion.numpy(), names, network))
+        write_bytes(out / "confusion.png", png(confusion_figure(first.confusion.numpy(), names, next(iter(results)))))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from datasets.source import Split
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.command import Parser, guarded, whole_number
@@ -47,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     task = restored.task()
     print(f"{restored.path}: {task.selection}; chance of being distilled at each spot, in percent")
     if images:
-        table = of_files(restored, task, images)
+        chances = [distil_chances(task, restored.source.read(file)[None].to(restored.device))[0] for file in images]
+        table = _table("image", task, zip(images, chances))
     elif options.class_name:
         table = of_class(restored, task, options.class_name, options.limit)
     else:
@@ -71,12 +71,6 @@ def distil_chances(task: SpotAdaptiveDistillation, images: Tensor, label: Tensor
     return 1 - chances if task.selection == "anti" else chances
 
 
-def of_files(restored: Restored, task: SpotAdaptiveDistillation, files: Sequence[str]) -> pd.DataFrame:
-    """One line per image file."""
-    images = {file: restored.source.read(file).unsqueeze(0).to(restored.device) for file in files}
-    return _table("image", task, [(file, distil_chances(task, image)[0]) for file, image in images.items()])
-
-
 def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limit: int) -> pd.DataFrame:
     """The mean over the validation images of a class, then the first `limit` of them, each with its file.
 
@@ -91,13 +85,9 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
     if not chosen.any():
         raise UserError(f"--class: no validation image is of class {name!r}")
     rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
-    images = restored.source.val
-    rows += [(_name_of(images, k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
+    name_of = getattr(restored.source.val, "path", "validation image {}".format)
+    rows += [(name_of(k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]
     return _table(f"class {name}", task, rows)
-
-
-def _name_of(split: Split, index: int) -> str:
-    return split.path(index) if hasattr(split, "path") else f"validation image {index}"
 
 
 def of_classes(restored: Restored, task: SpotAdaptiveDistillation) -> pd.DataFrame:

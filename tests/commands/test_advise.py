@@ -1,5 +1,6 @@
 """Advice: which runs are planned, how they are fitted into some hours, and what is said of them in the end."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pandas as pd
@@ -19,10 +20,11 @@ from utils.grid.pool import Outcome
 COST = Cost(step=0.1, start=10.0, epoch=1.0)
 
 
-class HereAndNow:
+class HereAndNow(nullcontext):
     """Trains the jobs of a queue within this process."""
 
     def __init__(self, jobs, *_, **__):
+        super().__init__(self)
         self.jobs = jobs
 
     def work(self):
@@ -35,7 +37,7 @@ class HereAndNow:
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """Words for a few images of two classes, and a teacher that has learnt nothing."""
-    monkeypatch.setattr("utils.advise.advice.make_queue", HereAndNow)
+    monkeypatch.setattr("utils.advise.advice.queue_of", HereAndNow)
     monkeypatch.setattr("utils.evaluate.TIMED", 1)
     image_folder(tmp_path / "images", train=4, val=2, size=(16, 16))
     torch.manual_seed(5)

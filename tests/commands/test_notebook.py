@@ -23,7 +23,7 @@ def test_the_notebook_makes_a_student_and_predicts_by_it(tmp_path, monkeypatch):
         monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry})
     make_workplace(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("utils.advise.advice.make_queue", HereAndNow)
+    monkeypatch.setattr("utils.advise.advice.queue_of", HereAndNow)
     monkeypatch.setattr("utils.evaluate.TIMED", 1)
     code = "\n\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
     for long, short in SHORT.items():

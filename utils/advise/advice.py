@@ -21,10 +21,9 @@ from utils.config import Config, find_config
 from utils.config.related import SingleRun
 from utils.errors import UserError, doing
 from utils.files import check_writable, write_text
-from utils.grid.command import make_queue, slots, visible_gpus
+from utils.grid.command import queue_of, slots, visible_gpus
 from utils.grid.plan import Job, plan, single_job
 from utils.grid.pool import DONE
-from utils.grid.progress import Progress
 from utils.grid.slurm import read_request
 from utils.processes.stopping import Interrupted
 from utils.report.table import markdown
@@ -280,11 +279,8 @@ def work(jobs: Iterable[Job], root: Path, **how: object) -> int:
         Interrupted: a stop signal arrived.
     """
     jobs = sorted(jobs, key=lambda job: job.config.training.seed)
-    progress = Progress(jobs)
-    try:
-        outcomes = make_queue(jobs, logs=root / "grid", progress=progress, **how).work()
-    finally:
-        progress.close()
+    with queue_of(jobs, logs=root / "grid", **how) as queue:
+        outcomes = queue.work()
     if any(outcome.status in ("stopped", "not started") for outcome in outcomes):
         raise Interrupted("stopped; the same command goes on")
     reasons = [str(outcome) for outcome in outcomes if outcome.reason]

@@ -12,7 +12,7 @@ from utils import evaluate
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.grid.plan import Job
-from utils.report.gain import answer, best_student, gain, tradeoff_figure
+from utils.report.gain import answer, best_student, tradeoff_figure
 from utils.report.groups import TEACHER, Group, grouped
 from utils.report.statistics import mean_text
 from utils.report.style import png
@@ -87,7 +87,7 @@ def result_table(groups: Sequence[Group], costs: dict[str, evaluate.Cost]) -> pd
                 "network": network,
                 "training": how,
                 "top-1 (%)": f"{top1.mean():.2f}" if kind == TEACHER else mean_text(top1),
-                "gain over alone": str(gain(group, kind) or "") if kind in SELECTIONS else "",
+                "gain over alone": str(group.difference(kind, SINGLE) or "") if kind in SELECTIONS else "",
                 **_cost(costs[f"{network} (teacher)" if kind == TEACHER else network]),
             }
     return pd.DataFrame(rows.values()).sort_values("mean", ascending=False, ignore_index=True).drop(columns="mean")

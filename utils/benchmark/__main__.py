@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
@@ -108,7 +107,7 @@ def _parser() -> Parser:
     parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"as of the grid, with commas (default: {PAIRS})")
     everything = ",".join(name for name in DISTILLERS if name != PLAIN_KD.distiller)
     parser.add_argument("distillers", nargs="?", default=everything, help=f"default: {everything}")
-    parser.add_argument("--share", type=_share, nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
+    parser.add_argument("--share", type=Fraction, nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")
@@ -122,16 +121,6 @@ def _parser() -> Parser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="what --json wrote earlier: show the ratio to it")
     return parser
-
-
-def _share(text: str) -> Fraction:
-    try:
-        share = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(0)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, must be a number above 0 and up to 1, e.g. 1/4")
-    return share
 
 
 def read_times(path: Path) -> dict[tuple[str, str], float]:

@@ -18,11 +18,10 @@ from utils.grid.command import (
     SWEEP,
     add_run_arguments,
     conclude,
-    make_queue,
+    queue_of,
     split_overrides,
 )
 from utils.grid.plan import Job, plan, state
-from utils.grid.progress import Progress
 from utils.grid.slurm import SlurmQueue, describe, read_request
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 from utils.report.write import write_report
@@ -54,14 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         here = (f"{state(job).status:<10}  {job.name}  {job.folder}" for job in jobs)
         print("\n".join(describe(jobs, root / "grid") if on_slurm else here))
         return 0
-    progress = Progress(jobs)
-    try:
-        queue = make_queue(jobs, request, options.jobs, root / "grid", progress)
+    with queue_of(jobs, request, options.jobs, root / "grid") as queue:
         if options.detach:
             return leave(queue)
         outcomes = queue.work()
-    finally:
-        progress.close()
     _report(jobs, Path(options.out) if options.out else root / "report")
     return conclude(outcomes)
 

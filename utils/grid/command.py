@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.command import Parser, whole_number
@@ -64,19 +65,25 @@ def add_run_arguments(parser: Parser) -> None:
     )
 
 
-def make_queue(
-    jobs: Sequence[Job], request: Request | None, at_a_time: int | None, logs: Path, progress: Progress
-) -> Pool | SlurmQueue:
-    """What works through the jobs.
+@contextmanager
+def queue_of(
+    jobs: Sequence[Job], request: Request | None, at_a_time: int | None, logs: Path
+) -> Iterator[Pool | SlurmQueue]:
+    """What works through the jobs, and says meanwhile how far it is.
 
     Args:
         request: what each asks Slurm for; None: they run on this machine.
         at_a_time: so many on this machine, see `slots`.
         logs: folder for what they print.
     """
-    if request is not None:
-        return SlurmQueue(jobs, request, logs, progress.say, progress)
-    return Pool(jobs, slots(at_a_time), logs, progress.say, progress)
+    progress = Progress(jobs)
+    try:
+        if request is None:
+            yield Pool(jobs, slots(at_a_time), logs, progress.say, progress)
+        else:
+            yield SlurmQueue(jobs, request, logs, progress.say, progress)
+    finally:
+        progress.close()
 
 
 def slots(jobs: int | None) -> list[dict[str, str]]:

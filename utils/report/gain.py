@@ -29,15 +29,6 @@ def best_student(groups: Sequence[Group], selections: Sequence[str] = SELECTIONS
     return max(known, key=lambda one: one[0].top1(one[1]).mean(), default=None)
 
 
-def gain(group: Group, selection: str, measure: str = "last") -> Difference | None:
-    """What the students of `group` gain over the student alone, over the seeds that both have; None if there is none.
-
-    Args:
-        measure: see `Group.top1`.
-    """
-    return group.difference(selection, SINGLE, measure)
-
-
 def answer(groups: Sequence[Group]) -> list[str]:
     """The best student of the distilled `groups`, its gain and that of the policy, in a sentence; none without one."""
     best = best_student(groups)
@@ -45,7 +36,7 @@ def answer(groups: Sequence[Group]) -> list[str]:
         return []
     group, selection = best
     sentence = f"Best student: {group.title}, {selection}, {mean_text(group.top1(selection))}"
-    if over_alone := gain(group, selection):
+    if over_alone := group.difference(selection, SINGLE):
         sentence += f", over the student alone {judged(over_alone)}"
         if over_alone.mean < 0:
             sentence = f"No distilled student is better than the student alone. {sentence}"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from utils.report.gain import gain
 from utils.report.groups import TEACHER, Group
 from utils.report.statistics import mean_text
 from utils.run_folder.layout import Layout
@@ -46,7 +45,7 @@ def result_table(groups: Sequence[Group], measure: str) -> pd.DataFrame:
             {"pair": group.first.pair, "distiller": group.first.distiller}
             | {name: _cell(group, name, measure) for name in COMPARED}
             | {"adaptive - fixed": str(group.difference("adaptive", "fixed", measure) or "")}
-            | {f"{name} - single": str(gain(group, name, measure) or "") for name in COMPARED}
+            | {f"{name} - single": str(group.difference(name, SINGLE, measure) or "") for name in COMPARED}
             | {name: _cell(group, name, measure) for name in (SINGLE, *ABLATIONS, TEACHER)}
             | {f"gap closed: {name}": share(group.gap_closed(name, measure)) for name in COMPARED}
             | {"no choice": _no_choice(group)}
