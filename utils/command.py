@@ -20,7 +20,6 @@ from utils.errors import (
     traceback_clause,
 )
 from utils.processes.rank import (
-    check_variables,
     fail,
     introduce,
     rank_info,
@@ -79,7 +78,6 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
             sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # a daemon may have closed it
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks must not end a run
-            check_variables()
             introduce()
             status = main() or 0
             sys.stdout.flush()

@@ -13,7 +13,8 @@ import torch
 from utils.cli import main_distill, main_single
 from utils.command import guarded, whole_number
 from utils.errors import UserError, doing, reason
-from utils.processes.rank import check_variables, rank_info
+from utils.processes.group import process_group
+from utils.processes.rank import rank_info
 
 
 @pytest.fixture
@@ -146,11 +147,11 @@ def test_variables_that_another_program_left_are_refused_or_ignored(monkeypatch)
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "1")
-    check_variables()
     assert rank_info() == (0, 0, 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"^WORLD_SIZE=4 is set, but not RANK, MASTER_ADDR"):
-        check_variables()
+    refusal = r"^joining other processes, .* sets WORLD_SIZE .*variable MASTER_ADDR expected, but not set"
+    with pytest.raises(UserError, match=refusal), process_group(torch.device("cpu")):
+        raise AssertionError
 
 
 PAIR = ["--dataset", "digits", "--teacher", "resnet14", "--student", "resnet8", "--distiller", "at"]

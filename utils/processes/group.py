@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils.errors import doing
 from utils.processes.rank import rank_info
 from utils.processes.stopping import Interrupted
 
@@ -37,7 +38,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     # group that exists by then lives until the interpreter ends, where its threads may abort the process.
     import torch.distributed.nn.functional  # noqa: F401
 
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with doing("joining other processes, for which torchrun sets WORLD_SIZE and more,"):
+        dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield
     except Interrupted:  # on all processes at the same step

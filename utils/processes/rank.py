@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from utils.errors import UserError
-
 PATIENCE = 2.0  # seconds in which the launcher, which looks ten times a second, notices the end of another process
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # set by torchrun
 SCRATCH = "SAKD_SCRATCH"  # environment variable: the folder in which the processes of a machine and `utils.launch` talk
@@ -37,17 +35,6 @@ def rank_info() -> RankInfo:
     texts = [os.environ.get(name) or "0" for name in VARIABLES]
     numbers = RankInfo(*map(int, texts)) if all(text.isdecimal() for text in texts) else RankInfo(0, 0, 1)
     return numbers if numbers.world > 1 else RankInfo(0, 0, 1)
-
-
-def check_variables() -> None:
-    """Raise a UserError if there are variables for several processes, but not all: another program has left them."""
-    world = os.environ.get("WORLD_SIZE") or "1"
-    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-    if world != "1" and (rank_info().world == 1 or not all(os.environ.get(name) for name in needed)):
-        raise UserError(
-            f"WORLD_SIZE={world[:20]} is set, but not {', '.join(needed)} with it, as torchrun sets them; "
-            "unset WORLD_SIZE to train on one process"
-        )
 
 
 def introduce() -> None:
