@@ -203,11 +203,10 @@ def _columns(
     found = []
     for what, wanted, usual in (("image", image_column, IMAGE), ("label", label_column, LABEL)):
         key, there = f"dataset.{what}_column", [folded[name] for name in usual if name in folded]
-        if wanted is not None and wanted not in names:
-            raise UserError(f"{key}: {file} has no column {wanted}, only {enumerate_some(names, 20)}")
-        if wanted is None and not there:
+        if wanted not in (None, *names) or (wanted is None and not there):
             raise UserError(
-                f"{file}: no column is called {' or '.join(usual[:3])}; {key} names one of {enumerate_some(names, 20)}"
+                f"{file}: no column is called {wanted or ' or '.join(usual[:3])}; {key} names one of "
+                f"{enumerate_some(names, 20)}"
             )
         if wanted is None and len(there) > 1:
             log.info("%s: %s is the %s, of %s; %s names another", file, there[0], what, ", ".join(there), key)

@@ -22,16 +22,6 @@ TEMPORARY = ".*.tmp"  # what a killed process may leave
 UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
-_KINDS = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "pipe",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFLNK: "symbolic link",
-}
-
-
 def check_regular(path: str | os.PathLike, *, follow_links: bool = True) -> None:
     """Refuse what is no ordinary file before it is opened: a pipe keeps its reader waiting, a device never ends.
 
@@ -39,9 +29,8 @@ def check_regular(path: str | os.PathLike, *, follow_links: bool = True) -> None
         UserError: it is something else.
         OSError: it is not there, or cannot be looked at.
     """
-    kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow_links).st_mode)
-    if kind != stat.S_IFREG:
-        raise UserError(f"{os.fspath(path)}: is a {_KINDS.get(kind, 'special file')}, expected a file")
+    if not stat.S_ISREG(os.stat(path, follow_symlinks=follow_links).st_mode):
+        raise UserError(f"{os.fspath(path)}: is a folder, a link, a pipe or a device, expected a file")
 
 
 def identity(path: str | os.PathLike) -> tuple[int, int]:

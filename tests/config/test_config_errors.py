@@ -90,7 +90,7 @@ def test_a_strange_word_is_told_in_a_short_line(word):
         (b"a: caf\xe9\n", "not YAML: unacceptable character"),
         ("base: [a.yml, {b: c}]\n", "base: found ['a.yml', {'b': 'c'}], must be a path or a list of paths"),
         ("base: y.yml\n", "y.yml: no such file: did you mean 'x.yml'?"),
-        ("base: .\n", ".: is a folder, expected a file"),
+        ("base: .\n", ".: is a folder, a link, a pipe or a device, expected a file"),
         ("base: x.yml\n", "base: goes in a circle (x.yml -> x.yml)"),
         ("model: {name: vgg8}\n", "dataset: Field required"),
         ("dataset: {name: digits}\n", "found neither of model and kd, must be one"),
@@ -128,9 +128,9 @@ def test_what_is_no_file_is_told_with_the_closest_that_exists():
         "config/vgg8.yml": "no such file: did you mean 'configs'?",
         "xyzzy": "no such file",
         "x.yml": "no such file",  # a link that leads nowhere is not its own correction
-        "pipe": "is a pipe, expected a file",  # instead of waited for
-        "/dev/zero": "is a device, expected a file",
-        ".": "is a folder, expected a file",
+        "pipe": "is a folder, a link, a pipe or a device, expected a file",  # instead of waited for
+        "/dev/zero": "is a folder, a link, a pipe or a device, expected a file",
+        ".": "is a folder, a link, a pipe or a device, expected a file",
     }.items():
         assert complaint(path) == f"{path}: {end}"
 

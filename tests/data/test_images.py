@@ -87,6 +87,6 @@ def test_what_cannot_be_brought_to_eight_bits_or_to_a_size_is_refused(tmp_path):
         "heights.tif": "cannot be read as an image (floating-point values",
         "line.png": "cannot be read as an image (10010 x 10 pixels, too thin to be scaled)",
         "none.png": "cannot be read as an image (No such file",
-        "pipe.png": "is a pipe, expected a file",
+        "pipe.png": "is a folder, a link, a pipe or a device, expected a file",
     }.items():
         assert f"{tmp_path / name}: {complaint}" in refusal(open_rgb, tmp_path / name)

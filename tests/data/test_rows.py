@@ -193,7 +193,9 @@ def test_a_text_as_pandas_and_excel_write_it(tmp_path, files):
 def test_columns_may_be_named(tmp_path, files):
     path = store(tmp_path / "t.csv", {"where": files, "what": WORDS, "label": "x", "split": SPLITS})
     assert "no column is called image or img or path; dataset.image_column names one of where" in refusal(table, path)
-    assert "has no column who, only where, what" in refusal(table, path, image_column="who")
+    assert "no column is called who; dataset.image_column names one of where, what" in refusal(
+        table, path, image_column="who"
+    )
     assert table(path, image_column="where", label_column="what").class_names == ("cat", "dog")
 
 
@@ -243,8 +245,8 @@ def test_a_pipe_no_file_and_no_table_are_refused(tmp_path):
     for name, end in {
         "images.parquet": "images.parquet failed: ",
         "empty": "holds no .parquet, .arrow",
-        "pipe.csv": "pipe.csv: is a pipe, expected a file",
-        "pipe.parquet": "pipe.parquet: is a pipe, expected a file",
+        "pipe.csv": "pipe.csv: is a folder, a link, a pipe or a device, expected a file",
+        "pipe.parquet": "pipe.parquet: is a folder, a link, a pipe or a device, expected a file",
         "missing.csv": "missing.csv failed: No such file or directory",
     }.items():
         assert end in refusal(table, tmp_path / name)

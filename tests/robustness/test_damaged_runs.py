@@ -23,7 +23,7 @@ DAMAGES = {
     "NUL bytes": ("metrics.jsonl", (b"\n", b"\n\0\0\0\n"), "line 2", "finished 4/4", ALL),
     "a word": ("metrics.jsonl", RECORD % (4, b'"x"'), "'x'", "stopped 0/4", ALL),
     "cut off": ("metrics.jsonl", slice(-40), "line 4", "stopped 3/4", ALL),
-    "pipe": ("metrics.jsonl", PIPE, "is a pipe, expected a file", "stopped 0/4", ALL),
+    "pipe": ("metrics.jsonl", PIPE, "is a folder, a link, a pipe or a device, expected a file", "stopped 0/4", ALL),
     "list as result": ("result.json", b"[]", "list", "stopped 4/4", ALL),
     "foreign facts": ("facts.json", b'{"image_size": 3}', "reading", "finished 4/4", ALL),
     "unknown selection": ("config.yml", (b"adaptive", b"clever"), "unknown selection clever", None, ALL),

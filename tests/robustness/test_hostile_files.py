@@ -132,17 +132,20 @@ def put_run(folder: Path) -> None:
 
 NO_CHECKPOINTS = {
     "missing": (Path.unlink, "No such file or directory"),
-    "empty": (text(""), "is empty"),
+    "empty": (text(""), "refused, it is damaged, of another kind"),
     "run": (instead(put_run), "w.pth/ckpt/best.pth is one"),
-    "device": (instead(lambda path: path.symlink_to("/dev/zero")), "is a device, expected a file"),
+    "device": (
+        instead(lambda path: path.symlink_to("/dev/zero")),
+        "is a folder, a link, a pipe or a device, expected a file",
+    ),
     "pointer": (text("version https://git-lfs.github.com/spec/v1\noid x\n"), "is a Git LFS pointer"),
     "web page": (text("\n<!DOCTYPE html><title>404</title>"), "is an HTML or XML page"),
     "gzip": (text(gzip.compress(b"weights")), "is a gzip archive"),
     "zip": (put_into_zip, "is a zip archive"),
-    "text": (text("accuracy: 74.3\n"), "is neither a file of PyTorch nor safetensors"),
+    "text": (text("accuracy: 74.3\n"), "refused, it is damaged, of another kind"),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is cut off; its end is missing"),
     "code": (saved({"model": {}, "callbacks": [RunsCode()]}), "refused, it holds posix.system"),
-    "a bare pickle": (text(pickle.dumps(RunsCode(), 2)), "failed: "),
+    "a bare pickle": (text(pickle.dumps(RunsCode(), 2)), "refused, it is damaged"),
 }
 
 
@@ -198,14 +201,18 @@ def test_any_damage_to_a_checkpoint_is_refused_in_one_line_or_does_no_harm(tmp_p
 ALL = ("ckpt/last.pth", "ckpt/previous.pth", "ckpt/epoch-1.pth", "ckpt/best.pth")
 NO_RUN = {"format": 1, "progress": {"phase": 0, "epoch": 0, "step": 0}, "model": {}, "extra": None}
 REFUSED = {
-    "all checkpoints are broken": (ALL, text(""), "last.pth: is empty"),
+    "all checkpoints are broken": (ALL, text(""), "last.pth: refused, it is damaged"),
     "no weights": (ALL[:1], saved(NO_RUN), "on from its checkpoint"),
     "a link as log": (
         ("log.txt",),
         instead(lambda path: path.symlink_to("../precious")),
-        "log.txt: is a symbolic link",
+        "log.txt: is a folder, a link",
     ),
-    "a pipe as lock": ((".lock",), instead(os.mkfifo), ".lock: is a pipe, expected a file"),
+    "a pipe as lock": (
+        (".lock",),
+        instead(os.mkfifo),
+        ".lock: is a folder, a link, a pipe or a device, expected a file",
+    ),
 }
 
 

@@ -51,7 +51,7 @@ def test_a_teacher_that_was_trained_as_another_network_is_refused_unless_its_fil
     with pytest.raises(UserError, match=NAMES.format("kd.teacher.label=")):
         load_teacher(None, config(PAIR, kd=pair), None)
     named = TIMM | {"checkpoint": "run/digits/1029/net/ckpt/best.pth"}
-    with pytest.raises(UserError, match="is empty"):  # the made-up file
+    with pytest.raises(UserError, match="it is damaged"):  # the made-up file
         load_teacher(None, config(PAIR, kd=pair | {"teacher": named}), None)
 
 

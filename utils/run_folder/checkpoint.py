@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
-import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -31,7 +30,7 @@ _HARMLESS = {
     **{f"numpy.dtypes.{kind.__name__}": kind for kind in _dtypes},
 }
 
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how files of PyTorch begin
+_ZIP = b"PK\x03\x04"  # how files of PyTorch begin
 _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; `git lfs pull` fetches that",
     b"<": "an HTML or XML page; a download gave this page in place of the file",
@@ -125,9 +124,9 @@ def _read_pickle(path: Path) -> Any:
             allowed = torch.serialization.safe_globals([(value, name) for name, value in known.items()])
             with allowed, path.open("rb") as file:  # by its path, PyTorch would go by what the name ends in
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # a long text that advises to load it unsafely
+        except (pickle.UnpicklingError, ValueError) as error:  # advice to load it unsafely; or it is no pickle
             code = re.search(r"GLOBAL (\S+)", str(error))
-            found = f"it holds {code[1]}" if code else "it is damaged, or holds objects of another kind"
+            found = f"it holds {code[1]}" if code else "it is damaged, of another kind, or holds other objects"
             raise UserError(
                 f"{path}: refused, {found}; expected tensors and plain values, which cannot run code"
             ) from error
@@ -155,8 +154,6 @@ def _other_kind(path: Path) -> str | None:
     """The kind of a file that is no checkpoint; None for one that may be."""
     with path.open("rb") as file:
         start = file.read(64)
-    if not start:
-        return "empty"
     for signature, kind in _SIGNATURES.items():
         if start.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(signature):
             return kind
@@ -166,6 +163,4 @@ def _other_kind(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             ours = any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
         return None if ours else "a zip archive, and no file that PyTorch has written; unpack it first"
-    if start.startswith(_PICKLE) or _is_safetensors(path):
-        return None
-    return "a tar archive; unpack it first" if tarfile.is_tarfile(path) else "neither a file of PyTorch nor safetensors"
+    return None
