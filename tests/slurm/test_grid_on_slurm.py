@@ -199,7 +199,7 @@ def test_a_time_limit_of_a_minute_that_is_hit_twice_changes_nothing(cluster, gri
 
 
 def test_a_grid_that_is_left_and_started_again_submits_nothing_twice(cluster, grid, data, whole, tmp_path):
-    words = one_run(data, tmp_path)
+    words = one_run(data, tmp_path, LONG)
     assert "submitted: at random" in grid(words, more=("--detach",)).end()
     watching = grid(words)
     in_the_middle(tmp_path / RUN)
@@ -213,7 +213,7 @@ def test_a_grid_that_is_left_and_started_again_submits_nothing_twice(cluster, gr
     assert f"(job {number})" in dry
     assert "submitted: " not in grid(words).end()
     assert last_job(cluster)["JobId"] == number
-    assert fingerprint(RunDir(tmp_path / RUN)) == whole(SHORT)
+    assert fingerprint(RunDir(tmp_path / RUN)) == whole(LONG)
 
 
 def test_a_refusal_by_slurm_is_one_line_and_leaves_nothing(grid, data, tmp_path):
