@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ExceptionWithTraceback
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,11 +32,7 @@ log = logging.getLogger("sakd")
 AHEAD = 3  # jobs at each process: one under way, two to go on with while a batch is being used
 
 
-class Worker(NamedTuple):
-    """A process, and our end of the pipe for its jobs and their short results."""
-
-    process: multiprocessing.Process
-    pipe: Connection
+Worker: TypeAlias = tuple[multiprocessing.Process, Connection]  # and our end of the pipe for its jobs and results
 
 
 class Workers:
@@ -107,7 +103,7 @@ class Workers:
                 with closing(other):
                     process = fork.Process(target=_serve, args=(self._work, other, own), daemon=True)
                     process.start()
-                self._workers.append(Worker(process, own))
+                self._workers.append((process, own))
         except OSError as error:
             # The half that is given back is room for what comes next: threads of PyTorch, checkpoints to write.
             left = len(self._workers) // 2
@@ -122,7 +118,7 @@ class Workers:
         for job, worker in todo:
             self._under_way.append(worker)
             with suppress(OSError):  # it died, which shows when its result is due
-                worker.pipe.send(job)
+                worker[1].send(job)
 
     def _receive(self) -> Any:
         process, pipe = self._under_way.popleft()

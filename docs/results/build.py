@@ -247,7 +247,7 @@ def run_line(run: Run) -> dict[str, Any]:
         "best_top1": round(run.best_top1, 2),
         "teacher_top1": "" if run.teacher_top1 is None else f"{run.teacher_top1:.2f}",
         "train_top1": round(run.curve("train.top1").iloc[-1], 2),
-        "no_choice": run.no_choice.short if run.no_choice else "",
+        "no_choice": run.no_choice or "",
         "minutes": round(run.seconds / 60, 1),
         "device": run.facts.get("device", ""),
         "command": command_of(run),

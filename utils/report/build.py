@@ -255,7 +255,9 @@ def not_counted(groups: Sequence[Group]) -> list[str]:
 
 def without_choice(runs: Sequence[Run]) -> list[str]:
     """A sentence for every run whose policy treats all samples alike by now."""
-    found = [f"{run.title}: {run.no_choice}." for run in runs if run.no_choice]
+    found = [
+        f"{run.title}: the student was distilled {run.no_choice}, whatever the sample." for run in runs if run.no_choice
+    ]
     more = [f"{len(found) - NO_CHOICE_NAMED} more such runs are in the table of all runs, under no choice."]
     return found[:NO_CHOICE_NAMED] + more * (len(found) > NO_CHOICE_NAMED)
 

@@ -68,7 +68,7 @@ def _cell(group: Group, column: str, measure: str) -> str:
 
 def _no_choice(group: Group) -> str:
     """``"adaptive: 2 everywhere"``: how many runs do not choose."""
-    counts = Counter((run.selection, run.no_choice.where) for run in group.runs if run.no_choice)
+    counts = Counter((run.selection, run.no_choice.partition(" ")[0]) for run in group.runs if run.no_choice)
     return "; ".join(f"{selection}: {count} {where}" for (selection, where), count in counts.items())
 
 
@@ -118,7 +118,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
         "class_mean": run.curve("val.class_mean").iloc[-1] if run.records else None,
         "teacher_top1": run.teacher_top1,
         "test_top1": run.test_top1,
-        "no_choice": str(run.no_choice or ""),
+        "no_choice": run.no_choice or "",
         "lr": run.settings.get("training.lr"),
         "batch_size": run.settings.get("training.batch_size"),
         "seconds": round(run.seconds, 1),
@@ -155,7 +155,7 @@ def run_table(groups: Sequence[Group], records: pd.DataFrame) -> pd.DataFrame:
             "best %": records["best_top1"].map(percent),
             "class mean %": records["class_mean"].map(percent),
             "test % (best epoch)": records["test_top1"].map(percent),
-            "no choice": [run.no_choice.short if run.no_choice else "" for run in runs],
+            "no choice": [run.no_choice or "" for run in runs],
             "settings": records["settings"],
             "time": [tqdm.format_interval(run.seconds) if run.records else "" for run in runs],
             "parameters (M)": records["parameters"].map(_in_millions),

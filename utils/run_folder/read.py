@@ -18,7 +18,7 @@ from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
 from utils.files import identity, warn_once
-from utils.run_folder.choice import NoChoice, no_choice
+from utils.run_folder.choice import no_choice
 from utils.run_folder.layout import CONFIG, Layout
 from utils.run_folder.records import (
     Epoch,
@@ -153,7 +153,7 @@ class Run:
         return [name.removeprefix("gate/") for name in names if name.startswith("gate/")]
 
     @cached_property
-    def no_choice(self) -> NoChoice | None:
+    def no_choice(self) -> str | None:
         """What the policy does if it treats all samples alike by now."""
         return no_choice(self.selection, self.records)
 

@@ -255,7 +255,7 @@ def farewell(config: Config, result: dict, run: Layout, command: Command | None 
     ]
     if config.kd and (records := read_epochs(run.metrics, "train")):
         if constant := no_choice(config.kd.selection, records):
-            lines.append(str(constant))
+            lines.append(f"no choice: the student was distilled {constant}, whatever the sample")
         beta = config.kd.loss_weights.other_kd
         default = DISTILLERS.get(config.kd_loss.name).default_weight
         lines += too_much(records[-1]["train"], default if beta is None else beta)
