@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.files import publish_copy
+from utils.files import append_line, publish_copy
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.folder import RunDir
+
+
+def test_a_file_is_on_disk_before_it_takes_its_name_and_its_folder_then(tmp_path, monkeypatch):
+    events, replace = [], Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "replace", lambda path, target: events.append("named") or replace(path, target))
+    save_atomically({"epoch": 1}, tmp_path / "last.pth")
+    append_line(tmp_path / "lines", "a line")
+    file, lines, folder = (path.stat().st_ino for path in (tmp_path / "last.pth", tmp_path / "lines", tmp_path))
+    assert events == [file, "named", folder, lines]
 
 
 def test_a_copy_does_not_follow_later_checkpoints(tmp_path):
