@@ -36,17 +36,11 @@ each_case = pytest.mark.parametrize(("distiller", "selection"), sorted(CASES))
 every_selection = pytest.mark.parametrize("selection", SELECTIONS)
 
 
+@functools.cache
 def config_without_decay() -> Config:
     """With weight decay, a step would move even what no gradient reaches."""
-    return Config.from_dict(
-        {
-            "dataset": {"name": "digits"},
-            "training": {"optimizer": {"weight_decay_stage2": 0, "weight_decay_agent": 0}},
-            "kd": {"teacher": {"name": "resnet8"}, "student": {"name": "resnet8"}},
-            "kd_loss": {"name": "at"},
-            "pretrain": {"optimizer": {"weight_decay": 0}},
-        }
-    )
+    no_decay = "training.optimizer={weight_decay_stage2: 0, weight_decay_agent: 0}"
+    return composed("at", "resnet8", "resnet8", no_decay, "pretrain.optimizer.weight_decay=0")
 
 
 def take_step(task: Task, batch: Batch, config: Config | None = None) -> TaskOutput:

@@ -35,14 +35,11 @@ def test_a_run_of_another_network_is_neither_repeated_nor_resumed():
     for resume in (False, True):
         with pytest.raises(UserError, match=NAMES.format("model.label=")):
             train(config(model=TIMM), resume=resume)
-
-
-@pytest.mark.parametrize("role", ["teacher", "student"])
-def test_of_a_pair_either_network_may_be_another(role):
-    pair = {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}}
-    leave_a_run(config(PAIR, kd=pair | {role: OTHER_TIMM}))
-    with pytest.raises(UserError, match=NAMES.format(f"kd.{role}.label=")):
-        refuse_run_of_others((wanted := config(PAIR, kd=pair | {role: TIMM})).run_dir, wanted)
+    for role in ("teacher", "student"):
+        pair = {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}}
+        leave_a_run(config(PAIR, kd=pair | {role: OTHER_TIMM}))
+        with pytest.raises(UserError, match=NAMES.format(f"kd.{role}.label=")):
+            refuse_run_of_others((wanted := config(PAIR, kd=pair | {role: TIMM})).run_dir, wanted)
 
 
 def test_a_teacher_that_was_trained_as_another_network_is_refused_unless_its_file_is_named():
