@@ -109,7 +109,7 @@ def test_a_teacher_that_is_stopped_is_saved_and_the_same_command_with_resume_goe
 
 
 class TestSeveralProcesses:
-    """Jobs of two processes; all but one go without PyTorch."""
+    """Jobs of two processes, without PyTorch."""
 
     SAVING = """\
 with StopRequest() as stop:
@@ -130,27 +130,15 @@ with StopRequest() as stop:
     note("working")
     wait_until(lambda: RANK == 0 or stop.requested)
 """
-    AGREEING = """\
-import torch
-from utils.processes.group import Agreement, barrier, process_group
-with process_group(torch.device("cpu")), StopRequest() as stop:
-    barrier()
-    note("working")
-    agreed = Agreement()
-    while not agreed(stop.requested):
-        time.sleep(0.02)
-    raise Interrupted("all saved")
-"""
 
     @pytest.mark.parametrize(
         ("body", "number", "line"),
         [
             (SAVING, signal.SIGTERM, "all saved"),
             (SAVING, signal.SIGINT, "all saved"),
-            (AGREEING, signal.SIGTERM, "all saved"),
             ('note("working")\ntime.sleep(600)', signal.SIGTERM, NOTHING_TO_SAVE),
         ],
-        ids=["SIGTERM", "SIGINT", "in a group", "before training"],
+        ids=["SIGTERM", "SIGINT", "before training"],
     )
     def test_save_what_there_is_if_their_launcher_is_asked_to_stop(self, tmp_path, body, number, line):
         job = Job(tmp_path, body)
