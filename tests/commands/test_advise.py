@@ -34,11 +34,17 @@ class HereAndNow(nullcontext):
         return [Outcome(job, "finished") for job in self.jobs]
 
 
+def be_quick(monkeypatch):
+    """Train in this process, and time one step and one forward pass."""
+    monkeypatch.setattr("utils.advise.advice.queue_of", HereAndNow)
+    for name in ("evaluate.TIMED", "training.dry_run.TIMED", "training.dry_run.WARM_UP"):
+        monkeypatch.setattr(f"utils.{name}", 1)
+
+
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """Words for a few images of two classes, and a teacher that has learnt nothing."""
-    monkeypatch.setattr("utils.advise.advice.queue_of", HereAndNow)
-    monkeypatch.setattr("utils.evaluate.TIMED", 1)
+    be_quick(monkeypatch)
     image_folder(tmp_path / "images", train=4, val=2, size=(16, 16))
     torch.manual_seed(5)
     torch.save(get_model("resnet14", 2).state_dict(), tmp_path / "teacher.pth")

@@ -9,7 +9,10 @@ SMALL = ("dataset.img_h=16", "dataset.img_w=16")
 
 
 @pytest.fixture
-def said(tmp_path, capsys):
+def said(tmp_path, capsys, monkeypatch):
+    for name in ("TIMED", "WARM_UP"):
+        monkeypatch.setattr(f"utils.training.dry_run.{name}", 1)
+
     def run(main, *words: str) -> str:
         main(arguments=["--dataset", "digits", *words, *SMALL, f"run.root={tmp_path}", "--dry-run"])
         assert not list(tmp_path.iterdir())

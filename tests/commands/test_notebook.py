@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 from documents import REPOSITORY, make_workplace
-from test_advise import HereAndNow
+from test_advise import be_quick
 from test_docs import REGISTRIES
 
 NOTEBOOK = json.loads((REPOSITORY / "docs/distil_your_own.ipynb").read_text(encoding="utf-8"))
@@ -23,8 +23,7 @@ def test_the_notebook_makes_a_student_and_predicts_by_it(tmp_path, monkeypatch):
         monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry})
     make_workplace(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("utils.advise.advice.queue_of", HereAndNow)
-    monkeypatch.setattr("utils.evaluate.TIMED", 1)
+    be_quick(monkeypatch)
     code = "\n\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
     for long, short in SHORT.items():
         assert long in code
