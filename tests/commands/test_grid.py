@@ -41,7 +41,7 @@ def run_pool(monkeypatch, jobs, scripts, root, count=1, tick=lambda *_: None):
 
     monkeypatch.setattr(Job, "command", command)
     said: list[str] = []
-    outcomes = Pool(jobs, [{}] * count, root / "grid", said.append, tick).work()
+    outcomes = Pool([{}] * count, jobs, root / "grid", said.append, tick).work()
     return {outcome.job.name.split(",")[0]: outcome for outcome in outcomes}, said
 
 

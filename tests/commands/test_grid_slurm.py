@@ -125,7 +125,7 @@ def jobs_of(root, **changes):
 
 
 def queue_of(jobs, root, said=None, tick=lambda *_: None):
-    return SlurmQueue(jobs, read_request([]), root / "grid", (said if said is not None else []).append, tick)
+    return SlurmQueue(read_request([]), jobs, root / "grid", (said if said is not None else []).append, tick)
 
 
 def number_of(job):

@@ -77,11 +77,9 @@ def queue_of(
         logs: folder for what they print.
     """
     progress = Progress(jobs)
+    arguments = jobs, logs, progress.say, progress
     try:
-        if request is None:
-            yield Pool(jobs, slots(at_a_time), logs, progress.say, progress)
-        else:
-            yield SlurmQueue(jobs, request, logs, progress.say, progress)
+        yield Pool(slots(at_a_time), *arguments) if request is None else SlurmQueue(request, *arguments)
     finally:
         progress.close()
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from utils.grid.plan import Job, State, state
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
@@ -38,24 +38,13 @@ class Outcome:
         return f"{self.status}: {self.job.name}" + (f": {self.reason}" if self.reason else "")
 
 
-class _Running(NamedTuple):
-    job: Job
-    process: subprocess.Popen
-    slot: dict[str, str]
-    log: Path
-
-
-class Pool:
-    """Works through jobs, teachers before the students that need them.
-
-    Two grids on one root share the work: the log of a run is locked by the process that writes to it. A job whose run
-    another process trains is looked at again until that process has ended.
+class Queue:
+    """What works through jobs, here or on Slurm.
 
     Args:
-        jobs: in the order in which they should run.
-        slots: environment of each process that may run at a time, e.g. ``{"CUDA_VISIBLE_DEVICES": "0"}``.
-        logs: folder for the output of the processes, a file for each run.
-        say: called with a line whenever a job starts or ends.
+        jobs: in the order in which they should run, teachers before the students that need them.
+        logs: folder for what they print.
+        say: called with a line whenever something changes.
         tick: called several times a second, with the running jobs and the outcomes of those that have ended.
 
     Attributes:
@@ -65,15 +54,41 @@ class Pool:
     def __init__(
         self,
         jobs: Sequence[Job],
-        slots: Sequence[dict[str, str]],
         logs: Path,
         say: Callable[[str], None],
         tick: Callable[[Sequence[Job], Mapping[Path, Outcome]], None],
     ):
         self.jobs, self.logs, self.say, self.tick = list(jobs), logs, say, tick
         self.outcomes: dict[Path, Outcome] = {}
+
+    def note(self, job: Job, status: str, reason: str = "") -> None:
+        """A job has ended so, see `Outcome`."""
+        self.outcomes[job.folder] = Outcome(job, status, reason)
+        self.say(str(self.outcomes[job.folder]))
+
+
+class _Running(NamedTuple):
+    job: Job
+    process: subprocess.Popen
+    slot: dict[str, str]
+    log: Path
+
+
+class Pool(Queue):
+    """Runs jobs here.
+
+    Two grids on one root share the work: the log of a run is locked by the process that writes to it. A job whose run
+    another process trains is looked at again until that process has ended.
+
+    Args:
+        slots: environment of each process that may run at a time, e.g. ``{"CUDA_VISIBLE_DEVICES": "0"}``.
+        arguments: of a `Queue`.
+    """
+
+    def __init__(self, slots: Sequence[dict[str, str]], *arguments: Any):
+        super().__init__(*arguments)
         self._free, self._running = list(slots), list[_Running]()
-        self._waiting = {job.folder: job for job in jobs}
+        self._waiting = {job.folder: job for job in self.jobs}
         self._look_again: dict[Path, float] = {}  # when, at a run that another process trains
 
     def work(self) -> list[Outcome]:
@@ -95,7 +110,7 @@ class Pool:
                     one.process.kill()
                 raise
         for job in list(self._waiting.values()):
-            self._note(job, "not started", "the grid was stopped")
+            self.note(job, "not started", "the grid was stopped")
         return [self.outcomes[job.folder] for job in self.jobs]
 
     def _ready(self) -> Iterator[Job]:
@@ -104,7 +119,7 @@ class Pool:
         for job in list(self._waiting.values()):
             teacher = self.outcomes.get(job.teacher)
             if teacher and teacher.status not in DONE:
-                self._note(job, "not started", f"its teacher {teacher.status}")
+                self.note(job, "not started", f"its teacher {teacher.status}")
             elif job.teacher in folders and teacher is None:
                 continue
             elif self._free and self._look_again.get(job.folder, 0) <= time.monotonic():
@@ -129,9 +144,9 @@ class Pool:
                 self.say(f"waiting: {job.name}: another process trains it")
             self._look_again[job.folder] = time.monotonic() + BUSY_SECONDS
         elif found.status == "unreadable":
-            self._note(job, "failed", found.differs)
+            self.note(job, "failed", found.differs)
         else:
-            self._note(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
+            self.note(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
 
     def _train(self, job: Job, found: State, output: IO[bytes], log: Path) -> None:
         resume, slot = found.status == "unfinished", self._free.pop(0)
@@ -160,11 +175,11 @@ class Pool:
             self._free.append(one.slot)
             code = one.process.poll()
             if code == 0:
-                self._note(one.job, "finished")
+                self.note(one.job, "finished")
             elif code == EXIT_INTERRUPTED or stopped:
-                self._note(one.job, "stopped")
+                self.note(one.job, "stopped")
             else:
-                self._note(one.job, "failed", f"{last_line(one.log) or f'exit code {code}'} [{one.log}]")
+                self.note(one.job, "failed", f"{last_line(one.log) or f'exit code {code}'} [{one.log}]")
 
     def _stop(self) -> None:
         """Let the running jobs save themselves, and wait for them."""
@@ -176,10 +191,9 @@ class Pool:
             time.sleep(POLL)
             self._collect(stopped=True)
 
-    def _note(self, job: Job, status: str, reason: str = "") -> None:
+    def note(self, job: Job, status: str, reason: str = "") -> None:
         self._waiting.pop(job.folder, None)
-        self.outcomes[job.folder] = Outcome(job, status, reason)
-        self.say(str(self.outcomes[job.folder]))
+        super().note(job, status, reason)
 
 
 def _lock(file: IO[bytes]) -> bool:

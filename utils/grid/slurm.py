@@ -1,4 +1,4 @@
-"""Hands jobs to Slurm through submitit and watches them, with the interface of `utils.grid.pool.Pool`.
+"""Hands jobs to Slurm through submitit and watches them.
 
 ``slurm.json`` in the folder of a run has the number of its job. A grid that is started again watches that job instead
 of submitting the run twice; a run that is submitted twice all the same is trained once.
@@ -14,17 +14,17 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.files import write_text
 from utils.grid.plan import Job, State, state
-from utils.grid.pool import DONE, POLL, Outcome, last_line
+from utils.grid.pool import DONE, POLL, Outcome, Queue, last_line
 from utils.grid.slurm_task import Task
 from utils.processes.stopping import StopRequest
 from utils.run_folder.layout import Layout
@@ -81,30 +81,17 @@ def read_request(words: Iterable[str], jobs: int | None = None) -> Request:
     return Request(keys, int(at_a_time) if at_a_time else None, processes)
 
 
-class SlurmQueue:
+class SlurmQueue(Queue):
     """Jobs in Slurm's queue. Students wait there for their teachers.
 
     Args:
-        jobs: teachers before their students.
         request: what each job asks for.
-        logs: folder for submitit's files.
-        say: called with a line whenever something changes.
-        tick: called several times a second, with the running jobs and the outcomes of those that have ended.
-
-    Attributes:
-        outcomes: of the jobs that have ended, by their folders.
+        arguments: of a `Queue`.
     """
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        request: Request,
-        logs: Path,
-        say: Callable[[str], None],
-        tick: Callable[[Sequence[Job], Mapping[Path, Outcome]], None],
-    ):
-        self.jobs, self.request, self.logs, self.say, self.tick = list(jobs), request, logs.absolute(), say, tick
-        self.outcomes: dict[Path, Outcome] = {}
+    def __init__(self, request: Request, *arguments: Any):
+        super().__init__(*arguments)
+        self.request, self.logs = request, self.logs.absolute()
         self._submitted: dict[Path, SlurmJob] = {}
         self._states: dict[Path, str] = {}
 
@@ -139,14 +126,14 @@ class SlurmQueue:
         for job, found, there in look(self.jobs, self.logs):
             ending = self.outcomes.get(job.teacher)
             if found.status == "finished":
-                self._note(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
+                self.note(job, "skipped", found.differs and f"finished with other settings: {found.differs}")
             elif found.status == "unreadable":
-                self._note(job, "failed", found.differs)
+                self.note(job, "failed", found.differs)
             elif there is not None:
                 self._submitted[job.folder], self._states[job.folder] = there, there.state
                 self.say(f"{self._words(job)}: {job.name}")
             elif ending and ending.status not in DONE:
-                self._note(job, "not started", f"its teacher {ending.status}")
+                self.note(job, "not started", f"its teacher {ending.status}")
             else:
                 waits = job.teacher in folders and not ending
                 groups.setdefault(job.teacher if waits else None, []).append(job)
@@ -182,22 +169,18 @@ class SlurmQueue:
         ending = there.state.partition(" ")[0]  # CANCELLED by 0
         teacher = self.outcomes.get(job.teacher)
         if state(job).status == "finished":
-            self._note(job, "finished")
+            self.note(job, "finished")
         elif teacher and teacher.status not in DONE:  # Slurm has cancelled it
-            self._note(job, "not started", f"its teacher {teacher.status}")
+            self.note(job, "not started", f"its teacher {teacher.status}")
         elif ending == "CANCELLED":
-            self._note(job, "stopped", f"job {there.job_id} was cancelled")
+            self.note(job, "stopped", f"job {there.job_id} was cancelled")
         else:
             how = "" if ending in ("FAILED", "RUNNING", "COMPLETING") else ending.lower().replace("_", " ")
-            self._note(job, "failed", ": ".join(filter(None, [how, _last_words(job, there)])))
+            self.note(job, "failed", ": ".join(filter(None, [how, _last_words(job, there)])))
 
     def _words(self, job: Job) -> str:
         """``"job 12_3 pending"``."""
         return f"job {self._submitted[job.folder].job_id} {self._states[job.folder].lower()}"
-
-    def _note(self, job: Job, status: str, reason: str = "") -> None:
-        self.outcomes[job.folder] = Outcome(job, status, reason)
-        self.say(str(self.outcomes[job.folder]))
 
 
 def look(jobs: Sequence[Job], logs: Path) -> list[tuple[Job, State, SlurmJob | None]]:
