@@ -22,6 +22,7 @@ BOTH = FILE + "training: {epochs: 20, lr_decay_epochs: [14, 18], lr_agent_decay_
         (SHORT, ["training.epochs=20"], (14, 18), (14, 18)),
         (SHORT, ["training={epochs: 40}"], (28, 36), (28, 36)),
         (SHORT, ["training.epochs=30", "training.lr_decay_epochs=[5]"], (5,), (5,)),
+        (SHORT, ["training={epochs: 30, lr_decay_epochs: [5], lr_agent_decay_epochs: null}"], (5,), (5,)),
         (BOTH, ["training.epochs=30", "training.lr_decay_epochs=[5]"], (5,), (15,)),
         (SHORT, ["training.epochs=30", "training.schedule=cosine"], (14, 18), (14, 18)),
         (SHORT, ["training.lr=0.1"], (14, 18), (14, 18)),

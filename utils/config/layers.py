@@ -54,7 +54,7 @@ class Layers:
             return config
         given = {name: getattr(training, name) for name in DROPS if name not in typed}
         if "lr_decay_epochs" in typed and self.data["training"].get("lr_agent_decay_epochs") is None:
-            del given["lr_agent_decay_epochs"]  # it follows the other
+            given.pop("lr_agent_decay_epochs", None)  # it follows the other
         factor = training.epochs / before
         scaled = {key: tuple(sorted({max(1, round(drop * factor)) for drop in drops})) for key, drops in given.items()}
         if changed := [key for key in scaled if scaled[key] != given[key]]:
