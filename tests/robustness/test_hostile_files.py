@@ -217,13 +217,16 @@ REFUSED = {
 
 
 class TestResuming:
-    def test_falls_back_to_the_checkpoint_before_with_a_line(self, started, run_main, caplog):
+    def test_falls_back_to_the_checkpoint_before_and_survives_garbage_in_the_records(self, started, run_main, caplog):
         config, run = started
         saved(RunsCode())(run.last)
+        with run.metrics.open("ab") as file:
+            file.write(b'\0\0\xff\n[1]\n{"global_epoch": "x"}\n{"global_epoch": 2')
         assert run_main(config, *RESUMED) == (0, "")
         assert f"{run.last}: refused, it holds posix.system" in caplog.text
         assert f"going on from {run.previous}\n" in caplog.text
         assert read_checkpoint(run.last)["progress"]["epoch"] == 2
+        assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
     @pytest.mark.parametrize("kind", REFUSED)
     def test_is_refused(self, started, refusal, kind):
@@ -235,13 +238,6 @@ class TestResuming:
             spoil(run.path / file)
         assert complaint in refusal(config, *RESUMED)
         assert precious.read_text() == "content"
-
-    def test_survives_garbage_in_the_records(self, started, run_main):
-        config, run = started
-        with run.metrics.open("ab") as file:
-            file.write(b'\0\0\xff\n[1]\n{"global_epoch": "x"}\n{"global_epoch": 2')
-        assert run_main(config, *RESUMED) == (0, "")
-        assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
     def test_is_not_kept_waiting_by_the_children_of_a_dead_process(self, started):
         _, run = started
