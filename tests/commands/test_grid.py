@@ -251,36 +251,31 @@ class TestTwoGridsOnOneRoot:
         assert outcomes["resnet20 alone"].status == "finished"
 
 
-class TestSweep:
-    def test_has_a_folder_for_each_combination_and_shares_the_teacher(self, tmp_path):
-        jobs = jobs_of(tmp_path, ("single", "fixed"), sweep=["kd_loss.homo=true,false", "training.lr=0.05,0.1"])
-        teacher, *others = jobs
-        alone, distilled = others[:2], others[2:]
-        assert [str(job.folder.relative_to(tmp_path)) for job in alone] == [
-            f"training.lr={lr}/digits/1029/resnet8" for lr in (0.05, 0.1)
-        ]
-        assert teacher.folder == tmp_path / "digits/1029/resnet20"
-        combinations = [(homo, lr) for homo in ("true", "false") for lr in (0.05, 0.1)]
-        assert [job.name for job in distilled] == [
-            f"at fixed, resnet20-resnet8, seed 1029, kd_loss.homo={homo}, training.lr={lr}" for homo, lr in combinations
-        ]
-        for job, (homo, lr) in zip(distilled, combinations):
-            assert (str(job.config.kd_loss.homo).lower(), job.config.training.lr) == (homo, lr)
-            root = f"kd_loss.homo={homo},training.lr={lr}"
-            assert str(job.folder.relative_to(tmp_path)) == f"{root}/digits/1029/fixed-at/resnet20-resnet8"
-            assert job.teacher == teacher.folder
-            assert job.config.teacher_checkpoint == teacher.folder / "ckpt/best.pth"
+def test_a_sweep_has_a_folder_for_each_combination_and_shares_the_teacher(tmp_path):
+    sweep = ["kd_loss.homo=true,false", "training.lr=0.05,0.1"]
+    teacher, *others = jobs_of(tmp_path, ("single", "fixed"), sweep=sweep)
+    assert teacher.folder == tmp_path / "digits/1029/resnet20"
+    folders = [f"training.lr={lr}/digits/1029/resnet8" for lr in (0.05, 0.1)]
+    combinations = [(homo, lr) for homo in ("true", "false") for lr in (0.05, 0.1)]
+    for job, (homo, lr) in zip(others[2:], combinations, strict=True):
+        assert job.name == f"at fixed, resnet20-resnet8, seed 1029, kd_loss.homo={homo}, training.lr={lr}"
+        folders.append(f"kd_loss.homo={homo},training.lr={lr}/digits/1029/fixed-at/resnet20-resnet8")
+        assert (str(job.config.kd_loss.homo).lower(), job.config.training.lr) == (homo, lr)
+        assert job.teacher == teacher.folder
+        assert job.config.teacher_checkpoint == teacher.folder / "ckpt/best.pth"
+    assert [str(job.folder.relative_to(tmp_path)) for job in others] == folders
 
-    @pytest.mark.parametrize(
-        ("word", "words"),
-        [
-            ("training.lr=0.05,0.1", ["training.lr=0.05", "training.lr=0.1"]),
-            ("a.b=[1,2],[3]", ["a.b=[1,2]", "a.b=[3]"]),
-            ("a.b={c: 1, d: 2}", ["a.b={c: 1, d: 2}"]),
-        ],
-    )
-    def test_is_split_at_commas_outside_of_brackets(self, word, words):
-        assert split_sweep(word) == words
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("training.lr=0.05,0.1", ["training.lr=0.05", "training.lr=0.1"]),
+        ("a.b=[1,2],[3]", ["a.b=[1,2]", "a.b=[3]"]),
+        ("a.b={c: 1, d: 2}", ["a.b={c: 1, d: 2}"]),
+    ],
+)
+def test_a_sweep_is_split_at_commas_outside_of_brackets(word, words):
+    assert split_sweep(word) == words
 
 
 def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, monkeypatch, capsys):
