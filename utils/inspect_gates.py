@@ -40,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [word for word in options.words if "=" not in word]
     restored = restore_from(options, [word for word in options.words if "=" in word])
     kd = restored.config.kd
-    if kd is None or not SELECTIONS[kd.selection].policy:
-        kind = "a network trained alone" if kd is None else f"a {kd.selection} run"
-        raise UserError(f"{restored.path}: of {kind}, which has no policy; see an adaptive or anti run")
+    if kd and not SELECTIONS[kd.selection].policy:
+        raise UserError(f"{restored.path}: of a {kd.selection} run, which has no policy; see an adaptive or anti run")
     task = restored.task()
     print(f"{restored.path}: {task.selection}; chance of being distilled at each spot, in percent")
     if images:
@@ -82,8 +81,6 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
         raise UserError(f"--class: the data set has no class {name!r}; known are {known}")
     index, label, chances = validation_chances(restored, task)
     chosen = label == names.index(name)
-    if not chosen.any():
-        raise UserError(f"--class: no validation image is of class {name!r}")
     rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
     name_of = getattr(restored.source.val, "path", "validation image {}".format)
     rows += [(name_of(k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]

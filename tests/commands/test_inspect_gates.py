@@ -72,7 +72,7 @@ def test_image_files_have_a_line_each(trained_run, tmp_path, capsys):
 
 
 def test_a_run_without_a_policy_is_a_one_line_error(trained_run):
-    with pytest.raises(UserError, match="trained alone, which has no policy"):
+    with pytest.raises(UserError, match="trained alone; it has no spots and no policy"):
         main([str(trained_run.parents[1] / "resnet8")])
     with pytest.raises(UserError, match="a fixed run, which has no policy"):
         main([str(trained_run), "kd.selection=fixed"])

@@ -72,11 +72,11 @@ def publish(out: Path, files: dict[str, bytes]) -> None:
     """Write `files` to `out` and delete the other figures that an earlier report has written, and names."""
     report = out / TABLES[0]
     with doing(f"writing to {out}"):
-        (out / FIGURES).mkdir(parents=True, exist_ok=True)
         earlier = _SHOWN.findall(report.read_text(errors="replace")) if report.exists() else []
         for name in set(earlier).difference(files):
             (out / name).unlink(missing_ok=True)
         figures = "".join(f"\n![]({name})\n" for name in files if name.startswith(FIGURES))
-        write_bytes(report, files[report.name] + figures.encode())  # first: a kill leaves no figure unnamed
-        for name in files.keys() - {report.name}:
-            write_bytes(out / name, files[name])
+        named = {report.name: files[report.name] + figures.encode()}  # first: a kill leaves no figure unnamed
+        for name, content in (named | files | named).items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(out / name, content)
