@@ -77,10 +77,21 @@ def test_a_phase_that_has_not_begun_remembers_nothing():
     check(checkpoint(1, 0, 0, optimizers={"student": {"state": {}, "param_groups": [{}]}}), epochs=(2, 3))
 
 
-def test_the_batch_size_must_stay_in_the_middle_of_an_epoch():
-    other = toy_config(epochs=3, batch_size=4).to_dict()
+@pytest.mark.parametrize(
+    ("section", "change", "complaint"),
+    [
+        ("training", {"batch_size": 4}, "training.batch_size is 4, but .* in the middle of an epoch with 8"),
+        (
+            "dataset",
+            {"sampler": "balanced"},
+            "dataset.sampler is balanced, but .* in the middle of an epoch with shuffled",
+        ),
+    ],
+)
+def test_the_batches_must_stay_in_the_middle_of_an_epoch(section, change, complaint):
+    other = CONFIG | {section: CONFIG[section] | change}
     check(checkpoint(step=0), other)
-    refuse("training.batch_size is 4, but .* in the middle of an epoch with 8", checkpoint(step=3), other)
+    refuse(complaint, checkpoint(step=3), other)
 
 
 @pytest.mark.parametrize(
