@@ -174,7 +174,10 @@ REFUSED = {
         renamed(OWN, {"weight": "running_mean", "running_mean": "weight"}),
         "lacks conv1",
     ),
-    "other names in alphabetical order": (dict(sorted(renamed(OWN, {}).items())), "lacks conv1"),
+    "other names in alphabetical order": (
+        {f"{number:02d}{name}": value for number, (name, value) in enumerate(renamed(OWN, {}).items())},
+        "lacks conv1",
+    ),
     "names that are none": ({3: torch.ones(2), None: 1}, "lacks conv1.weight and"),
     "NaN": (OWN | {"bn1.running_var": torch.full((4,), torch.nan)}, r"bn1\.running_var holds NaN"),
     "too large once cast": (OWN | {"fc.bias": torch.ones(5).double() * 1e300}, r"fc\.bias holds NaN or infinite"),
