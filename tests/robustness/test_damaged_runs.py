@@ -78,7 +78,7 @@ def test_a_damaged_file_is_named_in_one_line_and_the_rest_is_read(folders, caplo
 def test_a_value_that_is_not_finite_does_not_stop_anything(tmp_path):
     folder = write_run(tmp_path, selection="fixed", accuracies=[50, 60, 70, 60])
     file = folder / "metrics.jsonl"
-    for old, new in ((b'"top1": 70', b'"top1": 1e999'), (b'"top1": 50', b'"top1": NaN')):
+    for old, new in ((b'"top1": 70.0', b'"top1": 1e999'), (b'"top1": 50.0', b'"top1": NaN')):
         file.write_bytes(file.read_bytes().replace(old, new))
     with file.open("ab") as stream:
         stream.write(RECORD % (5, b"null"))
