@@ -119,10 +119,10 @@ class TestOneStep:
             assert rows.tolist() == chosen.sort().values.tolist()
 
     @each_case
-    def test_of_a_single_image_stays_finite(self, distiller, selection):
+    def test_of_two_images_the_fewest_that_there_are_stays_finite(self, distiller, selection):
         task = toy_task(distiller, selection=selection)
         for seed in range(2):
-            take_step(task, toy_batch(1, seed=seed))
+            take_step(task, toy_batch(2, seed=seed))
 
 
 @pytest.mark.parametrize(("distiller", "trained"), [("ft", "distiller.paraphrasers."), ("fsp", "student.")])
