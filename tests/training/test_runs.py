@@ -19,10 +19,11 @@ from utils.training.reporter import Reporter
 from utils.training.run import train
 
 
-def test_an_option_that_is_left_out_is_a_change():
+def test_an_option_that_is_left_out_is_a_change_and_a_key_that_an_older_config_did_not_have_is_none():
     with_option, without = ({"kd_loss": {"logits_options": options}} for options in ({"nontarget": 2.0}, {}))
     assert differences(with_option, without) == {"kd_loss.logits_options": ({"nontarget": 2.0}, {})}
     assert differences(without, with_option) == {"kd_loss.logits_options": ({}, {"nontarget": 2.0})}
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3, "new": 4}, "c": 2}) == {"a.b": (1, 3)}
 
 
 def files_of(folder):
@@ -94,10 +95,6 @@ def test_where_there_is_nothing_to_resume_nothing_is_made(finished, tmp_path):
     with pytest.raises(UserError, match="nothing to resume there"):
         train(config, resume=True)
     assert not any(tmp_path.iterdir())
-
-
-def test_a_key_that_an_older_config_did_not_have_is_no_difference():
-    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3, "new": 4}, "c": 2}) == {"a.b": (1, 3)}
 
 
 def test_no_worker_outlives_a_run_though_the_engine_lives_on(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from utils.run_folder.folder import RunDir
 from utils.run_folder.resume import Progress
 from utils.training.accuracy import evaluate
 from utils.training.cuda_graph import CudaRecorder, choose_recorder
-from utils.training.device import keep_threads
+from utils.training.device import keep_threads, rng_state
 from utils.training.doubts import no_progress
 from utils.training.log import log
 from utils.training.meter import Meter, not_finite
@@ -246,7 +246,7 @@ class Engine(RunState):
     def save(self, *, is_best: bool) -> None:
         """Write the checkpoint for the present progress. The first process does, with what only the others know."""
         self.gates.collect()
-        processes = gather_objects(self.of_this_process())
+        processes = gather_objects({"rng": rng_state(self.device), "meter": self.meter.state_dict()})
         if is_main():
             training, epoch = self.config.training, self._global_epoch()
             keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0

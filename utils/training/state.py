@@ -17,7 +17,7 @@ from utils.processes.group import is_main, rank
 from utils.run_folder.folder import RunDir
 from utils.run_folder.networks import refuse_other_classes
 from utils.run_folder.resume import FORMAT, Progress, refuse_other_images
-from utils.training.device import rng_state, set_rng_state
+from utils.training.device import set_rng_state
 from utils.training.gate_counts import GateRecorder
 from utils.training.log import log
 from utils.training.meter import Meter
@@ -56,15 +56,11 @@ class RunState:
         """The phase under way."""
         return self.phases[self.progress.phase]
 
-    def of_this_process(self) -> dict[str, Any]:
-        """What each process has for itself."""
-        return {"rng": rng_state(self.device), "meter": self.meter.state_dict()}
-
     def state_dict(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """Everything that a run needs to go on from the step that has just been taken.
 
         Args:
-            processes: `of_this_process` of each.
+            processes: what each has for itself, the state of its generators and its sums.
         """
         state = {
             "format": FORMAT,

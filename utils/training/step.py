@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from datasets.batch import Batch
 from distillers.task import Task, TaskOutput
@@ -41,12 +40,6 @@ class Phase:
     optimizers: dict[str, ScheduledOptimizer]
     average: WeightAverage | None = None
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All that is trained."""
-        for scheduled in self.optimizers.values():
-            for group in scheduled.optimizer.param_groups:
-                yield from group["params"]
-
 
 class EagerStep:
     """Forward, backward, optimisers, and counting what happened.
@@ -63,7 +56,8 @@ class EagerStep:
     def __init__(self, phase: Phase, meter: Meter, gates: GateRecorder, autocast: Callable[[], AbstractContextManager]):
         self.task, self.meter, self.gates = phase.task, meter, gates
         self.optimizers, self.average = phase.optimizers, phase.average
-        self._replica = Replica(phase.task, phase.parameters())
+        groups = [group for item in phase.optimizers.values() for group in item.optimizer.param_groups]
+        self._replica = Replica(phase.task, [parameter for group in groups for parameter in group["params"]])
         self._autocast = autocast
 
     def __call__(self, batch: Batch) -> None:
