@@ -212,17 +212,6 @@ def test_cudnn_without_a_workspace_is_out_of_memory(monkeypatch, call, capabilit
     assert ("bf16" in str(caught.value)) == (capability == (8, 0))
 
 
-def test_tests_for_a_gpu_run_in_one_process_and_all_others_see_none(pytestconfig):
-    def workers(expression):
-        options = SimpleNamespace(markexpr=expression, numprocesses="auto")
-        return pytestconfig.hook.pytest_xdist_auto_num_workers(config=SimpleNamespace(option=options))
-
-    assert workers("gpu") == workers("slow or gpu") == 0
-    assert workers("not slow") == workers("not gpu") != 0
-    if "gpu" not in pytestconfig.option.markexpr:
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-
-
 def test_what_is_not_deterministic_on_a_gpu_is_one_line():
     said = (
         "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set "
