@@ -47,6 +47,7 @@ NOTE = (
     "its 95 % interval (Student's t). Gap closed: the share of the way from the student alone to its teacher."
 )
 PAPER = "* published: Song et al., Spot-adaptive Knowledge Distillation, IEEE TIP 2022."
+# Every report.md holds these words, by which the next report knows that it may replace it.
 RUNS = (
     "Accuracies of unfinished runs are those so far. Time: of all epochs. Parameters and FLOPs of one image's forward "
     "pass (two for a multiplication and an addition): the student's, then the teacher's, both in millions."

@@ -40,7 +40,7 @@ def write_report(
     from utils.report import build, page, tables  # bring Matplotlib, for which a grid need not wait at its start
     from utils.report.groups import grouped
 
-    refuse_to_replace([out / name for name in (*TABLES, PAGE, LATEX)], out / TABLES[0], TITLE)
+    refuse_to_replace([out / name for name in (*TABLES, PAGE, LATEX)], out / TABLES[0], build.RUNS)
     groups = grouped(runs)
     of_dataset = {run.dataset: [g for g in groups if g.first.dataset == run.dataset] for run in runs}
     results = [build.result_section(dataset, members) for dataset, members in of_dataset.items()]
@@ -76,7 +76,7 @@ def publish(out: Path, files: dict[str, bytes]) -> None:
         for name in set(earlier).difference(files):
             (out / name).unlink(missing_ok=True)
         figures = "".join(f"\n![]({name})\n" for name in files if name.startswith(FIGURES))
-        named = {report.name: files[report.name] + figures.encode()}  # first: a kill leaves no figure unnamed
-        for name, content in (named | files | named).items():
+        files[report.name] += figures.encode()
+        for name, content in files.items():  # the report first: a kill leaves no figure unnamed
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(out / name, content)
