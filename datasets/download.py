@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -13,6 +15,8 @@ from pathlib import Path
 from utils.errors import UserError, reason
 
 log = logging.getLogger("sakd")
+
+TIMEOUT = 30  # seconds without an answer
 
 _may_write: ContextVar[bool] = ContextVar("may_write", default=True)
 
@@ -35,8 +39,8 @@ def may_write() -> bool:
 def provide(root: Path, folder: str, url: str, md5: str) -> Path:
     """``<root>/<folder>``, which is downloaded and unpacked if it is not there; an archive in `root` is taken.
 
-    The folder gets its name only when it is complete: an interrupted run leaves nothing that the next one would take
-    for the data.
+    Archive and folder get their names only when they are complete: an interrupted run leaves nothing that the next
+    one would take for the data.
 
     Args:
         root: the folder for data sets.
@@ -54,22 +58,37 @@ def provide(root: Path, folder: str, url: str, md5: str) -> Path:
             f"dataset.root: {root}, which a file names, holds no {folder}; dataset.root={root} on the "
             "command line has it downloaded there, or names another folder"
         )
-    from torchvision.datasets.utils import download_and_extract_archive  # takes a second to import
-
-    archive, is_new = url.rpartition("/")[2], not root.exists()
+    archive, is_new = root / url.rpartition("/")[2], not root.exists()
     root.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
-            log.info("unpacking %s to %s, which is downloaded if it is not there", url, root)
-            download_and_extract_archive(url, root if (root / archive).is_file() else scratch, scratch, md5=md5)
+            if not archive.is_file():
+                log.info("downloading %s to %s", url, root)
+                _download(url, scratch, md5).replace(archive)
+            log.info("unpacking %s", archive)
+            # Names in the archive that lead out of the folder are passed over in a zip file and refused in a tar file.
+            shutil.unpack_archive(archive, scratch, **({} if archive.suffix == ".zip" else {"filter": "data"}))
             os.rename(Path(scratch, folder), root / folder)
-    except Exception as error:  # of the network, a wrong checksum, a full disk
+    except Exception as error:  # of the network, a wrong checksum, a full disk, half an archive
         if not (root / folder).is_dir():  # else another process was faster
             raise UserError(
-                f"dataset.root: {root} holds no {folder}, and {url} cannot be downloaded ({reason(error)}); "
-                f"put {archive} or the folder {folder} in {root}, or use dataset=digits, which needs no files"
+                f"dataset.root: {root} holds no {folder}, and {archive.name} cannot be "
+                f"{'unpacked' if archive.is_file() else f'downloaded from {url}'} ({reason(error)}); put a whole "
+                f"{archive.name} or the folder {folder} there, or use dataset=digits, which needs no files"
             ) from error
     finally:
         if is_new and not any(root.iterdir()):
             root.rmdir()
     return root / folder
+
+
+def _download(url: str, folder: str, md5: str) -> Path:
+    from torchvision.datasets.utils import download_url  # takes a second to import
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        download_url(url, folder, md5=md5)
+    finally:
+        socket.setdefaulttimeout(before)
+    return Path(folder, url.rpartition("/")[2])

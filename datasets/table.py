@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,6 +94,7 @@ def table(
         UserError: something is missing or cannot be read; the line names it.
     """
     files = _tables_in(root) if root.is_dir() else {root: None}
+    _warn_of_missing_parts(files)
     parts = [_read(file, split, image_column, label_column) for file, split in files.items()]
     splits = [split for part in parts for split in part.splits]
     if None in splits and set(splits) != {None}:
@@ -107,6 +109,14 @@ def table(
     labels = [label for part in parts for label in part.labels]
     with doing(f"reading {root}"):
         return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())
+
+
+def _warn_of_missing_parts(files: Iterable[Path]) -> None:
+    """Hugging Face numbers the parts of a table: ``train-00000-of-00003.parquet``."""
+    matches = (re.fullmatch(r"(.*)-\d+-of-(\d+)", str(file.with_suffix(""))) for file in files)
+    for (name, wanted), found in Counter(match.groups() for match in matches if match).items():
+        if found != int(wanted):
+            log.warning("%s: %d of its %d parts are there", name, found, int(wanted))
 
 
 def _tables_in(folder: Path) -> dict[Path, str | None]:

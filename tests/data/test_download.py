@@ -40,18 +40,22 @@ def fetch(root, published):
     return provide(root, "set", published.url, published.md5)
 
 
-@pytest.mark.parametrize("there", [None, "good", "damaged"])
+@pytest.mark.parametrize("there", [False, True])
 def test_fetches_and_unpacks_once_what_is_not_there(tmp_path, published, there):
     root = tmp_path / "data" / "deep"
     if there:
         root.mkdir(parents=True)
-        (root / "set.zip").write_bytes(published.file.read_bytes() if there == "good" else b"half an archive")
-    if there == "good":
-        published.file.unlink()
+        published.file.rename(root / "set.zip")
     assert (fetch(root, published) / "ä.txt").read_text() == "content"
     published.file.unlink(missing_ok=True)
     assert fetch(root, published) == root / "set"
-    assert sorted(entry.name for entry in root.iterdir()) == ["set"] + ["set.zip"] * bool(there)
+    assert sorted(entry.name for entry in root.iterdir()) == ["set", "set.zip"]
+
+
+def test_a_broken_archive_of_the_users_is_named_and_kept(tmp_path, published):
+    (tmp_path / "set.zip").write_bytes(b"half an archive")
+    assert "set.zip cannot be unpacked" in refusal(fetch, tmp_path, published)
+    assert (tmp_path / "set.zip").read_bytes() == b"half an archive"
 
 
 def test_half_an_archive_leaves_nothing_behind(tmp_path, published, monkeypatch):
@@ -64,7 +68,7 @@ def test_half_an_archive_leaves_nothing_behind(tmp_path, published, monkeypatch)
 
     monkeypatch.setattr(tv, "_urlretrieve", break_off)
     line = refusal(fetch, root, published)
-    assert "cannot be downloaded (File not found or corrupted.); put set.zip or the folder set in" in line
+    assert "(File not found or corrupted.); put a whole set.zip or the folder set there" in line
     assert not root.exists()
     monkeypatch.undo()
     assert fetch(root, published).is_dir()

@@ -181,6 +181,14 @@ def test_every_kind_of_table_gives_the_same(tmp_path, files, name):
     assert shows(source.val, 1, seed=7)
 
 
+def test_missing_parts_of_a_table_are_counted(tmp_path, content, caplog):
+    for number in (0, 2):
+        store(tmp_path / f"train-0000{number}-of-00003.parquet", content)
+    store(tmp_path / "val-00000-of-00001.parquet", content)
+    table(tmp_path)
+    assert caplog.messages == [f"{tmp_path / 'train'}: 2 of its 3 parts are there"]
+
+
 def test_a_text_as_pandas_and_excel_write_it(tmp_path, files):
     labels = [0.0, 1.0, None, 10.0, 2.0, 0.0, 1.0, 10.0, 2.0, 1.0]
     frame = pandas.DataFrame({"Image": files, " Label": labels, "Split": SPLITS})
