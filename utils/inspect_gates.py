@@ -16,6 +16,7 @@ from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
 
 ALL = "all classes"
+WITH_POLICY = [name for name, selection in SELECTIONS.items() if selection.policy]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         epilog="Without images and --class: every class. Spots: fN is feature N, logits the loss at the logits.",
     )
-    add_arguments(parser, "a checkpoint of an adaptive or anti run")
+    add_arguments(parser, f"a checkpoint of a run with a policy ({', '.join(WITH_POLICY)})")
     parser.add_argument(
         "words", nargs="*", metavar="IMAGE|key=value", help="image files; config keys, e.g. dataset.root=data"
     )
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [word for word in options.words if "=" not in word]
     restored = restore_from(options, [word for word in options.words if "=" in word])
     kd = restored.config.kd
-    if kd and not SELECTIONS[kd.selection].policy:
-        raise UserError(f"{restored.path}: of a {kd.selection} run, which has no policy; see an adaptive or anti run")
+    if kd and kd.selection not in WITH_POLICY:
+        known = ", ".join(WITH_POLICY)
+        raise UserError(f"{restored.path}: a run with kd.selection={kd.selection} has no policy; those of {known} have one")
     task = restored.task()
     print(f"{restored.path}: {task.selection}; chance of being distilled at each spot, in percent")
     if images:
