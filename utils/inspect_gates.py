@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     restored = restore_from(options, [word for word in options.words if "=" in word])
     kd = restored.config.kd
     if kd and kd.selection not in WITH_POLICY:
-        known = ", ".join(WITH_POLICY)
-        raise UserError(f"{restored.path}: a run with kd.selection={kd.selection} has no policy; those of {known} have one")
+        has_one = f"runs with kd.selection {' or '.join(WITH_POLICY)} have one"
+        raise UserError(f"{restored.path}: of a {kd.selection} run, which has no policy; {has_one}")
     task = restored.task()
     print(f"{restored.path}: {task.selection}; chance of being distilled at each spot, in percent")
     if images:
