@@ -16,7 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_runs import PowerCut, assert_equal, cut_power_after, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_labels, toy_task
 
-from distillers.spot_adaptive.balance import EVERY, MOMENTUM, UNSET, Balance, features_on_the_way, too_much
+from distillers.spot_adaptive.balance import (
+    MEASURE_EVERY,
+    MOMENTUM,
+    UNSET,
+    Balance,
+    excessive_beta,
+    features_on_the_way,
+)
 from distillers.spot_adaptive.join import join
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.processes.group import rank
@@ -82,12 +89,12 @@ def test_a_measurement_looks_at_no_value():
 class TestSteps:
     def test_measure_at_every_nth_step_and_keep_the_ratio_between(self):
         task, ratios = toy_task("at", selection="fixed", balance=1.0, beta=1000.0), []
-        for step in range(EVERY + 2):
+        for step in range(MEASURE_EVERY + 2):
             task.start_step(step)
             take_step(task, toy_batch(seed=step))
             ratios.append(task.balance.ratio.clone())
         changes = [not torch.equal(before, after) for before, after in itertools.pairwise(ratios)]
-        assert changes == [False] * (EVERY - 1) + [True, False]
+        assert changes == [False] * (MEASURE_EVERY - 1) + [True, False]
         assert (ratios[0] > 0).all()
 
     def test_change_no_bit_of_the_student_where_the_cap_is_out_of_reach(self):
@@ -108,7 +115,7 @@ class TestSteps:
 
 def test_a_spot_whose_weight_is_below_a_tenth_is_named_with_how_much_is_too_much():
     means = {"weight/f1": 1.0, "weight/f2": 0.1, "weight/f3": 0.08, "ratio/f3": 12.5, "loss/f3": 0.01}
-    assert too_much(means, 1000.0) == ["kd.balance: β 1000 is 12 times too much at f3 (its weight is 0.080)"]
+    assert excessive_beta(means, 1000.0) == ["kd.balance: β 1000 is 12 times too much at f3 (its weight is 0.080)"]
 
 
 def test_maps_made_of_tokens_are_balanced_as_well():
@@ -124,7 +131,7 @@ def test_maps_made_of_tokens_are_balanced_as_well():
 
 def test_captured_steps_measure_when_eager_ones_do_and_do_the_same(monkeypatch):
     use_optimizers_of_a_gpu(monkeypatch)
-    monkeypatch.setattr("distillers.spot_adaptive.balance.EVERY", 3)
+    monkeypatch.setattr("distillers.spot_adaptive.balance.MEASURE_EVERY", 3)
     states = []
     for recorder in (None, TapeRecorder()):
         training = Training("at", recorder, balance=0.01, beta=100.0)
@@ -141,7 +148,7 @@ def balanced_engine(folder, resume=False):
 
 
 def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("distillers.spot_adaptive.balance.EVERY", 3)
+    monkeypatch.setattr("distillers.spot_adaptive.balance.MEASURE_EVERY", 3)
     whole = balanced_engine(tmp_path / "whole")
     finish(whole)
     cut = balanced_engine(tmp_path / "cut")

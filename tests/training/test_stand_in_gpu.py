@@ -204,7 +204,7 @@ class OddNet(ToyNet):
 def capture(folder, distiller, sizes=(8, 8), ways=1, precision="fp32", deterministic=False, **options):
     set_up(toy_config(deterministic=deterministic))
     try:
-        with mock.patch("distillers.spot_adaptive.balance.EVERY", 3):  # the first and the fourth step measure
+        with mock.patch("distillers.spot_adaptive.balance.MEASURE_EVERY", 3):  # the first and the fourth step measure
             training = steps_on_gpu(distiller, precision, **options).take(sizes)
             seen = stats()
             training.take([8], waiting_refused)

@@ -15,7 +15,7 @@ import torch
 
 from datasets import Data, Source, make_loader, open_data
 from distillers import DISTILLERS
-from distillers.spot_adaptive.balance import too_much
+from distillers.spot_adaptive.balance import excessive_beta
 from distillers.task import Task
 from utils.config import Config
 from utils.config.changes import differences
@@ -258,7 +258,7 @@ def farewell(config: Config, result: dict, run: Layout, command: Command | None 
             lines.append(f"no choice: the student was distilled {constant}, whatever the sample")
         beta = config.kd.loss_weights.other_kd
         default = DISTILLERS.get(config.kd_loss.name).default_weight
-        lines += too_much(records[-1]["train"], default if beta is None else beta)
+        lines += excessive_beta(records[-1]["train"], default if beta is None else beta)
     lines.append(f"checkpoint: {result['checkpoint']}")
     lines.append(f"next: {next_command(config, command)}")
     lines.append(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
