@@ -20,8 +20,8 @@ class StagedModel(nn.Module):
     its modules (whose names are the `state_dict` keys) and says in `stages` how they follow one another.
 
     Attributes:
-        uncut: why there are not more stages, where something is in the way.
-        one_piece: the only feature is the vector of the logits.
+        uncut: why the network could not be cut into more stages; empty if nothing was in the way.
+        one_piece: the network has one feature, and that is its logits.
     """
 
     uncut: str = ""

@@ -40,20 +40,21 @@ class SpotAdaptiveDistillation(Task):
         distiller: what to distil.
         student_shapes, teacher_shapes: shape of every feature, batch dimension left out.
         selection: a name of `SELECTIONS`, which says where the student distils.
-        policy: whose gates these are; None where the selection has none.
+        policy: draws the gates; None where the selection has no policy.
         alpha, beta: weights of the loss at the logits and of the distiller's losses.
-        gamma: how much more (less) a routed loss above (below) the student's counts for the policy.
-        balance: how hard each spot may pull at the student in comparison with the labels, see `Balance`; None: as hard
-            as beta makes it.
-        logit_loss: what to match at the logits; None for what the distiller says, at temperature 4.
+        gamma: factor of a routed cross-entropy above the student's; one below is divided by it.
+        balance: how hard each spot may pull at the student in comparison with the labels, see `Balance`; None: there is
+            no limit.
+        logit_loss: what to match at the logits; None for the distiller's own, at temperature 4.
         standardize: bring each sample's logits to mean 0 and standard deviation 1 before they are matched.
-        warmup_epochs: over how many epochs alpha and beta grow to their full values, by ``(epoch + 1) / epochs``; None
-            for what the loss at the logits and the distiller say, each for its own weight.
+        warmup_epochs: over how many epochs alpha and beta grow to their full values, by ``(epoch + 1) / epochs``; None:
+            the loss at the logits says it for alpha, and the distiller for beta.
         routing_share: part of the batch that is routed, the first ``ceil(share * B)`` samples but at least two, at this
             share of the cost. They are a random sample, so the gradient of the routed cross-entropy is the same on
             average. Gamma and the adapters' BatchNorm look at fewer samples.
-        label_loss: cross-entropy of the student and of the routed network alike; by default that alone. Both networks
-            see the images that it mixes; the distiller and the loss at the logits, the label of each image itself.
+        label_loss: cross-entropy of the student and of the routed network; by default without smoothing, mixing and
+            class weights. If it mixes images, all networks see the mixed ones. The distiller and the loss at the logits
+            are given the label of the image itself.
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class SpotAdaptiveDistillation(Task):
         self.logit_loss: LogitLoss = logit_loss or LOGIT_LOSSES.get(distiller.logit_loss)()
         self.standardize = standardize
         own = [self.logit_loss.warmup_epochs, distiller.warmup_epochs]
-        self.ramp_epochs = own if warmup_epochs is None else 2 * [warmup_epochs]
-        # Of alpha and beta. It is filled in place, as a CUDA graph reads this very tensor, and follows from the epoch.
+        self.ramp_epochs = own if warmup_epochs is None else [warmup_epochs, warmup_epochs]
+        # Factors of alpha and beta, which follow from the epoch. They are written in place, where a CUDA graph reads.
         self.register_buffer("ramp", torch.ones(2), persistent=False)
         self.balance = Balance(balance, len(distiller.spots)) if balance and distiller.spots else None
         self.routing_share = routing_share
@@ -158,10 +159,10 @@ class SpotAdaptiveDistillation(Task):
             features, logits = self.student.features(batch.image)
         else:
             features, logits = features_on_the_way(self.student, batch.image, self.num_features)
-        gates = self.draw_gates(self.see(features, teacher_features, logits, teacher_logits, batch.label))
+        gates = self.draw_gates(self.policy_input(features, teacher_features, logits, teacher_logits, batch.label))
         chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
-        # Views, so that the gradient of a spot's loss there is its own, without that of the stages between two spots.
+        # Each view is a tensor of its own: a spot's gradient there leaves out what other spots send through the stages.
         views = features if self.balance is None else [feature.view_as(feature) for feature in features]
         with unchanged((*features, *teacher_features, *batch), f"distiller {type(self.distiller).__name__}"):
             spots = self.distiller(views, teacher_features, chosen[:, :-1], batch)
@@ -185,7 +186,7 @@ class SpotAdaptiveDistillation(Task):
     def _weigh(
         self, ce: Tensor, spots: Tensor, features: list[Tensor], views: list[Tensor], chosen: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The spots' losses, balanced if that is wanted, and what is then to be logged."""
+        """The spots' losses, balanced if that is wanted, and the parts that the balance adds to the log."""
         if self.balance is None:
             return spots, {}
         if self.training and self.balance.measuring:
@@ -216,7 +217,14 @@ class SpotAdaptiveDistillation(Task):
         loss = routing_loss(routed_ce, student_ce, gates[:, -1], self.gamma, world_size())
         return TaskOutput(loss, {"loss/routed_ce": routed_ce.detach(), "loss/policy": loss.detach()})
 
-    def see(self, student, teacher, student_logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Seen:
+    def policy_input(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        label: Tensor,
+    ) -> Seen:
         """What the policy may look at, from the features and logits of both networks."""
         student, teacher = ([feature.detach() for feature in features] for features in (student, teacher))
         return Seen(student, teacher, student_logits.detach(), teacher_logits.detach(), label, self.epoch)

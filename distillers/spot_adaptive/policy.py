@@ -1,4 +1,4 @@
-"""Policies: what decides, for each sample and at each iteration, where to distil. The published one is `Gumbel`."""
+"""Policies: they decide for each sample, in every step, where to distil. The published one is `Gumbel`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Policy(nn.Module):
 
     Attributes:
         capturable: see `distillers.base.Distiller`.
-        binary: every gate is 0 or 1 by construction; else those of the first step are looked at.
+        binary: every gate is 0 or 1 by construction; otherwise the gates of the first step are checked.
     """
 
     capturable: ClassVar[bool] = True
@@ -63,8 +63,8 @@ class Policy(nn.Module):
 
     @property
     def routed(self) -> bool:
-        """Whether the routed pass is needed, whose loss trains the parameters, see `distillers.spot_adaptive.routing`.
-        A policy without parameters needs none, and costs next to nothing."""
+        """Whether steps have a routed pass, whose loss trains the policy, see `distillers.spot_adaptive.routing`. A
+        policy without parameters needs none, and costs next to nothing."""
         return any(True for _ in self.parameters())
 
     def draw_gates(self, seen: Seen) -> Tensor:
@@ -75,7 +75,8 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def chances(self, seen: Seen) -> Tensor:
-        """Probability of each gate to be 1, ``[B, K + 1]``, for ``utils.inspect_gates``; here one draw."""
+        """Probability that each gate is 1, ``[B, K + 1]``, for `utils.inspect_gates`. A policy that does not say it
+        gives the gates of one draw."""
         return self.draw_gates(seen)
 
 

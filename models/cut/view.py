@@ -142,8 +142,7 @@ class StagedView(StagedModel):
         pieces: what its stages do, in evaluation and in training mode.
         layouts: how each feature becomes a map, see above.
         overwriting: indices of the stages that overwrite the feature before them; they get a copy.
-        uncut: why there are not more stages, where something is in the way.
-        one_piece: the only feature is the vector of the logits.
+        uncut, one_piece: see `StagedModel`.
     """
 
     def __init__(
