@@ -266,7 +266,7 @@ class TestRecords:
 
 @pytest.mark.parametrize(("limit", "said"), [(0.0, 1), (10**6, 0)])
 def test_a_long_run_says_once_after_its_first_steps_how_long_it_takes(tmp_path, monkeypatch, limit, said):
-    monkeypatch.setattr("utils.training.engine.LONG", limit)
+    monkeypatch.setattr("utils.training.engine.LONG_SECONDS", limit)
     monkeypatch.setattr("utils.training.engine.WARM_UP", 1)
     monkeypatch.setattr("utils.training.engine.TIMED", 2)
     finish(make_engine(tmp_path / "run", distiller=None, config=toy_config(**LONGER)))

@@ -82,7 +82,7 @@ def describe_optimizers(phase: Phase) -> Iterator[str]:
 
 def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device) -> float:
     """Mean time of a training step, its batch included. It is not captured as a CUDA graph, so a run may be faster."""
-    labels = list(getattr(phase.task, "gate_labels", ()))
+    labels = list(phase.task.gate_labels)
     gates = GateRecorder(labels, data.source.num_classes, data.train.num_samples, device)
     phase.task.train()
     step = EagerStep(phase, Meter(device), gates, partial(autocast, device, config.training.precision))

@@ -31,7 +31,7 @@ from utils.training.reporter import Reporter, progress_bar, summary
 from utils.training.state import RunState
 from utils.training.step import CapturedStep, EagerStep, Phase
 
-LONG = 300.0  # seconds
+LONG_SECONDS = 300.0  # a run that takes longer says how long
 WARM_UP, TIMED = 5, 10  # steps; a step may be recorded as a CUDA graph in the first ones
 
 
@@ -51,16 +51,16 @@ class Engine(RunState):
         self._recorder: CudaRecorder | None = None
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._seconds_per_step: float | None = None
-        self._timed_from: float | None = None  # the first steps here, after which every epoch says what is left
-        self._told = False
-        if rank():  # all are built alike, but each draws gates and negatives of its own
+        self._timed_from: float | None = None  # when the steps of the warm-up were done
+        self._duration_known = False  # from the end of the first epoch on, the line of each epoch says what is left
+        if rank():  # all processes build the same, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
 
     def start(self, checkpoint: dict[str, Any] | None = None) -> Engine:
-        """Go back to a checkpoint, and open the log files, where what was recorded after it is dropped.
+        """Go back to a checkpoint, and open the log files, from which records of later epochs are dropped.
 
         Args:
-            checkpoint: what to go on from; None to start at the beginning.
+            checkpoint: the one to go on from; None to start at the beginning.
 
         Raises:
             UserError: the checkpoint is not of this configuration; no file is touched then.
@@ -68,7 +68,7 @@ class Engine(RunState):
         if checkpoint is not None:
             self.load_state_dict(checkpoint)
         if is_main():
-            self.run.prune(self.config.training.keep_checkpoints)  # a kill may have come before that
+            self.run.prune(self.config.training.keep_checkpoints)  # a run that was killed may not have done it
             self.report = Reporter(self.run, resumed_at=self._global_epoch())
         self._recorder = choose_recorder(self.config.training.cuda_graph, self.device, self.task, log.info)
         if checkpoint is None:
@@ -83,7 +83,7 @@ class Engine(RunState):
         return self
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
-        """Run what is left to run.
+        """Run the epochs that are left.
 
         Args:
             stop: asks to save and stop.
@@ -133,15 +133,8 @@ class Engine(RunState):
         }
         is_best = False
         if phase.name == "train":
-            record["val"] = self.val = self._evaluate(stop)
-            by = self.config.validation.best_by
-            now, before = self.val[by], self.best.get(by)  # older checkpoints have top1 alone; None was not finite
-            is_best = now is not None and (before is None or now > before)
-            if is_best:
-                accuracies = {name: self.val[name] for name in ("top1", "class_mean")}
-                self.best = {**accuracies, "epoch": self.progress.epoch + 1}
-            for line in no_progress(self.best, self.progress.epoch + 1, self.data.val.labels, self.config):
-                log.info(line)
+            is_best = self._validate(stop)
+            record["val"] = self.val
         self.run.refuse_if_lost()
         if phase.name == "train":
             every, is_last = self.config.training.gate_samples_freq, self.progress.epoch + 1 == phase.epochs
@@ -155,7 +148,7 @@ class Engine(RunState):
             raise self._interruption()
 
     def _steps(self) -> Iterator[int]:
-        """Take the steps of the epoch that are left; after each, the number of those taken."""
+        """Take the steps of the epoch that are left; yields, after each, how many have been taken."""
         phase = self.phase
         phase.task.train()
         phase.task.start_epoch(self.progress.epoch)
@@ -169,10 +162,10 @@ class Engine(RunState):
             self.progress.step += 1
             self._bar.update()
             self._seconds_per_step = (time.monotonic() - started) / (self.progress.step - done)
-            self._say_duration(self.progress.step - done)
+            self._log_duration(self.progress.step - done)
             yield self.progress.step
-        self._told = True
-        self._bar.close()  # what follows has its own
+        self._duration_known = True
+        self._bar.close()  # the evaluation has a bar of its own
 
     def _step(self, batch: Batch) -> None:
         if self._take_step is None:
@@ -180,21 +173,21 @@ class Engine(RunState):
             self._take_step = CapturedStep(step, self._recorder, self._stay_eager) if self._recorder else step
         self._take_step(batch)
 
-    def _say_duration(self, steps: int) -> None:
-        """Once, after the first few steps, if the run is a long one. A run on a GPU waits twice for the device here."""
-        if self._told or steps not in (WARM_UP, WARM_UP + TIMED):
+    def _log_duration(self, steps: int) -> None:
+        """Log how long a long run will take, once, after its first steps. A run on a GPU waits twice for the device."""
+        if self._duration_known or steps not in (WARM_UP, WARM_UP + TIMED):
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now, before = time.monotonic(), self._timed_from
-        self._timed_from, self._told = now, before is not None
-        if before is not None and (left := self._seconds_left((now - before) / TIMED)) > LONG:
+        self._timed_from, self._duration_known = now, before is not None
+        if before is not None and (left := self._seconds_left((now - before) / TIMED)) > LONG_SECONDS:
             about = f"{left / 3600:.0f} h" if left > 5 * 3600 else tqdm.format_interval(left)
             epochs = self._epochs_left()
             log.info(f"about {about} for {epochs} epoch{'s' * (epochs > 1)}, validation not counted")
 
     def _log_interval(self, step: int) -> None:
-        """Show the means so far from time to time: beside the bar on a terminal, as a line of its own elsewhere."""
+        """Show the means so far every ``training.print_iter_freq`` steps: beside the bar, or in a line without one."""
         steps = len(self.data.train)
         if step % self.config.training.print_iter_freq == 0 and step < steps:
             means = self.meter.means()
@@ -206,16 +199,32 @@ class Engine(RunState):
                 self._bar.set_postfix_str(summary(means))
 
     def _stay_eager(self, size: int | None, why: str) -> None:
-        """The steps of the phase under way, or those on batches of `size` images, cannot be captured."""
+        """Log that steps run eagerly, because those of the phase, or those on `size` images, cannot be captured.
+
+        Raises:
+            UserError: ``training.cuda_graph`` is true.
+        """
         steps = f"{self.phase.name} on batches of {size}" if size else self.phase.name
         if self.config.training.cuda_graph is True:
             raise UserError(f"training.cuda_graph: true, but {steps} cannot be captured: {why}; auto goes on")
         log.info(f"steps of {steps} run eagerly, not as one CUDA graph: {why}")
 
-    def _evaluate(self, stop: StopRequest) -> dict[str, float | None]:
-        """See `evaluate`; None for what is not finite, which the log says.
+    def _validate(self, stop: StopRequest) -> bool:
+        """Evaluate the student into `val`, and keep `best` up to date; whether this epoch is the best one so far."""
+        self.val, epoch = self._evaluate(stop), self.progress.epoch + 1
+        by = self.config.validation.best_by
+        now, before = self.val[by], self.best.get(by)  # None: not finite now; a checkpoint of an older version before
+        is_best = now is not None and (before is None or now > before)
+        if is_best:
+            self.best = {name: self.val[name] for name in ("top1", "class_mean")} | {"epoch": epoch}
+        for line in no_progress(self.best, epoch, self.data.val.labels, self.config):
+            log.info(line)
+        return is_best
 
-        The figures of the average weights, if there are any, have names that begin with ``ema/``.
+    def _evaluate(self, stop: StopRequest) -> dict[str, float | None]:
+        """The accuracies and the loss on the validation images, see `evaluate`; None for one that is not finite.
+
+        Those of the average weights, if there are any, have names that begin with ``ema/``.
         """
         average = self.phase.average
         networks = {"": self.task.student} | ({"ema/": average.network} if average else {})
@@ -244,7 +253,7 @@ class Engine(RunState):
         )
 
     def save(self, *, is_best: bool) -> None:
-        """Write the checkpoint for the present progress. The first process does, with what only the others know."""
+        """Write a checkpoint of the present state. The first process writes it, and collects the others' part first."""
         self.gates.collect()
         processes = gather_objects({"rng": rng_state(self.device), "meter": self.meter.state_dict()})
         if is_main():
@@ -252,7 +261,7 @@ class Engine(RunState):
             keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
             state = self.state_dict(processes)
             self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
-        barrier()  # when this returns, the checkpoint is there for every process
+        barrier()  # so that every process finds the checkpoint
 
     def _advance(self) -> None:
         """Go on to the next epoch, or phase. The last phase is not left, so that it can be resumed with more epochs."""
@@ -266,12 +275,12 @@ class Engine(RunState):
         """Raise a UserError if one of the means so far, or a weight, is not finite.
 
         Args:
-            weights: look at those too. Before anything is saved, so that a checkpoint is always worth going on from.
+            weights: look at the weights too. This is done before every save, so that one can go on from any checkpoint.
         """
         step, wrong = 0, []
         if not all(map(math.isfinite, means.values())):
             step, names = self.meter.first_bad_step()
-            causes = [name for name in names if name != "loss/total"] or names  # the sum of all says less
+            causes = [name for name in names if name != "loss/total"] or names  # the parts of the sum say more
             wrong = [f"{name} {means[name]}" for name in causes]
         elif weights:
             wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
@@ -294,5 +303,5 @@ class Engine(RunState):
         return sum(phase.epochs for phase in self.phases) - self._global_epoch()
 
     def _seconds_left(self, per_step: float | None) -> float:
-        """Steps still to go at this pace; evaluation is left out."""
+        """Time of the steps that are left; evaluation is not counted."""
         return (per_step or 0.0) * (self._epochs_left() * len(self.data.train) - self.progress.step)

@@ -1,4 +1,4 @@
-"""What a run has come to: all that a checkpoint holds of it, written here and put back."""
+"""The state of a run: everything that a checkpoint saves and restores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.training.step import Phase
 
 
 class RunState:
-    """What changes while a run goes on. A step follows from this and the data.
+    """Everything that changes during a run. This and the data determine the next step.
 
     Args:
         phases: in order; the last one's task holds everything that is saved.
@@ -57,10 +57,10 @@ class RunState:
         return self.phases[self.progress.phase]
 
     def state_dict(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Everything that a run needs to go on from the step that has just been taken.
+        """Everything that a run needs to go on after the last step that was taken.
 
         Args:
-            processes: what each has for itself, the state of its generators and its sums.
+            processes: of each process, the state of its generators and its sums.
         """
         state = {
             "format": FORMAT,
@@ -91,7 +91,7 @@ class RunState:
             self.progress = Progress(**checkpoint["progress"])
             self.task.student.load_state_dict(checkpoint["model"])
             self.task.load_extra_state(checkpoint["extra"])
-            if self.phase.average:  # which may be asked for as late as now
+            if self.phase.average:  # the run may have begun without one
                 self.phase.average.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
             for name, item in self.phase.optimizers.items():
                 item.load_state_dict(checkpoint["optimizers"][name])
@@ -107,8 +107,8 @@ class RunState:
         self._replace_lost_best()
 
     def _replace_lost_best(self) -> None:
-        """A user may have deleted ``best.pth``: the checkpoint that the run goes on from is the best then, or where it
-        was written within an epoch, the next one."""
+        """Choose the best epoch anew if the user has deleted ``best.pth``: it is the one of the checkpoint that the run
+        goes on from, or the next one if that checkpoint was written within an epoch."""
         if not is_main() or not self.best["epoch"] or self.run.best.exists():
             return
         self.best = {"top1": -1.0, "epoch": 0}
