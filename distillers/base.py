@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Spot(NamedTuple):
-    """A place where to distil: the index of a student feature and that of a teacher feature."""
+    """Where to distil: the index of a student feature and that of a teacher feature."""
 
     student: int
     teacher: int
@@ -102,7 +102,7 @@ class Distiller(nn.Module):
         """Loss of spot number `k` over the chosen samples, times the chosen share ``n / B``; a scalar.
 
         Args:
-            k: place of the spot in `self.spots`.
+            k: index of the spot in `self.spots`.
             student, teacher: the two features of the spot, ``[B, C, H, W]`` or ``[B, D]``; the teacher's is detached.
             gate: ``[B]``, 1 where the sample is chosen. With none chosen the loss is 0, never NaN.
         """

@@ -139,7 +139,7 @@ def test_captured_steps_measure_when_eager_ones_do_and_do_the_same(monkeypatch):
         assert not training.complaints
         states.append(training.state())
     assert_equal(*states)
-    assert len(training.step._ways) == 4  # two sizes, with and without a measurement
+    assert len(training.step._by_kind) == 4  # two sizes, with and without a measurement
 
 
 def balanced_engine(folder, resume=False):

@@ -210,7 +210,7 @@ def capture(folder, distiller, sizes=(8, 8), ways=1, precision="fp32", determini
             training.take([8], waiting_refused)
     finally:
         set_up(toy_config())
-    equal((training.complaints, len(training.step._ways)), ([], ways))
+    equal((training.complaints, len(training.step._by_kind)), ([], ways))
     equal((seen["graph_launches"], seen["violations"]), (len(sizes) - 1, []))  # the first step is eager
     # PyTorch fills what it allocates for a graph's generator if it is told to be deterministic.
     equal([kernel for kernel in seen["outside"] if "FillFunctor<long>" not in kernel], [])

@@ -36,7 +36,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.meter import Meter
 from utils.training.run import train
-from utils.training.snapshot import Place, Snapshot
+from utils.training.snapshot import Holder, Snapshot
 
 # As epochs have them: smaller and larger batches at their ends.
 SIZES = [8, 8, 5, 8, 5, 11]
@@ -343,7 +343,7 @@ class TestSnapshot:
         task = toy_task()
         twin = task._twin[0]
         expected = twin.conv1.weight.clone()
-        snapshot = Snapshot([Place("", module._parameters) for module in task.modules()], CPU)
+        snapshot = Snapshot([Holder("", module._parameters) for module in task.modules()], CPU)
         with torch.no_grad():
             task.student.conv1.weight.zero_()
         assert not twin.conv1.weight.any()
@@ -353,7 +353,7 @@ class TestSnapshot:
     def test_puts_back_what_was_replaced_and_notices_what_is_new(self):
         module = nn.BatchNorm1d(3)
         mean = module.running_mean
-        snapshot = Snapshot([Place("bn", vars(module)), Place("bn", module._buffers)], CPU)
+        snapshot = Snapshot([Holder("bn", vars(module)), Holder("bn", module._buffers)], CPU)
         module.running_mean, module.eps = torch.ones(3), 7.0
         assert snapshot.find_replaced().startswith("eps of bn is replaced")
         snapshot.restore()
@@ -365,11 +365,11 @@ class TestSnapshot:
 
     def test_compares_a_small_loss_apart_from_counts_of_the_same_name(self):
         meter = {"sums": torch.zeros(1, dtype=torch.float64), "finite_steps": torch.zeros(1, dtype=torch.int64)}
-        places = [Place("the meter", meter, rows=["loss/kl"])]
-        before = Snapshot(places, CPU)
+        holders = [Holder("the meter", meter, rows=["loss/kl"])]
+        before = Snapshot(holders, CPU)
         meter["sums"].add_(0.006)
         meter["finite_steps"].add_(1)
-        after = Snapshot(places, CPU)
+        after = Snapshot(holders, CPU)
         assert set(after.distances(before).values()) == {0.0}
         meter["sums"].mul_(1.01)
         found = after.distances(before)

@@ -18,7 +18,7 @@ from utils.libraries import weights_key
 from utils.run_folder.layout import Layout
 
 # What a student and the teacher that is trained for it have in common, besides the seed and the network: the data,
-# the place where they write, and how the machine is used.
+# the folder that they write to, and how the machine is used.
 SHARED_SECTIONS = ("dataset", "run")
 SHARED_TRAINING = ("device", "precision", "channels_last", "cuda_graph", "deterministic")
 

@@ -22,7 +22,7 @@ from utils.config.types import (
     NotNegative,
     Number,
     Pair,
-    Place,
+    PathText,
     Positive,
     PositiveTriple,
     Section,
@@ -41,7 +41,7 @@ LogitLossName = Annotated[Name, AfterValidator(registered("distillers", "logit_l
 
 class DatasetConfig(Section):
     name: DatasetName = Field(description=f"{', '.join(names_in_source('datasets'))}, or your own")
-    root: Incidental[Place] = Field("data", description="folder that holds the data")
+    root: Incidental[PathText] = Field("data", description="folder that holds the data")
     label: Incidental[Name | None] = Field(
         None, validate_default=True, description="folder name in run/ and configs/ (default: dataset.name)"
     )
@@ -85,7 +85,7 @@ class ModelConfig(Section):
     label: Incidental[Name | None] = Field(
         None, description="folder name in run/, and name in reports (default: name, followed by kwargs)"
     )
-    checkpoint: Place | None = Field(None, description="weights to start from")
+    checkpoint: PathText | None = Field(None, description="weights to start from")
     checkpoint_prefix: Text | None = Field(
         None, description="the set of weights to take from a checkpoint with several that fit, e.g. teacher"
     )
@@ -102,7 +102,7 @@ class ModelConfig(Section):
 
 
 class TeacherConfig(ModelConfig):
-    checkpoint: Incidental[Place | None] = Field(
+    checkpoint: Incidental[PathText | None] = Field(
         None, description="its weights (default: the best of its own training)"
     )
 
@@ -179,7 +179,7 @@ class DistillationLossConfig(Section):
 
 
 class RunConfig(Section):
-    root: Incidental[Place] = Field("run", description="folder for everything a run writes")
+    root: Incidental[PathText] = Field("run", description="folder for everything a run writes")
 
 
 class Config(Section):

@@ -78,7 +78,7 @@ Workers = Annotated[Integer, Field(ge=0, le=1024)]
 Flag = Annotated[bool, Strict()]
 AutoFlag = Literal["auto", True, False]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, pattern=r"^[^\x00]*$")]  # most texts become paths
-Place = Annotated[Text, AfterValidator(os.path.expanduser)]  # shells leave the ~ of run.root=~/runs alone
+PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # shells leave the ~ of run.root=~/runs alone
 Name = Annotated[Text, AfterValidator(safe_name)]
 NetworkName = Annotated[Text, AfterValidator(network_name)]
 Device = Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")]

@@ -28,7 +28,7 @@ class Meter:
         self.sums: Tensor | None = None
         self.count = 0
         self.empty = True
-        self.finite_steps: Tensor | None = None  # of each name
+        self.finite_steps: Tensor | None = None  # for each name, how many steps its sum was finite
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
         """Add means over `samples` samples. The names must be the same at every call."""
@@ -91,7 +91,7 @@ class Meter:
 
 
 def ranks(logits: Tensor, label: Tensor) -> Tensor:
-    """At which place each label stands among the classes, 0 for the largest logit, int64 ``[B]``.
+    """The rank of each label among the classes by their logits, 0 for the largest one, int64 ``[B]``.
 
     Of equal logits the first one comes first, as it does for ``argmax``; ``topk`` promises no order. A label whose
     logit is NaN comes last, and another logit that is NaN before it.
@@ -112,8 +112,8 @@ def top_k_hits(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
     Returns:
         ``top1``, and ``top5`` where there are more than five classes.
     """
-    place = ranks(logits, label)
-    return {f"top{k}": place < k for k in (1, 5) if k == 1 or k < logits.shape[1]}
+    found = ranks(logits, label)
+    return {f"top{k}": found < k for k in (1, 5) if k == 1 or k < logits.shape[1]}
 
 
 def accuracy_text(means: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What one training step leaves to the next: remembered, put back, and compared."""
+"""What one training step leaves to the next: a snapshot of it can be restored, and compared with what is there now."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ HOST_GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 
 
-class Place(NamedTuple):
-    """A dictionary of attributes that a step may change.
+class Holder(NamedTuple):
+    """A dictionary of tensors and numbers that a step may change, such as the attributes of a module.
 
     Attributes:
-        group: name of what they belong to.
+        group: name of what they belong to, for messages.
         attributes: by name. Only tensors and numbers count.
-        rows: names of the entries of a vector, if they are different quantities.
-        apart: tensors of different names are different quantities.
+        rows: names of the entries of a vector, if they are to be compared one by one.
+        apart: tensors of different names are to be compared one by one.
     """
 
     group: str
@@ -47,24 +47,24 @@ class Place(NamedTuple):
         return {name: value for name, value in self.attributes.items() if isinstance(value, Tensor | int | float)}
 
     def quantities(self, name: str, tensor: Tensor) -> dict[tuple[str, str], Tensor]:
-        """What is to be compared alone, by a key whose last part is its name."""
+        """The parts of a tensor that are to be compared one by one, by a key whose last part is their name."""
         if self.rows and tensor.shape == (len(self.rows),):
             return {(name, row): value for row, value in zip(self.rows, tensor)}
         return {("", f"{name} of {self.group}" if self.apart else self.group): tensor}
 
 
 class Snapshot:
-    """The tensors and numbers in some places as they are now, and the states of all random generators.
+    """The tensors and numbers of some holders as they are now, and the states of all random generators.
 
     Args:
-        places: where a step leaves something to the next.
+        holders: of everything that a step leaves to the next.
         device: where the tensors are; its generator counts as well.
     """
 
-    def __init__(self, places: Iterable[Place], device: torch.device):
+    def __init__(self, holders: Iterable[Holder], device: torch.device):
         self._device = device
-        self._places = [(place, place.values()) for place in places]
-        tensors = (value for _, values in self._places for value in values.values() if isinstance(value, Tensor))
+        self._holders = [(holder, holder.values()) for holder in holders]
+        tensors = (value for _, values in self._holders for value in values.values() if isinstance(value, Tensor))
         self._copies = {id(tensor): (tensor, on_host(tensor)) for tensor in tensors}  # the device's memory is scarce
         self._random = rng_state(device)
         self._host = {name: read() for name, (read, _) in HOST_GENERATORS.items()}
@@ -72,8 +72,8 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; values of tensors in place, since the student's frozen twin and graphs hold them too."""
-        for place, values in self._places:
-            place.attributes.update(values)
+        for holder, values in self._holders:
+            holder.attributes.update(values)
         for tensor, copy in self._copies.values():
             tensor.copy_(copy)
         set_rng_state(self._random, self._device)
@@ -83,19 +83,19 @@ class Snapshot:
     def find_replaced(self) -> str:
         """A clause about an attribute that is another tensor or number now; empty if there is none.
 
-        A captured step would go on with the one that was there when it was captured.
+        A captured step would go on with the tensor or number that was there when it was captured.
         """
-        for place, values in self._places:
-            now = place.values()
+        for holder, values in self._holders:
+            now = holder.values()
             for name in values | now:
                 old, new = values.get(name), now.get(name)
                 if old is not new and (isinstance(old, Tensor) or isinstance(new, Tensor) or old != new):
-                    what = f"{name} of {place.group}"
+                    what = f"{name} of {holder.group}"
                     return f"{what} is replaced at every step; only what is written in place can be captured"
         return ""
 
     def find_host_draws(self) -> str:
-        """A clause about a generator of the host that has been drawn from since; empty if there is none.
+        """A clause about a generator of the host that was used since the snapshot; empty if there is none.
 
         A captured step would repeat the numbers that were drawn when it was captured.
         """
@@ -106,34 +106,34 @@ class Snapshot:
         return ""
 
     def find_other_draws(self) -> str:
-        """A clause if the device's generator is not where it was here."""
+        """A clause if the device's generator is in another state than in the snapshot; empty if it is not."""
         name = self._device.type
         same = torch.equal(rng_state(self._device)[name], self._random[name])
         return "" if same else "a repetition draws another amount of random numbers"
 
     def distances(self, before: Snapshot) -> dict[tuple[str, str], float]:
-        """How far each quantity is now from what it is here, as a share of what the step that ended here changed.
+        """How far each quantity is now from the snapshot, as a share of what the step before the snapshot changed.
 
         Args:
-            before: of the time before that step.
+            before: the snapshot before that step.
         """
         groups: dict[tuple[str, str], list[tuple[Tensor, ...]]] = defaultdict(list)
-        for place, values in self._places:
+        for holder, values in self._holders:
             for name, tensor in values.items():
                 if isinstance(tensor, Tensor):
                     _, expected = self._copies[id(tensor)]
                     _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
-                    columns = [place.quantities(name, value) for value in (on_host(tensor), expected, was)]
+                    columns = [holder.quantities(name, value) for value in (on_host(tensor), expected, was)]
                     for quantity in columns[0]:
                         groups[quantity].append(tuple(column[quantity] for column in columns))
         return {quantity: distance(*zip(*tensors)) for quantity, tensors in groups.items()}
 
 
 def distance(found: Iterable[Tensor], expected: Iterable[Tensor], was: Iterable[Tensor]) -> float:
-    """Of `found` from `expected`, in units of that of `was`: each a list of tensors, taken as one vector.
+    """Distance of `found` from `expected`, divided by that of `was`. Each is a list of tensors, taken as one vector.
 
-    What rounding the sum of the old value and the change makes is left out. So are entries that should not be finite:
-    a run ends when it finds them.
+    The rounding of the sum of the old value and the change is subtracted. Entries that are not finite in `expected` are
+    left out: a run ends when it finds them.
     """
     error = change = size = 0.0
     for a, b, c in zip(found, expected, was, strict=True):

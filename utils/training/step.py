@@ -17,9 +17,9 @@ from utils.training.cuda_graph import CudaRecorder
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, top_k_hits
 from utils.training.optim import ScheduledOptimizer
-from utils.training.snapshot import Place, Snapshot
+from utils.training.snapshot import Holder, Snapshot
 
-TOLERANCE = 1e-3  # of a repetition, as a share of what a step changes
+TOLERANCE = 1e-3  # difference of a repetition from an eager step, as a share of what the step changes
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Phase:
 
     Attributes:
         name: ``"train"`` for the one that is evaluated, otherwise what a distiller does before it.
-        task: gives the loss.
-        epochs: how many.
+        task: gives the losses.
+        epochs: their number.
         optimizers: by name of parameter group.
         average: of the student's weights over the steps; None if there is none.
     """
@@ -104,20 +104,20 @@ class EagerStep:
         for optimizer in self.optimizers.values():
             optimizer.optimizer.zero_grad(set_to_none=True)
 
-    def places(self) -> Iterator[Place]:
-        """Where everything is that one step leaves to the next."""
+    def holders(self) -> Iterator[Holder]:
+        """The holders of everything that one step leaves to the next."""
         for name, module in self.task.named_modules():
-            yield Place(name or "the task", vars(module))
-            yield Place("the parameters", module._parameters)
-            yield Place(name or "the task", module._buffers)
+            yield Holder(name or "the task", vars(module))
+            yield Holder("the parameters", module._parameters)
+            yield Holder(name or "the task", module._buffers)
         for module in self.average.network.modules() if self.average is not None else ():
-            yield Place("the average weights", module._parameters)
-            yield Place("the average weights", module._buffers)
+            yield Holder("the average weights", module._parameters)
+            yield Holder("the average weights", module._buffers)
         for name, optimizer in self.optimizers.items():
             for state in optimizer.optimizer.state.values():
-                yield Place(f"the optimiser of {name}", state, apart=True)
-        yield Place("the meter", vars(self.meter), rows=self.meter.names)
-        yield Place("the counts of gates", vars(self.gates))
+                yield Holder(f"the optimiser of {name}", state, apart=True)
+        yield Holder("the meter", vars(self.meter), rows=self.meter.names)
+        yield Holder("the counts of gates", vars(self.gates))
 
 
 class CapturedStep:
@@ -142,7 +142,7 @@ class CapturedStep:
         self._step, self._give_up = step, give_up
         self._recorder: CudaRecorder | None = recorder
         self._is_first = True
-        self._ways: dict[Hashable, Callable[[Batch], None]] = {}  # to take a step, by its kind
+        self._by_kind: dict[Hashable, Callable[[Batch], None]] = {}  # what takes a step of this kind
         if kinds := [type(item.optimizer).__name__ for item in step.optimizers.values() if not item.capturable]:
             line = (
                 f"{kinds[0]} takes its learning rate from the host, and a captured step would keep that of its capture"
@@ -153,8 +153,8 @@ class CapturedStep:
         kind = self._kind(batch)
         if self._is_first or self._recorder is None:
             self._step.compute(batch)
-        elif kind in self._ways:
-            self._ways[kind](batch)
+        elif kind in self._by_kind:
+            self._by_kind[kind](batch)
         else:
             self._compute_and_capture(batch)
         self._is_first = False
@@ -180,7 +180,7 @@ class CapturedStep:
         finally:
             after.restore()
         if problem and self.captured:
-            self._ways[self._kind(batch)] = self._compute_beside
+            self._by_kind[self._kind(batch)] = self._compute_beside
             self._give_up(len(batch.label), problem)
         elif problem:
             self._stop_capturing(problem)
@@ -208,17 +208,17 @@ class CapturedStep:
             return f"a repetition leaves other values in {next(iter(far))[-1]}"
 
         def copy_and_repeat(batch: Batch) -> None:
-            for place, value in zip(static, batch):
-                place.copy_(value)
+            for captured, value in zip(static, batch):
+                captured.copy_(value)
             repeat()
 
-        self._ways[self._kind(batch)], self.captured = copy_and_repeat, True
+        self._by_kind[self._kind(batch)], self.captured = copy_and_repeat, True
         return ""
 
     def _spread(
         self, batch: Batch, repeat: Callable[[], None], before: Snapshot, after: Snapshot
     ) -> dict[tuple[str, str], float]:
-        """How far two eager steps are from each other, or two repetitions if these are closer.
+        """How far two eager steps are from each other, or two repetitions, whichever is less.
 
         Kernels that add in no fixed order round differently each time. A capture that went wrong is as far from the
         eager step each time.
@@ -233,11 +233,11 @@ class CapturedStep:
         return {name: min(of_steps[name], of_repetitions[name]) for name in of_steps}
 
     def _kind(self, batch: Batch) -> Hashable:
-        """Of the steps that one capture can repeat: the shapes of the batch, and what the task says."""
+        """Equal for steps that one capture can repeat: the task's kind of step, and the shapes of the batch."""
         return self._step.task.kind_of_step, *(value.shape for value in batch)
 
     def _snapshot(self) -> Snapshot:
-        return Snapshot(self._step.places(), self._step.meter.device)
+        return Snapshot(self._step.holders(), self._step.meter.device)
 
     def _compute_beside(self, batch: Batch) -> None:
         """Take an eager step in the memory of the captures, which is free between steps."""
@@ -246,7 +246,7 @@ class CapturedStep:
 
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
-        self._ways.clear()
+        self._by_kind.clear()
         self.captured = False
         self._step.drop_gradients()  # they are in the recorder's memory
         recorder.release()
