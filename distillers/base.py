@@ -59,7 +59,7 @@ class Distiller(nn.Module):
         warmup_epochs: over how many epochs β grows to its full value, if ``kd.warmup_epochs`` does not say.
         logit_loss: what is matched at the logits, if ``kd_loss.logits`` does not say; a name of `distillers.logits`.
         maps_only: the loss looks at positions, so the pooled vector cannot be a spot.
-        logits_only: there are no spots, and that is as it should be.
+        logits_only: the distiller has no spots, and matches the logits alone.
         capturable: on a GPU, a step may be recorded once and repeated as a CUDA graph, in which Python does not run
             again. A distiller whose steps look at values on the device (``.item()``, ``if loss > 1``) or whose Python
             does something else in every step (a list that grows) says False here. Numbers and tensors that it replaces
@@ -112,8 +112,8 @@ class Distiller(nn.Module):
         """Loss of every spot, ``[K]``.
 
         Args:
-            student, teacher: all features of both networks, of the whole batch. If they are in half precision,
-                call this under the same autocast, for the sake of the modules; the losses step out of it.
+            student, teacher: all features of both networks, of the whole batch. If they are in half precision, call
+                this under the same autocast, which the distiller's modules need; the losses leave it.
             gates: ``[B, K]`` zeros and ones, no gradient; column ``k`` belongs to ``self.spots[k]``.
         """
         losses = [

@@ -80,17 +80,17 @@ class NegativeSampler(nn.Module):
         # float64, because float32 has too few values to be uniform over a million samples. In place, because these
         # are the largest tensors of a step.
         uniform = torch.rand(len(index), amount, device=index.device, dtype=torch.float64)
-        place = uniform.mul_(len(self.order) - size).long()
+        position = uniform.mul_(len(self.order) - size).long()
         del uniform
-        place.addcmul_(place >= start, size)
-        return self.order[place]
+        position.addcmul_(position >= start, size)
+        return self.order[position]
 
 
 class MemoryBank(nn.Module):
     """The latest embedding of every training sample by one network, and the normaliser Z of scores against them.
 
     Args:
-        samples: their number N.
+        samples: number N of training samples.
         width: of the embeddings.
     """
 

@@ -1,4 +1,4 @@
-"""Distillers of nothing but the logits. What each matches there is the loss of the same name in `distillers.logits`."""
+"""Distillers of the logits alone. Each names its loss in `distillers.logits`; that of KD is the default, `kl`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from distillers.registry import register_distiller
 class KD(Distiller):
     """Hinton, Vinyals, Dean: *Distilling the Knowledge in a Neural Network*, 2015, arXiv 1503.02531.
 
-    It has no spots. Its one term, the divergence of the softened predictions, is part of every distillation
-    and belongs to the wrapper.
+    It has no spots. Every distillation has a loss at the logits, which `SpotAdaptiveDistillation` computes.
     """
 
     logits_only = True

@@ -36,10 +36,10 @@ def tie(twin: nn.Module, model: nn.Module) -> None:
 class InputGradientsOnly(TorchFunctionMode):
     """Context in which convolutions and evaluated BatchNorms of frozen networks keep no activations.
 
-    PyTorch saves the input of both for the gradient of their weights, asked for or not. Without, a residual block
-    remembers two maps instead of four, and a normalisation is one multiply-add. The numbers are the same. Layers
-    that are being trained are left alone, and on a CPU so are normalisations in half precision, whose native form
-    computes in float32 inside.
+    PyTorch saves the input of both for the gradient of their weights, even if nobody asks for that. Without these
+    inputs a residual block keeps two maps instead of four, and a normalisation is one multiply-add. The numbers are the
+    same. Layers that are being trained are left alone. So are normalisations in half precision on a CPU, whose native
+    form computes in float32 inside.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -92,7 +92,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         mean, var, weight = ctx.saved_tensors
-        # The input counts for the gradients of weight and bias alone; statistics of a batch there are none.
+        # Only the gradients of weight and bias depend on the input, and an evaluation has no statistics of a batch.
         none = gradient.new_empty(0)
         operands = (gradient, gradient, weight, mean, var, none, none)
         of_input, _, _ = torch.ops.aten.native_batch_norm_backward(*operands, False, ctx.eps, (True, False, False))

@@ -61,9 +61,9 @@ def join(
     shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
     setting = Setting(**shapes, labels=labels, spots=spots, feat_dim=feat_dim, pair=pair)
     try:
-        made = build(DISTILLERS, distiller, "kd_loss.options", options, setting)
+        chosen_distiller = build(DISTILLERS, distiller, "kd_loss.options", options, setting)
         for role, network in networks.items():
-            if network.one_piece and not made.logits_only:
+            if network.one_piece and not chosen_distiller.logits_only:
                 why = f"the {role} is one piece without features; distiller=kd distils the logits"
                 raise UserError(f"{distiller}: {why}")
     except UserError as error:
@@ -74,22 +74,22 @@ def join(
             if network.uncut
         ]
         raise UserError("; ".join([str(error), *reasons[:1]])) from error  # two would be long
-    chooser = None
+    chosen_policy = None
     if SELECTIONS[selection].policy:
         # Imported here, so that the plain distiller loads nothing of the routing.
         from distillers.spot_adaptive.policy import PolicySetting
 
-        about = PolicySetting(*shapes.values(), made.spots, homogeneous, gate_temperature)
-        chooser = build(POLICIES, policy, "kd.policy_options", policy_options, about)
+        policy_setting = PolicySetting(*shapes.values(), chosen_distiller.spots, homogeneous, gate_temperature)
+        chosen_policy = build(POLICIES, policy, "kd.policy_options", policy_options, policy_setting)
     return SpotAdaptiveDistillation(
         *networks.values(),
-        made,
+        chosen_distiller,
         *shapes.values(),
         selection=selection,
-        policy=chooser,
-        beta=made.default_weight if beta is None else beta,
+        policy=chosen_policy,
+        beta=chosen_distiller.default_weight if beta is None else beta,
         logit_loss=build(
-            LOGIT_LOSSES, logits or made.logit_loss, "kd_loss.logits_options", logits_options, temperature
+            LOGIT_LOSSES, logits or chosen_distiller.logit_loss, "kd_loss.logits_options", logits_options, temperature
         ),
         **settings,
     )

@@ -16,7 +16,7 @@ from models.staged import StagedModel
 class Router(nn.Module):
     """Runs teacher and student side by side and lets samples change sides at every spot (Song et al., TIP 2022).
 
-    Holds the adapters, which are trained with the policy and belong to nobody else.
+    It holds the adapters. They are trained with the policy and are part of neither network.
 
     Args:
         spots: where the two networks are joined.
@@ -30,7 +30,10 @@ class Router(nn.Module):
         self.to_student = nn.ModuleList(make_adapter(teacher[t], student[s]) for s, t in self.spots)
 
     def start(self, teacher_features: Sequence[Tensor], teacher_logits: Tensor) -> Tensor:
-        """What the routed pass starts from on the teacher's side, so that its first segment is not run again."""
+        """The teacher's feature at the first spot, where the routed pass starts; without a spot the teacher's logits.
+
+        The teacher's stages before it are not run again.
+        """
         return teacher_features[self.spots[0].teacher] if self.spots else teacher_logits
 
     def forward(
@@ -43,13 +46,13 @@ class Router(nn.Module):
             start: see `start`.
             gates: ``[B, K + 1]``; 1 sends a sample through the teacher.
         """
-        with torch.no_grad():  # nothing that is trained here comes before the first spot
+        with torch.no_grad():  # neither policy nor adapters come before the first spot
             u_s = student.run(image, stop=self.spots[0].student + 1 if self.spots else None)
         u_t = start
         stops = [(spot.student + 1, spot.teacher + 1) for spot in self.spots[1:]] + [(None, None)]
         for k, (spot, (stop_s, stop_t)) in enumerate(zip(self.spots, stops)):
             gate, to_student, to_teacher = gates[:, k], self.to_student[k], self.to_teacher[k]
-            # The mixed maps have no name here, so that they can go as soon as the first layer has read them.
+            # The mixed maps are not kept under names, so that their memory is free once the first layer has read them.
             with InputGradientsOnly():
                 routed_s = student.run(mix(u_s, to_student(u_t), gate), spot.student + 1, stop_s)
                 routed_t = teacher.run(mix(to_teacher(u_s), u_t, gate), spot.teacher + 1, stop_t)

@@ -1,4 +1,4 @@
-"""Where the student distils: the list of selections, and what a policy sees. PyTorch is not imported for a list."""
+"""The selections, which say where the student distils, and what a policy sees. Listing them imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Seen(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """How the student's gates come about.
+    """How the student's gates are made.
 
     Attributes:
         explanation: where the student distils.
         choose: from the policy's gates ``[B, K + 1]``, without gradient, to those of the student. Without a policy the
             gates are all 1.
-        policy: there is a policy, see `distillers.spot_adaptive.policy`. It learns in the same way, whatever is chosen.
+        policy: whether it has a policy, see `distillers.spot_adaptive.policy`, which learns in the same way under each.
     """
 
     explanation: str
@@ -44,7 +44,7 @@ class Selection(NamedTuple):
 
 
 def _shuffled(gates: Tensor) -> Tensor:
-    """Each column permuted by itself: the share at every spot stays, which samples it falls on is chance.
+    """Each column is permuted by itself: the share at every spot stays, and chance decides which samples have it.
 
     In a job of several processes each one permutes its own part of the batch.
     """

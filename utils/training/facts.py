@@ -40,7 +40,9 @@ def weights_of(task: Task) -> dict[str, tuple[float, int]]:
 
 def name_of(device: torch.device) -> str:
     """The machine in words, e.g. ``"CPU, 2 threads"``."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{world_size()} processes, each on {name}" if world_size() > 1 else name
 
 
