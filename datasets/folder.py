@@ -91,20 +91,20 @@ def scan(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def find_images(place: Path) -> list[str]:
-    """The images in a folder, at any depth, sorted by path; or the one image file that `place` is.
+def find_images(path: Path) -> list[str]:
+    """The images in a folder, at any depth, sorted by path; or `path` itself if it is a file.
 
     Images of other endings are left out, which the log says.
 
     Raises:
         UserError: there is none.
     """
-    if place.is_file():
-        return [str(place)]
-    images, others = _images_below(place, set())
-    _warn_of(others, place)
+    if path.is_file():
+        return [str(path)]
+    images, others = _images_below(path, set())
+    _warn_of(others, path)
     if not images:
-        raise UserError(f"{place}: holds no images ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{path}: holds no images ({', '.join(EXTENSIONS)})")
     return images
 
 

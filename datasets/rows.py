@@ -132,7 +132,7 @@ def _divide(rows: dict[str | None, list[int]], labels: Sequence[int], val_split:
         if rows["val"]:
             raise UserError(f"dataset.val_split: {where} is divided into train and val already; leave it out")
         train, val = split_rows([labels[row] for row in rows["train"]], val_split, where)
-        rows["train"], rows["val"] = ([rows["train"][place] for place in part] for part in (train, val))
+        rows["train"], rows["val"] = ([rows["train"][index] for index in part] for part in (train, val))
     if not rows["val"]:
         rows["val"], rows["test"] = rows["test"], []
     for split in ("train", "val"):

@@ -79,7 +79,7 @@ class Files:
         return None
 
     def subset(self, index: Sequence[int]) -> Files:
-        """These of the images, in this order."""
+        """The images with these indices, in this order."""
         part = copy(self)
         part._items, part.labels = self._items[list(index)], self.labels[list(index)]
         return part
@@ -178,7 +178,7 @@ class Source:
         return self.prepare(open_rgb(file, value_range=self.image_range))
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        """The same of a picture in RGB."""
+        """A picture in RGB as the network sees it in validation, float32 ``[3, H, W]``."""
         return self._augment.normalise(to_tensor(fit(picture, self.image_size, self.margin)))
 
     @cached_property

@@ -169,7 +169,7 @@ class Contrast(nn.Module):
 
     @at_least(torch.float32)
     def contrast(self, student: Tensor, teacher: Tensor, gate: Tensor, candidates: Tensor) -> Tensor:
-        """The same from the embeddings, ``[B, D]``, of any length."""
+        """Loss of both directions from the embeddings, ``[B, D]``, whose length does not matter; see `forward`."""
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         loss = self.loss_with_gradient(student, self.teacher_bank, gate, candidates)
         loss = loss + self.loss_with_gradient(teacher, self.student_bank, gate, candidates)

@@ -104,7 +104,7 @@ class FSP(Distiller):
         return torch.stack(losses)
 
     def pretraining_parameters(self, student: StagedModel) -> list[nn.Parameter]:
-        """Those of the student's stages up to the last spot."""
+        """The parameters of the student's stages up to the last spot."""
         return student.parameters_until(self.spots[-1].student + 1)
 
     def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -95,7 +95,7 @@ class FT(Distiller):
         return self.translators.parameters()
 
     def pretraining_parameters(self, student: StagedModel) -> list[nn.Parameter]:
-        """Those of the paraphrasers."""
+        """The parameters of the paraphrasers."""
         return list(self.paraphrasers.parameters())
 
     def pretraining_loss(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

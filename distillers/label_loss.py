@@ -27,7 +27,7 @@ class Targets(NamedTuple):
     share: Tensor | None = None
 
     def first(self, count: int) -> Targets:
-        """Those of the first `count` images."""
+        """The targets of the first `count` images."""
         return self._replace(label=self.label[:count], other=None if self.other is None else self.other[:count])
 
     @property

@@ -41,8 +41,8 @@ def discrepancy_by_channels(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def discrepancy_by_positions(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same from matrices of positions: a sum of ``(a . b)²`` over all channel pairs is the inner product of
-    ``Aᵀ A`` and ``Bᵀ B``, so that the three terms are the square of one difference."""
+    """`discrepancy_by_channels`, computed from matrices of positions: a sum of ``(a . b)²`` over all channel pairs is
+    the inner product of ``Aᵀ A`` and ``Bᵀ B``, so the three terms are the square of one difference."""
     teacher_gram = teacher.mT @ teacher / teacher.shape[1]
     difference = torch.baddbmm(teacher_gram, student.mT, student, beta=-1, alpha=1 / student.shape[1])
     return difference.square().sum(dim=(1, 2))

@@ -91,7 +91,7 @@ class Task(nn.Module):
 
     @property
     def kind_of_step(self) -> Hashable:
-        """Equal for steps in which Python does the same. A captured step is repeated for steps of its own kind."""
+        """Equal for steps in which Python does the same. A captured step is repeated for equal ones alone."""
         return None
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:

@@ -25,7 +25,7 @@ def adaptive_average_pool(feature: Tensor, height: int, width: int) -> Tensor:
 
 
 def pool_windows(feature: Tensor, height: int, width: int) -> Tensor:
-    """The same by ``height + width`` means of slices, which is slower and rounds differently."""
+    """Average pooling by ``height + width`` means of slices. It is slower and rounds differently."""
     for dim, count in ((2, height), (3, width)):
         size = feature.shape[dim]
         bounds = [(k * size // count, -(-(k + 1) * size // count)) for k in range(count)]

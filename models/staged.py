@@ -59,7 +59,7 @@ class StagedModel(nn.Module):
         return list(nn.ModuleList(steps).state_dict(keep_vars=True).values())
 
     def parameters_until(self, stop: int) -> list[nn.Parameter]:
-        """Those of the stages ``0 .. stop - 1``, each once."""
+        """The parameters of the stages ``0 .. stop - 1``, each once."""
         tensors = self.stage_tensors(stop=stop)
         return list(dict.fromkeys(tensor for tensor in tensors if isinstance(tensor, nn.Parameter)))
 

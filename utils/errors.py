@@ -130,7 +130,7 @@ def reason(error: BaseException, limit: int = 160) -> str:
     """What `error` says, for use within a line: blanks for line breaks, and cut if it is long."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     text = text.partition(" Search for `cuda")[0]  # PyTorch's advice after the message of a CUDA error
-    if " " not in text:  # "101" says nothing, "KeyError: 101" little, but what to look for
+    if " " not in text:  # "101" alone does not help, "KeyError: 101" can be looked up
         text = ": ".join(filter(None, [type(error).__name__, text]))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

@@ -124,7 +124,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for `content`."""
+    """Make `content` the content of the file, atomically."""
     with replacing(path) as file:
         file.write(content)
 
@@ -162,5 +162,5 @@ def _sync_directory(folder: Path) -> None:
 
 @cache
 def warn_once(line: str) -> None:
-    """One warning, however often a process has reason to give it."""
+    """Log a warning, once in a process for each `line`."""
     logging.getLogger("sakd").warning(line)

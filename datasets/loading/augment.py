@@ -139,7 +139,7 @@ class Augment:
         return images.gather(3, columns.expand_as(images))
 
     def _copy_windows(self, store: Tensor, rows: Tensor, moves: Moves) -> Tensor:
-        """The same, image by image, which is faster on a CPU: 4 ms for 64 images of 224x224 instead of 19."""
+        """Copy each image's window by itself, which is faster on a CPU: 4 ms for 64 images of 224x224 instead of 19."""
         height, width = self.size
         pixels = store.numpy()
         images = np.empty((len(rows), store.shape[1], height, width), np.uint8)

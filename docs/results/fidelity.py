@@ -67,7 +67,7 @@ class Case(NamedTuple):
     negatives: Tensor
 
     def double(self) -> Case:
-        """The same numbers in float64."""
+        """The numbers in float64."""
         batch = self.batch._replace(image=self.batch.image.double())
         return self._replace(task=copy.deepcopy(self.task).double(), batch=batch, uniform=self.uniform.double())
 

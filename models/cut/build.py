@@ -236,7 +236,7 @@ def _fill_zeros(network: nn.Module, generator: torch.Generator) -> None:
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    """The same random numbers in every run within, and none of them taken from the global generators.
+    """Within, every run draws the same random numbers, and the global generators stay as they were.
 
     Of PyTorch's generators that of the CPU only, where networks are built: `torch.manual_seed` would seed the GPUs too.
     """

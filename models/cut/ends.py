@@ -25,6 +25,7 @@ class Cut:
     """A node behind which the network can be cut.
 
     Attributes:
+        node: of the graph.
         index: of the node in the graph.
         place: of the outermost call that ends with the node.
         opened: paths of the submodules that are still running there.
@@ -138,8 +139,8 @@ class Ends:
         return chosen
 
     def _computed(self, group: list[Cut], vector: Cut) -> list[Cut]:
-        """Those that weights have worked on at their own resolution. If there are none, all maps that have weights on
-        both sides, so that they are neither the image nor pooled for the classifier."""
+        """The cuts whose maps were computed by weights at their own resolution. If there are none, all cuts that have
+        weights on both sides, so that they are neither the image nor pooled for the classifier."""
         before = max((cut.index for cut in self.cuts if cut.index < group[0].index), default=0)
         if there := [cut for cut in group if any(before < index <= cut.index for index in self.weighted)]:
             return there
@@ -153,7 +154,7 @@ class Ends:
         return len(inner) - bool(inner and is_chain(self.network.get_submodule(inner[0])))
 
     def _blocks(self, row: Sequence[Cut]) -> list[Cut]:
-        """Those that are ends of submodules of one class, the one that most of them are ends of."""
+        """The cuts at which submodules of one class end: the class that ends at most of them."""
         modules = dict(self.network.named_modules())
         kinds = [{type(modules[path]) for path in cut.closed if path in modules} for cut in row]
         commonest = Counter(kind for ending in kinds for kind in ending).most_common(1)

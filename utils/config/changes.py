@@ -22,7 +22,7 @@ def flatten(section: dict[str, Any], whole: Container[str] = (), prefix: str = "
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, each with both. A key that one side does not know says nothing.
+    """Dotted keys whose values differ, each with both values. A key that one side lacks is ignored.
 
     What a key holds is one value, e.g. all of ``kd_loss.options``, so that an option that is left out is a difference.
     """

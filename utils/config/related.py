@@ -43,7 +43,7 @@ class Command:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The same for the entry point in Python, where every variable is an option."""
+        """The command's arguments for the entry point in Python, where every variable is an option."""
         options = [word for name, value in self.variables.items() for word in (f"--{name}", str(value))]
         return (*options, *self.words)
 
@@ -105,8 +105,9 @@ def remembered(config: Config, command: Command | None = None) -> str:
 def next_command(config: Config, command: Command | None) -> str:
     """What helps after a run, ready to be pasted.
 
-    After a network alone that is distilling it, as a published pair does; after a student the same with which it is
-    to be compared, the plain distiller or the policy. Where both are there, or neither is known, it is the report.
+    After a network alone, that is the command that distils to or from it, as a published pair does. After a student, it
+    is the run to compare with: the plain distiller or the policy. Where both exist, or neither is known, it is the
+    report.
 
     Args:
         config: of the run.
@@ -121,7 +122,8 @@ def next_command(config: Config, command: Command | None) -> str:
 
 
 def _for_comparison(config: Config, command: Command) -> Command | None:
-    """The same with the plain distiller, or with the policy after that; None if it is there, or after the ablation."""
+    """The command with the plain distiller, or with the policy if that was plain; None if that run exists, or after the
+    ablation."""
     other = {"adaptive": "fixed", "random": "fixed", "fixed": "adaptive"}.get(config.kd.selection)
     kd = config.kd.model_copy(update={"selection": other})
     if other is None or Layout(config.model_copy(update={"kd": kd}).run_dir).result.exists():

@@ -200,7 +200,7 @@ def _check_networks(jobs: Iterable[Job]) -> None:
 
 
 def _of_the_student_alone(words: Sequence[str]) -> list[str]:
-    """Those of the `words` that are not about distilling."""
+    """The `words` that are not about distilling, for a run of the student alone."""
     of_network = [
         word.replace("kd.student.", "model.", 1) if word.startswith("kd.student.") else word for word in words
     ]

@@ -37,7 +37,7 @@ def with_epochs(runs: Sequence[Run]) -> list[Run]:
 
 
 def choosing(runs: Sequence[Run]) -> list[Run]:
-    """Those that have recorded what their policy did."""
+    """The runs that have recorded what their policy did."""
     return [run for run in runs if run.has_policy and run.records]
 
 
@@ -159,7 +159,7 @@ def share_figure(groups: Sequence[Group]) -> Figure:
 
 
 def contributions(run: Run) -> pd.DataFrame:
-    """Of every term, what it adds to the total in each epoch, its weights (alpha or beta, balance) included.
+    """What every term of the loss adds to the total in each epoch, including its weights (alpha or beta, balance).
 
     The weights are those that the run wrote down; the terms of an older run, which did not, are without them.
 

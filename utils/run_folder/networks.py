@@ -63,7 +63,7 @@ def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) 
 def _compare(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:
     """Raise a UserError unless the network under `key` in the folder's config is `wanted`, the config's own `here`."""
     there = {}
-    with suppress(UserError):  # a folder without a config that can be read says nothing of what is in it
+    with suppress(UserError):  # without a config that can be read, it is not known what the folder is of
         there = read_yaml(Layout(folder).config)
     section = reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), there)
     match section:

@@ -158,11 +158,11 @@ class Run:
         return no_choice(self.selection, self.records)
 
     def gate_shares(self) -> GateShares | None:
-        """Those of the last epoch so far; None if nothing is recorded."""
+        """The shares of each class in the last epoch so far; None if nothing is recorded."""
         return read_gate_shares(Layout(self.path).gates)
 
     def gate_samples(self) -> GateSamples | None:
-        """Those that were recorded last; None if nothing is."""
+        """The counts of each sample that were recorded last; None if nothing is recorded."""
         return read_gate_samples(Layout(self.path).gate_samples)
 
 

@@ -243,7 +243,7 @@ def _prefixes(key: str) -> list[str]:
 
 
 def _chosen(fitting: list[Found], what: str, prefix: str | None) -> list[Found]:
-    """Those that the prefix and the role of the network leave; of weights and their moving average, the average."""
+    """The sets that fit the prefix and the role of the network; of weights and their moving average, the average."""
     if prefix is not None:
         wanted = prefix.strip(".")
         exact = [found for found in fitting if found.prefix.rstrip(".") == wanted]

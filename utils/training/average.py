@@ -25,13 +25,13 @@ class WeightAverage:
         decay: what is left of the average after a step; it reaches back about ``1 / (1 - decay)`` steps.
 
     Attributes:
-        network: of the average weights, in evaluation mode. It begins as the weights are now.
+        network: has the average weights, and is in evaluation mode. It begins with the present weights.
     """
 
     def __init__(self, network: StagedModel, decay: float):
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
-        # By kind: averages are taken of numbers, and what counts is copied.
+        # Floating-point tensors are averaged, counters are copied.
         self._numbers = [list(column) for column in zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
         self._counters = [list(column) for column in zip(*(pair for pair in pairs if not pair[0].is_floating_point()))]
         self._average = get_ema_multi_avg_fn(decay)
@@ -44,7 +44,7 @@ class WeightAverage:
             torch._foreach_copy_(*self._counters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the average network, as a checkpoint has it."""
+        """The average weights, as a checkpoint has them."""
         return {name: value.contiguous() for name, value in self.network.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def facts_of(task: Task, data: Data, device: torch.device) -> dict[str, Any]:
 
 
 def weights_of(task: Task) -> dict[str, tuple[float, int]]:
-    """Of each term of the loss that has a weight: the weight, and over how many epochs it grows to that."""
+    """For each term of the loss that has a weight: the weight, and over how many epochs it grows to that."""
     if not isinstance(task, SpotAdaptiveDistillation):
         return {}
     spots = {f"loss/{spot}": (task.beta, task.ramp_epochs[1]) for spot in task.gate_labels[:-1]}
@@ -55,11 +55,11 @@ def flops(model: nn.Module, size: tuple[int, int], device: torch.device) -> int:
 
 
 def flops_without_computing(model: nn.Module, size: tuple[int, int]) -> int | None:
-    """The same from a copy whose tensors hold no values; None for a network that cannot do without them."""
+    """`flops` of a copy whose tensors hold no values; None for a network that needs the values."""
     # Parameters in float32, since those of a teacher may be in half precision, for which it takes autocast.
     stand_ins = {id(p): nn.Parameter(p.detach().to("meta").float(), requires_grad=False) for p in model.parameters()}
     stand_ins |= {id(b): b.to("meta") for b in model.buffers()}
     try:
         return flops(copy.deepcopy(model, stand_ins).eval(), size, torch.device("meta"))
-    except Exception:  # whatever a network of somebody else's raises, its training need not wait for this figure
+    except Exception:  # a network of a user may raise anything, and its training does not need this figure
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import nn
 
@@ -11,8 +9,7 @@ from distillers.task import Task
 from models.cut.view import StagedView
 from utils.config import Config
 from utils.errors import UserError, reason
-
-log = logging.getLogger("sakd")
+from utils.training.log import log
 
 _AMPERE = (8, 0)  # compute capability of the first GPUs with bfloat16 and TF32
 
@@ -93,7 +90,7 @@ def place_task(task: Task, config: Config, device: torch.device, image_size: tup
 def keep_in_bfloat16(network: nn.Module) -> None:
     """Cast the weights of a frozen network of ours that autocast would cast at every use, to the same numbers.
 
-    Autocast remembers casts of trained weights alone. A network of somebody else may use its weights in other ways.
+    Autocast remembers casts of trained weights alone. A network of a user may use its weights in other ways.
     """
     ours = type(network).__module__.startswith("models.") and not isinstance(network, StagedView)
     if not ours or any(parameter.requires_grad for parameter in network.parameters()):

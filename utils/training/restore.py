@@ -136,7 +136,7 @@ def restore(
         path: the file or the folder.
         overrides: ``key=value`` words that win over the config in the checkpoint, e.g. ``dataset.root=data``.
         config: a file that says what the checkpoint is of, for those that do not say so themselves.
-        trust: build what the checkpoint's own config names, whatever that is, and download its data set.
+        trust: build any network that the checkpoint's own config names, and download its data set.
         average: of the student, take the moving average of its weights.
         images: open the data set; else only where the checkpoint does not say how images are prepared.
 
