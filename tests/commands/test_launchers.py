@@ -84,7 +84,7 @@ class TestDistilling:
         assert "best val " in text
         assert f"checkpoint: {folder}/adaptive-sp/resnet14-resnet8/ckpt/best.pth" in text
         assert "composed from" in text  # there is no config file of this pair
-        *_, following = (line for line in self.second.stdout.splitlines() if line.startswith("next: "))
+        (following,) = (line for line in self.second.stdout.splitlines() if line.startswith("next: "))
         variables = "dataset=imagefolder seed=7 net1=resnet14 net2=resnet8 distiller=sp sh train.sh"
         assert following.startswith(f"next: {variables} --teacher-arg training.epochs=1")
         words = shlex.split(following)

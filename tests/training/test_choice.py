@@ -7,7 +7,7 @@ from toy_runs import toy_config
 
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
-from utils.training.run import farewell
+from utils.training.run import describe_result
 
 
 def epochs(*shares):
@@ -35,5 +35,5 @@ def test_the_end_of_a_run_says_so(tmp_path):
     run = RunDir(tmp_path)
     run.metrics.write_text("".join(f"{json.dumps(epoch)}\n" for epoch in epochs((0.5,), (1,), (1,))))
     result = {"best_top1": 50.0, "best_epoch": 1, "last_top1": 50.0, "checkpoint": "best.pth"}
-    said = farewell(toy_config(), result, run)
+    said = describe_result(toy_config(), result, run)
     assert "no choice: the student was distilled everywhere since 2, whatever the sample" in said

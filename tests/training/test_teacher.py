@@ -96,7 +96,12 @@ class TestTrainedAlong:
     def test_the_logs_say_how_long_it_takes_and_what_changes_that(self, together):
         teacher, run = (run.log.read_text() for run in together)
         assert "with training.epochs=1; teacher_args=training.epochs=<number> changes that" in teacher + run
-        assert run.count("curves: tensorboard") == 1
+        assert [text.count(line) for text in (teacher, run) for line in ("next: ", "curves: tensorboard")] == [
+            0,
+            0,
+            1,
+            1,
+        ]
         assert "teacher resnet14: val" in run
 
     def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path, caplog):

@@ -134,9 +134,9 @@ def train_teacher(teacher: SingleRun, source: Source | None, device: torch.devic
     log.info(f"config: {teacher.note}")
     with stop.at_once():
         task, source = build(config, source or open_data(config.dataset), device)
-    fit(config, source, task, device, stop, resume=run.begun, command=teacher.command)
+    fit(config, source, task, device, stop, resume=run.begun, command=teacher.command, student_follows=True)
     del task
-    gc.collect()  # memory of the GPU that the engine took is the student's now
+    gc.collect()  # the student needs the memory of the GPU that the engine took
     if any(gather_objects(stop.requested)):
         raise Interrupted(
             f"stopped after the training of the teacher, which is in {run.path}; the same command goes on"
@@ -153,8 +153,11 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     command: Command | None = None,
+    student_follows: bool = False,
 ) -> dict:
-    """Train what `build` made of `config` to the end, see `train`. The same whatever was trained before.
+    """Train what `build` made of `config` to the end, see `train`.
+
+    The result does not depend on what was trained before in this process.
 
     Args:
         source: the config's data set, without images that cannot be read.
@@ -162,6 +165,7 @@ def fit(
         device: where to train.
         stop: ends the training.
         command: see `train`.
+        student_follows: this is a teacher, whose student is trained next, so the log names no command to run next.
     """
     run = RunDir(config.run_dir)
     with ExitStack() as stack:
@@ -193,7 +197,10 @@ def fit(
             run.write_result(result)
             with log_to_file(run.log):
                 warn(wide_interval(result["last_top1"], data.val.num_samples))
-                log.info(farewell(config, result, run, command))
+                log.info(describe_result(config, result, run))
+                if not student_follows:
+                    log.info(f"next: {next_command(config, command)}")
+                    log.info(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
     return result
 
 
@@ -245,8 +252,8 @@ def warn(lines: Iterable[str]) -> None:
         log.warning(line)
 
 
-def farewell(config: Config, result: dict, run: Layout, command: Command | None = None) -> str:
-    """The last lines of a run: accuracies, whether its policy chose, the checkpoint, and which command helps next."""
+def describe_result(config: Config, result: dict, run: Layout) -> str:
+    """What came out of a run, in a few lines: accuracies, whether its policy chose, the checkpoint."""
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
         + (f", EMA {result['ema_last_top1']:.2f}%" if "ema_last_top1" in result else "")
@@ -260,6 +267,4 @@ def farewell(config: Config, result: dict, run: Layout, command: Command | None 
         default = DISTILLERS.get(config.kd_loss.name).default_weight
         lines += excessive_beta(records[-1]["train"], default if beta is None else beta)
     lines.append(f"checkpoint: {result['checkpoint']}")
-    lines.append(f"next: {next_command(config, command)}")
-    lines.append(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
     return "\n".join(lines)
