@@ -1,4 +1,4 @@
-"""The names of what a file in this folder can add, and how it is built from a config."""
+"""The registries of what a file in this folder can add (distillers, losses at the logits, policies), and `build`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
     """
     kind = kinds.get(name)
     function = getattr(kind, "function", None)
-    # Without self and the argument; or student, teacher and gate, and what a loss at the logits gives by name.
+    # No options are: self and `argument` of a constructor; student, teacher and gate of a function, and what a loss at
+    # the logits passes to it by name.
     given, by_name = (3, ("label", "temperature")) if function else (2, ())
     types: dict[str, Any] = {}
     with suppress(NameError):  # of types that are imported for type checkers alone

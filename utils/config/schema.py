@@ -158,7 +158,7 @@ class DistillationLossConfig(Section):
     KD_T: Positive = Field(
         None, validate_default=True, description="temperature of the loss at the logits (default: T, else 4)"
     )
-    homo: Flag = Field(False, description="teacher and student are of one family: gates start at the teacher's side")
+    homo: Flag = Field(False, description="teacher and student are of one family: almost all gates start at 1")
     feat_dim: Count = Field(128, description="width of the embeddings of CC and CRD")
     spots: list[Pair] | None = Field(
         None, description="pairs [student feature, teacher feature] (default: the distiller's own)"
@@ -169,8 +169,8 @@ class DistillationLossConfig(Section):
         description=f"what is matched at the logits: {', '.join(names_in_source('distillers', 'logit_loss'))}, or your "
         "own (default: kl; dkd, dist, nkd and wttm where that is the distiller)",
     )
-    standardize: Flag = Field(False, description="bring each sample's logits to mean 0 and deviation 1 before that")
-    logits_options: dict[Text, Any] = Field({}, description="keyword arguments of the constructor of that loss")
+    standardize: Flag = Field(False, description="bring each sample's logits to mean 0 and deviation 1 before it")
+    logits_options: dict[Text, Any] = Field({}, description="options of the loss at the logits, see docs/method.md")
 
     @field_validator("KD_T", mode="before")
     @classmethod
