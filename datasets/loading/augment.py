@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
 
     @property
     def streams(self) -> bool:
-        """Part of it is done when a picture is decoded, so every epoch has to decode anew."""
+        """Whether part of it is done when a picture is decoded, so that every epoch has to decode anew."""
         return self.resized_crop or self.trivial
 
 

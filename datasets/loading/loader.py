@@ -56,9 +56,9 @@ class Loader(ABC):
         generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
         order = self._order.draw(generator)
         moves = self.augment.draw(len(order), generator)
-        places = torch.arange(len(order))
-        parts = [places[self._order.part(step)] for step in range(start, len(self))]
-        own, sizes = torch.cat([places[:0], *parts]), [len(part) for part in parts]
+        positions = torch.arange(len(order))
+        parts = [positions[self._order.part(step)] for step in range(start, len(self))]
+        own, sizes = torch.cat([positions[:0], *parts]), [len(part) for part in parts]
         index, *moves = torch.stack([order, *moves])[:, own].to(self._device, non_blocking=True)
         columns = (self._device_labels.index_select(0, index), index, *moves)
         steps = zip(*(column.split(sizes) for column in columns))
@@ -68,7 +68,7 @@ class Loader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the images, or of the processes that read them. No epoch can follow."""
+        """Free the images, or end the processes that read them. No epoch can follow."""
 
     @abstractmethod
     def _images(self, epoch: int, order: Sequence[Tensor], index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,8 +76,8 @@ class Loader(ABC):
 
         Args:
             epoch: number of the epoch.
-            order: place of each image of each step in the data set, int64, on the CPU.
-            index: the same on the training device.
+            order: index in the data set of each image of each step, int64, on the CPU.
+            index: these indices on the training device.
         """
 
 

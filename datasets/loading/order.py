@@ -61,12 +61,12 @@ class Order:
         return torch.arange(self.count)
 
     def part(self, step: int) -> slice:
-        """Places in the epoch's order that make up this process's part of batch `step`."""
+        """The positions in the epoch's order that make up this process's part of batch `step`."""
         stop = self.count if step == self._steps - 1 else (step + 1) * self.batch_size
         return slice(step * self.batch_size + self.rank, stop, self.world)
 
     def largest_part(self) -> int:
-        """Images of this process in its largest batch."""
+        """Number of images of this process in its largest batch."""
         return max(len(range(self.count)[self.part(step)]) for step in (0, self._steps - 1))
 
     def _draw_balanced(self, generator: torch.Generator) -> Tensor:
@@ -74,9 +74,9 @@ class Order:
         classes = len(self._rows_of_classes)
         drawn = []
         # The images left over when `count` is divided go to other classes in every epoch.
-        for place, number in enumerate(torch.randperm(classes, generator=generator).tolist()):
+        for turn, number in enumerate(torch.randperm(classes, generator=generator).tolist()):
             rows = self._rows_of_classes[number]
-            share = self.count // classes + (place < self.count % classes)
+            share = self.count // classes + (turn < self.count % classes)
             rounds = [torch.randperm(len(rows), generator=generator) for _ in range(-(-share // len(rows)))]
             drawn += [rows[torch.cat(rounds)[:share]]] if rounds else []
         together = torch.cat(drawn)

@@ -60,7 +60,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """This is the one process that writes."""
+    """Whether this is the process that writes files, the first one."""
     return rank() == 0
 
 
@@ -146,7 +146,7 @@ class Agreement:
         self._asked: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, wanted: bool) -> bool:
-        """Ask; whether any process wanted it when they asked before."""
+        """Ask the other processes; the result says whether any of them wanted it at the question before."""
         if world_size() == 1:
             return wanted
         answer = self._answer()

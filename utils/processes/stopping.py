@@ -1,4 +1,4 @@
-"""Stopping when asked to, at a place from which one can go on.
+"""Stopping when asked to, at a step from which a run can go on.
 
 SIGTERM (batch systems, ``docker stop``), SIGUSR1 (Slurm, before a time limit) and SIGINT (Ctrl-C) ask a process to
 stop. While there is nothing to save, it stops at once; in training the step under way is finished and saved first. All
@@ -42,7 +42,7 @@ def interrupt_on_stop_signals() -> None:
 
 
 def ignore_stop_signals() -> None:
-    """From now on let nothing keep this process from coming to its end."""
+    """From now on ignore stop signals, so that this process comes to its end."""
     _handle(signal.SIG_IGN)
 
 
@@ -58,7 +58,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """A signal arrived, or the launcher of several processes has died."""
+        """Whether a signal arrived, or the launcher of several processes has died."""
         return self._signalled or launcher_is_gone()
 
     def __enter__(self) -> StopRequest:
@@ -71,7 +71,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While there is nothing to save, see `interrupt_on_stop_signals`.
+        """Within, a stop signal ends the process at once: nothing is to be saved. See `interrupt_on_stop_signals`.
 
         Raises:
             Interrupted: a signal has arrived before.
@@ -95,5 +95,5 @@ def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
 
 
 def _handle(handler: Handler) -> dict[int, Handler]:
-    """Set the handler of all stop signals; those that were there."""
+    """Set the handler of all stop signals, and return the handlers that were there."""
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS}

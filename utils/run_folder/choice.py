@@ -14,10 +14,10 @@ CERTAIN = 0.995  # share of the samples that counts as all of them
 def no_choice(selection: str, records: Sequence[dict[str, Any]]) -> str | None:
     """``"everywhere since 3"``: where the policy distils by now and since when, if all samples are alike; else None.
 
-    Everywhere is as under fixed, nowhere as if there were no teacher.
+    Everywhere: the run is like one of the plain distiller. Nowhere: it is like one without a teacher.
 
     Args:
-        selection: the policy chooses under some alone.
+        selection: ``kd.selection``; only some have a policy.
         records: the epochs of the training proper, in order, see `records.read_epochs`.
     """
     has_policy = selection in SELECTIONS and SELECTIONS[selection].policy

@@ -116,7 +116,7 @@ class RunDir(Layout):
 
     @property
     def lost(self) -> bool:
-        """The folder that this process has opened is gone: the one that is there now may be another run's."""
+        """Whether the folder that this process has opened is gone: one that is there now may be another run's."""
         if self._lock is None:
             return False
         try:

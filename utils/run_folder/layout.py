@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def begun(self) -> bool:
-        """There is a checkpoint to go on from."""
+        """Whether there is a checkpoint to go on from."""
         # A user may have deleted all but one checkpoint. Without a config, that one may be of another program.
         return self.last.exists() or self.previous.exists() or (self.config.exists() and bool(self.resumable()))
 

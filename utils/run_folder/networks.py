@@ -24,12 +24,12 @@ def refuse_run_of_others(folder: Path, config: Config) -> None:
     kd = config.kd
     networks = {"kd.teacher": kd.teacher, "kd.student": kd.student} if kd else {"model": config.model}
     for key, network in networks.items():
-        _compare(folder, key, network, key)
+        _refuse_other_network(folder, key, network, key)
 
 
 def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
     """Raise a UserError if there is a run in `folder` that did not train `teacher`."""
-    _compare(folder, "model", teacher, "kd.teacher")
+    _refuse_other_network(folder, "model", teacher, "kd.teacher")
 
 
 def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) -> None:
@@ -60,7 +60,7 @@ def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) 
         log.warning("%s was trained on images prepared in another way: %s", what, "; ".join(changes))
 
 
-def _compare(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:
+def _refuse_other_network(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:
     """Raise a UserError unless the network under `key` in the folder's config is `wanted`, the config's own `here`."""
     there = {}
     with suppress(UserError):  # without a config that can be read, it is not known what the folder is of

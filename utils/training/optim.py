@@ -40,7 +40,7 @@ class ScheduledOptimizer:
 
     @property
     def capturable(self) -> bool:
-        """A step that is captured as a CUDA graph follows the learning rate."""
+        """Whether a step that is captured as a CUDA graph follows the learning rate."""
         return all(isinstance(group["lr"], Tensor) for group in self.optimizer.param_groups)
 
     def lr_at(self, epoch: int) -> float:
