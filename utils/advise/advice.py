@@ -139,7 +139,7 @@ class Question:
     teacher_overrides: tuple[str, ...]
 
     def config(self) -> Config:
-        """That of a distilled run."""
+        """The config of the first student under the first distiller."""
         names = {"teacher": self.teacher, "student": self.students[0], "distiller": self.distillers[0]}
         return find_config(self.dataset, (self.seeds or SEEDS)[0], **names).load(self.overrides)
 
@@ -168,7 +168,7 @@ class Question:
         }
 
     def remember(self, choice: Choice) -> str:
-        """As JSON, so that the same question gets the same runs, however long a step takes then."""
+        """The question and its choice as JSON, so that it gets the same runs again, even if a step takes longer then."""
         return json.dumps({"question": asdict(self), **asdict(choice)}, indent=2) + "\n"
 
     def remembered(self, text: str) -> Choice | None:

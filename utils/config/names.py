@@ -82,8 +82,8 @@ def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str |
 
 
 def function_name(model: str) -> str:
-    """The last part of an import path: ``"torchvision.models.resnet34"`` → ``"resnet34"``. Of a name of timm's, that
-    without the weights: ``"timm/resnet34.a1_in1k"`` → ``"resnet34"``."""
+    """The last part of an import path: ``"torchvision.models.resnet34"`` → ``"resnet34"``. A name of timm loses its
+    weights: ``"timm/resnet34.a1_in1k"`` → ``"resnet34"``."""
     return model.removeprefix(TIMM).partition(".")[0] if is_timm(model) else model.rpartition(".")[2]
 
 
