@@ -168,7 +168,7 @@ class Question:
         }
 
     def remember(self, choice: Choice) -> str:
-        """The question and its choice as JSON, so that it gets the same runs again, even if a step takes longer then."""
+        """The question and its choice as JSON: it then gets the same runs again, even if a step takes longer."""
         return json.dumps({"question": asdict(self), **asdict(choice)}, indent=2) + "\n"
 
     def remembered(self, text: str) -> Choice | None:
