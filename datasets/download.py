@@ -73,8 +73,8 @@ def provide(root: Path, folder: str, url: str, md5: str) -> Path:
         if not (root / folder).is_dir():  # else another process was faster
             raise UserError(
                 f"dataset.root: {root} holds no {folder}, and {archive.name} cannot be "
-                f"{'unpacked' if archive.is_file() else f'downloaded from {url}'} ({reason(error)}); put a whole "
-                f"{archive.name} or the folder {folder} there, or use dataset=digits, which needs no files"
+                f"{'unpacked' if archive.is_file() else f'downloaded from {url}'} ({reason(error)}); put {archive.name} "
+                f"or the folder {folder} in {root}, or use dataset=digits, which needs no files"
             ) from error
     finally:
         if is_new and not any(root.iterdir()):

@@ -68,7 +68,7 @@ def test_half_an_archive_leaves_nothing_behind(tmp_path, published, monkeypatch)
 
     monkeypatch.setattr(tv, "_urlretrieve", break_off)
     line = refusal(fetch, root, published)
-    assert "(File not found or corrupted.); put a whole set.zip or the folder set there" in line
+    assert "(File not found or corrupted.); put set.zip or the folder set in" in line
     assert not root.exists()
     monkeypatch.undo()
     assert fetch(root, published).is_dir()
