@@ -71,10 +71,10 @@ def provide(root: Path, folder: str, url: str, md5: str) -> Path:
             os.rename(Path(scratch, folder), root / folder)
     except Exception as error:  # of the network, a wrong checksum, a full disk, half an archive
         if not (root / folder).is_dir():  # else another process was faster
+            failed = "unpacked" if archive.is_file() else f"downloaded from {url}"
             raise UserError(
-                f"dataset.root: {root} holds no {folder}, and {archive.name} cannot be "
-                f"{'unpacked' if archive.is_file() else f'downloaded from {url}'} ({reason(error)}); put {archive.name} "
-                f"or the folder {folder} in {root}, or use dataset=digits, which needs no files"
+                f"dataset.root: {root} holds no {folder}, and {archive.name} cannot be {failed} ({reason(error)}); put "
+                f"{archive.name} or the folder {folder} in {root}, or use dataset=digits, which needs no files"
             ) from error
     finally:
         if is_new and not any(root.iterdir()):
