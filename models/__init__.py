@@ -93,7 +93,6 @@ def _locate(path: str) -> Callable[..., nn.Module]:
     with doing(f"importing {module_name!r}, installed or in this directory,"):
         module = importlib.import_module(module_name)
     if not callable(getattr(module, attribute, None)):
-        raise UserError(
-            f"{module_name!r} has no class or function {attribute!r}{did_you_mean(attribute, vars(module))}"
-        )
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise UserError(f"{module_name!r} has no class or function {attribute!r}{did_you_mean(attribute, known)}")
     return getattr(module, attribute)

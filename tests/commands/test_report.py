@@ -240,8 +240,8 @@ def test_folders_are_searched_once_and_must_hold_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="holds no run"):
         find_runs([tmp_path / "run"])
-    with pytest.raises(UserError, match="holds no run"):
-        find_runs([tmp_path / "missing"])
+    with pytest.raises(UserError, match="missing: no such folder"):
+        find_runs([tmp_path / "disk", tmp_path / "missing"])
     (tmp_path / "run" / "data").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "back").symlink_to(tmp_path)
     assert len(find_runs([tmp_path / "run"])) == 1

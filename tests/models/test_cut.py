@@ -309,6 +309,7 @@ class TestComplaints:
         text = complaint(path)
         assert text.startswith(f"model {path!r}: ")
         assert expected in text
+        assert f"did you mean {path.rpartition('.')[2]!r}" not in text
 
     @pytest.mark.parametrize(
         ("network", "kwargs", "expected"),

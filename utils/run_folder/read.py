@@ -170,9 +170,11 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     """Every run in or below the folders, links followed, sorted by data set, pair, distiller, selection, seed and path.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or one of the folders is missing.
     """
     paths = list(paths)
+    if missing := [str(path) for path in paths if not path.is_dir()]:
+        raise UserError(f"{', '.join(missing)}: no such folder")
     folders = dict.fromkeys(folder for path in paths for folder in _folders_with_config(path))
     runs = [run for run in map(read_run, folders) if run is not None]
     if not runs:
