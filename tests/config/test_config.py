@@ -239,8 +239,10 @@ def test_the_module_shows_a_file_that_loads_again(capsys):
 @pytest.mark.parametrize(
     "text", ["dataset: {name: digits}\n", "kd_loss: {name: at}\nkd: {loss_weights: {other_kd: 1}}\n"]
 )
-def test_the_module_shows_a_base_file(text, capsys):
+def test_the_module_shows_a_base_file_and_checks_it(text, capsys):
     path = write("b.yml", f"base: a.yml\n{text}")
     write("a.yml", "training: {epochs: 1}\n")
     main([str(path), "training.lr=1"])
     assert yaml.safe_load(capsys.readouterr().out) == {**yaml.safe_load(text), "training": {"epochs": 1, "lr": 1}}
+    with pytest.raises(UserError, match=r"command line: training\.warmup_epochs: found 1: must be less"):
+        main([str(path), "training.warmup_epochs=1"])

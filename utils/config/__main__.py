@@ -15,6 +15,12 @@ from utils.config.layers import Layers
 from utils.config.yaml_text import dump_yaml, spell
 
 BASE = ("base", "-", "file or files to start from, relative to this one; what stands here wins")
+EXAMPLE_SINGLE = {"dataset": {"name": "digits"}, "model": {"name": "vgg8"}}
+EXAMPLE_PAIR = {
+    "dataset": {"name": "digits"},
+    "kd": {"teacher": {"name": "vgg13"}, "student": {"name": "vgg8"}},
+    "kd_loss": {"name": "at"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,15 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def settings(file: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """All settings of a file's experiment, checked; of a base file, which has no networks, only its own."""
+    """The settings of a file; a base file is completed by names, checked, and shown without them."""
     layers = Layers(file)
     layers.add_file(file)
     layers.add_overrides(overrides)
-    kd = layers.data.get("kd")
-    if "model" in layers.data or (isinstance(kd, dict) and {"teacher", "student"} & kd.keys()):
+    data = layers.data
+    kd = data.get("kd")
+    if "model" in data or (isinstance(kd, dict) and {"teacher", "student"} <= kd.keys()):
         return layers.config().to_dict()
+    experiment = EXAMPLE_PAIR if {"kd", "kd_loss"} & data.keys() else EXAMPLE_SINGLE
+    complete = Layers(file, [("", experiment), *layers.parts])
+    complete.config()
     print("# a base file: what experiments that start from it share")
-    return layers.data
+    return data
 
 
 def key_table() -> str:
