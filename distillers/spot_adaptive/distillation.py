@@ -177,7 +177,7 @@ class SpotAdaptiveDistillation(Task):
             self.logit_loss(*matched, chosen[:, -1], batch),
             f"loss at the logits {type(self.logit_loss).__name__}: forward",
         )
-        loss = ce + self.ramp[1] * (self.beta * weighted.sum()) + self.ramp[0] * (self.alpha * at_logits)
+        loss = ce + self._warm_up(1, self.beta * weighted.sum()) + self._warm_up(0, self.alpha * at_logits)
         parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
         parts |= self._by_spot("loss", spots) | self._by_spot("gate", chosen.mean(dim=0)) | weights
         parts = {name: part.detach() for name, part in parts.items()}
@@ -192,9 +192,13 @@ class SpotAdaptiveDistillation(Task):
         if self.training and self.balance.measuring:
             at_spots = [(features[spot.student], views[spot.student]) for spot in self.distiller.spots]
             self.balance.measure(ce, spots, at_spots, chosen[:, :-1], self.beta)
-        pull = self.ramp[1] * self.balance.ratio
+        pull = self._warm_up(1, self.balance.ratio)
         weights = self.balance(pull)
         return weights * spots, self._by_spot("weight", weights) | self._by_spot("ratio", pull.clamp_min(0))
+
+    def _warm_up(self, k: int, loss: Tensor) -> Tensor:
+        """`loss` times `ramp` number `k`; without a warm-up no kernel is launched."""
+        return self.ramp[k] * loss if self.ramp_epochs[k] else loss
 
     def _by_spot(self, kind: str, values: Tensor) -> dict[str, Tensor]:
         return {f"{kind}/{label}": value for label, value in zip(self.gate_labels, values.unbind())}
