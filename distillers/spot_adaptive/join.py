@@ -55,8 +55,15 @@ def join(
         settings: the others of `SpotAdaptiveDistillation`, e.g. ``gamma=2.0``.
 
     Raises:
-        UserError: there is no such distiller, loss or policy, or it does not fit the networks.
+        UserError: there is no such distiller, loss, selection or policy, it does not fit the networks, or a temperature
+            is not above 0.
     """
+    # A config has been checked for these; a call from Python has not.
+    if selection not in SELECTIONS:
+        raise UserError(f"selection is {selection!r}, expected one of {', '.join(SELECTIONS)}")
+    for name, value in {"temperature": temperature, "gate_temperature": gate_temperature}.items():
+        if not value > 0:
+            raise UserError(f"{name} is {value}, expected a number above 0")
     networks = {"student": wrap_module(student, None, image_size), "teacher": wrap_module(teacher, None, image_size)}
     shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
     setting = Setting(**shapes, labels=labels, spots=spots, feat_dim=feat_dim, pair=pair)

@@ -169,3 +169,16 @@ class TestOwnPolicy:
         ):
             with pytest.raises(UserError, match=re.escape(message)):
                 join(ToyNet(), ToyNet(), "at", policy=name, policy_options=options, **networks)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("selection", "fixd", "selection is 'fixd', expected one of fixed, random, anti"),
+        ("temperature", 0, "temperature is 0, expected a number above 0"),
+        ("gate_temperature", float("nan"), "gate_temperature is nan, expected a number above 0"),
+    ],
+)
+def test_join_refuses_what_no_config_could_have(key, value, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        join(ToyNet(), ToyNet(), "at", labels=toy_labels(), image_size=IMAGE_SIZE, **{key: value})
