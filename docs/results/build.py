@@ -1,7 +1,7 @@
 """Make the tables and figures of docs/results.md, and the README's, of the CSV files beside this one.
 
     python docs/results/build.py             # tables and figures of the CSV files
-    python docs/results/build.py run         # first make the CSV files again, of all finished runs below these folders
+    python docs/results/build.py run         # first add all finished runs below these folders to the CSV files
 
 A table stands between ``<!-- results: its name -->`` and ``<!-- end -->``; what is between them is replaced. A line of
 runs.csv is a run; one of shares.csv has the percentage of samples that one run distilled at one spot, by epoch.
@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -34,6 +35,9 @@ from utils.run_folder.read import SINGLE, Run, find_runs  # noqa: E402
 
 RUNS, SHARES = HERE / "runs.csv", HERE / "shares.csv"
 SHARE_EPOCHS = (1, 2, 3, 4, 5, 6, 8, *range(10, 60, 5), *range(60, 241, 10))
+# What tells a line from every other one of its file.
+KEYS = {RUNS: ["root", "student", "distiller", "selection", "seed"]}
+KEYS[SHARES] = ["root", "distiller", "selection", "seed", "spot"]
 
 # What repetitions have in common; they differ in their seed.
 SETTINGS = ["dataset", "images", "pixels", "teacher_weights", "student", "homo", "gamma", "routing_share", "precision"]
@@ -49,11 +53,13 @@ TEACHERS = {
 }
 RUN = ("fixed", "random", "anti", "adaptive")  # selections
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
-NEWER = {"dkd": "DKD", "dist": "DIST", "reviewkd": "ReviewKD"}
+LOGITS = {"dkd": "DKD", "dist": "DIST", "nkd": "NKD", "wttm": "WTTM"}  # losses at the logits alone
+NEWER = {"vid": "VID", "reviewkd": "ReviewKD"}
 
 PLAIN, WARM, KD = "plain distiller", "plain distiller, warm-up", "KD alone"
 OPEN, UNDECIDED, UNDECIDED_WARM = "policy, open gates", "policy, undecided gates", "policy, undecided gates, warm-up"
 ONCE, QUARTER = "policy", "policy, 1/4 of the batch"
+STANDARD = "KD alone, standardised logits"
 SMALL, LARGE = "16x16", "32x32"
 
 # Students to compare: pixels; what one is, its folder and selection; the same of the other; the distillers.
@@ -66,7 +72,8 @@ COMPARISONS = [
     (SMALL, WARM, "run/wide-warm fixed", UNDECIDED, "run/wide adaptive", ("sp",)),
     (SMALL, UNDECIDED_WARM, "run/all-apart-warm adaptive", WARM, "run/all-warm fixed", ("at",)),
     (SMALL, UNDECIDED_WARM, "run/wide-warm adaptive", WARM, "run/wide-warm fixed", ("sp",)),
-    (SMALL, PLAIN, "run/all fixed", KD, "run/all fixed kd", ("at", "sp", "crd", *NEWER)),
+    (SMALL, PLAIN, "run/all fixed", KD, "run/all fixed kd", ("at", "sp", "crd", "reviewkd", *LOGITS)),
+    (SMALL, STANDARD, "run/all-standardized fixed kd", KD, "run/all fixed kd", ("kd",)),
     (SMALL, "anti", "run/wide anti", "student alone", "run single alone", ("at", "sp")),
     (SMALL, QUARTER, "run/all-quarter adaptive", ONCE, "run/all adaptive", ("at", "sp", "crd")),
     (SMALL, QUARTER, "run/all-apart-quarter adaptive", ONCE, "run/all-apart adaptive", ("at",)),
@@ -78,6 +85,27 @@ COMPARISONS = [
     (LARGE, UNDECIDED, "run/pixels-32-apart adaptive", PLAIN, "run/pixels-32 fixed", ("at",)),
     (LARGE, WARM, "run/pixels-32-warm fixed", PLAIN, "run/pixels-32 fixed", ("at",)),
     (LARGE, PLAIN, "run/pixels-32 fixed", KD, "run/pixels-32 fixed kd", ("at",)),
+]
+
+# What is tried against a distiller that is too strong, and to tell the choice of samples from their number: ending of
+# the folder, and selection. Under wrn_16_2, gates begin undecided without the word "-apart".
+ARMS = {
+    "fixed": ("", "fixed"),
+    "warm-up": ("-warm", "fixed"),
+    "balanced": ("-balanced", "fixed"),
+    "c 0.3": ("-balanced-0.3", "fixed"),
+    "c 3": ("-balanced-3", "fixed"),
+    "undecided": ("-apart", "adaptive"),
+    "shuffled": ("-apart", "shuffled"),
+    "balanced, undecided": ("-balanced-apart", "adaptive"),
+}
+ARM_TEACHERS = {"run/all": SMALL, "run/wide": SMALL, "run/pixels-32": LARGE}
+# Stated before the runs were looked at. The p-values of the cells of one question are corrected together.
+QUESTIONS = [
+    ("balanced", "fixed"),
+    ("balanced", "warm-up"),
+    ("undecided", "shuffled"),
+    ("balanced, undecided", "balanced"),
 ]
 
 
@@ -133,9 +161,53 @@ def comparison_table(runs: pd.DataFrame) -> pd.DataFrame:
         teacher = next((t for r, t in reversed(TEACHERS.items()) if root.startswith(r)), TEACHERS["run/all"])
         for name in distillers:
             first, second = (last(runs, *(*place.split(), name)[:3]) for place in (our_place, base_place))
-            row = {"student": ours, "compared with": base, "distiller": (DISTILLERS | NEWER)[name], "teacher": teacher}
+            distiller = (DISTILLERS | NEWER | LOGITS).get(name, "KD")
+            row = {"student": ours, "compared with": base, "distiller": distiller, "teacher": teacher}
             rows.append(row | {"pixels": pixels, "difference": difference(first, second)})
     return pd.DataFrame(rows)
+
+
+def arms(runs: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, pd.Series]]]:
+    """Of every teacher and distiller that was balanced: which it is, and top-1 by seed of each of the `ARMS`."""
+    found = []
+    for root, pixels in ARM_TEACHERS.items():
+        for name, distiller in (DISTILLERS | NEWER).items():
+            values = {}
+            for arm, (ending, selection) in ARMS.items():
+                folder = f"{root}{ending}"
+                values[arm] = last(runs, folder.replace("-apart", "") if "wide" in root else folder, selection, name)
+            if len(values["balanced"]):
+                teacher = TEACHERS.get(root, TEACHERS["run/all"])
+                found.append(({"teacher": teacher, "pixels": pixels, "distiller": distiller}, values))
+    return found
+
+
+def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 of every one of the `ARMS`."""
+    rows = [cell | {arm: mean_text(values, " ± ") for arm, values in columns.items()} for cell, columns in arms(runs)]
+    return pd.DataFrame(rows)
+
+
+def question_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences for the `QUESTIONS`; p of Student's t by Holm's correction, in bold below 0.05.
+
+    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
+    """
+    parts = []
+    for ours, base in QUESTIONS:
+        rows = []
+        for cell, columns in arms(runs):
+            found = (columns[ours] - columns[base]).dropna()
+            if len(found) > 1:
+                row = {"question": f"{ours} - {base}", **cell, "p": ttest_1samp(found, 0).pvalue}
+                rows.append(row | {"difference": str(paired_difference(columns[ours], columns[base]))})
+        part = pd.DataFrame(rows)
+        if rows:
+            order = part["p"].sort_values()
+            corrected = (order * range(len(order), 0, -1)).cummax().clip(upper=1)
+            part["p"] = corrected.map(lambda p: f"**{max(p, 0.001):.3f}**" if p < 0.05 else f"{p:.3f}")
+        parts.append(part)
+    return pd.concat(parts)
 
 
 def choice_table(shares: pd.DataFrame) -> pd.DataFrame:
@@ -158,7 +230,7 @@ def tables(runs: pd.DataFrame, shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
     main = main_table(runs)
     short = main[main["teacher"].str.endswith("50,000 images")].drop(columns=["random", "anti"])
     made = {"main": main, "readme": short, "comparisons": comparison_table(runs)}
-    return made | {"choices": choice_table(shares)}
+    return made | {"choices": choice_table(shares), "arms": arm_table(runs), "questions": question_table(runs)}
 
 
 def filled(document: str, made: dict[str, pd.DataFrame]) -> str:
@@ -279,6 +351,11 @@ def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(map(run_line, finished)), shares[[*(n for n in shares if n not in epochs), *epochs]]
 
 
+def added(known: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The lines of both; a new one takes the place of a known one with the same `key`."""
+    return pd.concat([known, new]).drop_duplicates(key, keep="last")
+
+
 def read_csv(file: Path | io.StringIO) -> pd.DataFrame:
     """Empty cells are empty texts, or NaN among numbers."""
     table = pd.read_csv(file, dtype=dict.fromkeys(("homo", "gamma", "routing_share", "teacher_top1"), str))
@@ -288,13 +365,13 @@ def read_csv(file: Path | io.StringIO) -> pd.DataFrame:
 
 def main() -> None:
     parser = Parser(description="Make the tables and figures of docs/results.md of the CSV files beside this one.")
-    parser.add_argument("folders", nargs="*", type=Path, help="make the CSV files again, of all runs below")
+    parser.add_argument("folders", nargs="*", type=Path, help="first add all finished runs below to the CSV files")
     folders = parser.parse_args().folders
     files = (RUNS, SHARES)
+    texts = [file.read_text(encoding="utf-8") for file in files]
     if folders:
-        texts = [table.to_csv(index=False) for table in collect(folders)]
-    else:
-        texts = [file.read_text(encoding="utf-8") for file in files]
+        known = zip(files, texts, collect(folders))
+        texts = [added(read_csv(io.StringIO(text)), new, KEYS[file]).to_csv(index=False) for file, text, new in known]
     runs, shares = (read_csv(io.StringIO(text)) for text in texts)
     made = tables(runs, shares)
     documents = {path: filled(path.read_text(encoding="utf-8"), made) for path in DOCUMENTS}

@@ -35,5 +35,5 @@ def test_the_end_of_a_run_says_so(tmp_path):
     run = RunDir(tmp_path)
     run.metrics.write_text("".join(f"{json.dumps(epoch)}\n" for epoch in epochs((0.5,), (1,), (1,))))
     result = {"best_top1": 50.0, "best_epoch": 1, "last_top1": 50.0, "checkpoint": "best.pth"}
-    said = describe_result(toy_config(), result, run)
+    said = describe_result(toy_config(), result, run, 1.0)
     assert "no choice: the student was distilled everywhere since 2, whatever the sample" in said

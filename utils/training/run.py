@@ -14,7 +14,6 @@ from functools import partial
 import torch
 
 from datasets import Data, Source, make_loader, open_data
-from distillers import DISTILLERS
 from distillers.spot_adaptive.balance import excessive_beta
 from distillers.task import Task
 from utils.config import Config
@@ -197,7 +196,7 @@ def fit(
             run.write_result(result)
             with log_to_file(run.log):
                 warn(wide_interval(result["last_top1"], data.val.num_samples))
-                log.info(describe_result(config, result, run))
+                log.info(describe_result(config, result, run, getattr(task, "beta", 0.0)))
                 if not student_follows:
                     log.info(f"next: {next_command(config, command)}")
                     log.info(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
@@ -252,7 +251,7 @@ def warn(lines: Iterable[str]) -> None:
         log.warning(line)
 
 
-def describe_result(config: Config, result: dict, run: Layout) -> str:
+def describe_result(config: Config, result: dict, run: Layout, beta: float) -> str:
     """What came out of a run, in a few lines: accuracies, whether its policy chose, the checkpoint."""
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
@@ -263,8 +262,6 @@ def describe_result(config: Config, result: dict, run: Layout) -> str:
     if config.kd and (records := read_epochs(run.metrics, "train")):
         if constant := no_choice(config.kd.selection, records):
             lines.append(f"no choice: the student was distilled {constant}, whatever the sample")
-        beta = config.kd.loss_weights.other_kd
-        default = DISTILLERS.get(config.kd_loss.name).default_weight
-        lines += excessive_beta(records[-1]["train"], default if beta is None else beta)
+        lines += excessive_beta(records[-1]["train"], beta)
     lines.append(f"checkpoint: {result['checkpoint']}")
     return "\n".join(lines)
