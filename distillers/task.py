@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -84,15 +84,6 @@ class Task(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         """Prepare for the epoch with index `epoch`, counted from 0: what changes in the course of the training depends
         on the epoch alone, and is written in place, where a captured step reads it."""
-
-    def start_step(self, step: int) -> None:
-        """Prepare for the step with number `step`, counted from 0 over all epochs. What changes from step to step
-        depends on this number alone, so that a run can be resumed at any step."""
-
-    @property
-    def kind_of_step(self) -> Hashable:
-        """Equal for steps in which Python does the same. A captured step is repeated for equal ones alone."""
-        return None
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         raise NotImplementedError

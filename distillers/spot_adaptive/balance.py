@@ -1,117 +1,87 @@
-"""Balanced spots: no spot pulls at the student more than ``kd.balance`` times as hard as the labels."""
+"""Balanced spots: no spot pulls at the student more than ``kd.balance`` times as hard as all that lies behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
 
 from models.staged import StagedModel
 from utils.processes.group import all_sum
 
-# Steps from one measurement to the next. On a CPU core, resnet20 to resnet8 at 16 x 16, a step that measures takes 1.5
-# times as long as another one under AT, 1.25 under ReviewKD, 1.05 under SP and CRD. All steps together take at most
-# 2.5 % longer.
-MEASURE_EVERY = 20
-MOMENTUM = 0.9  # share of the old ratio in the new one
-UNSET = -1.0
 LOW_WEIGHT = 0.1  # the log names spots whose weight ends below this
 
 
 class Balance(nn.Module):
-    """Weights ``w_k = min(1, cap / r_k)`` of the spots' losses, with ``r_k = β ‖∂ℓ_k/∂f_k‖ / ‖∂CE/∂f_k‖``.
+    """Limits the gradient that the distiller sends into each feature of the student.
 
-    ``f_k`` is the student's feature of spot ``k``; the norms are those of the whole batch, of all processes. So β is an
-    upper limit. A measurement costs a backward pass from the logits to the earliest spot, and the gradient of every
-    spot's loss. One step in `MEASURE_EVERY` measures, and the ratios are smoothed.
+    Two gradients meet at a feature ``f_k`` in the backward pass: ``h_k`` from the stages behind it, of the
+    cross-entropy, the loss at the logits and deeper spots, and ``g_k`` from the distiller, β included. The student's
+    earlier stages get ``h_k + w_k g_k`` with ``w_k = min(1, cap / r_k)`` and ``r_k = ‖g_k‖ / ‖h_k‖``; the norms are
+    those of the whole batch, of all processes. So β is an upper limit. The distiller's own modules get their whole
+    gradient.
+
+    Nothing is computed besides the norms, and nothing is kept from one step to the next. A single batch may pull many
+    times as hard as the average one: with ratios that were smoothed over steps, SP ended two points lower.
 
     Args:
-        cap: ``kd.balance``, how hard a spot may pull in comparison with the labels.
-        spots: their number.
+        cap: ``kd.balance``.
+        features: number of the student's features.
 
     Attributes:
-        ratio: ``r_k`` of every spot, ``[K]``, at the full β; `UNSET` before a sample has been chosen there.
-        measuring: whether the next step measures. Steps that do and steps that do not are captured apart.
+        ratio: ``r_k`` in the last backward pass, ``[features]``; 0 before, and where the distiller sends nothing.
+        weight: ``w_k`` in it.
     """
 
     ratio: Tensor
+    weight: Tensor
 
-    def __init__(self, cap: float, spots: int):
+    def __init__(self, cap: float, features: int):
         super().__init__()
-        self.cap, self.measuring = cap, True
-        self.register_buffer("ratio", torch.full((spots,), UNSET))
+        self.cap = cap
+        self.register_buffer("ratio", torch.zeros(features), persistent=False)
+        self.register_buffer("weight", torch.ones(features), persistent=False)
 
-    def start_step(self, step: int) -> None:
-        self.measuring = step % MEASURE_EVERY == 0
-
-    def measure(
-        self, ce: Tensor, losses: Tensor, features: Sequence[tuple[Tensor, Tensor]], chosen: Tensor, beta: float
-    ) -> None:
-        """Update `ratio`.
-
-        Args:
-            ce: cross-entropy of the student, a scalar.
-            losses: of the spots, ``[K]``, without β.
-            features: of the student at the spots: the one that leads to `ce`, and the one that leads to the loss.
-            chosen: gates of the spots, ``[B, K]``. A spot without a chosen sample keeps its ratio.
-            beta: the full β.
-        """
-        of_labels = squared_norms(ce, [feature for feature, _ in features])
-        alone = zip(unstacked(losses), features)
-        of_spots = torch.cat([squared_norms(loss, [feature]) for loss, (_, feature) in alone])
-        labels, spots, count = all_sum(of_labels, of_spots, chosen.sum(dim=0).to(of_labels.dtype))
-        new = beta * (spots / labels).sqrt()
-        smooth = torch.where(self.ratio < 0, new, MOMENTUM * self.ratio + (1 - MOMENTUM) * new)
-        self.ratio.copy_(torch.where((count > 0) & new.isfinite(), smooth, self.ratio))
-
-    def forward(self, pull: Tensor) -> Tensor:
-        """``w_k`` of every spot, ``[K]``; 1 where no ratio has been measured.
-
-        Args:
-            pull: ``r_k`` of every spot at the β of this epoch, ``[K]``.
-        """
-        return torch.where(pull > self.cap, self.cap / pull, 1.0)
+    def features(self, student: StagedModel, image: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The student's features, the same features for the distiller, and the logits."""
+        features, for_distiller = [], []
+        for index in range(len(self.ratio)):
+            feature = student.run(image, index, index + 1)
+            image, view = _Fork.apply(feature, self.cap, self.ratio[index], self.weight[index])
+            features.append(image)
+            for_distiller.append(view)
+        return features, for_distiller, student.run(image, len(self.ratio))
 
 
-def features_on_the_way(student: StagedModel, image: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-    """The first `count` features and the logits, where each feature is the tensor that the next stage takes.
+class _Fork(torch.autograd.Function):
+    """A feature, once for the stages behind it and once for the distiller, whose gradient is limited, see `Balance`."""
 
-    `StagedModel.features` of a transformer gives maps that are made of its tokens. The logits are not computed from
-    these maps, so the cross-entropy has no gradient there.
-    """
-    features = []
-    for index in range(count):
-        image = student.run(image, index, index + 1)
-        features.append(image)
-    return features, student.run(image, count)
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, cap: float, ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.cap, ctx.ratio, ctx.weight = cap, ratio, weight
+        ctx.set_materialize_grads(False)
+        return feature.view_as(feature), feature.view_as(feature)
 
-
-def unstacked(losses: Tensor) -> list[Tensor | GradientEdge | None]:
-    """What `losses`, ``[K]``, was stacked from, so that each can be differentiated alone; None: it has no gradient.
-
-    The backward pass of one entry of a stack also goes through all others, with zeros: under ReviewKD, whose levels
-    depend on each other, a measurement would take twice as long.
-    """
-    node = losses.grad_fn
-    if node is None or node.name() != "StackBackward0":
-        return list(losses.unbind())
-    return [None if source is None else GradientEdge(source, number) for source, number in node.next_functions]
-
-
-def squared_norms(loss: Tensor | GradientEdge | None, features: Sequence[Tensor]) -> Tensor:
-    """Squared norm of the gradient of `loss` at each feature, in float32 or better; 0 where `loss` has none there."""
-    wanted = [feature for feature in features if feature.requires_grad]  # a frozen stage has no gradient
-    gradients: dict[int, Tensor | None] = {}
-    if wanted and loss is not None and getattr(loss, "requires_grad", True):
-        with torch.autocast(wanted[0].device.type, enabled=False):
-            found = torch.autograd.grad([loss], wanted, retain_graph=True, allow_unused=True)
-        gradients = dict(zip(map(id, wanted), found))
-    none = torch.zeros((), dtype=torch.promote_types(features[0].dtype, torch.float32), device=features[0].device)
-    of_features = [gradients.get(id(feature)) for feature in features]
-    return torch.stack([none if g is None else vector_norm(g, dtype=none.dtype).square() for g in of_features])
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, behind: Tensor | None, of_distiller: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
+        if behind is None or of_distiller is None:
+            return of_distiller if behind is None else behind, None, None, None
+        kind = torch.promote_types(behind.dtype, torch.float32)
+        norms = torch.stack([vector_norm(gradient, dtype=kind) for gradient in (behind, of_distiller)])
+        (squares,) = all_sum(norms.square())
+        h, g = squares.sqrt().unbind()
+        ratio = torch.where(h > 0, g / h, 0.0)
+        weight = torch.where(ratio > ctx.cap, ctx.cap / ratio, 1.0)
+        ctx.ratio.copy_(ratio)
+        ctx.weight.copy_(weight)
+        return behind + weight * of_distiller, None, None, None
 
 
 def excessive_beta(means: Mapping[str, float], beta: float) -> list[str]:

@@ -6,7 +6,7 @@ Song, Chen, Ye, Song, "Spot-adaptive Knowledge Distillation", IEEE TIP 2022, arX
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from datasets.batch import Batch
 from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
-from distillers.spot_adaptive.balance import Balance, features_on_the_way
+from distillers.spot_adaptive.balance import Balance
 from distillers.spot_adaptive.selection import SELECTIONS, Seen
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
@@ -43,8 +43,8 @@ class SpotAdaptiveDistillation(Task):
         policy: draws the gates; None where the selection has no policy.
         alpha, beta: weights of the loss at the logits and of the distiller's losses.
         gamma: factor of a routed cross-entropy above the student's; one below is divided by it.
-        balance: how hard each spot may pull at the student in comparison with the labels, see `Balance`; None: there is
-            no limit.
+        balance: how hard each spot may pull at the student in comparison with all that lies behind it, see `Balance`;
+            None: there is no limit.
         logit_loss: what to match at the logits; None for the distiller's own, at temperature 4.
         standardize: bring each sample's logits to mean 0 and standard deviation 1 before they are matched.
         warmup_epochs: over how many epochs alpha and beta grow to their full values, by ``(epoch + 1) / epochs``; None:
@@ -90,9 +90,9 @@ class SpotAdaptiveDistillation(Task):
         self.ramp_epochs = own if warmup_epochs is None else [warmup_epochs, warmup_epochs]
         # Factors of alpha and beta, which follow from the epoch. They are written in place, where a CUDA graph reads.
         self.register_buffer("ramp", torch.ones(2), persistent=False)
-        self.balance = Balance(balance, len(distiller.spots)) if balance and distiller.spots else None
+        self.balance = Balance(balance, len(student_shapes)) if balance and distiller.spots else None
         self.routing_share = routing_share
-        self.num_gates, self.num_features = len(distiller.spots) + 1, len(student_shapes)
+        self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy = policy
         self._parameters_of_distiller = len(list(distiller.parameters()))
@@ -119,14 +119,6 @@ class SpotAdaptiveDistillation(Task):
         for factor, epochs in zip(self.ramp, self.ramp_epochs):
             factor.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
         self.epoch.fill_(epoch)
-
-    def start_step(self, step: int) -> None:
-        if self.balance is not None:
-            self.balance.start_step(step)
-
-    @property
-    def kind_of_step(self) -> bool:
-        return self.balance is not None and self.balance.measuring
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
@@ -157,51 +149,40 @@ class SpotAdaptiveDistillation(Task):
         """The student's loss ``CE + beta * spots + alpha * logits``, and the gates with the policy's gradient."""
         if self.balance is None:
             features, logits = self.student.features(batch.image)
+            for_distiller = features
         else:
-            features, logits = features_on_the_way(self.student, batch.image, self.num_features)
+            features, for_distiller, logits = self.balance.features(self.student, batch.image)
         gates = self.draw_gates(self.policy_input(features, teacher_features, logits, teacher_logits, batch.label))
         chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
-        # Each view is a tensor of its own: a spot's gradient there leaves out what other spots send through the stages.
-        views = features if self.balance is None else [feature.view_as(feature) for feature in features]
         with unchanged((*features, *teacher_features, *batch), f"distiller {type(self.distiller).__name__}"):
-            spots = self.distiller(views, teacher_features, chosen[:, :-1], batch)
+            spots = self.distiller(for_distiller, teacher_features, chosen[:, :-1], batch)
         if len(list(self.distiller.parameters())) != self._parameters_of_distiller:
             raise UserError(
                 f"distiller {type(self.distiller).__name__}: has made parameters in a step, which no optimiser trains; "
                 "make them in the constructor"
             )
-        weighted, weights = self._weigh(ce, spots, features, views, chosen)
         matched = map(standardized, (logits, teacher_logits)) if self.standardize else (logits, teacher_logits)
         at_logits = scalar(
             self.logit_loss(*matched, chosen[:, -1], batch),
             f"loss at the logits {type(self.logit_loss).__name__}: forward",
         )
-        loss = ce + self._warm_up(1, self.beta * weighted.sum()) + self._warm_up(0, self.alpha * at_logits)
+        loss = ce + self._warm_up(1, self.beta * spots.sum()) + self._warm_up(0, self.alpha * at_logits)
         parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
-        parts |= self._by_spot("loss", spots) | self._by_spot("gate", chosen.mean(dim=0)) | weights
+        parts |= self._by_spot("loss", spots) | self._by_spot("gate", chosen.mean(dim=0))
+        if self.balance is not None:  # the backward pass will write into these tensors
+            at = [spot.student for spot in self.distiller.spots]
+            for kind, values in (("weight", self.balance.weight), ("ratio", self.balance.ratio)):
+                parts |= self._by_spot(kind, [values[index] for index in at])
         parts = {name: part.detach() for name, part in parts.items()}
         return TaskOutput(loss, parts, logits.detach(), chosen, targets.dominant), gates
-
-    def _weigh(
-        self, ce: Tensor, spots: Tensor, features: list[Tensor], views: list[Tensor], chosen: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The spots' losses, balanced if that is wanted, and the parts that the balance adds to the log."""
-        if self.balance is None:
-            return spots, {}
-        if self.training and self.balance.measuring:
-            at_spots = [(features[spot.student], views[spot.student]) for spot in self.distiller.spots]
-            self.balance.measure(ce, spots, at_spots, chosen[:, :-1], self.beta)
-        pull = self._warm_up(1, self.balance.ratio)
-        weights = self.balance(pull)
-        return weights * spots, self._by_spot("weight", weights) | self._by_spot("ratio", pull.clamp_min(0))
 
     def _warm_up(self, k: int, loss: Tensor) -> Tensor:
         """`loss` times `ramp` number `k`; without a warm-up no kernel is launched."""
         return self.ramp[k] * loss if self.ramp_epochs[k] else loss
 
-    def _by_spot(self, kind: str, values: Tensor) -> dict[str, Tensor]:
-        return {f"{kind}/{label}": value for label, value in zip(self.gate_labels, values.unbind())}
+    def _by_spot(self, kind: str, values: Iterable[Tensor]) -> dict[str, Tensor]:
+        return {f"{kind}/{label}": value for label, value in zip(self.gate_labels, values)}
 
     def _route(self, batch: Batch, targets: Targets, start: Tensor, gates: Tensor, student: TaskOutput) -> TaskOutput:
         """The policy's loss, from the routed pass of the samples that `routing_share` leaves."""

@@ -59,7 +59,7 @@ WORDS = ["--dataset", "imagefolder", "--teacher", "resnet14", "--students", "res
 def test_advice_from_images_to_a_table_and_its_repetition(images, tmp_path, capsys):
     words = [*WORDS, "--distillers", "at", "--seeds", "1", "--anyway", *images]
     assert main([*words, "--dry-run"]) == 0
-    assert "| resnet8 at, fixed, kd.balance=1 | " in capsys.readouterr().out
+    assert "| resnet8 at, fixed, kd.balance=0.5 | " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_advice_from_images_to_a_table_and_its_repetition(images, tmp_path, caps
     assert "Best student: resnet14 → resnet8, " in said
     (root,) = tmp_path.glob("run/advice/1-epochs-*")
     table = pd.read_csv(root / "advice.csv")
-    assert set(table["training"]) == {"alone", "teacher", "at, fixed", "at, fixed, kd.balance=1.0"}
+    assert set(table["training"]) == {"alone", "teacher", "at, fixed", "at, fixed, kd.balance=0.5"}
     assert table["top-1 (%)"].str.endswith("(1)").sum() == 3
     assert table["gain over alone"].notna().sum() == 2
     assert (root / "advice.png").read_bytes().startswith(b"\x89PNG")
@@ -107,7 +107,7 @@ def test_the_student_alone_is_built_as_the_distilled_one():
 def test_students_alone_come_first_and_only_what_has_spots_is_balanced():
     found = make_candidates(["a", "b"], ["kd", "at"], ["fixed", "adaptive"])
     assert list(map(str, found[:5])) == ["a alone", "b alone", "a kd, fixed", "b kd, fixed", "a at, fixed"]
-    assert [str(one) for one in found if one.sweep] == ["a at, fixed, kd.balance=1", "b at, fixed, kd.balance=1"]
+    assert [str(one) for one in found if one.sweep] == ["a at, fixed, kd.balance=0.5", "b at, fixed, kd.balance=0.5"]
     assert str(found[-1]) == "b at, adaptive"
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from distillers.spot_adaptive.balance import Balance
 from utils.cli import main_distill, main_single
 from utils.errors import UserError
 
@@ -37,13 +36,6 @@ def test_a_pair_with_a_teacher_that_is_missing_and_a_phase_of_its_own(said):
     assert "spots: f3, logits" in text
     assert text.index("pretrain: SGD of ") < text.index("train: SGD of student")
     assert "SGD of agent" in text
-
-
-def test_steps_are_timed_without_the_rare_measurement_of_balance(said, monkeypatch):
-    monkeypatch.setattr(Balance, "measure", lambda *_: pytest.fail("this step measures"))
-    assert "spots: f1, f2, f3, logits" in said(
-        main_distill, "--net1", "resnet14", "--net2", "resnet8", "kd.balance=1", "training.batch_size=8"
-    )
 
 
 def test_a_wrong_run_is_refused_as_the_run_itself_would_be(said):

@@ -80,7 +80,6 @@ class Training:
         batches = [Batch(*(value.to(self.device) for value in batch)) for batch in batches]
         with within():
             for batch in batches:
-                self.task.start_step(self._taken)
                 self.step(batch)
                 self._taken += 1
         return self

@@ -122,18 +122,20 @@ class PlainStep:
         assert chosen.shape == size
 
         ce = cross_entropy(logits, batch.label)
-        copies = [x.clone() for x in features]  # on which the terms depend apart from each other
-        terms = self._spot_terms(copies, teacher_features, spots, chosen, batch, draws)
-        weights = self._balance(ce, terms, [(features[s], copies[s]) for s, _ in spots])
         matched = self._logit_term(logits, teacher_logits, batch.label, chosen[:, -1])
-        spots_total = self.beta * sum(w * term for w, term in zip(weights, terms))
+        inputs = [x.detach().requires_grad_() for x in features] if self.cap else features
+        terms = self._spot_terms(inputs, teacher_features, spots, chosen, batch, draws)
+        spots_total = self.beta * sum(terms)
         loss = ce + spots_total + self.alpha * matched
         losses = {f"loss/{self.copy.logit_loss.label}": matched, "loss/ce": ce, "loss/total": loss}
+        differentiated, weights = loss, []
+        if self.cap:
+            differentiated, weights = self._balance(ce + self.alpha * matched, spots_total, features, inputs)
         labels = self.copy.gate_labels
-        for kind, values in (("loss", terms), ("gate", chosen.double().mean(dim=0)), ("weight", weights)):
-            if kind != "weight" or self.cap:
-                losses |= {f"{kind}/{label}": value for label, value in zip(labels, values)}
-        gradients = self._backward(loss)
+        for kind, values in (("loss", terms), ("gate", chosen.double().mean(dim=0))):
+            losses |= {f"{kind}/{label}": value for label, value in zip(labels, values)}
+        losses |= {f"weight/{label}": weights[s] for label, (s, _) in zip(labels, spots) if weights}
+        gradients = self._backward(differentiated)
 
         routed, policy = None, 0.0
         if gates is not None:
@@ -177,17 +179,26 @@ class PlainStep:
         labels = [label[rows]] if loss in (dkd, nkd) else []
         return loss(student[rows], teacher[rows], *labels) * rows.sum() / len(rows)
 
-    def _balance(self, ce: Tensor, terms: Sequence[Tensor], features: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """Weight of every spot, from gradients at this very step."""
-        weights = [torch.ones(()) for _ in terms]
-        for k, (term, (feature, own)) in enumerate(zip(terms, features)):
-            if self.cap and term.requires_grad:
-                (of_labels,) = torch.autograd.grad(ce, feature, retain_graph=True)
-                (of_spot,) = torch.autograd.grad(term, own, retain_graph=True)
-                ratio = self.beta * of_spot.norm() / of_labels.norm()
-                weights[k] = torch.clamp(self.cap / ratio, max=1)
-                self.copy.balance.ratio[k] = ratio / self.ramp  # kept for the full β
-        return weights
+    def _balance(
+        self, behind: Tensor, spots: Tensor, features: list[Tensor], inputs: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What has the balanced gradients, and the weight at every feature, the deepest first.
+
+        Args:
+            behind: loss of all that is no spot.
+            spots: β times the losses of the spots, which depend on the `inputs`, copies of the `features`.
+        """
+        weights = [torch.ones(()) for _ in features]
+        if not spots.requires_grad:
+            return behind + spots, weights
+        pulls = torch.autograd.grad(spots, inputs, retain_graph=True, allow_unused=True)
+        for k in reversed(range(len(features))):
+            if pulls[k] is not None:
+                (of_others,) = torch.autograd.grad(behind, features[k], retain_graph=True)
+                if pulls[k].norm() > self.cap * of_others.norm():
+                    weights[k] = self.cap * of_others.norm() / pulls[k].norm()
+                behind = behind + (weights[k] * pulls[k] * features[k]).sum()
+        return behind + spots, weights
 
     def optimise(self, gradients: dict[str, Tensor]) -> None:
         """SGD with momentum and weight decay."""

@@ -1,8 +1,7 @@
-"""Balanced spots: the weights of single steps are in test_fast_path; here is what lies between the steps."""
+"""Balanced spots: the gradients of whole steps are in test_fast_path; here is how one feature is balanced."""
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
@@ -12,91 +11,81 @@ from made_up_runs import BETA, write_run
 from odd_networks import Transformer
 from process_pair import process_pair
 from step_tape import TapeRecorder
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_runs import PowerCut, assert_equal, cut_power_after, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_labels, toy_task
 
-from distillers.spot_adaptive.balance import (
-    MEASURE_EVERY,
-    MOMENTUM,
-    UNSET,
-    Balance,
-    excessive_beta,
-    features_on_the_way,
-)
+from distillers.spot_adaptive.balance import Balance, excessive_beta
 from distillers.spot_adaptive.join import join
 from distillers.spot_adaptive.selection import SELECTIONS
+from models import StagedModel
 from utils.processes.group import rank
 from utils.report.curves import contributions
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.read import read_run
 
 
-def measure(balance: Balance, of_spots, of_labels=(3.0, 3.0), chosen=((1.0, 1.0),), beta: float = 2.0) -> list[float]:
-    """Ratios after a measurement in which gradients have these norms."""
-    features = [torch.ones(1, 1, requires_grad=True) for _ in of_spots]
-    ce = sum(norm * feature.sum() for norm, feature in zip(of_labels, features))
-    losses = torch.stack([norm * feature.sum() for norm, feature in zip(of_spots, features)])
-    balance.measure(ce, losses, list(zip(features, features)), torch.tensor(chosen), beta)
-    return balance.ratio.tolist()
+class Line(StagedModel):
+    """Two features, each of which is the input times a weight of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.ones(()) for _ in range(3))
+
+    def stages(self):
+        return [[lambda x, weight=weight: weight * x] for weight in self.weights]
 
 
-class TestRatios:
-    def test_are_those_of_the_first_measurement_and_then_smoothed(self):
-        balance = Balance(1.0, 2)
-        assert balance.ratio.tolist() == [UNSET, UNSET]
-        assert measure(balance, (3.0, 12.0)) == pytest.approx([2.0, 8.0])
-        expected = [MOMENTUM * 2.0 + (1 - MOMENTUM) * 4.0, MOMENTUM * 8.0 + (1 - MOMENTUM) * 2.0]
-        assert measure(balance, (6.0, 3.0)) == pytest.approx(expected)
-
-    def test_stay_where_no_sample_is_chosen_or_the_labels_have_no_gradient(self):
-        balance = Balance(1.0, 2)
-        measure(balance, (3.0, 12.0))
-        assert measure(balance, (6.0, 0.0), chosen=((0.0, 0.0),)) == pytest.approx([2.0, 8.0])
-        assert measure(balance, (6.0, 3.0), of_labels=(0.0, 3.0))[0] == pytest.approx(2.0)
-
-    def test_of_a_frozen_feature_or_a_loss_without_gradient_are_none(self):
-        balance, frozen = Balance(1.0, 1), torch.ones(1, 1)
-        trained = torch.ones(1, 1, requires_grad=True)
-        for ce, loss in ((trained.sum(), trained.sum()), (frozen.sum(), frozen.sum())):
-            balance.measure(ce, loss[None], [(frozen, frozen)], torch.ones(1, 1), 1.0)
-            assert balance.ratio.tolist() == [UNSET]
-
-    def test_become_weights_that_cap_the_pull_and_never_add_to_it(self):
-        weights = Balance(0.5, 4)(torch.tensor([UNSET, 0.1, 0.5, 5.0]))
-        assert weights.tolist() == pytest.approx([1.0, 1.0, 1.0, 0.1])
+def pulled(behind: float, by_spots: tuple[float, ...], cap: float = 1.0) -> tuple[Balance, torch.Tensor]:
+    """After a backward pass in which the logits send `behind` and the distiller sends each of `by_spots`; and the
+    gradient at the image."""
+    balance, image = Balance(cap, 2), torch.ones(1, requires_grad=True)
+    _, views, logits = balance.features(Line(), image)
+    (behind * logits + sum(pull * view for pull, view in zip(by_spots, views))).sum().backward()
+    return balance, image.grad
 
 
-def joint_ratio() -> list[float]:
-    """On one of two processes, where labels pull with 3 and 4, and a spot with 6 and 8."""
-    own = rank()
-    return measure(Balance(1.0, 1), ((6.0, 8.0)[own],), ((3.0, 4.0)[own],), [[(1.0, 0.0)[own]]], beta=7.0)
+def test_a_pull_is_limited_by_all_that_lies_behind_the_feature():
+    balance, gradient = pulled(2.0, (10.0, 6.0))
+    assert balance.ratio.tolist() == pytest.approx([10 / (2 + 2), 6 / 2])
+    assert balance.weight.tolist() == pytest.approx([4 / 10, 2 / 6])
+    assert gradient.item() == pytest.approx(2 + 2 + 4)
 
 
-def test_the_ratio_is_that_of_the_whole_batch_on_several_processes():
+def test_a_pull_below_the_cap_stays_as_it_is_and_is_never_made_larger():
+    balance, gradient = pulled(2.0, (0.5, -0.5), cap=0.5)
+    assert balance.weight.tolist() == [1.0, 1.0]
+    assert gradient.item() == 2.0
+
+
+def test_where_nothing_lies_behind_or_no_sample_is_chosen_the_weight_is_one():
+    for behind, spots in ((0.0, (3.0, 0.0)), (2.0, (0.0, 0.0))):
+        balance, gradient = pulled(behind, spots)
+        assert (balance.ratio.tolist(), balance.weight.tolist()) == ([0.0, 0.0], [1.0, 1.0])
+        assert gradient.item() == behind + sum(spots)
+
+
+def joint_pull() -> tuple[float, float]:
+    """On one of two processes: logits pull with 3 and 4, a spot with 30 and 40."""
+    balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, (30.0, 40.0)[rank()]), cap=2.0)
+    return balance.ratio[1].item(), gradient.item()
+
+
+def test_the_norms_are_those_of_the_whole_batch_on_several_processes():
     with process_pair() as on_both:
-        assert on_both(joint_ratio) == [pytest.approx([14.0])] * 2
+        first, second = on_both(joint_pull)
+    assert first == pytest.approx((10.0, 3 + 0.2 * 30))
+    assert second == pytest.approx((10.0, 4 + 0.2 * 40))
 
 
-def test_a_measurement_looks_at_no_value():
+def test_a_step_looks_at_no_value():
     with FakeTensorMode():
-        balance, feature, chosen = Balance(1.0, 1), torch.ones(2, 3, requires_grad=True), torch.ones(2, 1)
-        balance.measure(feature.sum(), feature.square().sum()[None], [(feature, feature)], chosen, 2.0)
-        balance(balance.ratio)
-        SELECTIONS["shuffled"].choose(chosen)
+        pulled(1.0, (2.0, 3.0))
+        SELECTIONS["shuffled"].choose(torch.ones(2, 1))
 
 
 class TestSteps:
-    def test_measure_at_every_nth_step_and_keep_the_ratio_between(self):
-        task, ratios = toy_task("at", selection="fixed", balance=1.0, beta=1000.0), []
-        for step in range(MEASURE_EVERY + 2):
-            task.start_step(step)
-            take_step(task, toy_batch(seed=step))
-            ratios.append(task.balance.ratio.clone())
-        changes = [not torch.equal(before, after) for before, after in itertools.pairwise(ratios)]
-        assert changes == [False] * (MEASURE_EVERY - 1) + [True, False]
-        assert (ratios[0] > 0).all()
-
     def test_change_no_bit_of_the_student_where_the_cap_is_out_of_reach(self):
         gradients = []
         for balance in (None, 1e30):
@@ -106,10 +95,11 @@ class TestSteps:
         assert gradients[0].keys() == gradients[1].keys()
         assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
-    def test_measure_nothing_in_evaluation_and_nothing_without_spots(self):
-        task = toy_task("at", balance=1.0)
-        take_step(task.eval(), toy_batch())
-        assert task.balance.ratio.tolist() == [UNSET, UNSET]
+    def test_leave_nothing_to_the_next_and_balance_nothing_without_spots(self):
+        task = toy_task("at", balance=0.01, beta=1000.0)
+        take_step(task, toy_batch())
+        assert (task.balance.weight < 1).any()
+        assert not [name for name in task.extra_state() if "balance" in name]
         assert toy_task("kd", balance=1.0).balance is None
 
 
@@ -122,33 +112,31 @@ def test_maps_made_of_tokens_are_balanced_as_well():
     how = {"labels": toy_labels(), "image_size": (32, 32), "selection": "fixed", "beta": 1e6, "balance": 1.0}
     task = join(Transformer(NUM_CLASSES), Transformer(NUM_CLASSES), "at", spots=[(0, 0)], **how).train()
     batch = toy_batch()._replace(image=torch.randn(6, 3, 32, 32))
-    found, logits = features_on_the_way(task.student, batch.image, task.num_features)
+    found, views, logits = task.balance.features(task.student, batch.image)
     features, expected = task.student.features(batch.image)
     torch.testing.assert_close([*found, logits], [*features, expected])
+    torch.testing.assert_close(views, features)
     take_step(task, batch)
-    assert task.balance.ratio > 0
+    assert task.balance.ratio[0] > 1
 
 
-def test_captured_steps_measure_when_eager_ones_do_and_do_the_same(monkeypatch):
+def test_captured_steps_balance_as_eager_ones_do(monkeypatch):
     use_optimizers_of_a_gpu(monkeypatch)
-    monkeypatch.setattr("distillers.spot_adaptive.balance.MEASURE_EVERY", 3)
     states = []
     for recorder in (None, TapeRecorder()):
         training = Training("at", recorder, balance=0.01, beta=100.0)
-        training.take([8] * 8 + [5, 8, 5, 8, 5, 8])
+        training.take([8] * 4 + [5, 8, 5])
         assert not training.complaints
         states.append(training.state())
     assert_equal(*states)
-    assert len(training.step._by_kind) == 4  # two sizes, with and without a measurement
 
 
 def balanced_engine(folder, resume=False):
-    """An engine under which the cap is reached; the measurements lie in the middle of epochs."""
+    """An engine under which the cap is reached."""
     return make_engine(folder, "at", resume=resume, config=toy_config(save_every_steps=2), balance=0.001)
 
 
-def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("distillers.spot_adaptive.balance.MEASURE_EVERY", 3)
+def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits(tmp_path):
     whole = balanced_engine(tmp_path / "whole")
     finish(whole)
     cut = balanced_engine(tmp_path / "cut")
@@ -157,9 +145,7 @@ def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits(tmp_path, mon
         finish(cut)
     torch.manual_seed(99)
     finish(balanced_engine(tmp_path / "cut", resume=True))
-    found, expected = (read_checkpoint(engine.run.last) for engine in (cut, whole))
-    assert expected["extra"]["balance.ratio"].gt(0).all()
-    assert_equal(found, expected)
+    assert_equal(*(read_checkpoint(engine.run.last) for engine in (cut, whole)))
     assert records(cut.run) == records(whole.run)
     means = records(whole.run)[-1]["train"]
     assert 0 < means["weight/f2"] < 1

@@ -178,8 +178,7 @@ class TestEveryDistiller:
 
 
 @pytest.mark.parametrize("distiller", ["at", "crd"])
-def test_balanced_spots_are_the_same_when_captured(distiller, monkeypatch):
-    monkeypatch.setattr("distillers.spot_adaptive.balance.MEASURE_EVERY", 3)
+def test_balanced_spots_are_the_same_when_captured(distiller):
     set_up(toy_config())
     states = []
     for captured in (True, False):

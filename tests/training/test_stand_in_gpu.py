@@ -204,13 +204,12 @@ class OddNet(ToyNet):
 def capture(folder, distiller, sizes=(8, 8), ways=1, precision="fp32", deterministic=False, **options):
     set_up(toy_config(deterministic=deterministic))
     try:
-        with mock.patch("distillers.spot_adaptive.balance.MEASURE_EVERY", 3):  # the first and the fourth step measure
-            training = steps_on_gpu(distiller, precision, **options).take(sizes)
-            seen = stats()
-            training.take([8], waiting_refused)
+        training = steps_on_gpu(distiller, precision, **options).take(sizes)
+        seen = stats()
+        training.take([8], waiting_refused)
     finally:
         set_up(toy_config())
-    equal((training.complaints, len(training.step._by_kind)), ([], ways))
+    equal((training.complaints, len(training.step._by_shapes)), ([], ways))
     equal((seen["graph_launches"], seen["violations"]), (len(sizes) - 1, []))  # the first step is eager
     # PyTorch fills what it allocates for a graph's generator if it is told to be deterministic.
     equal([kernel for kernel in seen["outside"] if "FillFunctor<long>" not in kernel], [])
@@ -222,7 +221,7 @@ for _name in sorted(set(DISTILLERS)):
 for _name in sorted(SELECTIONS):
     CHECKS[f"at_{_name}_is_captured"] = partial(capture, distiller="at", selection=_name)
 for _name in ("at", "crd"):
-    CHECKS[f"balanced_{_name}_is_captured"] = partial(capture, distiller=_name, sizes=[8] * 5, ways=2, balance=1.0)
+    CHECKS[f"balanced_{_name}_is_captured"] = partial(capture, distiller=_name, balance=1.0)
 CHECKS["batches_of_two_sizes_are_captured"] = partial(capture, distiller="crd", sizes=[8, 8, 5, 8, 5], ways=2)
 
 

@@ -26,7 +26,7 @@ from utils.training.build import build, load_data, make_phases
 from utils.training.dry_run import step_seconds
 from utils.training.precision import autocast, place_task
 
-BALANCE = "kd.balance=1"
+BALANCE = "kd.balance=0.5"
 LEAST_SHARE = 4  # with less time, fewer candidates are trained, not shorter than a quarter of the epochs
 MOST_SEEDS = 5
 START = 10.0  # seconds until a process trains

@@ -136,7 +136,7 @@ class DistillationConfig(Section):
     policy_options: dict[Text, Any] = Field({}, description="keyword arguments of the policy's constructor")
     balance: Positive | None = Field(
         None,
-        description="how hard each spot may pull at the student, in comparison with the labels, e.g. 1 "
+        description="how hard each spot may pull at the student, in comparison with all that lies behind it, e.g. 0.5 "
         "(default: as hard as beta makes it)",
     )
     gate_temperature: Positive = Field(5.0, description="of the Gumbel-softmax gates")

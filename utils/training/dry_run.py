@@ -85,7 +85,6 @@ def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device)
     labels = list(phase.task.gate_labels)
     gates = GateRecorder(labels, data.source.num_classes, data.train.num_samples, device)
     phase.task.train()
-    phase.task.start_step(1)  # the kind of most steps; with kd.balance, step 0 and every 20th one measure
     step = EagerStep(phase, Meter(device), gates, partial(autocast, device, config.training.precision))
     batches = itertools.chain.from_iterable(map(data.train.epoch, itertools.count(1)))
     timer = Timer(

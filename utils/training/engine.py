@@ -157,7 +157,6 @@ class Engine(RunState):
         started, done = time.monotonic(), self.progress.step
         self._bar = progress_bar(self._title(), len(self.data.train), done)
         for batch in self.data.train.epoch(self._global_epoch(), start=done):
-            phase.task.start_step(self.progress.epoch * len(self.data.train) + self.progress.step)
             self._step(batch)
             self.progress.step += 1
             self._bar.update()

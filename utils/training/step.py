@@ -121,7 +121,7 @@ class EagerStep:
 
 
 class CapturedStep:
-    """A step that is captured when a batch of a new shape or a new kind of step comes, and repeated for others like it.
+    """A step that is captured when a batch of a new shape comes, and repeated for others like it.
 
     The very first step is eager, because momentum and the meter's sums are made in it. A capture has to prove itself:
     it is kept if a repetition does what an eager step did. Both kinds work on the same tensors, so nothing but the
@@ -142,7 +142,7 @@ class CapturedStep:
         self._step, self._give_up = step, give_up
         self._recorder: CudaRecorder | None = recorder
         self._is_first = True
-        self._by_kind: dict[Hashable, Callable[[Batch], None]] = {}  # what takes a step of this kind
+        self._by_shapes: dict[Hashable, Callable[[Batch], None]] = {}  # what takes a step on batches of these shapes
         if kinds := [type(item.optimizer).__name__ for item in step.optimizers.values() if not item.capturable]:
             line = (
                 f"{kinds[0]} takes its learning rate from the host, and a captured step would keep that of its capture"
@@ -150,11 +150,11 @@ class CapturedStep:
             self._stop_capturing(line)
 
     def __call__(self, batch: Batch) -> None:
-        kind = self._kind(batch)
+        shapes = _shapes(batch)
         if self._is_first or self._recorder is None:
             self._step.compute(batch)
-        elif kind in self._by_kind:
-            self._by_kind[kind](batch)
+        elif shapes in self._by_shapes:
+            self._by_shapes[shapes](batch)
         else:
             self._compute_and_capture(batch)
         self._is_first = False
@@ -180,7 +180,7 @@ class CapturedStep:
         finally:
             after.restore()
         if problem and self.captured:
-            self._by_kind[self._kind(batch)] = self._compute_beside
+            self._by_shapes[_shapes(batch)] = self._compute_beside
             self._give_up(len(batch.label), problem)
         elif problem:
             self._stop_capturing(problem)
@@ -212,7 +212,7 @@ class CapturedStep:
                 captured.copy_(value)
             repeat()
 
-        self._by_kind[self._kind(batch)], self.captured = copy_and_repeat, True
+        self._by_shapes[_shapes(batch)], self.captured = copy_and_repeat, True
         return ""
 
     def _spread(
@@ -232,10 +232,6 @@ class CapturedStep:
         of_steps = after.distances(before)
         return {name: min(of_steps[name], of_repetitions[name]) for name in of_steps}
 
-    def _kind(self, batch: Batch) -> Hashable:
-        """Equal for steps that one capture can repeat: the task's kind of step, and the shapes of the batch."""
-        return self._step.task.kind_of_step, *(value.shape for value in batch)
-
     def _snapshot(self) -> Snapshot:
         return Snapshot(self._step.holders(), self._step.meter.device)
 
@@ -246,8 +242,12 @@ class CapturedStep:
 
     def _stop_capturing(self, problem: str) -> None:
         recorder, self._recorder = self._recorder, None
-        self._by_kind.clear()
+        self._by_shapes.clear()
         self.captured = False
         self._step.drop_gradients()  # they are in the recorder's memory
         recorder.release()
         self._give_up(None, problem)
+
+
+def _shapes(batch: Batch) -> Hashable:
+    return tuple(value.shape for value in batch)
