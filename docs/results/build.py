@@ -201,12 +201,13 @@ def question_table(runs: pd.DataFrame) -> pd.DataFrame:
             if len(found) > 1:
                 row = {"question": f"{ours} - {base}", **cell, "p": ttest_1samp(found, 0).pvalue}
                 rows.append(row | {"difference": str(paired_difference(columns[ours], columns[base]))})
-        part = pd.DataFrame(rows)
-        if rows:
-            order = part["p"].sort_values()
-            corrected = (order * range(len(order), 0, -1)).cummax().clip(upper=1)
-            part["p"] = corrected.map(lambda p: f"**{max(p, 0.001):.3f}**" if p < 0.05 else f"{p:.3f}")
-        parts.append(part)
+        part = pd.DataFrame(rows, columns=["question", "teacher", "pixels", "distiller", "difference", "p"])
+        order = part["p"].sort_values()
+        corrected = (order * list(range(len(order), 0, -1))).cummax().clip(upper=1)
+        part["p (Holm)"] = corrected.map(
+            lambda p: "**< 0.001**" if p < 0.001 else f"**{p:.3f}**" if p < 0.05 else f"{p:.3f}"
+        )
+        parts.append(part.drop(columns="p"))
     return pd.concat(parts)
 
 

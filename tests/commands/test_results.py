@@ -6,11 +6,13 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from documents import REPOSITORY, commands, run_python
 from launchers import handed_over
 from made_up_runs import write_run
 from PIL import Image
+from scipy.stats import ttest_1samp
 
 from utils.config import Config, find_config
 from utils.errors import UserError
@@ -61,6 +63,31 @@ def test_a_difference_is_that_of_the_students_that_its_line_names(runs):
     assert found.startswith(f"**+{(warm - fixed['at']).mean():.2f} ")
     found = table.loc[("plain distiller", "KD alone", "SP", "16x16"), "difference"]
     assert found.startswith(f"**{(fixed['sp'] - fixed['kd']).mean():.2f} ")
+
+
+def test_the_p_values_of_a_question_are_corrected_together(runs):
+    """Holm's rule in words: the smallest of n is multiplied by n, the next by n - 1; none is below the one before."""
+    cell = {"dataset": "", "images": "", "pixels": "16x16", "teacher_weights": "", "student": "resnet8", "homo": ""}
+    cell |= {"gamma": "", "routing_share": "", "precision": "", "epochs": 60, "selection": "fixed"}
+    gains = {"at": (1.0, 1.1, 0.9), "sp": (1.0, 2.0, 0.2), "crd": (0.1, -0.1, 0.2)}
+    rows = [
+        cell | {"root": root, "distiller": name, "seed": seed, "last_top1": 70.0 + (gain if ending else 0.0)}
+        for name, values in gains.items()
+        for seed, gain in enumerate(values)
+        for root, ending in (("run/all", ""), ("run/all-balanced", "-balanced"))
+    ]
+    table = build.question_table(pd.DataFrame(rows))
+    plain = {name: ttest_1samp(values, 0).pvalue for name, values in gains.items()}
+    expected = [plain["at"] * 3, max(plain["at"] * 3, plain["sp"] * 2), max(plain["sp"] * 2, plain["crd"])]
+    assert table["p (Holm)"].tolist() == [f"**{expected[0]:.3f}**", f"{expected[1]:.3f}", f"{expected[2]:.3f}"]
+    assert set(table["question"]) == {"balanced - fixed"}
+
+
+def test_a_run_takes_the_place_of_the_same_run(runs):
+    new = runs.tail(1).assign(last_top1=1.5)
+    table = build.added(runs, new, build.KEYS[build.RUNS])
+    assert len(table) == len(runs)
+    assert table["last_top1"].iloc[-1] == 1.5
 
 
 def test_the_command_of_a_run_starts_that_very_run(runs):
