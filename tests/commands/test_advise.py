@@ -59,7 +59,7 @@ WORDS = ["--dataset", "imagefolder", "--teacher", "resnet14", "--students", "res
 def test_advice_from_images_to_a_table_and_its_repetition(images, tmp_path, capsys):
     words = [*WORDS, "--distillers", "at", "--seeds", "1", "--anyway", *images]
     assert main([*words, "--dry-run"]) == 0
-    assert "| resnet8 at, fixed, kd.balance=0.5 | " in capsys.readouterr().out
+    assert "| resnet8 at, fixed, kd.balance=0.5 " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_what_cannot_be_trained_is_left_out(images, monkeypatch, capsys):
     words = [*WORDS, "--teacher", "wrn_16_2", "--dry-run", *images, "--distillers", "fsp"]
     main([*words, "kd"])
     said = capsys.readouterr().out
-    assert "left out: resnet8 fsp, fixed: " in said
+    assert "left out: resnet8 fsp, fixed, kd.balance=null: " in said
     assert "2 candidates, seeds 1029 1030 1031, 1 epochs: 6 runs" in said
     with pytest.raises(UserError, match="fsp"):
         main(words)
@@ -106,8 +106,16 @@ def test_the_student_alone_is_built_as_the_distilled_one():
 
 def test_students_alone_come_first_and_only_what_has_spots_is_balanced():
     found = make_candidates(["a", "b"], ["kd", "at"], ["fixed", "adaptive"])
-    assert list(map(str, found[:5])) == ["a alone", "b alone", "a kd, fixed", "b kd, fixed", "a at, fixed"]
-    assert [str(one) for one in found if one.sweep] == ["a at, fixed, kd.balance=0.5", "b at, fixed, kd.balance=0.5"]
+    assert list(map(str, found[:5])) == [
+        "a alone",
+        "b alone",
+        "a kd, fixed",
+        "b kd, fixed",
+        "a at, fixed, kd.balance=null",
+    ]
+    assert [str(one) for one in found if one.sweep] == [
+        f"{student} at, fixed, kd.balance={value}" for value in ("null", "0.5") for student in "ab"
+    ]
     assert str(found[-1]) == "b at, adaptive"
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from config_texts import write
 
+from distillers import DISTILLERS
 from utils.config import find_config
+from utils.config.find import LOGITS_ALONE
 from utils.config.names import same_family
 from utils.errors import UserError
 
@@ -73,6 +75,20 @@ def test_a_folder_of_your_own_works_like_the_others_and_may_say_something_about_
     assert config.run_dir == Path("run/mydata/1/adaptive-at/vgg13-vgg8")
     assert config.kd.loss_weights.classify_weight == 2
     assert find_config("mydata", 1, model="vgg8").load().kd is None
+
+
+def test_a_distiller_of_features_is_balanced_on_images_of_ones_own_unless_a_file_says_otherwise():
+    found = find_config("mydata", 1, **AT)
+    assert found.load().kd.balance == 0.5
+    assert ", kd.balance 0.5 as for all images of one's own (there is no " in found.note
+    assert found.load(["kd.balance=null"]).kd.balance is None
+    assert find_config("cifar-100", 1, **AT).load().kd.balance is None
+    assert [name for name in DISTILLERS if DISTILLERS.get(name).logits_only] == sorted(
+        LOGITS_ALONE, key=list(DISTILLERS).index
+    )
+    assert find_config("mydata", 1, **AT | {"distiller": "kd"}).load().kd.balance is None
+    write("configs/mydata/distill.yml", "base: base.yml\nkd: {balance: null}\n")
+    assert find_config("mydata", 1, **AT).load().kd.balance is None
 
 
 def test_data_set_and_distiller_may_be_spelt_as_in_the_papers_and_overrides_leave_what_was_found_as_it_was():

@@ -19,6 +19,7 @@ from datasets import Data
 from datasets.source import Source
 from distillers import DISTILLERS
 from utils.config import Config
+from utils.config.find import BALANCE
 from utils.errors import UserError
 from utils.run_folder.read import SINGLE
 from utils.training.accuracy import evaluate
@@ -26,7 +27,7 @@ from utils.training.build import build, load_data, make_phases
 from utils.training.dry_run import step_seconds
 from utils.training.precision import autocast, place_task
 
-BALANCE = "kd.balance=0.5"
+BALANCED, UNBALANCED = f"kd.balance={BALANCE}", "kd.balance=null"
 LEAST_SHARE = 4  # with less time, fewer candidates are trained, not shorter than a quarter of the epochs
 MOST_SEEDS = 5
 START = 10.0  # seconds until a process trains
@@ -58,11 +59,12 @@ def make_candidates(
 ) -> tuple[Candidate, ...]:
     """All of them, the more important ones first: students alone, the first selection, balanced, other selections.
 
-    Only distillers with spots can be balanced.
+    Only distillers with spots can be balanced. Other selections are balanced where that is the default.
     """
     first, *others = selections
-    balanced = [name for name in distillers if not DISTILLERS.get(name).logits_only]
-    ways = [(first, name, ()) for name in distillers] + [(first, name, (BALANCE,)) for name in balanced]
+    with_spots = [name for name in distillers if not DISTILLERS.get(name).logits_only]
+    ways = [(first, name, (UNBALANCED,) if name in with_spots else ()) for name in distillers]
+    ways += [(first, name, (BALANCED,)) for name in with_spots]
     ways += [(selection, name, ()) for selection in others for name in distillers]
     return (*map(Candidate, students), *(Candidate(student, *way) for way, student in product(ways, students)))
 

@@ -13,6 +13,9 @@ from utils.errors import UserError, did_you_mean
 from utils.registry import fold
 
 SMALL_LR = 0.01
+OWN_IMAGES = ("imagefolder", "csv", "parquet")  # for which no β was ever tuned
+BALANCE = 0.5
+LOGITS_ALONE = ("kd", "dkd", "dist", "nkd", "wttm")  # distillers without spots
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,14 @@ def _compose(layers: Layers, bases: list[Path], method: str, networks: tuple[str
     teacher, _ = networks
     # A data set may settle homo for all its pairs.
     homo = layers.data.get("kd_loss", {}).get("homo", same_family(teacher, student))
+    parts += f", homo {str(homo).lower()}"
     kd = {"teacher": {"name": teacher}, "student": {"name": student}}
+    data, given = (layers.data.get(section) or {} for section in ("dataset", "kd"))
+    if data.get("name") in OWN_IMAGES and "balance" not in given and method not in LOGITS_ALONE:
+        kd["balance"] = BALANCE
+        parts += f", kd.balance {BALANCE} as for all images of one's own"
     layers.add({"kd": kd, "kd_loss": {"name": method, "homo": homo}}, layers.name)
-    return f"{parts}, homo {str(homo).lower()}"
+    return parts
 
 
 def _dataset_folder(dataset: str, root: Path) -> Path:
