@@ -30,7 +30,7 @@ from utils.files import write_bytes, write_text  # noqa: E402
 from utils.report.statistics import mean_text, paired_difference  # noqa: E402
 from utils.report.style import SELECTION_COLORS, figure_legend, mark, png, styled  # noqa: E402
 from utils.report.table import markdown  # noqa: E402
-from utils.report.tables import command_of  # noqa: E402
+from utils.report.tables import command_of, without_empty  # noqa: E402
 from utils.run_folder.read import SINGLE, Run, find_runs  # noqa: E402
 
 RUNS, SHARES = HERE / "runs.csv", HERE / "shares.csv"
@@ -52,6 +52,7 @@ TEACHERS = {
     "run/wide-long": "wrn_16_2, 5,000 memorised",
 }
 RUN = ("fixed", "random", "anti", "adaptive")  # selections
+OWN_COLORS = {"homo: false": "#000000", "balanced": "#E69F00"}  # further columns of the main table
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
 LOGITS = {"dkd": "DKD", "dist": "DIST", "nkd": "NKD", "wttm": "WTTM"}  # losses at the logits alone
 NEWER = {"vid": "VID", "reviewkd": "ReviewKD"}
@@ -59,14 +60,14 @@ NEWER = {"vid": "VID", "reviewkd": "ReviewKD"}
 PLAIN, WARM, KD = "plain distiller", "plain distiller, warm-up", "KD alone"
 OPEN, UNDECIDED, UNDECIDED_WARM = "policy, open gates", "policy, undecided gates", "policy, undecided gates, warm-up"
 ONCE, QUARTER = "policy", "policy, 1/4 of the batch"
-STANDARD = "KD alone, standardised logits"
+BALANCED, STANDARD = "plain distiller, balanced", "KD alone, standardised logits"
 SMALL, LARGE = "16x16", "32x32"
 
 # Students to compare: pixels; what one is, its folder and selection; the same of the other; the distillers.
 COMPARISONS = [
     (SMALL, UNDECIDED, "run/all-apart adaptive", PLAIN, "run/all fixed", ("at", "sp", "crd")),
     (SMALL, UNDECIDED, "run/long-apart adaptive", PLAIN, "run/long fixed", ("at",)),
-    (SMALL, WARM, "run/all-warm fixed", PLAIN, "run/all fixed", ("at",)),
+    (SMALL, WARM, "run/all-warm fixed", PLAIN, "run/all fixed", ("at", "sp", "crd")),
     (SMALL, WARM, "run/wide-warm fixed", PLAIN, "run/wide fixed", ("sp",)),
     (SMALL, WARM, "run/all-warm fixed", UNDECIDED, "run/all-apart adaptive", ("at",)),
     (SMALL, WARM, "run/wide-warm fixed", UNDECIDED, "run/wide adaptive", ("sp",)),
@@ -74,6 +75,7 @@ COMPARISONS = [
     (SMALL, UNDECIDED_WARM, "run/wide-warm adaptive", WARM, "run/wide-warm fixed", ("sp",)),
     (SMALL, PLAIN, "run/all fixed", KD, "run/all fixed kd", ("at", "sp", "crd", "reviewkd", *LOGITS)),
     (SMALL, STANDARD, "run/all-standardized fixed kd", KD, "run/all fixed kd", ("kd",)),
+    (SMALL, BALANCED, "run/all-balanced fixed", KD, "run/all fixed kd", ("at", "sp", "crd")),
     (SMALL, "anti", "run/wide anti", "student alone", "run single alone", ("at", "sp")),
     (SMALL, QUARTER, "run/all-quarter adaptive", ONCE, "run/all adaptive", ("at", "sp", "crd")),
     (SMALL, QUARTER, "run/all-apart-quarter adaptive", ONCE, "run/all-apart adaptive", ("at",)),
@@ -138,6 +140,7 @@ def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
         for name, distiller in DISTILLERS.items():
             columns = {selection: last(runs, root, selection, name) for selection in RUN}
             columns["homo: false"] = last(runs, f"{root}-apart", "adaptive", name)
+            columns["balanced"] = last(runs, f"{root}-balanced", "fixed", name)
             if any(len(values) for values in columns.values()):
                 found.append((teacher, distiller, {"alone": alone} | columns))
     return found
@@ -185,7 +188,7 @@ def arms(runs: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, pd.Series]]
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Top-1 of every one of the `ARMS`."""
     rows = [cell | {arm: mean_text(values, " ± ") for arm, values in columns.items()} for cell, columns in arms(runs)]
-    return pd.DataFrame(rows)
+    return without_empty(pd.DataFrame(rows))
 
 
 def question_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +257,7 @@ def filled(document: str, made: dict[str, pd.DataFrame]) -> str:
 @styled()
 def accuracy_figure(runs: pd.DataFrame) -> Figure:
     """Every run of the main table as a dot, the mean as a bar, a panel for each teacher."""
-    colors = SELECTION_COLORS | {"homo: false": "#000000", "alone": SELECTION_COLORS[SINGLE]}
+    colors = SELECTION_COLORS | OWN_COLORS | {"alone": SELECTION_COLORS[SINGLE]}
     figure = Figure(figsize=(8.4, 5.8), layout="constrained")
     axes = dict(zip(TEACHERS.values(), figure.subplots(2, 2, sharex=True, sharey=True).flat))
     heights = {distiller: row for row, distiller in enumerate(DISTILLERS.values())}
@@ -262,13 +265,13 @@ def accuracy_figure(runs: pd.DataFrame) -> Figure:
         panel = axes[teacher]
         panel.axvline(columns.pop("alone").mean(), color=colors["alone"], lw=1, ls="--")
         for place, (name, values) in enumerate(columns.items()):
-            height = heights[distiller] + 0.16 * (place - 2)
+            height = heights[distiller] + 0.14 * (place - 2.5)
             panel.plot(values, [height] * len(values), "o", ms=3.5, color=colors[name], alpha=0.5)
             panel.plot(values.mean(), height, "|", ms=9, mew=2, color=colors[name])
         panel.set_yticks(list(heights.values()), list(heights))
         panel.set(title=f"teacher: {teacher}", ylim=(len(heights) - 0.5, -0.5))
     figure.supxlabel("top-1 on the test images, last epoch (%)")
-    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*RUN, "homo: false")]
+    dots = [mark(name, colors[name], marker="o", ls="", ms=4) for name in (*RUN, *OWN_COLORS)]
     figure_legend(figure, [*dots, mark("student alone, mean", colors["alone"], ls="--", lw=1)])
     return figure
 
