@@ -25,16 +25,17 @@ class Balance(nn.Module):
     those of the whole batch, of all processes. So β is an upper limit. The distiller's own modules get their whole
     gradient.
 
-    Nothing is computed besides the norms, and nothing is kept from one step to the next. A single batch may pull many
-    times as hard as the average one: with ratios that were smoothed over steps, SP ended two points lower.
+    Nothing is computed besides the norms, and nothing is kept from one step to the next: batches differ. Under SP, the
+    last batch of an epoch, of 8 images, pulls six times as hard as the others, which ratios that were smoothed over
+    steps did not limit; it ended two points lower with them.
 
     Args:
         cap: ``kd.balance``.
         features: number of the student's features.
 
     Attributes:
-        ratio: ``r_k`` in the last backward pass, ``[features]``; 0 before, and where the distiller sends nothing.
-        weight: ``w_k`` in it.
+        ratio: ``r_k`` after the backward pass, ``[features]``; 0 before it, and where the distiller sends nothing.
+        weight: ``w_k``; then 1.
     """
 
     ratio: Tensor
@@ -48,6 +49,8 @@ class Balance(nn.Module):
 
     def features(self, student: StagedModel, image: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """The student's features, the same features for the distiller, and the logits."""
+        self.ratio.zero_()
+        self.weight.fill_(1)
         features, for_distiller = [], []
         for index in range(len(self.ratio)):
             feature = student.run(image, index, index + 1)

@@ -12,9 +12,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,17 +22,18 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
+from collect import collect  # noqa: E402
+
 from utils.command import Parser, guarded  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import write_bytes, write_text  # noqa: E402
 from utils.report.statistics import mean_text, paired_difference  # noqa: E402
 from utils.report.style import SELECTION_COLORS, figure_legend, mark, png, styled  # noqa: E402
 from utils.report.table import markdown  # noqa: E402
-from utils.report.tables import command_of, without_empty  # noqa: E402
-from utils.run_folder.read import SINGLE, Run, find_runs  # noqa: E402
+from utils.report.tables import without_empty  # noqa: E402
+from utils.run_folder.read import SINGLE  # noqa: E402
 
 RUNS, SHARES = HERE / "runs.csv", HERE / "shares.csv"
-SHARE_EPOCHS = (1, 2, 3, 4, 5, 6, 8, *range(10, 60, 5), *range(60, 241, 10))
 # What tells a line from every other one of its file.
 KEYS = {RUNS: ["root", "student", "distiller", "selection", "seed"]}
 KEYS[SHARES] = ["root", "distiller", "selection", "seed", "spot"]
@@ -297,62 +296,6 @@ def share_figure(shares: pd.DataFrame) -> Figure:
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     figure.supylabel("distilled (%)", fontsize=9)
     return figure
-
-
-def run_line(run: Run) -> dict[str, Any]:
-    """A line of runs.csv; accuracies in percent, ``train_top1`` on the augmented images of the last epoch."""
-    known, data = run.settings, run.config["dataset"]
-    policy = known if run.has_policy else {}
-    return {
-        "root": run.config["run"]["root"],
-        "dataset": run.dataset,
-        "images": run.data,
-        "pixels": f"{data['img_h']}x{data['img_w']}" if data["img_h"] else "",  # else those of the data set
-        "teacher": run.teacher,
-        "teacher_weights": run.teacher_weights,
-        "student": run.student,
-        "distiller": run.distiller,
-        "selection": run.selection,
-        "seed": run.seed,
-        "homo": str(known.get("kd_loss.homo", "")).lower(),
-        "gamma": policy.get("kd.loss_weights.classify_weight", ""),
-        "routing_share": policy.get("kd.routing_share", ""),
-        "precision": run.config["training"]["precision"],
-        "epochs": run.epochs,
-        "last_top1": round(run.last_top1, 2),
-        "best_top1": round(run.best_top1, 2),
-        "teacher_top1": "" if run.teacher_top1 is None else f"{run.teacher_top1:.2f}",
-        "train_top1": round(run.curve("train.top1").iloc[-1], 2),
-        "no_choice": run.no_choice or "",
-        "minutes": round(run.seconds / 60, 1),
-        "device": run.facts.get("device", ""),
-        "command": command_of(run),
-    }
-
-
-def share_lines(run: Run) -> list[dict[str, Any]]:
-    """The lines of shares.csv of a run with a policy."""
-    named = {"root": run.config["run"]["root"], "distiller": run.distiller}
-    named |= {"selection": run.selection, "seed": run.seed}
-    kept = [epoch for epoch in run.curve("epoch").index if epoch in (*SHARE_EPOCHS, run.epochs)]
-    curves = {spot: (100 * run.curve(f"train.gate/{spot}")).round(1)[kept] for spot in run.gate_labels}
-    return [named | {"spot": spot} | {str(epoch): curve[epoch] for epoch in kept} for spot, curve in curves.items()]
-
-
-def collect(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """runs.csv and shares.csv of all finished runs below `folders`.
-
-    Raises:
-        UserError: there is no finished run.
-    """
-    runs = find_runs(folders)
-    finished = [run for run in runs if run.is_finished]
-    if not finished:
-        raise UserError(f"{', '.join(map(str, folders))}: no finished run")
-    print(f"{len(finished)} runs, {len(runs) - len(finished)} more are not finished")
-    shares = pd.DataFrame([line for run in finished if run.has_policy for line in share_lines(run)])
-    epochs = sorted((name for name in shares if name.isdigit()), key=int)
-    return pd.DataFrame(map(run_line, finished)), shares[[*(n for n in shares if n not in epochs), *epochs]]
 
 
 def added(known: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> pd.DataFrame:

@@ -119,6 +119,11 @@ def test_errors_name_the_file_to_blame_also_in_what_is_composed():
     assert refusal("mydata", -1, **AT).startswith("command line: training.seed: found -1")
 
 
+def test_a_data_set_that_is_no_mapping_is_one_line():
+    write("configs/mydata/base.yml", "dataset: imagefolder\n")
+    assert refusal("mydata", 1, **AT).startswith("configs/mydata/base.yml: dataset: found 'imagefolder'")
+
+
 def test_an_unknown_data_set_lists_those_that_are_there():
     assert refusal("cifar-10", 1, **AT) == (
         "command line: no dataset 'cifar-10' in configs: did you mean 'cifar-100'? "

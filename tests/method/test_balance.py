@@ -66,6 +66,13 @@ def test_where_nothing_lies_behind_or_no_sample_is_chosen_the_weight_is_one():
         assert gradient.item() == behind + sum(spots)
 
 
+def test_what_a_step_sends_nothing_to_keeps_nothing_of_the_step_before():
+    balance, _ = pulled(2.0, (10.0, 6.0))
+    _, _, logits = balance.features(Line(), torch.ones(1, requires_grad=True))
+    logits.sum().backward()
+    assert (balance.ratio.tolist(), balance.weight.tolist()) == ([0.0, 0.0], [1.0, 1.0])
+
+
 def joint_pull() -> tuple[float, float]:
     """On one of two processes: logits pull with 3 and 4, a spot with 30 and 40."""
     balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, (30.0, 40.0)[rank()]), cap=2.0)

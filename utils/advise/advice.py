@@ -65,7 +65,7 @@ def advise(
         teacher: its network. It is trained first if it is missing and ``kd.teacher.checkpoint`` names no file.
         students: networks.
         hours: that everything may take. Candidates, seeds and epochs are fitted into them.
-        distillers, selections: what is tried; the first selection also with balanced spots.
+        distillers, selections: what is tried; the first selection without and with balanced spots.
         seeds: default three, with `hours` up to five.
         overrides: ``key=value`` words for the runs.
         teacher_overrides: the same for the teacher, if it is trained.

@@ -99,14 +99,17 @@ def _compose(layers: Layers, bases: list[Path], method: str, networks: tuple[str
         layers.add({"model": {"name": student}}, layers.name)
         return parts
     teacher, _ = networks
-    # A data set may settle homo for all its pairs.
-    homo = layers.data.get("kd_loss", {}).get("homo", same_family(teacher, student))
-    parts += f", homo {str(homo).lower()}"
     kd = {"teacher": {"name": teacher}, "student": {"name": student}}
-    data, given = (layers.data.get(section) or {} for section in ("dataset", "kd"))
-    if data.get("name") in OWN_IMAGES and "balance" not in given and method not in LOGITS_ALONE:
-        kd["balance"] = BALANCE
-        parts += f", kd.balance {BALANCE} as for all images of one's own"
+    # A data set may settle homo and balance for all its pairs.
+    data = layers.data
+    homo = data.get("kd_loss", {}).get("homo", same_family(teacher, student))
+    parts += f", homo {str(homo).lower()}"
+    match data:
+        case {"kd": {"balance": _}}:
+            pass
+        case {"dataset": {"name": str(name)}} if fold(name) in OWN_IMAGES and method not in LOGITS_ALONE:
+            kd["balance"] = BALANCE
+            parts += f", kd.balance {BALANCE} as for all images of one's own"
     layers.add({"kd": kd, "kd_loss": {"name": method, "homo": homo}}, layers.name)
     return parts
 
