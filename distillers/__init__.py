@@ -1,4 +1,4 @@
-"""The distillers (what to distil) and the spot-adaptive wrapper (where)."""
+"""The distillers (what to distil), and the method that chooses the spots (`spot_adaptive`)."""
 
 from distillers.registry import DISTILLERS, register_distiller
 

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         has_one = f"runs with kd.selection {' or '.join(WITH_POLICY)} have one"
         raise UserError(f"{restored.path}: of a {kd.selection} run, which has no policy; {has_one}")
     task = restored.task()
-    print(f"{restored.path}: {task.selection}; chance of being distilled at each spot, in percent")
+    shuffled = " (as the policy says; its gates are then shuffled)" if task.selection == "shuffled" else ""
+    print(f"{restored.path}: {task.selection}; chance of being distilled at each spot{shuffled}, in percent")
     if images:
         chances = [distil_chances(task, restored.source.read(file)[None].to(restored.device))[0] for file in images]
         table = _table("image", task, zip(images, chances))

@@ -1,4 +1,4 @@
-"""Names that stand for classes or functions: models, distillers, data sources."""
+"""Names that stand for classes or functions: networks, distillers, policies, losses at the logits, data sources."""
 
 from __future__ import annotations
 

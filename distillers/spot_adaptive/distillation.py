@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,12 @@ from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
 from distillers.spot_adaptive.balance import Balance
-from distillers.spot_adaptive.selection import SELECTIONS, Seen
+from distillers.spot_adaptive.policy import Policy, Seen
+from distillers.spot_adaptive.selection import SELECTIONS
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 from utils.errors import UserError
 from utils.processes.group import world_size
-
-if TYPE_CHECKING:
-    from distillers.spot_adaptive.policy import Policy
 
 
 class SpotAdaptiveDistillation(Task):
@@ -211,8 +208,8 @@ class SpotAdaptiveDistillation(Task):
         label: Tensor,
     ) -> Seen:
         """What the policy may look at, from the features and logits of both networks."""
-        student, teacher = ([feature.detach() for feature in features] for features in (student, teacher))
-        return Seen(student, teacher, student_logits.detach(), teacher_logits.detach(), label, self.epoch)
+        features = [[to_look_at(feature) for feature in features] for features in (student, teacher)]
+        return Seen(*features, to_look_at(student_logits), to_look_at(teacher_logits), label, self.epoch)
 
     def draw_gates(self, seen: Seen) -> Tensor:
         """Gates ``[B, K + 1]`` of the policy, with its gradient; without a policy all 1."""
@@ -234,6 +231,12 @@ class SpotAdaptiveDistillation(Task):
     def choose(self, gates: Tensor) -> Tensor:
         """Where the student distils, ``[B, K + 1]``, without gradient, from the policy's gates."""
         return SELECTIONS[self.selection].choose(gates.detach())
+
+
+def to_look_at(tensor: Tensor) -> Tensor:
+    """Without gradient; vectors in float32 at least, since autocast is off where a policy multiplies them."""
+    tensor = tensor.detach()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.ndim == 2 else tensor
 
 
 @contextmanager

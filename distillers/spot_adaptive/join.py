@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distillers.base import Setting
 from distillers.registry import DISTILLERS, LOGIT_LOSSES, POLICIES, build
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.policy import PolicySetting
 from distillers.spot_adaptive.selection import SELECTIONS
 from models import wrap_module
 from utils.errors import UserError
@@ -55,14 +56,15 @@ def join(
         settings: the others of `SpotAdaptiveDistillation`, e.g. ``gamma=2.0``.
 
     Raises:
-        UserError: there is no such distiller, loss, selection or policy, it does not fit the networks, or a temperature
-            is not above 0.
+        UserError: there is no such distiller, loss, selection or policy, it does not fit the networks, or a number that
+            has to be above 0 is not.
     """
     # A config has been checked for these; a call from Python has not.
     if selection not in SELECTIONS:
         raise UserError(f"selection is {selection!r}, expected one of {', '.join(SELECTIONS)}")
-    for name, value in {"temperature": temperature, "gate_temperature": gate_temperature}.items():
-        if not value > 0:
+    positive = {"temperature": temperature, "gate_temperature": gate_temperature, **settings}
+    for name in ("temperature", "gate_temperature", "gamma", "balance", "routing_share"):
+        if (value := positive.get(name)) is not None and not value > 0:
             raise UserError(f"{name} is {value}, expected a number above 0")
     networks = {"student": wrap_module(student, None, image_size), "teacher": wrap_module(teacher, None, image_size)}
     shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
@@ -83,9 +85,6 @@ def join(
         raise UserError("; ".join([str(error), *reasons[:1]])) from error  # two would be long
     chosen_policy = None
     if SELECTIONS[selection].policy:
-        # Imported here, so that the plain distiller loads nothing of the routing.
-        from distillers.spot_adaptive.policy import PolicySetting
-
         policy_setting = PolicySetting(*shapes.values(), chosen_distiller.spots, homogeneous, gate_temperature)
         chosen_policy = build(POLICIES, policy, "kd.policy_options", policy_options, policy_setting)
     return SpotAdaptiveDistillation(

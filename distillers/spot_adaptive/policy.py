@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,33 @@ from torch import Tensor, nn
 
 from distillers.base import Shape, Spot
 from distillers.registry import register_policy
-from distillers.spot_adaptive.selection import Seen
 
 TEACHER_ROUTE = 0  # entry of each pair of policy logits that stands for "through the teacher", i.e. "distil here"
 HOMOGENEOUS_BIAS = 10.0
+
+
+class Seen(NamedTuple):
+    """What a policy may look at, of one batch. Nothing here has a gradient: the policy must not move the networks.
+
+    Attributes:
+        student, teacher: all features of both networks, ``[B, C, H, W]``, under autocast perhaps in half precision; the
+            last one is the pooled vector ``[B, D]``, in float32 at least.
+        student_logits, teacher_logits: ``[B, num_classes]``, in float32 at least.
+        label: ``[B]``.
+        epoch: counted from 0, a scalar tensor on the device. It is filled in place, so a captured step may read it.
+    """
+
+    student: Sequence[Tensor]
+    teacher: Sequence[Tensor]
+    student_logits: Tensor
+    teacher_logits: Tensor
+    label: Tensor
+    epoch: Tensor
+
+    @property
+    def pooled(self) -> Tensor:
+        """Both networks' pooled vectors side by side, ``[B, PolicySetting.pooled_size]``."""
+        return torch.cat([self.teacher[-1], self.student[-1]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,11 @@ class PolicySetting:
     def num_gates(self) -> int:
         """One gate per spot, and the last one for the logits."""
         return len(self.spots) + 1
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of `Seen.pooled`."""
+        return self.teacher[-1][0] + self.student[-1][0]
 
 
 class Policy(nn.Module):
@@ -91,15 +119,14 @@ class Gumbel(Policy):
 
     def __init__(self, setting: PolicySetting):
         super().__init__(setting)
-        self.linear = nn.Linear(setting.teacher[-1][0] + setting.student[-1][0], 2 * setting.num_gates)
+        self.linear = nn.Linear(setting.pooled_size, 2 * setting.num_gates)
         if setting.homogeneous:
             with torch.no_grad():
                 self.linear.bias.view(-1, 2)[:, TEACHER_ROUTE] += HOMOGENEOUS_BIAS
 
     def forward(self, seen: Seen) -> Tensor:
         """Policy logits, ``[B, num_gates, 2]``."""
-        pooled = torch.cat([seen.teacher[-1], seen.student[-1]], dim=1)
-        return self.linear(pooled.to(self.linear.weight.dtype)).view(len(pooled), -1, 2)
+        return self.linear(seen.pooled).unflatten(1, (-1, 2))
 
     def draw_gates(self, seen: Seen) -> Tensor:
         return straight_through_gates(self(seen), self.setting.gate_temperature)

@@ -1,31 +1,12 @@
-"""The selections, which say where the student distils, and what a policy sees. Listing them imports no PyTorch."""
+"""The selections, which say where the student distils. Listing them imports no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Seen(NamedTuple):
-    """What a policy may look at, of one batch. Nothing here has a gradient: the policy must not move the networks.
-
-    Attributes:
-        student, teacher: all features of both networks, ``[B, C, H, W]`` or, the last one, ``[B, D]``; under autocast
-            they may be in half precision.
-        student_logits, teacher_logits: ``[B, num_classes]``.
-        label: ``[B]``.
-        epoch: counted from 0, a scalar tensor on the device. It is filled in place, so a captured step may read it.
-    """
-
-    student: Sequence[Tensor]
-    teacher: Sequence[Tensor]
-    student_logits: Tensor
-    teacher_logits: Tensor
-    label: Tensor
-    epoch: Tensor
 
 
 class Selection(NamedTuple):

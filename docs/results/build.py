@@ -20,7 +20,7 @@ from scipy.stats import ttest_1samp
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(HERE), str(ROOT)]
 
 from collect import collect  # noqa: E402
 

@@ -18,6 +18,13 @@ def restored(trained_run):
     return restore(trained_run)
 
 
+def test_policies_see_the_last_epoch_that_the_checkpoint_knows(restored):
+    assert [restored.content["progress"][key] for key in ("epoch", "step")] == [1, 0], "one epoch was trained"
+    assert restored.task().epoch == 0
+    restored.content["progress"] = {"phase": 0, "epoch": 7, "step": 3}
+    assert restored.task().epoch == 7
+
+
 def give_way(task, teacher_bias):
     """Make the policy's logits the same for every image: `teacher_bias` per gate for the teacher's route, 0 against."""
     with torch.no_grad():

@@ -156,7 +156,7 @@ def images_of(root):
 @pytest.mark.parametrize(
     ("runs", "settings"),
     [
-        ([{}, {"settings": {"training": {"lr": 0.1, "num_workers": 9}}}], "training.lr=0.1 training.lr_agent=0.05"),
+        ([{}, {"settings": {"training": {"lr": 0.1, "num_workers": 9}}}], "training.lr=0.1"),
         ([{}, {"settings": {"kd_loss": {"options": {"power": 2}}}}], "kd_loss.options={'power': 2}"),
         ([{}, {"seed": 2, "settings": {"training": {"save_ep_freq": 1}, "validation": {"batch_size": 9}}}], None),
         ([under("run/t/1/last.pth"), under("run/other/1/last.pth")], "teacher=run/other/last"),
@@ -185,7 +185,7 @@ def test_a_student_alone_is_of_the_same_images(tmp_path):
     for root in ("cats", "dogs"):
         write_run(tmp_path / root, selection="fixed", **images_of(root))
     write_run(tmp_path / "x", selection="single", **images_of("./dogs/"))
-    assert [len(row.alone) for row in groups_of(tmp_path)] == [0, 1]
+    assert [len(row.others) for row in groups_of(tmp_path)] == [0, 1]
 
 
 def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
@@ -197,7 +197,18 @@ def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
     write_run(tmp_path / "other", selection="fixed", distiller="sp", settings={"training": {"lr": 0.02}})
     rows = groups_of(tmp_path)
     assert [row.difference("fixed", "single").mean for row in rows if row.first.distiller == "at"] == [1.0, 1.0]
-    assert [row.alone for row in rows if row.first.distiller == "sp"] == [[]], "two recipes are equally close"
+    assert [row.others for row in rows if row.first.distiller == "sp"] == [[]], "two recipes are equally close"
+
+
+def test_settings_of_a_policy_have_rows_of_their_own_each_beside_the_plain_distiller(tmp_path):
+    write_run(tmp_path, selection="fixed", accuracies=4 * [60.0])
+    for share in (0.25, 0.5):
+        settings = {"kd": {"routing_share": share}, "kd_loss": {"homo": True}}
+        write_run(tmp_path / str(share), selection="adaptive", accuracies=4 * [60 + share], settings=settings)
+    plain, *rows = groups_of(tmp_path)
+    assert (plain.settings, len(plain.runs), plain.others) == ("", 1, [])
+    found = {row.settings: row.difference("adaptive", "fixed").mean for row in rows}
+    assert found == {f"kd.routing_share={share} kd_loss.homo=True": share for share in (0.25, 0.5)}
 
 
 def test_students_that_lose_are_called_so(tmp_path):

@@ -80,7 +80,7 @@ def make_workplace(folder: Path) -> None:
         if name.endswith(".py"):
             execute(name.removesuffix(".py").replace("/", "."), text)
         else:
-            (folder / name).parent.mkdir()
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
     for document in DOCUMENTS:
         for block in blocks(document.read_text(encoding="utf-8"), "sh"):

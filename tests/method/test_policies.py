@@ -50,12 +50,12 @@ class Learned(Policy):
 
     def __init__(self, setting, *, width: int = 4):
         super().__init__(setting)
-        inputs = setting.student[-1][0] + 2 * NUM_CLASSES + 1
+        inputs = setting.pooled_size + 2 * NUM_CLASSES + 1
         self.net = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 2 * setting.num_gates))
 
     def draw_gates(self, seen):
         epoch = seen.epoch.expand(len(seen.label), 1)
-        inputs = torch.cat([seen.student[-1].float(), seen.student_logits, seen.teacher_logits, epoch], dim=1)
+        inputs = torch.cat([seen.pooled, seen.student_logits, seen.teacher_logits, epoch], dim=1)
         return straight_through_gates(self.net(inputs).view(len(inputs), -1, 2), 5.0)
 
 
@@ -86,6 +86,11 @@ class TestOwnPolicy:
         assert all(p.grad is not None and p.grad.any() for p in list(task.policy.parameters())[-2:])
         assert all(torch.equal(p.grad, before[name]) for name, p in task.student.named_parameters())
         assert any(p is task.policy.net[0].weight for p in task.parameter_groups()["agent"])
+
+    def test_with_parameters_need_not_know_of_autocast(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            for output in toy_task("at", policy=Learned)(toy_batch()):
+                output.loss.backward()
 
     def test_sees_both_networks_the_labels_and_the_epoch_without_gradient(self):
         seen = []

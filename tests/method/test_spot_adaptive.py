@@ -10,9 +10,9 @@ from toys import take_step, toy_batch, toy_task
 
 from distillers.base import Spot
 from distillers.spot_adaptive.distillation import routing_loss
-from distillers.spot_adaptive.policy import Gumbel, PolicySetting, straight_through_gates
+from distillers.spot_adaptive.policy import Gumbel, PolicySetting, Seen, straight_through_gates
 from distillers.spot_adaptive.routing import mix
-from distillers.spot_adaptive.selection import SELECTIONS, Seen
+from distillers.spot_adaptive.selection import SELECTIONS
 
 
 def gradients(module):

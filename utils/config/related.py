@@ -128,7 +128,8 @@ def _for_comparison(config: Config, command: Command) -> Command | None:
     kd = config.kd.model_copy(update={"selection": other})
     if other is None or Layout(config.model_copy(update={"kd": kd}).run_dir).result.exists():
         return None
-    return replace(command, words=(*command.words, f"kd.selection={other}"))
+    words = [word for word in command.words if not word.startswith("kd.selection=")]
+    return replace(command, words=(*words, f"kd.selection={other}"))
 
 
 def _distilling(config: Config, command: Command) -> Command | None:

@@ -65,7 +65,7 @@ class DatasetConfig(Section):
         "shuffled", description="every training image once per epoch, or all classes equally often"
     )
     image_range: ValueRange | None = Field(
-        None, description="values that become black and white in images of 16 or 32 bits (default: 0 and 65536)"
+        None, description="values that become black and white in images of 16 or 32 bits (default: 0 and 65535)"
     )
     image_column: Text | None = Field(None, description="of a table (default: image, img, path, ...)")
     label_column: Text | None = Field(None, description="of a table (default: label, labels, class, ...)")

@@ -52,7 +52,7 @@ def accuracy_figure(groups: Sequence[Group], limits: tuple[float, float]) -> Fig
     figure, axes = _panels(groups, "validation top-1 (%)")
     shown = []
     for panel, group in zip(axes, groups):
-        runs = with_epochs([*group.alone, *group.runs])
+        runs = with_epochs([*group.others, *group.runs])
         for run in runs:
             run_line(panel, run, run.curve("val.top1"))
         if (teacher := pd.Series([run.teacher_top1 for run in runs], dtype=float).mean()) > 0:
@@ -200,4 +200,4 @@ def _label(term: str, run: Run) -> str:
     if term in run.gate_labels[:-1]:
         return f"beta * distiller at {term}"
     named = {"total": "total", "ce": "cross-entropy", "kl": "alpha * KL at the logits"}
-    return named.get(term, "alpha * loss at the logits")
+    return named.get(term, "alpha * loss at the logits" if term == "logits" else term)

@@ -93,7 +93,7 @@ def _rounded(values: pd.Series, count: int) -> pd.Series:
 def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
     best = best_student(groups) or (None, None)
     latencies: dict[str, float] = {}
-    for run in (run for group in groups for run in (*group.alone, *group.runs)):
+    for run in (run for group in groups for run in (*group.others, *group.runs)):
         latencies |= read_latencies(Layout(run.path).evaluation / "evaluation.json")
     for group in groups:
         for kind in (TEACHER, SINGLE, *SELECTIONS):

@@ -18,6 +18,9 @@ from utils.run_folder.read import SINGLE, Run
 TEACHER = "teacher"  # a column beside those of the selections
 OWN_COLUMN = ["training.seed", "kd.selection"]  # settings in which the runs of one group differ
 ALWAYS_NAMED = ("kd.balance",)  # where it is set: what a row does must not depend on what it stands beside
+# What a run without a policy does not use.
+OF_A_POLICY = {"kd.policy", "kd.policy_options", "kd.gate_temperature", "kd.routing_share", "kd_loss.homo"}
+OF_A_POLICY |= {"kd.loss_weights.classify_weight", "training.lr_agent", "training.weight_decay_agent"}
 RECIPE = ("dataset.", "training.", "pretrain.")  # what runs of different networks and distillers may have in common
 _SAME_EVERYWHERE = set(map(fold, ("digits", "cifar-10", "cifar-100", "tiny-imagenet", "imagenet")))  # wherever it lies
 _PUBLISHED = Path(__file__).with_name("published.csv")  # validation top-1 of the SAKD paper
@@ -30,13 +33,14 @@ class Group:
     Attributes:
         runs: in the order in which they were found.
         settings: those in which they differ from the other runs of the data set, ``"training.epochs=12"``.
-        alone: the student's own trainings, of the same length, on the same data, with the recipe that is closest; none
-            if two recipes are equally close.
+        others: runs of other groups that these are compared with. The student's own trainings, of the same length, on
+            the same data, with the recipe that is closest; none if two recipes are equally close. And, where the group
+            has settings of a policy, the runs without a policy that have the same settings apart from these.
     """
 
     runs: list[Run]
     settings: str
-    alone: list[Run]
+    others: list[Run]
 
     @property
     def first(self) -> Run:
@@ -48,7 +52,7 @@ class Group:
 
     def of(self, selection: str) -> list[Run]:
         """The runs with a selection; `SINGLE` for the student alone."""
-        return self.alone if selection == SINGLE else [run for run in self.runs if run.selection == selection]
+        return [run for run in (*self.others, *self.runs) if run.selection == selection]
 
     @cached_property
     def finished(self) -> pd.DataFrame:
@@ -56,7 +60,7 @@ class Group:
 
         Of several runs of a seed the last one counts.
         """
-        runs = [run for run in (*self.alone, *self.runs) if run.is_finished]
+        runs = [run for run in (*self.others, *self.runs) if run.is_finished]
         rows = [(r.selection, r.seed, r.last_top1, r.best_top1, r.test_top1, r.teacher_top1) for r in runs]
         table = pd.DataFrame(rows, columns=["selection", "seed", "last", "best", "test", TEACHER])
         return table.drop_duplicates(["selection", "seed"], keep="last").set_index("seed")
@@ -105,9 +109,13 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
             recipe = [key for key in differing(members) if key.startswith(RECIPE)]
             for named in _by(members, lambda run: (run.pair, run.distiller)).values():
-                settings_of = partial(_settings, keys=sorted({*recipe, *differing(named), *ALWAYS_NAMED}))
-                for settings, alike in _by(named, settings_of).items():
-                    groups.append(Group(alike, settings, _alone(alike[0], of_dataset)))
+                keys = {*recipe, *differing(named), *ALWAYS_NAMED}
+                rows = _by(named, partial(_settings, keys=keys))
+                # First those with plain runs, which are then named by the settings that they use.
+                for settings, alike in sorted(rows.items(), key=lambda row: all(run.has_policy for run in row[1])):
+                    plain = _settings(alike[0], keys - OF_A_POLICY)
+                    others = rows.get(plain, []) if alike[0].has_policy and settings != plain else []
+                    groups.append(Group(alike, settings, [*_alone(alike[0], of_dataset), *others]))
     return groups
 
 
@@ -118,9 +126,10 @@ def _by(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Any, list[R
     return found
 
 
-def _settings(run: Run, keys: Iterable[str]) -> str:
+def _settings(run: Run, keys: set[str]) -> str:
     known = comparable(run)
-    return " ".join(f"{key}={known[key]}" for key in keys if known.get(key) is not None)
+    used = sorted(keys if run.has_policy else keys - OF_A_POLICY)
+    return " ".join(f"{key}={known[key]}" for key in used if known.get(key) is not None)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

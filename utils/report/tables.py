@@ -34,7 +34,7 @@ def result_tables(groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
 
 def _measured(groups: Sequence[Group]) -> list[str]:
     """The test split is a measure if some run has been evaluated on it."""
-    tested = any(run.test_top1 is not None for group in groups for run in (*group.runs, *group.alone))
+    tested = any(run.test_top1 is not None for group in groups for run in (*group.runs, *group.others))
     return [measure for measure in MEASURES if tested or measure != "test"]
 
 

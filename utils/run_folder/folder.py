@@ -69,12 +69,13 @@ class RunDir(Layout):
         self.refuse_if_taken()
         return None
 
-    def refuse_if_taken(self) -> None:
-        """Raise a UserError if there is a run in the folder."""
+    def refuse_if_taken(self, changed: str = "") -> None:
+        """Raise a UserError if there is a run in the folder; `changed` says how its settings differ from the wanted."""
         if self.begun:
             state = "a finished run" if self.result.exists() else "an unfinished run"
+            other = f" with other settings ({changed})" if changed else ""
             raise UserError(
-                f"{self.path}: holds {state} already; --resume continues it, --overwrite starts anew, "
+                f"{self.path}: holds {state} already{other}; --resume continues it, --overwrite starts anew, "
                 "another training.seed or run.root writes elsewhere"
             )
         if kept := self.resumable():

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Source
 from utils.config import Config, ModelConfig
+from utils.config.changes import deciding_changes
 from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
@@ -25,6 +26,13 @@ def refuse_run_of_others(folder: Path, config: Config) -> None:
     networks = {"kd.teacher": kd.teacher, "kd.student": kd.student} if kd else {"model": config.model}
     for key, network in networks.items():
         _refuse_other_network(folder, key, network, key)
+
+
+def changed_settings(folder: Path, config: Config) -> str:
+    """`deciding_changes` from the run in `folder` to `config`; empty if there is none, or it cannot be read."""
+    with suppress(UserError):
+        return deciding_changes(read_yaml(Layout(folder).config), config.to_dict())
+    return ""
 
 
 def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:

@@ -52,7 +52,7 @@ def no_progress(best: Mapping[str, float], epoch: int, labels: Tensor, config: C
     """
     by, epochs = config.validation.best_by, config.training.epochs
     least = constant_accuracy(labels, by)
-    if epoch != math.ceil(epochs / 3) or best.get(by, math.inf) > least:
+    if epochs < 3 or epoch != math.ceil(epochs / 3) or best.get(by, math.inf) > least:
         return []
     return [
         f"warning: after {epoch} of {epochs} epochs the best {by} is {best[by]:.2f}%, and predicting the largest class "

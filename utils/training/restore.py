@@ -104,6 +104,8 @@ class Restored:
         task = assemble(self.config, self.student(), self.teacher(), self.source).to(self.device)
         with doing(f"{self.path}: loading the policy and the distiller"):
             task.load_extra_state(self.content["extra"])
+            following = self.content["progress"]  # what comes after the checkpoint
+            task.start_epoch(max(0, following["epoch"] - (following["step"] == 0)))
         return task.eval()
 
 

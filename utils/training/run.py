@@ -28,7 +28,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
-from utils.run_folder.networks import refuse_other_teacher, refuse_run_of_others
+from utils.run_folder.networks import changed_settings, refuse_other_teacher, refuse_run_of_others
 from utils.run_folder.records import read_epochs
 from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
@@ -73,7 +73,7 @@ def train(
     if not overwrite:
         refuse_run_of_others(run.path, config)
     if not (overwrite or (resume and run.begun)):
-        run.refuse_if_taken()
+        run.refuse_if_taken(changed_settings(run.path, config))
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with stop.at_once():
