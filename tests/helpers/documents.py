@@ -237,6 +237,7 @@ def check_key(text: str) -> None:
 def check_yaml(text: str) -> None:
     """Settings as in a config file, complete or not."""
     data = yaml.safe_load(text)
+    data.pop("base", None)  # another file
     for key in flatten(data):
         if not _is_key(key):
             raise UserError(f"no such key {key}")
