@@ -88,8 +88,18 @@ class TestOwnPolicy:
         assert any(p is task.policy.net[0].weight for p in task.parameter_groups()["agent"])
 
     def test_with_parameters_need_not_know_of_autocast(self):
+        class Linear(Policy):
+            def __init__(self, setting):
+                super().__init__(setting)
+                self.of_features = nn.Linear(setting.pooled_size, 2 * setting.num_gates)
+                self.of_logits = nn.Linear(NUM_CLASSES, 2 * setting.num_gates)
+
+            def draw_gates(self, seen):
+                logits = self.of_features(seen.pooled) + self.of_logits(seen.student_logits)
+                return straight_through_gates(logits.unflatten(1, (-1, 2)), 5.0)
+
         with torch.autocast("cpu", torch.bfloat16):
-            for output in toy_task("at", policy=Learned)(toy_batch()):
+            for output in toy_task("at", policy=Linear)(toy_batch()):
                 output.loss.backward()
 
     def test_sees_both_networks_the_labels_and_the_epoch_without_gradient(self):
