@@ -287,9 +287,10 @@ class Engine(RunState):
             when = "at" if step else "noticed at"
             where = f"{self.phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"
             kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "nothing is saved yet"
+            key = "training.lr" if self.phase.name == "train" else "pretrain.optimizer.lr"
             raise UserError(
                 f"{self.run.path}: no longer finite, {when} {where}: "
-                f"{', '.join(wrong[:5])}{' and more' * (len(wrong) > 5)}; {kept}; a smaller training.lr may help"
+                f"{', '.join(wrong[:5])}{' and more' * (len(wrong) > 5)}; {kept}; a smaller {key} may help"
             )
 
     def _title(self) -> str:
