@@ -97,10 +97,11 @@ class TestDistilling:
         assert scripts == ["train.sh", "train_anti.sh", "train_single.sh"]
 
     def test_never_overwrites_a_run_silently(self, folder):
-        again = quick_sh("train.sh", *self.keys, f"run.root={self.root}", **self.names)
-        assert again.returncode == 2
-        (line,) = again.stderr.splitlines()
-        assert "holds a finished run already; --resume" in line
+        for words, said in (((), ""), (("kd.balance=2",), " with other settings (kd.balance is 2.0, it was 0.5)")):
+            again = quick_sh("train.sh", *self.keys, *words, f"run.root={self.root}", **self.names)
+            assert again.returncode == 2
+            (line,) = again.stderr.splitlines()
+            assert f"holds a finished run already{said}; --resume" in line
 
 
 def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):

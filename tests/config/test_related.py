@@ -135,6 +135,7 @@ class TestNext:
         config, command = started(main_distill, *words, f"kd.selection={selection}")
         following = repeated(started, next_command(config, command))
         assert following == started(main_distill, *words, f"kd.selection={other}")[0]
+        assert next_command(config, command).count("kd.selection=") == 1
         finished = Layout(following.run_dir)
         finished.path.mkdir(parents=True)
         finished.result.write_text("{}")

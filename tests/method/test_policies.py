@@ -192,6 +192,8 @@ class TestOwnPolicy:
         ("selection", "fixd", "selection is 'fixd', expected one of fixed, random, anti"),
         ("temperature", 0, "temperature is 0, expected a number above 0"),
         ("gate_temperature", float("nan"), "gate_temperature is nan, expected a number above 0"),
+        ("balance", -1, "balance is -1, expected a number above 0"),
+        ("gamma", 0, "gamma is 0, expected a number above 0"),
     ],
 )
 def test_join_refuses_what_no_config_could_have(key, value, message):
