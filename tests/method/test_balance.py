@@ -74,16 +74,16 @@ def test_what_a_step_sends_nothing_to_keeps_nothing_of_the_step_before():
 
 
 def joint_pull() -> tuple[float, float]:
-    """On one of two processes: logits pull with 3 and 4, a spot with 30 and 40."""
-    balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, (30.0, 40.0)[rank()]), cap=2.0)
+    """On one of two processes: logits pull with 3 and 4, a spot with 40 and 30."""
+    balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, (40.0, 30.0)[rank()]), cap=2.0)
     return balance.ratio[1].item(), gradient.item()
 
 
 def test_the_norms_are_those_of_the_whole_batch_on_several_processes():
     with process_pair() as on_both:
         first, second = on_both(joint_pull)
-    assert first == pytest.approx((10.0, 3 + 0.2 * 30))
-    assert second == pytest.approx((10.0, 4 + 0.2 * 40))
+    assert first == pytest.approx((10.0, 3 + 0.2 * 40))
+    assert second == pytest.approx((10.0, 4 + 0.2 * 30))
 
 
 def test_a_step_looks_at_no_value():
