@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
 
 from models.staged import StagedModel
-from utils.processes.group import all_sum
+from utils.processes.group import all_sum, world_size
 
 LOW_WEIGHT = 0.1  # the log names spots whose weight ends below this
 
@@ -74,8 +74,13 @@ class _Fork(torch.autograd.Function):
     def backward(
         ctx: Any, behind: Tensor | None, of_distiller: Tensor | None
     ) -> tuple[Tensor | None, None, None, None]:
-        if behind is None or of_distiller is None:
+        if (behind is None or of_distiller is None) and world_size() == 1:
             return of_distiller if behind is None else behind, None, None, None
+        # Of several processes, another one may have both gradients, and all have to take part in the sum.
+        behind, of_distiller = (
+            torch.zeros_like(other) if own is None else own
+            for own, other in ((behind, of_distiller), (of_distiller, behind))
+        )
         kind = torch.promote_types(behind.dtype, torch.float32)
         norms = torch.stack([vector_norm(gradient, dtype=kind) for gradient in (behind, of_distiller)])
         (squares,) = all_sum(norms.square())

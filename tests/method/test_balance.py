@@ -86,6 +86,26 @@ def test_the_norms_are_those_of_the_whole_batch_on_several_processes():
     assert second == pytest.approx((10.0, 4 + 0.2 * 30))
 
 
+def pull_of_one() -> tuple[float, float]:
+    """On one of two processes: logits pull with 3 and 4, a spot of the first process alone with 50."""
+    if rank() == 0:
+        balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, 50.0), cap=2.0)
+    else:
+        balance = Balance(2.0, 2)
+        image = torch.ones(1, requires_grad=True)
+        _, _, logits = balance.features(Line(), image)
+        (4.0 * logits).sum().backward()
+        gradient = image.grad
+    return balance.ratio[1].item(), gradient.item()
+
+
+def test_a_process_whose_distiller_sends_nothing_takes_part_in_the_sum():
+    with process_pair() as on_both:
+        first, second = on_both(pull_of_one)
+    assert first == pytest.approx((10.0, 3 + 0.2 * 50))
+    assert second == pytest.approx((10.0, 4.0))
+
+
 def test_a_step_looks_at_no_value():
     with FakeTensorMode():
         pulled(1.0, (2.0, 3.0))

@@ -13,6 +13,7 @@ from pathlib import Path
 from utils.config import Config, find_config
 from utils.config.changes import deciding_settings, differences
 from utils.config.related import SingleRun, single_run, teacher_run
+from utils.config.yaml_text import spell
 from utils.errors import UserError, reason
 from utils.run_folder.layout import Layout
 from utils.run_folder.read import SINGLE, is_locked, read_run
@@ -249,4 +250,4 @@ def _distilled(
 
 def _in_its_folder(swept: Sequence[str], root: Path) -> list[str]:
     """The words of one combination of a sweep, and one that gives it a folder of its own in `root`."""
-    return [*swept, f"run.root={root / ','.join(swept).replace('/', '_')}"]
+    return [*swept, f"run.root={spell(str(root / ','.join(swept).replace('/', '_')))}"]
