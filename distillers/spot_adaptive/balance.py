@@ -74,22 +74,22 @@ class _Fork(torch.autograd.Function):
     def backward(
         ctx: Any, behind: Tensor | None, of_distiller: Tensor | None
     ) -> tuple[Tensor | None, None, None, None]:
-        if (behind is None or of_distiller is None) and world_size() == 1:
-            return of_distiller if behind is None else behind, None, None, None
+        given = of_distiller if behind is None else behind
         # Of several processes, another one may have both gradients, and all have to take part in the sum.
-        behind, of_distiller = (
-            torch.zeros_like(other) if own is None else own
-            for own, other in ((behind, of_distiller), (of_distiller, behind))
-        )
-        kind = torch.promote_types(behind.dtype, torch.float32)
-        norms = torch.stack([vector_norm(gradient, dtype=kind) for gradient in (behind, of_distiller)])
+        if (behind is None or of_distiller is None) and world_size() == 1:
+            return given, None, None, None
+        kind = torch.promote_types(given.dtype, torch.float32)
+        zero = given.new_zeros((), dtype=kind)
+        norms = torch.stack([zero if g is None else vector_norm(g, dtype=kind) for g in (behind, of_distiller)])
         (squares,) = all_sum(norms.square())
         h, g = squares.sqrt().unbind()
         ratio = torch.where(h > 0, g / h, 0.0)
         weight = torch.where(ratio > ctx.cap, ctx.cap / ratio, 1.0)
         ctx.ratio.copy_(ratio)
         ctx.weight.copy_(weight)
-        return behind + weight * of_distiller, None, None, None
+        if of_distiller is not None:
+            given = weight * of_distiller if behind is None else behind + weight * of_distiller
+        return given, None, None, None
 
 
 def excessive_beta(means: Mapping[str, float], beta: float) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,14 @@ from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
 from distillers.spot_adaptive.balance import Balance
-from distillers.spot_adaptive.policy import Policy, Seen
 from distillers.spot_adaptive.selection import SELECTIONS
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 from utils.errors import UserError
 from utils.processes.group import world_size
+
+if TYPE_CHECKING:
+    from distillers.spot_adaptive.policy import Policy, Seen
 
 
 class SpotAdaptiveDistillation(Task):
@@ -149,7 +152,10 @@ class SpotAdaptiveDistillation(Task):
             for_distiller = features
         else:
             features, for_distiller, logits = self.balance.features(self.student, batch.image)
-        gates = self.draw_gates(self.policy_input(features, teacher_features, logits, teacher_logits, batch.label))
+        if self.policy is None:
+            gates = torch.ones(len(batch.label), self.num_gates, device=batch.label.device)
+        else:
+            gates = self.draw_gates(self.policy_input(features, teacher_features, logits, teacher_logits, batch.label))
         chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
         with unchanged((*features, *teacher_features, *batch), f"distiller {type(self.distiller).__name__}"):
@@ -208,14 +214,15 @@ class SpotAdaptiveDistillation(Task):
         label: Tensor,
     ) -> Seen:
         """What the policy may look at, from the features and logits of both networks."""
+        # Imported here, so that the plain distiller loads nothing of the policy.
+        from distillers.spot_adaptive.policy import Seen
+
         features = [[to_look_at(feature) for feature in features] for features in (student, teacher)]
         return Seen(*features, to_look_at(student_logits), to_look_at(teacher_logits), label, self.epoch)
 
     def draw_gates(self, seen: Seen) -> Tensor:
-        """Gates ``[B, K + 1]`` of the policy, with its gradient; without a policy all 1."""
+        """Gates ``[B, K + 1]`` of the policy, with its gradient."""
         size = (len(seen.label), self.num_gates)
-        if self.policy is None:
-            return torch.ones(size, device=seen.label.device)
         who = f"policy {type(self.policy).__name__}: draw_gates"
         shared = (*seen.student, *seen.teacher, seen.student_logits, seen.teacher_logits, seen.label)
         with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, who):

@@ -266,6 +266,13 @@ def test_a_sweep_has_a_folder_for_each_combination_and_shares_the_teacher(tmp_pa
     assert [str(job.folder.relative_to(tmp_path)) for job in others] == folders
 
 
+def test_a_sweep_may_have_mappings_as_values(tmp_path):
+    sweep = ["kd_loss.options={power: 1},{power: 2}"]
+    jobs = [job for job in jobs_of(tmp_path, ("fixed",), sweep=sweep) if job.config.kd]
+    assert [job.config.kd_loss.options for job in jobs] == [{"power": 1}, {"power": 2}]
+    assert len({job.folder for job in jobs}) == 2
+
+
 @pytest.mark.parametrize(
     ("word", "words"),
     [

@@ -89,7 +89,7 @@ def test_the_norms_are_those_of_the_whole_batch_on_several_processes():
 def pull_of_one() -> tuple[float, float]:
     """On one of two processes: logits pull with 3 and 4, a spot of the first process alone with 50."""
     if rank() == 0:
-        balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, 50.0), cap=2.0)
+        balance, gradient = pulled(3.0, (0.0, 50.0), cap=2.0)
     else:
         balance = Balance(2.0, 2)
         image = torch.ones(1, requires_grad=True)
