@@ -25,7 +25,10 @@ from distillers.registry import LOGIT_LOSSES, register_logit_loss
 __all__ = ["LOGIT_LOSSES", "LogitLoss", "register_logit_loss"]
 
 CORRELATION_EPS = 1e-8  # of the published code of DIST: two constants correlate 0
-STANDARD_EPS = 1e-7
+STANDARD_EPS = 1e-7  # of the published code
+# A classifier that begins at zero gives logits without deviation, which the published form divides by 1e-7: its gradient
+# of 1e7 ruins the student. Other networks stay far above this.
+LEAST_DEVIATION = 0.01
 
 
 class LogitLoss(nn.Module):
@@ -69,12 +72,12 @@ class LogitLoss(nn.Module):
 
 @at_least(torch.float32)
 def standardized(logits: Tensor) -> Tensor:
-    """Logits ``[B, num_classes]`` with mean 0 and standard deviation 1 in each sample.
+    """Logits ``[B, num_classes]`` with mean 0 and standard deviation 1 in each sample, if it was `LEAST_DEVIATION` at least.
 
     Sun, Ren, Li, Wang, Cao: *Logit Standardization in Knowledge Distillation*, CVPR 2024, arXiv 2403.01427.
     """
     deviation, mean = torch.std_mean(logits, dim=1, keepdim=True)
-    return (logits - mean) / (deviation + STANDARD_EPS)
+    return (logits - mean) / (deviation.clamp_min(LEAST_DEVIATION) + STANDARD_EPS)
 
 
 @at_least(torch.float32)

@@ -38,7 +38,8 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
     with suppress(NameError):  # of types that are imported for type checkers alone
         types = get_type_hints(function or kind.__init__, include_extras=True)
     arguments = list(inspect.signature(function or kind.__init__).parameters.values())[given:]
-    known = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD and each.name not in by_name]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    known = [each.name for each in arguments if each.kind not in several and each.name not in by_name]
     checked = {}
     for option, value in (options or {}).items():
         if option not in known:
@@ -47,4 +48,7 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
             checked[option] = TypeAdapter(types.get(option, Any)).validate_python(value)
         except ValidationError as error:
             raise UserError(f"{key}: {name}.{option} is {value!r}: {error.errors()[0]['msg']}") from error
+    needed = [each.name for each in arguments if each.default is each.empty and each.name in known]
+    if missing := [option for option in needed if option not in checked]:
+        raise UserError(f"{key}: {name} needs {', '.join(missing)}")
     return kind(argument, **checked)

@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> in
     _refuse_variables(options.overrides)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     words, teacher_args = list(options.overrides), getattr(options, "teacher_args", [])
-    config = _load(options.config, given, names, words + ["kd.selection=anti"] * (script == "train_anti.sh"))
+    config = _load(options.config, given, names, ["kd.selection=anti"] * (script == "train_anti.sh") + words)
     # PyTorch takes seconds to import; --help and a bad config do not wait for it.
     if options.dry_run:
         from utils.training.dry_run import dry_run

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from utils.errors import (
     CONNECTION_LOST,
@@ -55,6 +57,19 @@ def whole_number(least: int) -> Callable[[str], int]:
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and least <= int(text) < 2**31):
             raise argparse.ArgumentTypeError(f"found {text[:40]!r}, must be a whole number from {least} on")
         return int(text)
+
+    return parse
+
+
+def positive(kind: Callable[[str], Any] = float, most: float = math.inf) -> Callable[[str], Any]:
+    """The ``type=`` of an argument that takes numbers above 0, up to `most`, read by `kind`."""
+
+    def parse(text: str) -> Any:
+        with suppress(ValueError, ArithmeticError):
+            if 0 < (value := kind(text)) <= most:
+                return value
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, must be a number above 0{limit}")
 
     return parse
 

@@ -65,6 +65,8 @@ def join(
     for name in ("temperature", "gate_temperature", "gamma", "balance", "routing_share"):
         if (value := positive.get(name)) is not None and not value > 0:
             raise UserError(f"{name} is {value}, expected a number above 0")
+    if settings.get("standardize") and len(labels) and labels.max() < 2:
+        raise UserError("kd_loss.standardize: with two classes, standardised logits only say which one is larger")
     networks = {"student": wrap_module(student, None, image_size), "teacher": wrap_module(teacher, None, image_size)}
     shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
     setting = Setting(**shapes, labels=labels, spots=spots, feat_dim=feat_dim, pair=pair)

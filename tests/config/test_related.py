@@ -119,6 +119,11 @@ class TestCommand:
         expected = "net1=vgg13 nproc=2 sh train.sh --teacher-arg training.epochs=4 training.epochs=3"
         assert remembered(student(), command) == expected
 
+    def test_of_the_anti_launcher_has_the_selection_that_is_typed(self, started):
+        typed = started(main_distill, "--dataset", "digits", "kd.selection=shuffled", selection="anti")[0]
+        usual = started(main_distill, "--dataset", "digits", selection="anti")[0]
+        assert (typed.kd.selection, usual.kd.selection) == ("shuffled", "anti")
+
     def test_of_a_run_from_python_is_its_config_file(self):
         file = "run/digits/7/adaptive-at/resnet14-resnet8/config.yml"
         assert remembered(student()) == f"python train.py --config {file}"

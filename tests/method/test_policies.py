@@ -147,8 +147,17 @@ class TestOwnPolicy:
                 seen.label.zero_()
                 return torch.ones(len(seen.label), self.setting.num_gates)
 
-        with pytest.raises(UserError, match="policy Writes: draw_gates writes into a tensor that it is given"):
+        with pytest.raises(UserError, match="policy Writes: writes into a tensor that it is given"):
             take_step(toy_task("at", policy=Writes), toy_batch())
+
+    def test_that_makes_parameters_in_a_step_is_named(self):
+        class Grows(Learned):
+            def draw_gates(self, seen):
+                self.late = torch.nn.Linear(2, 2)
+                return super().draw_gates(seen)
+
+        with pytest.raises(UserError, match="policy Grows: has made parameters in a step"):
+            take_step(toy_task("at", policy=Grows), toy_batch())
 
     def test_may_give_truth_values(self):
         class Even(Policy):
@@ -177,9 +186,15 @@ class TestOwnPolicy:
         assert_equal(*states)
 
     def test_with_a_wrong_name_or_option_is_refused(self, own):
+        class Needy(Policy):
+            def __init__(self, setting, size: int):
+                super().__init__(setting)
+
+        own.register("needy")(Needy)
         networks = {"labels": toy_labels(), "image_size": IMAGE_SIZE}
         for name, options, message in (
             ("unsur", {}, "unknown policy 'unsur': did you mean 'unsure'"),
+            ("needy", {}, "kd.policy_options: needy needs size"),
             ("unsure", {"above": 1}, "kd.policy_options: unsure has no option 'above'; it has below"),
         ):
             with pytest.raises(UserError, match=re.escape(message)):
@@ -194,8 +209,9 @@ class TestOwnPolicy:
         ("gate_temperature", float("nan"), "gate_temperature is nan, expected a number above 0"),
         ("balance", -1, "balance is -1, expected a number above 0"),
         ("gamma", 0, "gamma is 0, expected a number above 0"),
+        ("standardize", True, "kd_loss.standardize: with two classes, "),
     ],
 )
 def test_join_refuses_what_no_config_could_have(key, value, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}"):
-        join(ToyNet(), ToyNet(), "at", labels=toy_labels(), image_size=IMAGE_SIZE, **{key: value})
+        join(ToyNet(), ToyNet(), "at", labels=toy_labels() % 2, image_size=IMAGE_SIZE, **{key: value})

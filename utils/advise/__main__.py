@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from utils.advise.advice import DISTILLERS, SELECTIONS, advise
-from utils.command import Parser, guarded, whole_number
+from utils.command import Parser, guarded, positive, whole_number
 from utils.grid.command import EXIT_FAILED, add_run_arguments, split_overrides
 from utils.run_folder import read
 
@@ -29,7 +29,7 @@ def _parser() -> Parser:
         "--teacher", required=True, metavar="NETWORK", help="trained first unless kd.teacher.checkpoint=FILE is given"
     )
     parser.add_argument("--students", required=True, nargs="+", metavar="NETWORK", help="e.g. resnet8 resnet20")
-    parser.add_argument("--hours", type=float, metavar="H", help="fit candidates, seeds and epochs into so many hours")
+    parser.add_argument("--hours", type=positive(), metavar="H", help="fit candidates, seeds and epochs into so many hours")
     parser.add_argument(
         "--distillers", nargs="+", default=DISTILLERS, metavar="NAME", help=f"default: {' '.join(DISTILLERS)}"
     )

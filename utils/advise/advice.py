@@ -236,7 +236,7 @@ def choose(
     if choice:
         print(f"{choice}, as {file} says")
         return choice
-    candidates = make_candidates(question.students, question.distillers, question.selections)
+    candidates = make_candidates(question.students, question.distillers, question.selections, config.kd.balance)
     choice = Choice(candidates, question.seeds or SEEDS, config.training.epochs)
     if on_slurm:
         if question.hours:

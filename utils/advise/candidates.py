@@ -27,7 +27,6 @@ from utils.training.build import build, load_data, make_phases
 from utils.training.dry_run import step_seconds
 from utils.training.precision import autocast, place_task
 
-BALANCED, UNBALANCED = f"kd.balance={BALANCE}", "kd.balance=null"
 LEAST_SHARE = 4  # with less time, fewer candidates are trained, not shorter than a quarter of the epochs
 MOST_SEEDS = 5
 START = 10.0  # seconds until a process trains
@@ -55,16 +54,17 @@ class Candidate:
 
 
 def make_candidates(
-    students: Sequence[str], distillers: Sequence[str], selections: Sequence[str]
+    students: Sequence[str], distillers: Sequence[str], selections: Sequence[str], balance: float | None = None
 ) -> tuple[Candidate, ...]:
     """All of them, the more important ones first: students alone, the first selection, balanced, other selections.
 
-    Only distillers with spots can be balanced. Other selections are balanced where that is the default.
+    Only distillers with spots can be balanced, by `balance` or the usual limit. Other selections are balanced where that
+    is the default.
     """
     first, *others = selections
     with_spots = [name for name in distillers if not DISTILLERS.get(name).logits_only]
-    ways = [(first, name, (UNBALANCED,) if name in with_spots else ()) for name in distillers]
-    ways += [(first, name, (BALANCED,)) for name in with_spots]
+    ways = [(first, name, ("kd.balance=null",) if name in with_spots else ()) for name in distillers]
+    ways += [(first, name, (f"kd.balance={balance or BALANCE}",)) for name in with_spots]
     ways += [(selection, name, ()) for selection in others for name in distillers]
     return (*map(Candidate, students), *(Candidate(student, *way) for way, student in product(ways, students)))
 

@@ -17,7 +17,7 @@ from distillers import DISTILLERS
 from models import MODELS
 from utils.benchmark.cases import PLAIN_KD, Case, Conditions, Kind, Pair
 from utils.benchmark.measure import Result, measure_pair, warm_up
-from utils.command import Parser, guarded, whole_number
+from utils.command import Parser, guarded, positive, whole_number
 from utils.errors import UserError, doing
 from utils.files import write_text
 from utils.grid.plan import split_pair
@@ -107,7 +107,7 @@ def _parser() -> Parser:
     parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"as of the grid, with commas (default: {PAIRS})")
     everything = ",".join(name for name in DISTILLERS if name != PLAIN_KD.distiller)
     parser.add_argument("distillers", nargs="?", default=everything, help=f"default: {everything}")
-    parser.add_argument("--share", type=Fraction, nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
+    parser.add_argument("--share", type=positive(Fraction, 1), nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")

@@ -196,7 +196,7 @@ def fit(
             run.write_result(result)
             with log_to_file(run.log):
                 warn(wide_interval(result["last_top1"], data.val.num_samples))
-                log.info(describe_result(config, result, run, getattr(task, "beta", 0.0)))
+                log.info(describe_result(config, result, run, task))
                 if not student_follows:
                     log.info(f"next: {next_command(config, command)}")
                     log.info(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
@@ -251,7 +251,7 @@ def warn(lines: Iterable[str]) -> None:
         log.warning(line)
 
 
-def describe_result(config: Config, result: dict, run: Layout, beta: float) -> str:
+def describe_result(config: Config, result: dict, run: Layout, task: Task) -> str:
     """What came out of a run, in a few lines: accuracies, whether its policy chose, the checkpoint."""
     lines = [
         f"best val {result['best_top1']:.2f}% (epoch {result['best_epoch']}), last {result['last_top1']:.2f}%"
@@ -262,6 +262,6 @@ def describe_result(config: Config, result: dict, run: Layout, beta: float) -> s
     if config.kd and (records := read_epochs(run.metrics, "train")):
         if constant := no_choice(config.kd.selection, records):
             lines.append(f"no choice: the student was distilled {constant}, whatever the sample")
-        lines += excessive_beta(records[-1]["train"], beta)
+        lines += excessive_beta(records[-1]["train"], task.beta * task.ramp[1].item())
     lines.append(f"checkpoint: {result['checkpoint']}")
     return "\n".join(lines)
