@@ -26,8 +26,8 @@ __all__ = ["LOGIT_LOSSES", "LogitLoss", "register_logit_loss"]
 
 CORRELATION_EPS = 1e-8  # of the published code of DIST: two constants correlate 0
 STANDARD_EPS = 1e-7  # of the published code
-# A classifier that begins at zero gives logits without deviation, which the published form divides by 1e-7: its gradient
-# of 1e7 ruins the student. Other networks stay far above this.
+# A classifier that begins at zero gives logits without deviation. The published form divides them by 1e-7, and its
+# gradient of 1e7 ruins the student. Other networks stay far above this.
 LEAST_DEVIATION = 0.01
 
 
@@ -72,7 +72,7 @@ class LogitLoss(nn.Module):
 
 @at_least(torch.float32)
 def standardized(logits: Tensor) -> Tensor:
-    """Logits ``[B, num_classes]`` with mean 0 and standard deviation 1 in each sample, if it was `LEAST_DEVIATION` at least.
+    """Logits ``[B, num_classes]`` with mean 0 and standard deviation 1 in each sample, see `LEAST_DEVIATION`.
 
     Sun, Ren, Li, Wang, Cao: *Logit Standardization in Knowledge Distillation*, CVPR 2024, arXiv 2403.01427.
     """

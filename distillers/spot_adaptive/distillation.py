@@ -242,7 +242,7 @@ def to_look_at(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def unchanged(tensors: Sequence[Tensor], module: nn.Module, kind: str) -> Iterator[None]:
-    """Raise a UserError if `module`, a part of one's own, writes into one of `tensors` or makes parameters in a step."""
+    """Raise a UserError if `module` writes into one of `tensors`, which it is given, or makes parameters."""
 
     def state() -> tuple[list[int], int]:
         return [tensor._version for tensor in tensors], len(list(module.parameters()))
@@ -253,7 +253,7 @@ def unchanged(tensors: Sequence[Tensor], module: nn.Module, kind: str) -> Iterat
     if versions != state()[0]:
         raise UserError(f"{who}: writes into a tensor that it is given, which others use too; clone it before")
     if parameters != state()[1]:
-        raise UserError(f"{who}: has made parameters in a step, which no optimiser trains; make them in the constructor")
+        raise UserError(f"{who}: has made parameters in a step, which are not trained; make them in the constructor")
 
 
 def spot_label(spot: Spot) -> str:

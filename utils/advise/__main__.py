@@ -29,7 +29,7 @@ def _parser() -> Parser:
         "--teacher", required=True, metavar="NETWORK", help="trained first unless kd.teacher.checkpoint=FILE is given"
     )
     parser.add_argument("--students", required=True, nargs="+", metavar="NETWORK", help="e.g. resnet8 resnet20")
-    parser.add_argument("--hours", type=positive(), metavar="H", help="fit candidates, seeds and epochs into so many hours")
+    parser.add_argument("--hours", type=positive(), metavar="H", help="fit candidates, seeds and epochs into them")
     parser.add_argument(
         "--distillers", nargs="+", default=DISTILLERS, metavar="NAME", help=f"default: {' '.join(DISTILLERS)}"
     )

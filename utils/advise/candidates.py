@@ -58,8 +58,8 @@ def make_candidates(
 ) -> tuple[Candidate, ...]:
     """All of them, the more important ones first: students alone, the first selection, balanced, other selections.
 
-    Only distillers with spots can be balanced, by `balance` or the usual limit. Other selections are balanced where that
-    is the default.
+    Only distillers with spots can be balanced, by `balance` or the usual limit. Other selections are balanced where
+    that is the default.
     """
     first, *others = selections
     with_spots = [name for name in distillers if not DISTILLERS.get(name).logits_only]

@@ -107,7 +107,9 @@ def _parser() -> Parser:
     parser.add_argument("pairs", nargs="?", default=PAIRS, help=f"as of the grid, with commas (default: {PAIRS})")
     everything = ",".join(name for name in DISTILLERS if name != PLAIN_KD.distiller)
     parser.add_argument("distillers", nargs="?", default=everything, help=f"default: {everything}")
-    parser.add_argument("--share", type=positive(Fraction, 1), nargs="+", default=[Fraction(1)], help="kd.routing_share, e.g. 1 1/4")
+    parser.add_argument(
+        "--share", type=positive(Fraction, 1), nargs="+", default=[1], help="kd.routing_share, e.g. 1 1/4"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--batch-size", type=whole_number(2), default=64, metavar="N", help="images per step")
