@@ -50,6 +50,9 @@ TEACHERS = {
     "run/wide": "wrn_16_2, 50,000 images",
     "run/wide-long": "wrn_16_2, 5,000 memorised",
 }
+# Runs of the second machine lie below `run/amd`, under teachers that were trained there. Only runs of one machine are
+# compared with each other, since its teachers and its bits are its own.
+MACHINES = ("run", "run/amd")
 RUN = ("fixed", "random", "anti", "adaptive")  # selections
 OWN_COLORS = {"homo: false": "#000000", "balanced": "#E69F00"}  # further columns of the main table
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}
@@ -111,19 +114,22 @@ QUESTIONS = [
 
 
 def last(runs: pd.DataFrame, root: str, selection: str, distiller: str) -> pd.Series:
-    """Top-1 after the last epoch by seed.
+    """Top-1 after the last epoch by machine and seed.
 
     Raises:
         UserError: the runs differ in more than their seed, so they are no repetitions of one experiment.
     """
-    cell = {"root": root, "selection": selection, "distiller": distiller}
-    found = runs[(runs[list(cell)] == list(cell.values())).all(axis="columns")]
-    for name in SETTINGS:
-        if found[name].nunique() > 1:
-            raise UserError(f"{RUNS}: runs with {cell} differ in {name}; each experiment needs a root of its own")
-    if found["seed"].duplicated().any():
-        raise UserError(f"{RUNS}: runs with {cell} have the same seed")
-    return found.set_index("seed")["last_top1"]
+    of_machine = {}
+    for machine in MACHINES:
+        cell = {"root": root.replace("run", machine, 1), "selection": selection, "distiller": distiller}
+        found = runs[(runs[list(cell)] == list(cell.values())).all(axis="columns")]
+        for name in SETTINGS:
+            if found[name].nunique() > 1:
+                raise UserError(f"{RUNS}: runs with {cell} differ in {name}; each experiment needs a root of its own")
+        if found["seed"].duplicated().any():
+            raise UserError(f"{RUNS}: runs with {cell} have the same seed")
+        of_machine[machine] = found.set_index("seed")["last_top1"]
+    return pd.concat(of_machine)
 
 
 def difference(ours: pd.Series, base: pd.Series) -> str:
