@@ -86,7 +86,7 @@ def describe(path: Path) -> str:
         "tensors": f"{len(tensors)}, {sum(value.numel() for value in tensors.values()):,} numbers",
     }
     if "format" in content and isinstance(content.get("config"), dict):
-        config = Config.from_dict(content["config"], source=str(path))
+        config = Config.from_dict(content["config"], source=str(path), written=True)
         rows["run"] = f"{config.title} | {config.dataset.label} | seed {config.training.seed}"
     else:
         rows["network"] = ", ".join(_matching_models(tensors, path, classes)) or "none of the registered models"

@@ -52,9 +52,10 @@ def test_every_image_has_a_line_by_path_and_one_that_cannot_be_read_is_named(
     assert not (tmp_path / "new.csv").exists()
 
 
-def test_a_checkpoint_predicts_where_its_data_is_not(trained_run, digits, tmp_path):
+def test_a_checkpoint_predicts_where_its_data_its_policy_and_its_distiller_are_not(trained_run, digits, tmp_path):
     content = read_checkpoint(trained_run / "ckpt/best.pth")
     content["config"]["dataset"] |= {"name": "imagefolder", "root": "nowhere"}
+    content["config"]["kd"]["policy"] = content["config"]["kd_loss"]["name"] = "of_another_machine"
     torch.save(content, tmp_path / "moved.pth")
     words = [str(tmp_path / "moved.pth"), str(digits[0]), str(tmp_path / "out.csv")]
     assert predict.main(words) == 0

@@ -15,18 +15,21 @@ Key = tuple[str, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(model: type[Model], data: dict[str, Any], source: Callable[[Key], str]) -> Model:
+def validate(
+    model: type[Model], data: dict[str, Any], source: Callable[[Key], str], context: str | None = None
+) -> Model:
     """What `data` amounts to.
 
     Args:
         model: the pydantic model that knows the keys.
         source: says who set a key; the empty key stands for the whole.
+        context: for validators.
 
     Raises:
         UserError: one line about the first thing that is wrong, and how many more there are.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         # A misspelt key is often the cause of the others, e.g. of a missing one.
         found = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")

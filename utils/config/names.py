@@ -9,10 +9,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationInfo
+
 from utils.errors import UserError
 from utils.libraries import TIMM, is_timm
 from utils.registry import Registry, fold, names_in_source
 
+# Context in which a config is validated that a run has written: a student can be used without its policy, say, so a name
+# has to be known only where it is used.
+WRITTEN = "written"
 _SAFE = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
 _LONGEST_LABEL = 100  # letters: a pair's folder has two of them, and file systems stop at 255
 
@@ -47,7 +52,7 @@ def registered(package: str, kind: str, registry: str) -> Callable[[str], str]:
         registry: the object in the package's ``registry`` module.
     """
 
-    def canonical(name: str) -> str:
+    def canonical(name: str, info: ValidationInfo) -> str:
         for known in names_in_source(package, kind):
             if fold(known) == fold(name):
                 return known
@@ -56,6 +61,8 @@ def registered(package: str, kind: str, registry: str) -> Callable[[str], str]:
         try:
             return entries.canonical(name)
         except UserError as error:
+            if info.context == WRITTEN:
+                return name
             raise ValueError(str(error)) from None
 
     return canonical

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config.errors import Key, validate
-from utils.config.names import model_label, registered
+from utils.config.names import WRITTEN, model_label, registered
 from utils.config.training import PretrainingConfig, TrainingConfig, ValidationConfig
 from utils.config.types import (
     Count,
@@ -215,16 +215,19 @@ class Config(Section):
         return self
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], source: str | Callable[[Key], str] = "checkpoint") -> Config:
+    def from_dict(
+        cls, data: dict[str, Any], source: str | Callable[[Key], str] = "checkpoint", *, written: bool = False
+    ) -> Config:
         """Validate nested settings, e.g. what `to_dict` gave.
 
         Args:
             source: what errors call it, or a function that says where a key stands.
+            written: by a run; names that are unknown by now are found where they are used.
 
         Raises:
             UserError: one line about the first thing that is wrong.
         """
-        return validate(cls, data, source if callable(source) else lambda key: source)
+        return validate(cls, data, source if callable(source) else lambda key: source, WRITTEN if written else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, ready for JSON, YAML or a checkpoint."""

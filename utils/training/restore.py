@@ -159,7 +159,7 @@ def restore(
         layers = Layers(str(path))
         layers.add(content["config"], str(path))
         layers.add_overrides(overrides)
-        settings = Config.from_dict(layers.data, layers.source)
+        settings = Config.from_dict(layers.data, layers.source, written=True)
         if not trust:
             refuse_foreign_code(settings, path, overrides)
     else:
