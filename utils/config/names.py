@@ -15,8 +15,8 @@ from utils.errors import UserError
 from utils.libraries import TIMM, is_timm
 from utils.registry import Registry, fold, names_in_source
 
-# Context in which a config is validated that a run has written: a student can be used without its policy, say, so a name
-# has to be known only where it is used.
+# Context in which a config is validated that a run has written. A student can be used without its policy, so a name has
+# to be known only where it is used.
 WRITTEN = "written"
 _SAFE = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
 _LONGEST_LABEL = 100  # letters: a pair's folder has two of them, and file systems stop at 255

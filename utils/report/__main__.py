@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.command import Parser, guarded, whole_number
-from utils.report.write import DETAILS, write_report
+from utils.command import Parser, guarded
+from utils.report.write import write_report
 from utils.run_folder.read import find_runs
 
 
@@ -16,13 +16,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "folders", nargs="*", default=["run"], metavar="FOLDER", help="run folders, or any above them (default: run)"
     )
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: report/ in the first FOLDER)")
-    parser.add_argument(
-        "--details",
-        type=whole_number(0),
-        default=DETAILS,
-        metavar="N",
-        help="heatmap, losses and gallery of N runs with a policy (default: %(default)s)",
-    )
     parser.add_argument("--no-images", action="store_true", help="do not load data sets: no gallery, no class names")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     parser.add_argument("--latex", action="store_true", help="write the tables of results as LaTeX, too")
@@ -30,7 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_report(
         find_runs([Path(folder) for folder in options.folders]),
         Path(options.out or Path(options.folders[0], "report")),
-        details=options.details,
         with_images=not options.no_images,
         with_plots=not options.no_plots,
         latex=options.latex,

@@ -21,7 +21,6 @@ from utils.report.curves import (
     accuracy_limits,
     choosing,
     cross_entropy_figure,
-    difference_figure,
     loss_figure,
     share_figure,
     with_epochs,
@@ -36,9 +35,9 @@ from utils.report.tables import TEST, result_tables, run_table
 from utils.run_folder.read import Run
 
 MISTAKES = 16
-PANELS, GRID_ROWS, DIFFERENCES = 12, 8, 40  # in one figure
+DETAILS = 12  # runs
+PANELS, GRID_ROWS = 12, 8  # in one figure
 WAITS_FOR = 10  # epochs; before, most shares are equal by chance
-NO_CHOICE_NAMED = 3
 
 NOTE = (
     "Validation top-1 in percent: mean ± sample standard deviation (number of seeds) of the finished runs. The "
@@ -51,10 +50,6 @@ PAPER = "* published: Song et al., Spot-adaptive Knowledge Distillation, IEEE TI
 RUNS = (
     "Accuracies of unfinished runs are those so far. Time: of all epochs. Parameters and FLOPs of one image's forward "
     "pass (two for a multiplication and an addition): the student's, then the teacher's, both in millions."
-)
-GAIN = (
-    "What adaptivity gains over distilling everywhere, last epoch; right of the line it helps. An interval that leaves "
-    "the frame is of two seeds."
 )
 COST = (
     "Accuracy after the last epoch against the cost of the network, mean and standard deviation over the seeds. "
@@ -77,7 +72,6 @@ LOSSES = (
 )
 CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
 CONFUSION = "Images of each true class (row) by the class that the best student predicts (column)."
-COUNTS = "How many validation images each class has, and for how many the best student predicts it."
 ERRORS = "The validation images of which the best student is most certain, and wrong: true class → predicted class."
 GALLERY = (
     "Training images distilled most and least often at each spot, with their class and the share of recorded epochs in "
@@ -87,11 +81,6 @@ DATA = (
     "{train_images:,} images to train on, {val_images:,} to validate, {classes} classes, "
     "{image_size[0]}x{image_size[1]} pixels; "
 )
-SETTINGS = {
-    "training.epochs": "{} epochs",
-    "training.batch_size": "batches of {}",
-    "training.lr": "learning rate {}",
-}
 
 
 def subtitle(runs: Sequence[Run]) -> str:
@@ -110,14 +99,14 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 def result_section(dataset: str, groups: Sequence[Group]) -> Section:
     """Tables of results on one data set, and what has to be said about them."""
     runs, rows = [run for group in groups for run in group.runs], distilled(groups)
-    section = Section(f"Results on {dataset}", [data_of(runs), *common_settings(runs)], lead=answer(rows))
+    section = Section(f"Results on {dataset}", [data_of(runs)], lead=answer(rows))
     if not rows:
         return section
     section.tables = {
         f"{'Top-1' if name == TEST else 'Validation top-1'} (%), {name}": table
         for name, table in result_tables(rows).items()
     }
-    section.texts += [*not_counted(rows), *without_choice(runs), NOTE]
+    section.texts += [*not_counted(rows), NOTE]
     section.texts += [PAPER] * any(name.endswith("*") for table in section.tables.values() for name in table)
     return section
 
@@ -126,14 +115,12 @@ def run_section(groups: Sequence[Group], records: pd.DataFrame, out: Path) -> Se
     """The table of all runs."""
     paths = [run.path for group in groups for run in group.runs]
     links = {str(path): address(path, out) for path in paths}
-    return Section("Runs", [RUNS], {"All runs": run_table(groups, records)}, links=links)
+    return Section("Runs", [RUNS], {"All runs": run_table(records)}, links=links)
 
 
-def gain_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
-    """What students cost, and what adaptivity gains, on one data set."""
-    compared = [group for group in distilled(groups) if group.difference("adaptive", "fixed")]
-    shown = drawn(f"{dataset} accuracy and cost", COST, tradeoff_figure, [distilled(groups)])
-    return shown + drawn(f"{dataset} difference", GAIN, difference_figure, chunks(compared, DIFFERENCES))
+def cost_figures(dataset: str, groups: Sequence[Group]) -> list[ShownFigure]:
+    """What students on one data set cost, and their accuracy."""
+    return drawn(f"{dataset} accuracy and cost", COST, tradeoff_figure, [distilled(groups)])
 
 
 def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
@@ -151,8 +138,8 @@ def figure_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     return [section for section in sections if section.figures]
 
 
-def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: bool) -> Iterator[Section]:
-    """Losses, heatmap and gallery of the first `limit` runs with a policy.
+def detail_sections(runs: Sequence[Run], out: Path, with_images: bool) -> Iterator[Section]:
+    """Losses, heatmap and gallery of the first `DETAILS` runs with a policy.
 
     Args:
         with_images: load the data sets, for class names and galleries.
@@ -160,8 +147,8 @@ def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: boo
     chosen = choosing(runs)
     # A seed of every pair and distiller comes before a second seed of any.
     chosen.sort(key=lambda run: (not run.is_finished, run.selection != "adaptive", run.seed))
-    for number, run in enumerate(chosen[:limit], 1):
-        section = Section(f"{run.dataset}: {run.title}", [*without_choice([run]), str(run.path)], detail=True)
+    for number, run in enumerate(chosen[:DETAILS], 1):
+        section = Section(f"{run.dataset}: {run.title}", [str(run.path)], detail=True)
         section.links = {str(run.path): address(run.path, out)}
         name, source = f"run {number:03} {run.title}", load_source(run) if with_images else None
         section.figures = drawn(f"{name} losses", LOSSES, loss_figure, [run])
@@ -170,9 +157,9 @@ def detail_sections(runs: Sequence[Run], out: Path, limit: int, with_images: boo
             heatmap = partial(class_heatmap, class_names=names, title=run.title)
             section.figures += drawn(f"{name} classes", CLASSES.format(gates.epoch), heatmap, [gates])
         _add_gallery(section, run, name, source)
-        if number == limit < len(chosen):
-            left = len(chosen) - limit
-            section.texts.append(f"{left} further runs with a policy are left out; --details N shows more.")
+        if number == DETAILS < len(chosen):
+            left = len(chosen) - DETAILS
+            section.texts.append(f"{left} further runs with a policy are left out; a report of their folders has them.")
         yield section
 
 
@@ -201,7 +188,7 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
         return []
     group, selection = best
     run = max((run for run in group.of(selection) if run.is_finished), key=lambda run: run.last_top1)
-    from utils.report.student import confusion_of, count_figure, predict, worst  # brings PyTorch
+    from utils.report.student import confusion_of, predict, worst  # brings PyTorch
 
     source = load_source(run)
     try:
@@ -215,7 +202,6 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     known = {"class_names": source.class_names, "title": f"{run.title}, best epoch"}
     confusion, wrong = confusion_of(predictions, len(source.class_names)), worst(predictions, MISTAKES)
     figures = drawn(f"{dataset} confusion", CONFUSION, partial(confusion_figure, **known), [confusion])
-    figures += drawn(f"{dataset} class counts", COUNTS, partial(count_figure, **known), [confusion])
     if len(wrong) and np.array_equal(predictions["label"], source.val.labels):
         mistakes = partial(mistakes_figure, split=source.val, **known)
         figures += drawn(f"{dataset} mistakes", ERRORS, mistakes, [wrong])
@@ -252,24 +238,6 @@ def not_counted(groups: Sequence[Group]) -> list[str]:
     """A sentence about the finished runs that the tables of results leave out."""
     paths = [str(run.path) for run in replaced(groups)]
     return [f"Left out, since another run has their seed and their settings: {enumerate_some(paths)}."] * bool(paths)
-
-
-def without_choice(runs: Sequence[Run]) -> list[str]:
-    """A sentence for every run whose policy treats all samples alike by now."""
-    found = [
-        f"{run.title}: the student was distilled {run.no_choice}, whatever the sample." for run in runs if run.no_choice
-    ]
-    more = [f"{len(found) - NO_CHOICE_NAMED} more such runs are in the table of all runs, under no choice."]
-    return found[:NO_CHOICE_NAMED] + more * (len(found) > NO_CHOICE_NAMED)
-
-
-def common_settings(runs: Sequence[Run]) -> list[str]:
-    """``"All runs: 240 epochs, batches of 64, learning rate 0.05"``: what is the same for all distilled runs."""
-    runs = [run for run in runs if not run.is_single] or runs
-    values = {key: {repr(run.settings.get(key)) for run in runs} - {"None"} for key in SETTINGS}
-    known = [words.format(*values[key]) for key, words in SETTINGS.items() if len(values[key]) == 1]
-    who = "All runs" if len(runs) > 1 else "The run"
-    return [f"{who}: {', '.join(known)}.".replace(" 1 epochs", " 1 epoch")] * bool(known)
 
 
 def data_of(runs: Sequence[Run]) -> str:

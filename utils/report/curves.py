@@ -1,4 +1,4 @@
-"""Accuracy, losses and gates over epochs, and what spot-adaptivity gains."""
+"""Accuracy, losses and gates over epochs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from utils.report.groups import Group
 from utils.report.style import (
     PANEL,
     REFERENCE,
-    SELECTION_COLORS,
     epoch_axis,
-    figure_legend,
     legend,
     log_axis,
     mark,
@@ -97,37 +95,6 @@ def accuracy_limits(runs: Sequence[Run]) -> tuple[float, float]:
     low, high = (values.min(), values.max()) if len(values) else (0.0, 100.0)
     margin = max(0.06 * (high - low), 0.5)
     return max(low - margin, -2), min(high + margin, 102)
-
-
-@styled()
-def difference_figure(groups: Sequence[Group]) -> Figure:
-    """adaptive - fixed after the last epoch with its interval, a line for each group, the published difference beside.
-
-    Args:
-        groups: have such a difference.
-    """
-    differences = [group.difference("adaptive", "fixed") for group in groups]
-    paper = pd.Series([g.published.get("adaptive", float("nan")) - g.published.get("fixed", 0) for g in groups])
-    table = pd.DataFrame([(d.mean, d.half_width, d.n) for d in differences], columns=["mean", "half", "n"], dtype=float)
-    titles = [fill(f"{group.title} (n {d.n})", TITLE_WIDTH) for group, d in zip(groups, differences)]
-    lines = max(title.count("\n") + 1 for title in titles)
-    figure = Figure(figsize=(7.2, (0.09 + 0.15 * lines) * len(groups) + 1.3), layout="constrained")
-    panel = figure.subplots()
-    ours, theirs = SELECTION_COLORS["adaptive"], SELECTION_COLORS["fixed"]
-    panel.errorbar(table["mean"], table.index, xerr=table["half"].fillna(0), fmt="o", ms=4, capsize=2, color=ours)
-    panel.plot(paper, paper.index, "D", ms=4, mfc="none", color=theirs)
-    panel.axvline(0, color=REFERENCE, lw=0.8)
-    panel.set_yticks(table.index, titles)
-    panel.set_ylim(len(groups) - 0.5, -0.5)
-    # An interval of two seeds may be ten times as wide as one of three, so it may leave the frame.
-    intervals = (table["mean"].abs() + table["half"])[table["n"] > 2]
-    reach = 1.1 * pd.concat([pd.Series([0.5]), table["mean"].abs(), paper.abs(), intervals]).max()
-    panel.set_xlim(-reach, reach)
-    panel.grid(axis="y", visible=False)
-    panel.set_xlabel("adaptive - fixed, validation top-1 (percentage points)")
-    published = [mark("published", theirs, marker="D", ms=4, mfc="none", ls="")] if paper.notna().any() else []
-    figure_legend(figure, [mark("ours, 95 % interval", ours, marker="o", ms=4), *published])
-    return figure
 
 
 @styled()

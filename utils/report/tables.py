@@ -103,6 +103,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
     return {
         "dataset": run.dataset,
         "data": run.data,
+        "pair": run.pair,
         "teacher": run.teacher,
         "student": run.student,
         "distiller": run.distiller,
@@ -111,6 +112,7 @@ def _run_record(run: Run, group: Group) -> dict[str, object]:
         "seed": run.seed,
         "settings": group.settings,
         "status": run.status,
+        "progress": f"{run.epochs_done}/{run.epochs}",
         "epochs_done": run.epochs_done,
         "epochs": run.epochs,
         "last_top1": run.last_top1,
@@ -134,41 +136,13 @@ def command_of(run: Run) -> str:
     return run.facts.get("command") or f"python {script} --config {shlex.quote(str(Layout(run.path).config))}"
 
 
-def run_table(groups: Sequence[Group], records: pd.DataFrame) -> pd.DataFrame:
+def run_table(records: pd.DataFrame) -> pd.DataFrame:
     """The table of all runs as text.
 
     Args:
         records: see `run_records`. Accuracies of unfinished runs are those so far.
     """
-    runs = [run for group in groups for run in group.runs]
-    table = pd.DataFrame(
-        {
-            "dataset": records["dataset"],
-            "pair": [run.pair for run in runs],
-            "distiller": records["distiller"],
-            "selection": records["selection"],
-            "policy": records["policy"],
-            "seed": records["seed"].map(str),
-            "last %": records["last_top1"].map(percent),
-            "status": records["status"],
-            "epochs": [f"{run.epochs_done}/{run.epochs}" for run in runs],
-            "best %": records["best_top1"].map(percent),
-            "class mean %": records["class_mean"].map(percent),
-            "test % (best epoch)": records["test_top1"].map(percent),
-            "no choice": [run.no_choice or "" for run in runs],
-            "settings": records["settings"],
-            "time": [tqdm.format_interval(run.seconds) if run.records else "" for run in runs],
-            "parameters (M)": records["parameters"].map(_in_millions),
-            "MFLOPs": records["flops"].map(_in_millions),
-            "teacher's": [
-                " / ".join(filter(None, map(_in_millions, costs)))
-                for costs in zip(records["teacher_parameters"], records["teacher_flops"])
-            ],
-            "folder": records["folder"],
-            "command": records["command"],
-        }
-    )
-    return without_empty(table)
+    return without_empty(pd.DataFrame({head: records[name].map(text) for head, (name, text) in SHOWN.items()}))
 
 
 def without_empty(table: pd.DataFrame) -> pd.DataFrame:
@@ -186,3 +160,35 @@ def share(value: float | None) -> str:
 
 def _in_millions(value: float | None) -> str:
     return "" if pd.isna(value) else f"{value / 1e6:,.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if pd.isna(value) else f"{value:g}"
+
+
+# The columns of the table of all runs: which record each shows, and how.
+SHOWN = {
+    "dataset": ("dataset", str),
+    "pair": ("pair", str),
+    "distiller": ("distiller", str),
+    "selection": ("selection", str),
+    "policy": ("policy", str),
+    "seed": ("seed", str),
+    "last %": ("last_top1", percent),
+    "status": ("status", str),
+    "epochs": ("progress", str),
+    "best %": ("best_top1", percent),
+    "class mean %": ("class_mean", percent),
+    "test % (best epoch)": ("test_top1", percent),
+    "no choice": ("no_choice", str),
+    "settings": ("settings", str),
+    "lr": ("lr", _number),
+    "batch": ("batch_size", _number),
+    "time": ("seconds", lambda seconds: tqdm.format_interval(seconds) if seconds else ""),
+    "parameters (M)": ("parameters", _in_millions),
+    "MFLOPs": ("flops", _in_millions),
+    "teacher's parameters (M)": ("teacher_parameters", _in_millions),
+    "teacher's MFLOPs": ("teacher_flops", _in_millions),
+    "folder": ("folder", str),
+    "command": ("command", str),
+}

@@ -10,7 +10,6 @@ from utils.errors import doing
 from utils.files import refuse_to_replace, write_bytes
 from utils.run_folder.read import Run
 
-DETAILS = 12
 TABLES = ("report.md", "results.csv", "runs.csv")
 PAGE, FIGURES, LATEX = "report.html", "figures", "results.tex"
 TITLE = "Spot-adaptive distillation: report"
@@ -21,7 +20,6 @@ def write_report(
     runs: Sequence[Run],
     out: Path,
     *,
-    details: int = DETAILS,
     with_images: bool = True,
     with_plots: bool = True,
     latex: bool = False,
@@ -29,7 +27,6 @@ def write_report(
     """Print the tables; write them as Markdown and CSV, the page and its figures to `out`.
 
     Args:
-        details: show losses, gates by class and gallery of so many runs.
         with_images: load the data sets.
         with_plots: write the page and its figures.
         latex: write the tables of results as LaTeX, too.
@@ -57,10 +54,10 @@ def write_report(
     sections = []
     if with_plots:
         for section, (dataset, members) in zip(results, of_dataset.items()):
-            section.figures = build.gain_figures(dataset, members)
+            section.figures = build.cost_figures(dataset, members)
             sections += [section, *(build.student_sections(dataset, members) if with_images else [])]
             sections += build.figure_sections(dataset, members)
-        sections += [*build.detail_sections(runs, out, details, with_images), all_runs]
+        sections += [*build.detail_sections(runs, out, with_images), all_runs]
         texts[PAGE] = page.render(TITLE, heading, sections)
     files = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
     files |= {f"{FIGURES}/{figure.name}.png": figure.data for section in sections for figure in section.figures}
