@@ -54,8 +54,10 @@ def projection(channels: int, width: int, stride: int) -> nn.Sequential:
 def group(
     block: Callable[[int, int, int], nn.Module], channels: int, width: int, blocks: int, stride: int
 ) -> nn.Sequential:
-    """`blocks` blocks in a row, the first of which changes width and resolution."""
-    return nn.Sequential(block(channels, width, stride), *(block(width, width, 1) for _ in range(1, blocks)))
+    """`blocks` blocks in a row, the first of which changes width and resolution; each gives its ``expansion`` times
+    `width` channels."""
+    out = width * getattr(block, "expansion", 1)
+    return nn.Sequential(block(channels, width, stride), *(block(out, width, 1) for _ in range(1, blocks)))
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import conv1x1, conv3x3, init_convolutions, projection, relu
+from models.layers import conv1x1, conv3x3, group, init_convolutions, projection, relu
 from models.registry import register_model
 from models.staged import Stage, StagedModel, global_pool
 
@@ -68,10 +68,10 @@ class ResNet(StagedModel):
         out = [width * block.expansion for width in (64, 128, 256, 512)]
         self.conv1 = conv3x3(3, 64)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _group(block, 64, 64, blocks[0], stride=1)
-        self.layer2 = _group(block, out[0], 128, blocks[1], stride=2)
-        self.layer3 = _group(block, out[1], 256, blocks[2], stride=2)
-        self.layer4 = _group(block, out[2], 512, blocks[3], stride=2)
+        self.layer1 = group(block, 64, 64, blocks[0], stride=1)
+        self.layer2 = group(block, out[0], 128, blocks[1], stride=2)
+        self.layer3 = group(block, out[1], 256, blocks[2], stride=2)
+        self.layer4 = group(block, out[2], 512, blocks[3], stride=2)
         self.linear = nn.Linear(out[3], num_classes)
         init_convolutions(self)
 
@@ -85,11 +85,6 @@ class ResNet(StagedModel):
             (global_pool,),
             (self.linear,),
         )
-
-
-def _group(block: type[BasicBlock | Bottleneck], channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = (block(block.expansion * width, width) for _ in range(1, blocks))
-    return nn.Sequential(block(channels, width, stride), *rest)
 
 
 register_model("ResNet18")(partial(ResNet, block=BasicBlock, blocks=(2, 2, 2, 2)))

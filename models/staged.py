@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from models.pooling import average_pool
 
 Stage = Sequence[Callable[[Tensor], Tensor]]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class StagedModel(nn.Module):
@@ -69,20 +72,19 @@ class StagedModel(nn.Module):
 
         Leaves the model as it was: training mode, running statistics, random state.
         """
-        modes = {module: module.training for module in self.modules()}
         reference = next(self.parameters())
         image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
-        self.eval()
-        try:
-            features, logits = self.features(image)
-            return [tuple(feature.shape[1:]) for feature in features], tuple(logits.shape[1:])
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        features, logits = fresh(self).features(image)
+        return [tuple(feature.shape[1:]) for feature in features], tuple(logits.shape[1:])
 
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
         """Shape of every feature, see `shapes`."""
         return self.shapes(height, width)[0]
+
+
+def fresh(network: Network, mode: bool = False) -> Network:
+    """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train(mode)
 
 
 def global_pool(x: Tensor) -> Tensor:

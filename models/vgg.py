@@ -19,10 +19,16 @@ from models.staged import Stage, StagedModel, global_pool
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-class Blocks(StagedModel):
-    """What both variants share: five blocks of convolutions, as many in each as `CONVOLUTIONS` says."""
+class VGG(StagedModel):
+    """Six features: five blocks of convolutions after their ReLU, and the vector that the classifier takes: the pooled
+    map ``[B, 512]``, or for ImageNet the last map ``[B, 512 * 7 * 7]``.
 
-    def __init__(self, depth: int):
+    Args:
+        depth: weighted layers of the published network.
+        hidden: width of the classifier's two hidden layers, which it has for ImageNet.
+    """
+
+    def __init__(self, num_classes: int, depth: int, hidden: int | None = None):
         super().__init__()
         counts = CONVOLUTIONS[depth]
         self.block0 = _block(3, 64, counts[0])
@@ -30,14 +36,20 @@ class Blocks(StagedModel):
         self.block2 = _block(128, 256, counts[2])
         self.block3 = _block(256, 512, counts[3])
         self.block4 = _block(512, 512, counts[4])
-
-
-class VGG(Blocks):
-    """Six features: the five blocks after their ReLU, the pooled vector ``[B, 512]``."""
-
-    def __init__(self, num_classes: int, depth: int):
-        super().__init__(depth)
-        self.classifier = nn.Linear(512, num_classes)
+        if hidden is None:
+            self.classifier = nn.Linear(512, num_classes)
+            self._before_block4, self._to_vector = (_halve_large,), (global_pool,)
+        else:
+            self.classifier = nn.Sequential(
+                nn.Linear(512 * 7 * 7, hidden),
+                nn.ReLU(inplace=True),
+                nn.Dropout(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(inplace=True),
+                nn.Dropout(),
+                nn.Linear(hidden, num_classes),
+            )
+            self._before_block4, self._to_vector = (_halve,), (_halve, _to_vector)
         init_convolutions(self)
         init_linears(self)
 
@@ -47,41 +59,8 @@ class VGG(Blocks):
             (_halve, self.block1, relu),
             (_halve, self.block2, relu),
             (_halve, self.block3, relu),
-            (_halve_large, self.block4, relu),
-            (global_pool,),
-            (self.classifier,),
-        )
-
-
-class ImageNetVGG(Blocks):
-    """Six features: the five blocks after their ReLU, the last map as a vector ``[B, 512 * 7 * 7]``.
-
-    Args:
-        hidden: width of the classifier's two hidden layers.
-    """
-
-    def __init__(self, num_classes: int, depth: int, hidden: int = 4096):
-        super().__init__(depth)
-        self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden, num_classes),
-        )
-        init_convolutions(self)
-        init_linears(self)
-
-    def stages(self) -> Sequence[Stage]:
-        return (
-            (self.block0, relu),
-            (_halve, self.block1, relu),
-            (_halve, self.block2, relu),
-            (_halve, self.block3, relu),
-            (_halve, self.block4, relu),
-            (_halve, _to_vector),
+            (*self._before_block4, self.block4, relu),
+            self._to_vector,
             (self.classifier,),
         )
 
@@ -112,4 +91,4 @@ def _to_vector(x: Tensor) -> Tensor:
 for _depth in CONVOLUTIONS:
     register_model(f"vgg{_depth}")(partial(VGG, depth=_depth))
 for _depth in CONVOLUTIONS:
-    register_model(f"vgg{_depth}-imagenet")(partial(ImageNetVGG, depth=_depth))
+    register_model(f"vgg{_depth}-imagenet")(partial(VGG, depth=_depth, hidden=4096))

@@ -5,6 +5,7 @@ Zagoruyko, Komodakis: Wide residual networks, BMVC 2016.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 
@@ -34,17 +35,6 @@ class PreActBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
-class Group(nn.Module):
-    """Consecutive blocks, the first of which changes width and resolution."""
-
-    def __init__(self, channels: int, width: int, blocks: int, stride: int):
-        super().__init__()
-        self.layer = group(PreActBlock, channels, width, blocks, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
 class WideResNet(StagedModel):
     """Five features: the bare stem convolution, three groups as their last addition leaves them, the pooled vector.
 
@@ -58,9 +48,9 @@ class WideResNet(StagedModel):
         blocks = (depth - 4) // 6
         widths = [width * widening for width in (16, 32, 64)]
         self.conv1 = conv3x3(3, 16)
-        self.block1 = Group(16, widths[0], blocks, stride=1)
-        self.block2 = Group(widths[0], widths[1], blocks, stride=2)
-        self.block3 = Group(widths[1], widths[2], blocks, stride=2)
+        self.block1 = _group(16, widths[0], blocks, stride=1)
+        self.block2 = _group(widths[0], widths[1], blocks, stride=2)
+        self.block3 = _group(widths[1], widths[2], blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(widths[2])
         self.fc = nn.Linear(widths[2], num_classes)
         init_convolutions(self)
@@ -75,6 +65,11 @@ class WideResNet(StagedModel):
             (self.bn1, relu, global_pool),
             (self.fc,),
         )
+
+
+def _group(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    # The name is the one that published checkpoints use.
+    return nn.Sequential(OrderedDict(layer=group(PreActBlock, channels, width, blocks, stride)))
 
 
 for _depth, _widening in ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10)):

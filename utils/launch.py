@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from utils.command import guarded
 from utils.errors import CONNECTION_LOST, UserError
 from utils.processes.rank import SCRATCH, VARIABLES
-from utils.processes.rendezvous import Rendezvous, rendezvous_of
+from utils.processes.rendezvous import rendezvous_of
 from utils.processes.stopping import (
     EXIT_INTERRUPTED,
     EXIT_KILLED,
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: Rendezvous | None = None) -> int:
+def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: dict[str, Any] | None = None) -> int:
     """Run `command`, a script and its arguments, as `count` processes, and return the exit code of the job.
 
     A process that fails ends the others. SIGTERM, SIGUSR1 and SIGINT are handed on to all; a second SIGINT ends all at
@@ -72,7 +73,7 @@ def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: Rende
         count: processes on this machine.
         command: for Python.
         nodes: machines; the same is done on each.
-        rendezvous: of the machines.
+        rendezvous: of the machines, see `rendezvous_of`.
     """
     logging.disable()  # of this process alone: torchrun logs failures
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -80,8 +81,8 @@ def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: Rende
     with tempfile.TemporaryDirectory(prefix="sakd-") as scratch:
         os.environ[SCRATCH] = scratch
         # A machine's own name need not resolve.
-        rendezvous = rendezvous or Rendezvous("localhost:0", Path(scratch).name, "localhost", None)
-        problem, code = _run(count, command, scratch, nodes, rendezvous)
+        here = {"rdzv_endpoint": "localhost:0", "run_id": Path(scratch).name, "local_addr": "localhost"}
+        problem, code = _run(count, command, scratch, nodes, rendezvous or here)
         last_words = Path(scratch, "last-words")
         if last_words.exists():  # a process has printed them
             return int(last_words.read_text() or code)
@@ -92,7 +93,7 @@ def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: Rende
     return code
 
 
-def _run(count: int, command: Sequence[str], scratch: str, nodes: int, rendezvous: Rendezvous) -> tuple[str, int]:
+def _run(count: int, command: Sequence[str], scratch: str, nodes: int, rendezvous: dict[str, Any]) -> tuple[str, int]:
     """The line for a job in which no process could print one, and the exit code."""
     from torch.distributed import DistNetworkError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -104,11 +105,8 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, rendezvou
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=count,
-        run_id=rendezvous.run_id,
         rdzv_backend="c10d",
-        rdzv_endpoint=rendezvous.endpoint,
-        rdzv_configs={} if rendezvous.is_host is None else {"is_host": rendezvous.is_host},
-        local_addr=rendezvous.address,
+        **rendezvous,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
         signals_to_handle="",  # see `_hand_on_signals`
@@ -128,7 +126,7 @@ def _run(count: int, command: Sequence[str], scratch: str, nodes: int, rendezvou
         return NOTHING_TO_SAVE, EXIT_INTERRUPTED
     except (RendezvousError, DistNetworkError):
         return (
-            f"error: no answer from {rendezvous.endpoint}, the rendezvous of the machines: {CONNECTION_LOST}",
+            f"error: no answer from {rendezvous['rdzv_endpoint']}, the rendezvous of the machines: {CONNECTION_LOST}",
             EXIT_INTERRUPTED,
         )
     finally:

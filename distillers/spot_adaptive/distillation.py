@@ -122,9 +122,9 @@ class SpotAdaptiveDistillation(Task):
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         if self.routed:  # moving the student gave it new tensors
-            from distillers.spot_adaptive.frozen import tie
+            from distillers.spot_adaptive.frozen import frozen_twin
 
-            tie(self._twin[0], self.student)
+            self._twin = (frozen_twin(self.student),)
         return self
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:

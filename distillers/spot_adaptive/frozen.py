@@ -17,20 +17,11 @@ def frozen_twin(model: nn.Module) -> nn.Module:
 
     The twin follows every in-place change of the original's parameters and running statistics. So within one step the
     network is trained, and is run with running statistics and without weight gradients; its mode is never switched.
-    Call `tie` again after anything that replaces tensors instead of writing into them.
+    Make another one after anything that replaces tensors instead of writing into them.
     """
-    twin = copy.deepcopy(model).requires_grad_(False).eval()
-    tie(twin, model)
-    return twin
-
-
-def tie(twin: nn.Module, model: nn.Module) -> None:
-    """Make `twin` (a structural copy of `model`) share the parameters and buffers of `model`."""
-    for copied, original in zip(twin.modules(), model.modules()):
-        for name, parameter in original.named_parameters(recurse=False):
-            setattr(copied, name, nn.Parameter(parameter.detach(), requires_grad=False))
-        for name, buffer in original.named_buffers(recurse=False):
-            setattr(copied, name, buffer)
+    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
 
 
 class InputGradientsOnly(TorchFunctionMode):

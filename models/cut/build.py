@@ -16,7 +16,7 @@ from models.cut.ends import Ends
 from models.cut.given import BEFORE, Stages, given_pieces
 from models.cut.trace import Place, PlaceTracer, cut_points, record_shapes, slices
 from models.cut.view import Piece, StagedView, compiled, find_layout, prefix_tokens
-from models.staged import StagedModel
+from models.staged import StagedModel, fresh
 from utils.errors import UserError, doing, exhausted_memory, explain
 
 MODES = {False: "evaluation mode", True: "training mode"}
@@ -103,11 +103,6 @@ def _end_at(place: Place, graph: fx.Graph) -> fx.Node | None:
     """The last node of the call at `place`, if `graph` can be cut there."""
     nodes = [node for node in graph.nodes if node.meta["place"][: len(place)] == place]
     return nodes[-1] if nodes and nodes[-1] in cut_points(graph) else None
-
-
-def fresh(network: nn.Module, mode: bool = False) -> nn.Module:
-    """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train(mode)
 
 
 def staged_view(

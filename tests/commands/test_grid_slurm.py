@@ -291,12 +291,14 @@ class TestRendezvous:
         assert first_host(listed) == first
 
     def test_is_read_from_slurm_or_named_by_the_user(self):
+        def found(environ):
+            return list(rendezvous_of(2, environ).values())
+
         own = {"SLURMD_NODENAME": "gpu004"}
-        assert rendezvous_of(2, SLURM | own) == ("gpu003:30634", "sakd-1234", "gpu004", False)
-        assert rendezvous_of(2, SLURM | {"SLURM_NODEID": "0"}).is_host
-        named = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5"}
-        assert rendezvous_of(2, named) == ("127.0.0.1:5", "sakd-", "127.0.0.1", None)
-        assert rendezvous_of(2, {"MASTER_ADDR": "192.0.2.1"}) == ("192.0.2.1:29400", "sakd-", None, None)
+        assert found(SLURM | own) == ["gpu003:30634", "sakd-1234", "gpu004", {"is_host": False}]
+        assert rendezvous_of(2, SLURM | {"SLURM_NODEID": "0"})["rdzv_configs"] == {"is_host": True}
+        assert found({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "5"}) == ["127.0.0.1:5", "sakd-", "127.0.0.1"]
+        assert found({"MASTER_ADDR": "192.0.2.1"}) == ["192.0.2.1:29400", "sakd-", None]
 
     def test_needs_to_be_of_that_many_machines(self):
         with pytest.raises(UserError, match=r"nnodes: found 3, but Slurm has started this on 2"):

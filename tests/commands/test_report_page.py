@@ -85,7 +85,10 @@ def test_curves_are_those_of_the_records_on_one_scale(tmp_path):
 def test_heatmaps_stay_readable_and_cut_no_name(classes, tmp_path):
     run = read_run(write_run(tmp_path, selection="adaptive", num_classes=classes))
     names = [f"{LONG_NAME} {k}" for k in range(classes)]
-    gates, confusion = class_heatmap(run.gate_shares(), names, "t"), confusion_figure(np.eye(classes, dtype=int), names, "t")
+    gates, confusion = (
+        class_heatmap(run.gate_shares(), names, "t"),
+        confusion_figure(np.eye(classes, dtype=int), names, "t"),
+    )
     for figure in (gates, confusion):
         assert figure.get_figheight() < 16
         assert len(figure.axes[0].get_yticklabels()) <= 60

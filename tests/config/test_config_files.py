@@ -99,7 +99,7 @@ def test_a_file_has_the_published_values_where_the_launchers_look_for_it(dataset
         roles = {"model": networks[0]} if method == "single" else dict(zip(("teacher", "student"), networks))
         names = roles if method == "single" else roles | {"distiller": method}
         found = find_config(dataset, 1029, **names)
-        assert (REPO / found.path, found.load()) == (path, config)
+        assert (REPO / found.note, found.load()) == (path, config)
         if dataset == "digits":  # takes minutes, and no worker processes
             assert config.training.epochs < 100
             assert config.training.num_workers == config.validation.num_workers == 0

@@ -241,7 +241,7 @@ def check_yaml(text: str) -> None:
     for key in flatten(data):
         if not _is_key(key):
             raise UserError(f"no such key {key}")
-    layers = _digits("model" in data).layers.copy()
+    layers = _digits("model" in data)
     layers.add(data, "yaml")
     Config.from_dict(layers.data, layers.source)
 

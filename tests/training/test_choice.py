@@ -4,6 +4,7 @@ import json
 
 import pytest
 from toy_runs import toy_config
+from toys import toy_task
 
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
@@ -31,9 +32,13 @@ def test_a_policy_that_does_not_choose_is_told_with_the_epoch_from_which_on(sele
     assert no_choice(selection, epochs(*shares)) == found
 
 
-def test_the_end_of_a_run_says_so(tmp_path):
-    run = RunDir(tmp_path)
-    run.metrics.write_text("".join(f"{json.dumps(epoch)}\n" for epoch in epochs((0.5,), (1,), (1,))))
+def test_the_end_of_a_run_says_so_and_how_far_beta_is_above_its_limit_as_far_as_it_has_grown(tmp_path):
+    run, records = RunDir(tmp_path), epochs((0.5,), (1,), (1,))
+    records[-1]["train"]["weight/f0"] = 0.05
+    run.metrics.write_text("".join(f"{json.dumps(epoch)}\n" for epoch in records))
     result = {"best_top1": 50.0, "best_epoch": 1, "last_top1": 50.0, "checkpoint": "best.pth"}
-    said = describe_result(toy_config(), result, run, 1.0)
+    task = toy_task("at", beta=1000.0, warmup_epochs=4)
+    task.start_epoch(1)
+    said = describe_result(toy_config(), result, run, task)
     assert "no choice: the student was distilled everywhere since 2, whatever the sample" in said
+    assert "β 500 is 20 times too much at f0" in said

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.config.find import Composed, find_config
+from utils.config.find import find_config
 from utils.config.layers import Layers
 from utils.config.schema import Config, DatasetConfig, ModelConfig
 
-__all__ = ["Composed", "Config", "DatasetConfig", "ModelConfig", "find_config", "load_config"]
+__all__ = ["Config", "DatasetConfig", "ModelConfig", "find_config", "load_config"]
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -28,5 +28,4 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     layers = Layers(str(path))
     layers.add_file(path)
-    layers.add_overrides(overrides)
-    return layers.config()
+    return layers.load(overrides)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import model_label, needs_small_lr, same_family
-from utils.config.schema import Config
 from utils.errors import UserError, did_you_mean
 from utils.registry import fold
 
@@ -16,31 +13,6 @@ SMALL_LR = 0.01
 OWN_IMAGES = ("imagefolder", "csv", "parquet")  # for which no β was ever tuned
 BALANCE = 0.5
 LOGITS_ALONE = ("kd", "dkd", "dist", "nkd", "wttm")  # distillers without spots
-
-
-@dataclass(frozen=True)
-class Composed:
-    """A config that was found or put together, not yet checked.
-
-    Attributes:
-        path: the file it was read from; None if it was put together.
-        note: one line for the log that says what was taken from where.
-        layers: the settings, each with its source for error messages.
-    """
-
-    path: Path | None
-    note: str
-    layers: Layers
-
-    def load(self, overrides: Iterable[str] = ()) -> Config:
-        """Complete and check it, under ``key=value`` words that win over everything else.
-
-        Raises:
-            UserError: one line that names the file, the key, what was found and what would do.
-        """
-        layers = self.layers.copy()
-        layers.add_overrides(overrides)
-        return layers.config()
 
 
 def find_config(
@@ -52,8 +24,8 @@ def find_config(
     student: str | None = None,
     distiller: str | None = None,
     root: str | Path = "configs",
-) -> Composed:
-    """The config of ``model``, or of ``teacher``, ``student`` and ``distiller``.
+) -> Layers:
+    """The settings of ``model``, or of ``teacher``, ``student`` and ``distiller``, not yet checked.
 
     It is the file ``<root>/<dataset>/seed-<seed>/<single or distiller>/<names>.yml``; else the same file of another
     seed, the published one first; else it is composed from ``<root>/base/<single or distiller>.yml`` and
@@ -78,13 +50,13 @@ def find_config(
     if path:
         layers = Layers(str(path))
         layers.add_file(path)
-        note = str(path) if path == wanted else f"{path} with training.seed={seed} (there is no {wanted})"
+        layers.note = str(path) if path == wanted else f"{path} with training.seed={seed} (there is no {wanted})"
     else:
         layers = Layers(f"{wanted} (composed)")
         parts = _compose(layers, _bases(folder, Path(root), method), method, networks)
-        note = f"composed from {parts} (there is no {wanted})"
+        layers.note = f"composed from {parts} (there is no {wanted})"
     layers.add({"training": {"seed": seed}}, COMMAND_LINE)
-    return Composed(path, note, layers)
+    return layers
 
 
 def _compose(layers: Layers, bases: list[Path], method: str, networks: tuple[str, ...]) -> str:

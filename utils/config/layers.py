@@ -26,10 +26,12 @@ class Layers:
     Attributes:
         name: the source that messages give for a key that no layer sets.
         parts: source and settings of each layer, the lowest first.
+        note: one line for the log that says what was taken from where.
     """
 
     name: str
     parts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    note: str = ""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -101,9 +103,11 @@ class Layers:
                 value = {part: value}
             self.add(value, COMMAND_LINE)
 
-    def copy(self) -> Layers:
-        """Independent of this one from here on."""
-        return Layers(self.name, list(self.parts))
+    def load(self, overrides: Iterable[str] = ()) -> Config:
+        """`config` under ``key=value`` words that win over everything else; the layers stay as they are."""
+        layers = Layers(self.name, list(self.parts))
+        layers.add_overrides(overrides)
+        return layers.config()
 
     def source(self, key: Key) -> str:
         """The last layer that set `key`; for a key that nobody set, the last that set something around it."""

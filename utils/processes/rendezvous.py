@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 from utils.errors import UserError
 
@@ -13,24 +13,8 @@ PORT = 29400  # torchrun's
 _PORTS = 10000  # to choose from by the number of a Slurm job, since two jobs may share a machine
 
 
-class Rendezvous(NamedTuple):
-    """torchrun's arguments for a rendezvous.
-
-    Attributes:
-        endpoint: ``host:port`` of the machine that hosts it.
-        run_id: the same on all machines of a job.
-        address: of this machine, for the others; None: its own name.
-        is_host: this machine hosts it; None: torchrun finds out.
-    """
-
-    endpoint: str
-    run_id: str
-    address: str | None
-    is_host: bool | None
-
-
-def rendezvous_of(nodes: int, environ: Mapping[str, str]) -> Rendezvous:
-    """The rendezvous of the machines of a job.
+def rendezvous_of(nodes: int, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The rendezvous of the machines of a job, as arguments of torchrun's `LaunchConfig`.
 
     Args:
         nodes: number of machines.
@@ -45,9 +29,10 @@ def rendezvous_of(nodes: int, environ: Mapping[str, str]) -> Rendezvous:
     started = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES")
     if started and started != str(nodes):
         raise UserError(f"nnodes: found {nodes}, but Slurm has started this on {started}; srun --nodes={nodes} helps")
-    run_id = f"sakd-{job}"
+    own_name = environ.get("SLURMD_NODENAME")
     if host:
-        return Rendezvous(f"{host}:{port}", run_id, host if _is_here(host) else environ.get("SLURMD_NODENAME"), None)
+        address = host if _is_here(host) else own_name
+        return {"rdzv_endpoint": f"{host}:{port}", "run_id": f"sakd-{job}", "local_addr": address}
     listed = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
     if not (started and listed):
         raise UserError(
@@ -55,7 +40,8 @@ def rendezvous_of(nodes: int, environ: Mapping[str, str]) -> Rendezvous:
             "machine by srun, or with MASTER_ADDR=<name of one of them>"
         )
     is_host = environ.get("SLURM_NODEID") == "0"
-    return Rendezvous(f"{first_host(listed)}:{port}", run_id, environ.get("SLURMD_NODENAME"), is_host)
+    found = {"rdzv_endpoint": f"{first_host(listed)}:{port}", "run_id": f"sakd-{job}", "local_addr": own_name}
+    return found | {"rdzv_configs": {"is_host": is_host}}
 
 
 def first_host(listed: str) -> str:

@@ -1,18 +1,16 @@
-"""Whether a run or a checkpoint is of the networks and the data that the config names."""
+"""Whether a run or a checkpoint is of the settings and the data that the config names."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from functools import reduce
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from datasets import Source
-from utils.config import Config, ModelConfig
+from utils.config import Config
 from utils.config.changes import deciding_changes
-from utils.config.names import model_label
 from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
 from utils.run_folder.layout import Layout
@@ -20,24 +18,11 @@ from utils.run_folder.layout import Layout
 log = logging.getLogger("sakd")
 
 
-def refuse_run_of_others(folder: Path, config: Config) -> None:
-    """Raise a UserError if there is a run in `folder` and its networks are not those of `config`."""
-    kd = config.kd
-    networks = {"kd.teacher": kd.teacher, "kd.student": kd.student} if kd else {"model": config.model}
-    for key, network in networks.items():
-        _refuse_other_network(folder, key, network, key)
-
-
 def changed_settings(folder: Path, config: Config) -> str:
     """`deciding_changes` from the run in `folder` to `config`; empty if there is none, or it cannot be read."""
     with suppress(UserError):
         return deciding_changes(read_yaml(Layout(folder).config), config.to_dict())
     return ""
-
-
-def refuse_other_teacher(folder: Path, teacher: ModelConfig) -> None:
-    """Raise a UserError if there is a run in `folder` that did not train `teacher`."""
-    _refuse_other_network(folder, "model", teacher, "kd.teacher")
 
 
 def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) -> None:
@@ -66,16 +51,3 @@ def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) 
     changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
     if changes:
         log.warning("%s was trained on images prepared in another way: %s", what, "; ".join(changes))
-
-
-def _refuse_other_network(folder: Path, key: str, wanted: ModelConfig, here: str) -> None:
-    """Raise a UserError unless the network under `key` in the folder's config is `wanted`, the config's own `here`."""
-    there = {}
-    with suppress(UserError):  # without a config that can be read, it is not known what the folder is of
-        there = read_yaml(Layout(folder).config)
-    section = reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, key.split("."), there)
-    match section:
-        case {"name": str(name), **others} if (name, others.get("kwargs", {})) != (wanted.name, wanted.kwargs):
-            theirs, ours = model_label(name, others.get("kwargs")), model_label(wanted.name, wanted.kwargs)
-            own_folder = f"{here}.label=<name> gives {ours} a folder of its own"
-            raise UserError(f"{folder}: holds a run of {theirs}, not of {ours}; {own_folder}")

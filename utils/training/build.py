@@ -22,7 +22,7 @@ from utils.config import Config, ModelConfig
 from utils.errors import UserError, doing
 from utils.processes.group import rank, world_size
 from utils.run_folder.checkpoint import read_checkpoint
-from utils.run_folder.networks import refuse_other_classes, refuse_other_teacher
+from utils.run_folder.networks import refuse_other_classes
 from utils.run_folder.weights import assign_weights, load_weights, take_weights
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
@@ -131,8 +131,6 @@ def load_teacher(teacher: StagedModel, config: Config, source: Source) -> None:
     """
     network, path = config.kd.teacher, config.teacher_checkpoint
     title = f"the teacher {network.title}"
-    if network.checkpoint is None:
-        refuse_other_teacher(path.parents[1], network)
     content = read_checkpoint(path)
     refuse_other_classes(content, source, f"{path}: {title}")
     take_weights(teacher, content, path, title, **prefix_of(network, "kd.teacher"))

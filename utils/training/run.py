@@ -28,7 +28,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
-from utils.run_folder.networks import changed_settings, refuse_other_teacher, refuse_run_of_others
+from utils.run_folder.networks import changed_settings
 from utils.run_folder.records import read_epochs
 from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
@@ -70,8 +70,6 @@ def train(
     """
     log_to_console()
     run = RunDir(config.run_dir)
-    if not overwrite:
-        refuse_run_of_others(run.path, config)
     if not (overwrite or (resume and run.begun)):
         run.refuse_if_taken(changed_settings(run.path, config))
     with ExitStack() as stack:
@@ -103,7 +101,6 @@ def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> Singl
     if config.kd is None or config.kd.teacher.checkpoint:
         return None
     there = Layout(config.teacher_checkpoint.parents[1])
-    refuse_other_teacher(there.path, config.kd.teacher)
     if there.best.exists() and (there.result.exists() or not there.begun):  # weights alone may be from elsewhere
         return None
     try:
