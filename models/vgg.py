@@ -38,7 +38,7 @@ class VGG(StagedModel):
         self.block4 = _block(512, 512, counts[4])
         if hidden is None:
             self.classifier = nn.Linear(512, num_classes)
-            self._before_block4, self._to_vector = (_halve_large,), (global_pool,)
+            self._before_block4, self._vector = (_halve_large,), (global_pool,)
         else:
             self.classifier = nn.Sequential(
                 nn.Linear(512 * 7 * 7, hidden),
@@ -49,7 +49,7 @@ class VGG(StagedModel):
                 nn.Dropout(),
                 nn.Linear(hidden, num_classes),
             )
-            self._before_block4, self._to_vector = (_halve,), (_halve, _to_vector)
+            self._before_block4, self._vector = (_halve,), (_halve, _to_vector)
         init_convolutions(self)
         init_linears(self)
 
@@ -60,7 +60,7 @@ class VGG(StagedModel):
             (_halve, self.block2, relu),
             (_halve, self.block3, relu),
             (*self._before_block4, self.block4, relu),
-            self._to_vector,
+            self._vector,
             (self.classifier,),
         )
 
