@@ -88,11 +88,11 @@ def test_numbers_and_words_may_be_arguments_but_not_a_file_to_read_or_to_fetch()
                 refuse_foreign_code(config, CHECKPOINT, [f"model.kwargs.{name}={value}"])
 
 
-def test_options_of_a_distiller_are_arguments_as_well():
-    for key in ("options", "logits_options"):
+def test_options_of_distillers_and_policies_are_arguments_as_well():
+    for section, key in (("kd_loss", "options"), ("kd_loss", "logits_options"), ("kd", "policy_options")):
         settings = pair().to_dict()
-        settings["kd_loss"][key] = {"bank": "/etc/passwd"}
-        with pytest.raises(UserError, match=rf"kd_loss\.{key}\.bank is '/etc/passwd'"):
+        settings[section][key] = {"bank": "/etc/passwd"}
+        with pytest.raises(UserError, match=rf"{section}\.{key}\.bank is '/etc/passwd'"):
             refuse_foreign_code(Config.from_dict(settings), CHECKPOINT, [])
 
 

@@ -40,8 +40,10 @@ def refuse_foreign_code(config: Config, path: Path, overrides: Iterable[str]) ->
     agreed = {key for key, _ in _leaves((), command_line.data)}
     kd = config.kd
     networks = {("kd", "student"): kd.student, ("kd", "teacher"): kd.teacher} if kd else {("model",): config.model}
-    losses = ("options", "logits_options") if kd else ()
-    arguments = {("kd_loss", key): getattr(config.kd_loss, key) for key in losses}
+    arguments = {}
+    if kd:
+        arguments = {("kd_loss", key): getattr(config.kd_loss, key) for key in ("options", "logits_options")}
+        arguments["kd", "policy_options"] = kd.policy_options
     for section, network in networks.items():
         key = ".".join((*section, "name"))
         if (*section, "name") not in agreed and not is_known_builder(network.name):
