@@ -1,9 +1,12 @@
 """What is handed on between the parts of a run: keys of the config, arguments of the losses, tensors."""
 
+import errno
 import os
+from contextlib import closing
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import NUM_CLASSES, take_step, toy_batch, toy_data, toy_labels, toy_source, toy_task
 
 from distillers.registry import POLICIES
@@ -11,10 +14,13 @@ from distillers.spot_adaptive import distillation
 from distillers.spot_adaptive.policy import Policy
 from utils.config import find_config
 from utils.errors import UserError
-from utils.files import publish_copy
+from utils.files import naming, publish_copy
+from utils.run_folder.folder import RunDir
 from utils.run_folder.networks import refuse_other_classes
 from utils.training.accuracy import evaluate
 from utils.training.build import assemble, build_network
+from utils.training.precision import place_task
+from utils.training.reporter import Reporter
 
 
 def test_every_key_of_the_policy_reaches_it(monkeypatch):
@@ -68,6 +74,31 @@ def test_a_file_is_copied_where_there_are_no_hard_links(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("content")
     publish_copy(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "content"
+
+
+def test_an_error_of_writing_says_which_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, naming(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")
+
+
+def test_what_a_resumed_run_does_again_replaces_what_tensorboard_had(tmp_path):
+    for resumed_at, epochs, accuracy in ((0, (1, 2), 10.0), (1, (2, 3), 20.0)):
+        with closing(Reporter(RunDir(tmp_path), resumed_at)) as reporter:
+            for epoch in epochs:
+                means = {"phase": "train", "train": {"loss/total": 1.0, "top1": accuracy}, "lr": {"student": 0.1}}
+                reporter.end_epoch({"epoch": epoch, "epochs": 3, "global_epoch": epoch, "seconds": 1.0} | means, 0.0)
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("accuracy/top1/train")
+    assert [(event.step, event.value) for event in shown] == [(1, 10.0), (2, 20.0), (3, 20.0)]
+
+
+def test_in_half_precision_the_weights_of_the_teacher_alone_are_cast():
+    config = find_config("digits", 1, teacher="resnet20", student="resnet8", distiller="at")
+    source = toy_source(toy_labels(), [str(k) for k in range(NUM_CLASSES)], (32, 32))
+    given = config.load(["training.precision=bf16", "dataset.num_classes=null"])
+    networks = [build_network(network, source) for network in (given.student, given.kd.teacher)]
+    task = place_task(assemble(given, *networks, source), given, torch.device("cpu"), (32, 32))
+    assert (task.student.conv1.weight.dtype, task.teacher.conv1.weight.dtype) == (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -73,6 +73,13 @@ def ask_to_stop_at_the_third_step(folder):
     return [agreed(rank() == 1 and step == 2) for step in range(4)]
 
 
+def begin(folder):
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, rank())
+    Replica(layer, layer.parameters())
+    return layer.weight.item()
+
+
 def go_first(folder):
     with main_first():
         if (folder / "file").exists():
@@ -92,6 +99,7 @@ JOINED = [0, 1, 2, 10, 11], [[float(k)] * 2 for k in (0, 1, 2, 10, 11)]
         (add, [([[3.0, 3.0]], 30.0)] * 2),
         (join_rows, [JOINED] * 2),  # of unequal numbers
         (ask_to_stop_at_the_third_step, [[False, False, False, True]] * 2),  # one step later
+        (begin, [0.0, 0.0]),  # with the weights of the first process
         (go_first, ["wrote", "found"]),
     ],
 )
