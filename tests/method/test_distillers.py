@@ -18,13 +18,15 @@ from distiller_inputs import (
     random_features,
     setting,
 )
-from toys import ToyNet
+from toy_runs import toy_config
+from toys import ToyNet, take_step, toy_batch, toy_task
 
 from distillers import DISTILLERS
 from distillers.base import Spot, resolve_spots
 from distillers.ops import at_least
 from models.pooling import average_pool, pool_windows
 from utils.errors import UserError
+from utils.training.build import make_phases
 
 
 def test_published_weights_are_the_defaults():
@@ -38,6 +40,7 @@ def test_published_weights_are_the_defaults():
 class TestSpots:
     def test_may_count_from_the_end(self):
         assert resolve_spots([(-3, -4), (-1, -1)], setting(teacher=DEEPER)) == [Spot(2, 2), Spot(4, 5)]
+        assert build("ft", teacher=DEEPER).spots == [Spot(3, 4)]
 
     @pytest.mark.parametrize(
         ("spots", "message"),
@@ -122,6 +125,18 @@ def test_ft_trains_the_paraphraser_alone_beforehand_and_leaves_it_alone_afterwar
     distiller.zero_grad()
     distiller(*make_inputs("ft")).sum().backward()
     assert {parameter for parameter in distiller.parameters() if parameter.grad is not None} == main
+
+
+@pytest.mark.parametrize(("name", "trained"), [("ft", "distiller.paraphrasers."), ("fsp", "student.")])
+def test_a_step_of_pretraining_moves_its_own_alone(name, trained):
+    task = toy_task(name)
+    before = {key: value.clone() for key, value in task.state_dict().items()}
+    phase, _ = make_phases(task, toy_config())
+    take_step(phase.task.train(), toy_batch(40))
+    phase.optimizers["pretrain"].optimizer.step()
+    moved = {key for key, value in task.state_dict().items() if not torch.equal(value, before[key])}
+    # The classifier comes after the last flow.
+    assert moved == {key for key in before if key.startswith(trained)} - {"student.fc.weight", "student.fc.bias"}
 
 
 class TestFSP:
