@@ -123,7 +123,7 @@ class TestTrainedAlong:
 WRONG = {
     "the student's name": (["kd.student.name=nowhere.Nope"], "nowhere"),
     "the student's weights": (["kd.student.checkpoint=nowhere.pth"], "nowhere.pth"),
-    "the spots": (["kd_loss.spots=[[9, 9]]"], "kd_loss.spots"),
+    "the spots": (["kd_loss.spots=[[9, 9]]"], r"kd_loss\.spots.*: the student of resnet14-resnet8 has features"),
     "an option of the distiller": (["kd_loss.options.power=2"], "power"),
     "what the device cannot do": (["training.cuda_graph=true"], "cuda_graph"),
     "the batch size": (["training.batch_size=1"], "training.batch_size"),
