@@ -105,7 +105,8 @@ def evaluate(training):
     ("distiller", "options", "course", "steps", "sizes"),
     [
         *((name, {}, take_one_size, 3, 1) for name in sorted(set(DISTILLERS))),
-        *(("at", {"selection": name}, take_one_size, 3, 1) for name in ("anti", "fixed", "random")),
+        *(("at", {"selection": name}, take_one_size, 3, 1) for name in ("anti", "fixed", "random", "shuffled")),
+        ("at", {"balance": 0.01, "beta": 100.0}, take_all_sizes, len(SIZES), 3),
         (None, {}, take_all_sizes, len(SIZES), 3),
         ("crd", {"precision": "bf16"}, take_all_sizes, len(SIZES), 3),
         ("at", {"training": RECIPE}, take_one_size, 3, 1),
