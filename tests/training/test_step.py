@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from captured_steps import CPU, Training, use_optimizers_of_a_gpu
-from process_runs import config_file, prepare
 from step_tape import TapeRecorder
 from torch import nn
 from toy_runs import (
@@ -26,16 +25,13 @@ from toy_runs import (
     records,
     toy_config,
 )
-from toys import toy_batch, toy_task
+from toys import toy_batch
 
 from distillers import DISTILLERS
 from distillers.at import AT
-from utils.config import load_config
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
-from utils.run_folder.folder import RunDir
 from utils.training.meter import Meter
-from utils.training.run import train
 from utils.training.snapshot import Holder, Snapshot
 
 # As epochs have them: smaller and larger batches at their ends.
@@ -340,17 +336,6 @@ def test_an_error_of_the_step_itself_is_not_hidden():
 
 
 class TestSnapshot:
-    def test_restores_in_place_so_that_the_students_twin_follows(self):
-        task = toy_task()
-        twin = task._twin[0]
-        expected = twin.conv1.weight.clone()
-        snapshot = Snapshot([Holder("", module._parameters) for module in task.modules()], CPU)
-        with torch.no_grad():
-            task.student.conv1.weight.zero_()
-        assert not twin.conv1.weight.any()
-        snapshot.restore()
-        assert torch.equal(twin.conv1.weight, expected)
-
     def test_puts_back_what_was_replaced_and_notices_what_is_new(self):
         module = nn.BatchNorm1d(3)
         mean = module.running_mean
@@ -452,15 +437,6 @@ class TestStepsThatMustBeCaptured:
         engine = engine_of(tmp_path, Faulty(record=break_off), config=toy_config(cuda_graph=True))
         with pytest.raises(UserError, match=r"cuda_graph: true, but train cannot be captured: CUDA error: .*; auto"):
             finish(engine)
-
-    def test_are_refused_on_a_cpu_before_anything_is_overwritten(self, tmp_path):
-        config = load_config(config_file(prepare(tmp_path), training={"cuda_graph": True}))
-        checkpoint = RunDir(config.run_dir).last
-        checkpoint.parent.mkdir(parents=True)
-        checkpoint.touch()
-        with pytest.raises(UserError, match=r"^training.cuda_graph: true, but this is the cpu; auto makes a graph"):
-            train(config, overwrite=True)
-        assert checkpoint.exists()
 
 
 def test_the_first_step_that_is_not_finite_is_found_with_the_losses_that_broke_in_it(monkeypatch):

@@ -59,15 +59,6 @@ def together(images, tmp_path_factory):
 
 
 class TestTrainedAlong:
-    def test_it_and_its_student_are_those_of_two_separate_runs(self, images, tmp_path, together):
-        config = student(tmp_path, images, "kd_loss.options.negatives=8", distiller="crd")
-        alone = teacher_run(config, QUICK).config
-        train(alone)
-        torch.manual_seed(99)  # a new process has another random state
-        train(config)
-        assert fingerprint(RunDir(alone.run_dir)) == fingerprint(together[0])
-        assert fingerprint(RunDir(config.run_dir)) == fingerprint(together[1])
-
     def test_an_unfinished_one_is_resumed_also_by_the_plain_command(self, images, tmp_path, together, monkeypatch):
         config = student(tmp_path, images, "kd_loss.options.negatives=8", distiller="crd")
         with monkeypatch.context() as patch:
@@ -92,17 +83,6 @@ class TestTrainedAlong:
         with pytest.raises(Interrupted, match=r"stopped after the training of the teacher, which is in .*resnet14;"):
             start(config)
         assert not config.run_dir.exists()
-
-    def test_the_logs_say_how_long_it_takes_and_what_changes_that(self, together):
-        teacher, run = (run.log.read_text() for run in together)
-        assert "with training.epochs=1; teacher_args=training.epochs=<number> changes that" in teacher + run
-        assert [text.count(line) for text in (teacher, run) for line in ("next: ", "curves: tensorboard")] == [
-            0,
-            0,
-            1,
-            1,
-        ]
-        assert "teacher resnet14: val" in run
 
     def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path, caplog):
         caplog.set_level(logging.INFO, "sakd")
