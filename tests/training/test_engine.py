@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_runs import (
+    RECIPE,
     PowerCut,
     assert_equal,
     cut_power_after,
@@ -37,7 +38,7 @@ def uninterrupted(tmp_path_factory):
     runs = {}
 
     def get(distiller, selection, config):
-        key = (distiller, selection, config.training.save_every_steps, config.training.epochs)
+        key = (distiller, selection, str(config.to_dict()))
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("uninterrupted") / "run"
             torch.manual_seed(0)
@@ -82,6 +83,7 @@ class TestResuming:
             *(("fsp", "adaptive", saves, SHORT) for saves in (1, 3, 6)),  # in pre-training
             ("ft", "adaptive", 7, SHORT),  # and after it
             ("at", "adaptive", 1, LONGER | {"save_every_steps": None}),
+            *((distiller, "adaptive", saves, LONGER | RECIPE) for distiller, saves in (("fsp", 8), (None, 2))),
         ],
     )
     def test_ends_as_if_never_interrupted(self, tmp_path, uninterrupted, distiller, selection, saves, keys):

@@ -5,6 +5,7 @@ A tape takes the place of CUDA graphs (see step_tape.py); test_stand_in_gpu.py a
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
@@ -382,15 +383,13 @@ def outcome(run):
 @pytest.fixture(scope="module")
 def eager(tmp_path_factory):
     """What a run leaves whose steps are not captured and which nothing interrupts; made once for every kind."""
-    outcomes = {}
 
-    def get(*kind):
-        if kind not in outcomes:
-            torch.manual_seed(0)
-            engine = engine_of(tmp_path_factory.mktemp("eager") / "run", None, *kind)
-            finish(engine)
-            outcomes[kind] = outcome(engine.run)
-        return outcomes[kind]
+    @functools.cache
+    def get(distiller):
+        torch.manual_seed(0)
+        engine = engine_of(tmp_path_factory.mktemp("eager") / "run", None, distiller)
+        finish(engine)
+        return outcome(engine.run)
 
     return get
 
