@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from stand_in import Once, StandIn, make_stand_in
-from trained_pair import trained_pair
 
+from utils.config import Config
 from utils.processes.stopping import STOP_SIGNALS
 
 
@@ -74,5 +74,23 @@ def once(tmp_path_factory) -> Once:
 
 @pytest.fixture(scope="session")
 def trained_run(once, tmp_path_factory) -> Path:
-    """The folder of a distilled run, see `trained_pair`; the session has one, which nobody changes."""
-    return Path(once("trained-run", lambda: str(trained_pair(tmp_path_factory.mktemp("trained")))))
+    """The folder of a distilled run as training leaves it; the session has one, which nobody changes."""
+    return Path(once("trained-run", lambda: str(train_a_pair(tmp_path_factory.mktemp("trained")))))
+
+
+def train_a_pair(root: Path) -> Path:
+    """Train resnet8 on digits for one epoch, and distil it into another one; the folder of the second run."""
+    from utils.training.run import train  # which takes a second
+
+    torch.set_num_threads(1)
+    common = {
+        "dataset": {"name": "digits", "img_h": 16, "img_w": 16},
+        "training": {"epochs": 1, "batch_size": 256, "num_workers": 0, "device": "cpu"},
+        "validation": {"batch_size": 256, "num_workers": 0},
+        "run": {"root": str(root)},
+    }
+    train(Config.from_dict(common | {"model": {"name": "resnet8"}}))
+    pair = {"teacher": {"name": "resnet8"}, "student": {"name": "resnet8"}}
+    config = Config.from_dict(common | {"kd": pair, "kd_loss": {"name": "sp"}})
+    train(config)
+    return config.run_dir

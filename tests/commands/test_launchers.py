@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from launchers import HERE, quick_sh, sh
 from pictures import image_folder
 from process_runs import fingerprint
@@ -82,6 +81,7 @@ class TestDistilling:
     def test_ends_by_saying_what_came_out_and_what_to_run_next(self, folder):
         text = self.first.stdout
         assert "best val " in text
+        assert "teacher resnet14: val" in text
         assert f"checkpoint: {folder}/adaptive-sp/resnet14-resnet8/ckpt/best.pth" in text
         assert "composed from" in text  # there is no config file of this pair
         (following,) = (line for line in self.second.stdout.splitlines() if line.startswith("next: "))
@@ -102,23 +102,6 @@ class TestDistilling:
             assert again.returncode == 2
             (line,) = again.stderr.splitlines()
             assert f"holds a finished run already{said}; --resume" in line
-
-
-def test_a_config_file_decides_which_teacher_is_trained(images, tmp_path):
-    config = {
-        "dataset": {"name": "imagefolder", "label": "mine", "root": str(images), "img_h": 16},
-        "training": {"epochs": 1, "batch_size": 8, "seed": 3},
-        "kd": {"teacher": {"name": "resnet14"}, "student": {"name": "resnet8"}},
-        "kd_loss": {"name": "kd"},
-        "run": {"root": str(tmp_path / "a folder")},
-    }
-    (tmp_path / "mine.yml").write_text(yaml.safe_dump(config))
-    quick = "training.epochs=1 training.num_workers=0 training.batch_size=8"
-    run = quick_sh("train.sh", "--config", str(tmp_path / "mine.yml"), teacher_args=quick)
-    assert run.returncode == 0, run.stderr
-    assert "teacher resnet14 is missing: training it first" in run.stdout
-    folder = tmp_path / "a folder/mine/3"
-    assert {path.parent.name for path in folder.rglob("result.json")} == {"resnet14", "resnet14-resnet8"}
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,12 @@ def test_weighted_terms_of_the_loss_add_up_to_the_total(tmp_path):
     facts["weights"]["loss/f1"] = [BETA, 2]  # a weight that grows over two epochs
     (folder / "facts.json").write_text(json.dumps(facts))
     run = read_run(folder)
-    np.testing.assert_allclose(contributions(run)["loss/f1"], BETA * run.curve("train.loss/f1") * [0.5, 1, 1, 1])
+    expected = BETA * run.curve("train.loss/f1") * [0.5, 1, 1, 1]
+    np.testing.assert_allclose(contributions(run)["loss/f1"], expected)
+    balanced = read_run(folder)
+    for record in balanced.records:
+        record["train"]["weight/f1"] = 0.25
+    np.testing.assert_allclose(contributions(balanced)["loss/f1"], 0.25 * expected)
     legend = loss_figure(run).axes[0].get_legend()
     assert {"total", "cross-entropy", "beta * distiller at f1"} <= set(texts_of(legend.get_texts()))
 

@@ -27,18 +27,6 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 # What a config amounts to
 
 
-def test_a_published_file_loads_unchanged():
-    config = load(PUBLISHED)
-    assert config.dataset.name == "cifar-100"
-    assert config.training.optimizer.weight_decay == 5e-4
-    assert config.training.lr_agent == 0.025
-    assert config.training.lr_decay_epochs == (150, 180, 210)
-    assert config.kd.loss_weights.other_kd == 1000
-    assert config.kd_loss.name == "at"
-    assert config.kd_loss.homo is True
-    assert config.model is None
-
-
 def test_a_published_file_of_a_network_alone_loads_unchanged():
     weight = "kd: {loss_weights: {classify_weight: 1.0}}\n"
     assert load(SINGLE + weight) == load(SINGLE)

@@ -268,17 +268,6 @@ class TestImageFolder:
         assert (len(parts.train), len(parts.val)) == (13, 6)
         assert len(DATASETS.get("imagefolder")(root / "train", val_split=0.2).train) == 10
 
-    def test_names_that_differ_in_spaces_or_composition_are_one_class(self, tmp_path, caplog):
-        composed, decomposed = "caf\u00e9", "cafe\u0301"
-        image_folder(tmp_path, classes=(composed, "dog"))
-        (tmp_path / "val" / composed).rename(tmp_path / "val" / decomposed)
-        save(smooth_picture(8, 8), tmp_path / "train" / "dog " / "0.png")
-        parts = source("imagefolder", tmp_path)
-        assert parts.class_names == (composed, "dog")
-        assert parts.val.labels.tolist() == [0] * 3 + [1] * 3
-        assert "one class each: " in caplog.text
-        assert "'cafe\\u0301' = 'caf\u00e9', 'dog ' = 'dog'" in caplog.text
-
     def test_names_that_are_not_utf8_are_read(self, tmp_path, caplog):
         root = image_folder(tmp_path)
         os.rename(root / "train/bee/000.png", os.fsencode(root) + b"/train/bee/\xff.png")

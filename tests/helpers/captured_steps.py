@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -94,16 +95,8 @@ class Training:
             "average": self.average and self.average.state_dict(),
             "random": rng_state(self.device),
         }
-        return _copied(state)
+        return copy.deepcopy(state)
 
     def momentum(self, name: str) -> torch.Tensor:
         optimizer = self.optimizers[name].optimizer
         return optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"]
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    return value.clone() if isinstance(value, torch.Tensor) else value

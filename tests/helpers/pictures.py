@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 
 import datasets
 from datasets import Data, Loader, make_loader, readable_part
+from utils.config.schema import DatasetConfig
 from utils.errors import UserError
 
 SEED = 7
@@ -47,31 +47,11 @@ def image_folder(root: Path, train: int = 6, val: int = 3, classes=("ant", "bee"
     return root
 
 
-def data_config(name: str, root: Path | str = "data", **keys) -> SimpleNamespace:
-    """The keys ``dataset.*`` with their defaults."""
-    defaults = {
-        "img_h": None,
-        "img_w": None,
-        "num_classes": None,
-        "loader": "auto",
-        "augment": "auto",
-        "on_corrupt": "error",
-        "val_split": None,
-        "sampler": "shuffled",
-        "image_range": None,
-        "image_column": None,
-        "label_column": None,
-        "mean": None,
-        "std": None,
-    }
-    return SimpleNamespace(name=name, root=str(root), **{**defaults, **keys})
-
-
 def open_data(
     name: str, root: Path | str = "data", *, batch_size=8, workers=0, seed=SEED, device="cpu", shard=(0, 1), **keys
 ) -> Data:
     """A data set and its loaders, with small batches on the CPU."""
-    config = data_config(name, root, **keys)
+    config = DatasetConfig.model_validate({"name": name, "root": str(root), **keys})
     source = readable_part(datasets.open_data(config), config, workers)
     how = {"seed": seed, "device": device, "shard": shard}
     return Data(source, *(make_loader(source, config, split, batch_size, workers, **how) for split in ("train", "val")))

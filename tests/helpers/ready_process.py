@@ -101,9 +101,9 @@ def run_module(module: str, *words: str) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Fails after `PATIENCE`."""
-    end = time.monotonic() + PATIENCE
+def wait_for(condition: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Fails after so many seconds."""
+    end = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -14,8 +14,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
 PATIENCE = 30.0  # seconds for a daemon to come up
@@ -73,7 +77,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int = 1):
         self.folder, self.names = folder, [f"node{k + 1}" for k in range(nodes)]
-        self._ports = _free_ports(nodes + 1)
+        self._ports = free_ports(nodes + 1)
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         self.environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         for name in [name for name in self.environment if name.startswith(("SLURM_JOB", "SBATCH_"))]:
@@ -188,11 +192,18 @@ class Cluster:
             time.sleep(0.05)
 
 
-def missing_programs() -> list[str]:
-    return [program for program in PROGRAMS if shutil.which(program) is None]
+@contextlib.contextmanager
+def cluster_or_skip(nodes: int = 1) -> Iterator[Cluster]:
+    """A cluster in a folder of its own; the test is skipped where Slurm is missing."""
+    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+        pytest.skip(f"no Slurm here: {', '.join(missing)} missing; apt-get install slurm-wlm munge")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    with Cluster(folder, nodes) as running:
+        yield running
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for free in sockets:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from captured_steps import Training, use_optimizers_of_a_gpu
-from made_up_runs import BETA, write_run
+from captured_steps import Training
 from odd_networks import Transformer
 from process_pair import process_pair
-from step_tape import TapeRecorder
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from toy_runs import PowerCut, assert_equal, cut_power_after, finish, make_engine, records, toy_config
 from toys import NUM_CLASSES, take_step, toy_batch, toy_labels, toy_task
 
 from distillers.spot_adaptive.balance import Balance, excessive_beta
 from distillers.spot_adaptive.join import join
-from distillers.spot_adaptive.selection import SELECTIONS
 from models import StagedModel
 from utils.processes.group import rank
-from utils.report.curves import contributions
-from utils.run_folder.checkpoint import read_checkpoint
-from utils.run_folder.read import read_run
 
 
 class Line(StagedModel):
@@ -73,43 +63,18 @@ def test_what_a_step_sends_nothing_to_keeps_nothing_of_the_step_before():
     assert (balance.ratio.tolist(), balance.weight.tolist()) == ([0.0, 0.0], [1.0, 1.0])
 
 
-def joint_pull() -> tuple[float, float]:
-    """On one of two processes: logits pull with 3 and 4, a spot with 40 and 30."""
-    balance, gradient = pulled((3.0, 4.0)[rank()], (0.0, (40.0, 30.0)[rank()]), cap=2.0)
+def joint_pull(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float, float]:
+    """On one of two processes: logits pull with 3 and 4, the spots with `first` and `second`."""
+    balance, gradient = pulled((3.0, 4.0)[rank()], (first, second)[rank()], cap=2.0)
     return balance.ratio[1].item(), gradient.item()
 
 
 def test_the_norms_are_those_of_the_whole_batch_on_several_processes():
     with process_pair() as on_both:
-        first, second = on_both(joint_pull)
-    assert first == pytest.approx((10.0, 3 + 0.2 * 40))
-    assert second == pytest.approx((10.0, 4 + 0.2 * 30))
-
-
-def pull_of_one() -> tuple[float, float]:
-    """On one of two processes: logits pull with 3 and 4, a spot of the first process alone with 50."""
-    if rank() == 0:
-        balance, gradient = pulled(3.0, (0.0, 50.0), cap=2.0)
-    else:
-        balance = Balance(2.0, 2)
-        image = torch.ones(1, requires_grad=True)
-        _, _, logits = balance.features(Line(), image)
-        (4.0 * logits).sum().backward()
-        gradient = image.grad
-    return balance.ratio[1].item(), gradient.item()
-
-
-def test_a_process_whose_distiller_sends_nothing_takes_part_in_the_sum():
-    with process_pair() as on_both:
-        first, second = on_both(pull_of_one)
-    assert first == pytest.approx((10.0, 3 + 0.2 * 50))
-    assert second == pytest.approx((10.0, 4.0))
-
-
-def test_a_step_looks_at_no_value():
-    with FakeTensorMode():
-        pulled(1.0, (2.0, 3.0))
-        SELECTIONS["shuffled"].choose(torch.ones(2, 1))
+        for spots in (((0.0, 40.0), (0.0, 30.0)), ((0.0, 50.0), ())):  # also where one process sends nothing
+            first, second = on_both(joint_pull, *spots)
+            assert first == pytest.approx((10.0, 3 + 0.2 * sum(spots[0])))
+            assert second == pytest.approx((10.0, 4 + 0.2 * sum(spots[1])))
 
 
 class TestSteps:
@@ -123,10 +88,10 @@ class TestSteps:
         assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
     def test_leave_nothing_to_the_next_and_balance_nothing_without_spots(self):
-        task = toy_task("at", balance=0.01, beta=1000.0)
-        take_step(task, toy_batch())
-        assert (task.balance.weight < 1).any()
-        assert not [name for name in task.extra_state() if "balance" in name]
+        training = Training("at", balance=0.01, beta=1000.0).take([6])
+        assert 0 < training.meter.means()["weight/f2"] < 1
+        assert training.meter.means()["ratio/f2"] > 0.01
+        assert not [name for name in training.task.extra_state() if "balance" in name]
         assert toy_task("kd", balance=1.0).balance is None
 
 
@@ -145,46 +110,3 @@ def test_maps_made_of_tokens_are_balanced_as_well():
     torch.testing.assert_close(views, features)
     take_step(task, batch)
     assert task.balance.ratio[0] > 1
-
-
-def test_captured_steps_balance_as_eager_ones_do(monkeypatch):
-    use_optimizers_of_a_gpu(monkeypatch)
-    states = []
-    for recorder in (None, TapeRecorder()):
-        training = Training("at", recorder, balance=0.01, beta=100.0)
-        training.take([8] * 4 + [5, 8, 5])
-        assert not training.complaints
-        states.append(training.state())
-    assert_equal(*states)
-
-
-def balanced_engine(folder, resume=False):
-    """An engine under which the cap is reached."""
-    return make_engine(folder, "at", resume=resume, config=toy_config(save_every_steps=2), balance=0.001)
-
-
-def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_bits(tmp_path):
-    whole = balanced_engine(tmp_path / "whole")
-    finish(whole)
-    cut = balanced_engine(tmp_path / "cut")
-    cut_power_after(cut, 3)
-    with pytest.raises(PowerCut):
-        finish(cut)
-    torch.manual_seed(99)
-    finish(balanced_engine(tmp_path / "cut", resume=True))
-    assert_equal(*(read_checkpoint(engine.run.last) for engine in (cut, whole)))
-    assert records(cut.run) == records(whole.run)
-    means = records(whole.run)[-1]["train"]
-    assert 0 < means["weight/f2"] < 1
-    assert means["ratio/f2"] > 0.001
-
-
-def test_the_report_knows_the_weight_of_a_balanced_spot(tmp_path):
-    folder = write_run(tmp_path, selection="adaptive", settings={"kd": {"balance": 0.5}})
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line["train"]["weight/f1"] = 0.25
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = read_run(folder)
-    losses = BETA * run.curve("train.loss/f1")
-    assert contributions(run)["loss/f1"].to_list() == pytest.approx((0.25 * losses).to_list())

@@ -1,4 +1,4 @@
-"""CRD's negatives, its memory banks and its normalisers. Its loss itself is in test_losses."""
+"""CRD's negatives and its memory banks. Its loss itself is in test_losses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from distiller_inputs import Largest
 
 from datasets.batch import Batch
 from distillers.base import Setting
-from distillers.crd import CRD, UNSET, Contrast, MemoryBank, NegativeSampler
+from distillers.crd import CRD, MemoryBank, NegativeSampler
 
 BATCH, SAMPLES, WIDTH = 6, 30, 8
 STUDENT, TEACHER = (5,), (7,)
 LABELS = torch.tensor([2, 0, 1] * 6 + [0] * 12)  # 18, 6 and 6 samples of classes 0, 1 and 2
-SOME = torch.tensor([1.0, 0, 1, 1, 0, 0])
-ALL, NONE = torch.ones(BATCH), torch.zeros(BATCH)
 INDEX = torch.tensor([4, 29, 0, 11, 7, 20])
 
 
@@ -22,30 +20,11 @@ def setting(labels=LABELS) -> Setting:
     return Setting([STUDENT], [TEACHER], labels, feat_dim=WIDTH)
 
 
-def step(distiller: CRD, gate=ALL, seed: int = 0, index=INDEX):
-    """One forward pass on features and negatives that follow from `seed`; the loss and the student's feature."""
-    torch.manual_seed(seed)
-    student = torch.randn(BATCH, *STUDENT, requires_grad=True)
-    teacher = torch.randn(BATCH, *TEACHER)
-    batch = Batch(torch.zeros(BATCH, 3, 1, 1), LABELS[index], index)
-    return distiller([student], [teacher], gate[:, None], batch)[0], student
-
-
-def make_contrast(**changes) -> Contrast:
-    options = {"samples": SAMPLES, "width": WIDTH, "temperature": 0.07, "momentum": 0.5} | changes
-    return Contrast(STUDENT, TEACHER, **options)
-
-
-def contrast_inputs(gate=ALL, seed: int = 0):
-    """Embeddings, gate and candidates (the batch itself and any 12 samples) of `Contrast.contrast`."""
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = torch.randn(2, BATCH, WIDTH, generator=generator)
-    negatives = torch.randint(SAMPLES, (BATCH, 12), generator=generator)
-    return student, teacher, gate, torch.cat([INDEX[:, None], negatives], dim=1)
-
-
-def banks(contrast: Contrast) -> torch.Tensor:
-    return torch.stack([contrast.student_bank.rows, contrast.teacher_bank.rows])
+def loss_of(distiller: CRD) -> torch.Tensor:
+    """That of one forward pass."""
+    student, teacher = torch.randn(BATCH, *STUDENT, requires_grad=True), torch.randn(BATCH, *TEACHER)
+    batch = Batch(torch.zeros(BATCH, 3, 1, 1), LABELS[INDEX], INDEX)
+    return distiller([student], [teacher], torch.ones(BATCH, 1), batch)[0]
 
 
 class TestNegatives:
@@ -87,7 +66,7 @@ class TestBanks:
     def test_are_only_read_in_evaluation(self):
         distiller = CRD(setting())
         before = {key: value.clone() for key, value in distiller.state_dict().items()}
-        loss, _ = step(distiller.eval())
+        loss = loss_of(distiller.eval())
         assert loss.isfinite()
         assert loss > 0
         for key, value in distiller.state_dict().items():
@@ -103,33 +82,15 @@ class TestBanks:
         assert keys - saved == {"sampler.order", "sampler.start", "sampler.size"}
 
 
-class TestNormalizer:
-    def test_waits_for_the_first_chosen_sample(self):
-        contrast = make_contrast()
-        assert contrast.contrast(*contrast_inputs(NONE)) == 0
-        assert contrast.student_bank.normalizer == UNSET
-        assert contrast.contrast(*contrast_inputs(SOME)) > 0
-        assert contrast.student_bank.normalizer > 0
+def test_works_without_gradients():
+    with torch.no_grad():
+        assert loss_of(CRD(setting())) > 0
 
 
-class TestContrast:
-    def test_scales_its_gradient_with_what_comes_after(self):
-        """The gradient is worked out in the forward pass; a weight applied to the loss must still reach it."""
-        student, teacher, gate, candidates = contrast_inputs()
-        student.requires_grad_()
-        contrast = make_contrast().eval()
-        (once,) = torch.autograd.grad(contrast.contrast(student, teacher, gate, candidates), student)
-        (thrice,) = torch.autograd.grad(3 * contrast.contrast(student, teacher, gate, candidates), student)
-        torch.testing.assert_close(thrice, 3 * once)
-
-    def test_works_without_gradients(self):
-        with torch.no_grad():
-            assert make_contrast().contrast(*contrast_inputs()) > 0
-
-    def test_holds_nothing_of_the_size_of_batch_times_negatives_times_width(self):
-        labels = torch.arange(2000) % 2
-        distiller = CRD(Setting([STUDENT], [TEACHER], labels, feat_dim=64), negatives=1000)
-        batch = Batch(torch.zeros(BATCH, 3, 1, 1), labels[INDEX], INDEX)
-        with Largest() as largest:
-            distiller([torch.randn(BATCH, *STUDENT)], [torch.randn(BATCH, *TEACHER)], ALL[:, None], batch)
-        assert largest.size <= 2000 * 64  # a bank; the vectors of all negatives would be three times that
+def test_holds_nothing_of_the_size_of_batch_times_negatives_times_width():
+    labels = torch.arange(2000) % 2
+    distiller = CRD(Setting([STUDENT], [TEACHER], labels, feat_dim=64), negatives=1000)
+    batch = Batch(torch.zeros(BATCH, 3, 1, 1), labels[INDEX], INDEX)
+    with Largest() as largest:
+        distiller([torch.randn(BATCH, *STUDENT)], [torch.randn(BATCH, *TEACHER)], torch.ones(BATCH, 1), batch)
+    assert largest.size <= 2000 * 64  # a bank; the vectors of all negatives would be three times that

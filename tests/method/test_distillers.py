@@ -12,32 +12,24 @@ from distiller_inputs import (
     NAMES,
     STUDENT,
     WIDER,
-    WITH_SPOTS,
     build,
     make_inputs,
     random_features,
     setting,
 )
-from toys import ToyNet
+from toy_runs import toy_config
+from toys import ToyNet, take_step, toy_batch, toy_task
 
-from distillers import DISTILLERS
 from distillers.base import Spot, resolve_spots
-from distillers.ops import at_least
 from models.pooling import average_pool, pool_windows
 from utils.errors import UserError
-
-
-def test_published_weights_are_the_defaults():
-    weights = {name: DISTILLERS.get(name).default_weight for name in WITH_SPOTS}
-    assert weights == {
-        "fitnet": 1, "at": 1000, "sp": 3000, "cc": 0.02, "vid": 1, "rkd": 1, "pkt": 30000,
-        "ft": 200, "fsp": 50, "nst": 50, "crd": 0.8, "reviewkd": 1,
-    }  # fmt: skip
+from utils.training.build import make_phases
 
 
 class TestSpots:
     def test_may_count_from_the_end(self):
         assert resolve_spots([(-3, -4), (-1, -1)], setting(teacher=DEEPER)) == [Spot(2, 2), Spot(4, 5)]
+        assert build("ft", teacher=DEEPER).spots == [Spot(3, 4)]
 
     @pytest.mark.parametrize(
         ("spots", "message"),
@@ -64,20 +56,6 @@ def refused(message: str, name: str, *args, **changes) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("crd", {"negatives": 0}, "kd_loss.options: crd.negatives is 0: Input should be greater than 0"),
-        ("crd", {"temperature": "hot"}, "crd.temperature is 'hot': Input should be a valid number"),
-        ("crd", {"momentum": 1.0}, "crd.momentum is 1.0: Input should be less than 1"),
-        ("crd", {"width": 3}, "crd has no option 'width'; it has negatives, temperature, momentum"),
-        ("at", {"width": 3}, "at has no option 'width'; it has none"),
-    ],
-)
-def test_impossible_options_are_refused_in_one_line(name, options, message):
-    refused(message, name, options=options)
-
-
 def test_what_distils_the_logits_alone_has_no_spots_to_choose():
     refused("DKD distils the logits alone", "dkd", spots=[(1, 1)])
 
@@ -88,16 +66,6 @@ def test_a_distiller_that_finds_no_spot_in_the_networks_is_refused_and_kd_named(
         "kd_loss.spots=.* chooses some, distiller=kd distils the logits alone"
     )
     refused(expected, "at", student=[(12,)], teacher=[(20,), (20,)])
-
-
-def test_the_teachers_embedding_of_cc_stays_as_it_is_also_under_weight_decay():
-    distiller = build("cc")
-    weights = [parameter.detach().clone() for parameter in distiller.teacher.parameters()]
-    optimizer = torch.optim.SGD(distiller.main_parameters(), lr=0.5, weight_decay=0.1)
-    distiller(*make_inputs("cc")).sum().backward()
-    optimizer.step()
-    for before, after in zip(weights, distiller.teacher.parameters(), strict=True):
-        assert torch.equal(after.detach(), before)
 
 
 def test_vid_starts_from_the_variance_it_is_given():
@@ -122,6 +90,18 @@ def test_ft_trains_the_paraphraser_alone_beforehand_and_leaves_it_alone_afterwar
     distiller.zero_grad()
     distiller(*make_inputs("ft")).sum().backward()
     assert {parameter for parameter in distiller.parameters() if parameter.grad is not None} == main
+
+
+@pytest.mark.parametrize(("name", "trained"), [("ft", "distiller.paraphrasers."), ("fsp", "student.")])
+def test_a_step_of_pretraining_moves_its_own_alone(name, trained):
+    task = toy_task(name)
+    before = {key: value.clone() for key, value in task.state_dict().items()}
+    phase, _ = make_phases(task, toy_config())
+    take_step(phase.task.train(), toy_batch(40))
+    phase.optimizers["pretrain"].optimizer.step()
+    moved = {key for key, value in task.state_dict().items() if not torch.equal(value, before[key])}
+    # The classifier comes after the last flow.
+    assert moved == {key for key in before if key.startswith(trained)} - {"student.fc.weight", "student.fc.bias"}
 
 
 class TestFSP:
@@ -173,26 +153,3 @@ def test_pooling_has_the_values_and_gradients_of_adaptive_average_pooling_in_all
     )
     for found in others:
         torch.testing.assert_close(found, expected)
-
-
-class TestPrecision:
-    def test_products_inside_are_not_rounded_by_autocast(self):
-        product = at_least(torch.float32)(lambda a, b: a @ b)
-        a, b = torch.randn(2, 30, 30)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (a @ b).dtype == torch.bfloat16
-            found = product(a, b)
-        torch.testing.assert_close(found, (a.double() @ b.double()).float(), rtol=1e-5, atol=1e-5)
-
-    def test_arguments_arrive_in_one_type_and_the_result_leaves_in_the_callers(self):
-        seen = []
-
-        @at_least(torch.float64)
-        def loss(x, gate, index, *, scale):
-            seen.extend([x.dtype, gate.dtype, index.dtype])
-            return (x * gate).sum() * scale
-
-        index = torch.arange(3)
-        assert loss(torch.ones(3, dtype=torch.bfloat16), torch.ones(3), index, scale=2).dtype == torch.float32
-        assert loss(torch.ones(3, dtype=torch.float64), torch.ones(3), index, scale=2).dtype == torch.float64
-        assert seen == [torch.float64, torch.float64, torch.int64] * 2

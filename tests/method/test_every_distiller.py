@@ -7,9 +7,11 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from captured_steps import Training
 from distiller_inputs import (
     GATES,
     LARGER_MAPS,
+    NAMES,
     ODD_MAPS,
     SPOTTED,
     STUDENT,
@@ -23,6 +25,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.batch import Batch
+from distillers.spot_adaptive.selection import SELECTIONS
 
 
 class TestEveryDistiller:
@@ -141,6 +144,19 @@ class TestEveryDistiller:
         expected = first(*inputs)
         torch.manual_seed(3)
         assert torch.equal(second(*inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [
+        *((name, "adaptive") for name in NAMES),
+        *itertools.product(("at", "crd"), sorted(set(SELECTIONS) - {"adaptive"})),
+    ],
+)
+def test_steps_of_two_images_the_fewest_that_there_are_stay_finite(name, selection):
+    training = Training(name, selection=selection).take([2, 2])
+    assert (training.meter.finite_steps == 2).all()
+    assert all(tensor.isfinite().all() for tensor in training.task.state_dict().values())
 
 
 def run_on_shapes_alone(module: nn.Module, features, teacher, gates, batch) -> None:

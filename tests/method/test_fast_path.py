@@ -65,11 +65,12 @@ BALANCED = ("kd.balance=0.01", "kd.warmup_epochs=4")  # weights at 1 and below i
 CASES = [
     *(("at", selection, "alike") for selection in ("adaptive", "anti", "shuffled", "fixed", "random")),
     *(("crd", selection, "alike") for selection in ("anti", "shuffled", "fixed", "random")),
-    *((name, "adaptive", "alike") for name in ("cc", "rkd", "pkt", "ft", "kd")),
+    ("ft", "adaptive", "alike"),
     *((name, "fixed", "alike") for name in ("fsp", "nkd", "dkd", "rkd", "vid")),
     ("dist", "anti", "alike"),
     ("wttm", "shuffled", "alike"),
     *((name, "adaptive", "unlike") for name in ("fitnet", "at", "sp", "vid", "nst", "crd", "reviewkd")),
+    *((name, "adaptive", "unlike") for name in ("cc", "rkd", "pkt", "kd")),
     *((name, "adaptive", "wide") for name in ("nst", "fsp")),
     ("at", "adaptive", "real"),
     # Maps and pooled vectors; from one spot to the next the networks run a different number of stages.
@@ -277,6 +278,14 @@ class TestStep:
         assert {id(parameter) for parameter in task.parameters() if parameter.grad is not None} == trained
         for module in (task.teacher, task._twin[0], task.distiller.paraphrasers):
             assert not any(id(p) in trained or p.grad is not None for p in module.parameters())
+
+
+def test_the_loss_at_the_logits_is_that_of_the_config():
+    keys = ["kd_loss.logits=DKD", "kd_loss.logits_options={nontarget: 3}", "kd_loss.KD_T=2", "kd.warmup_epochs=9"]
+    task = Case("at", "adaptive", "alike", *keys).task
+    loss = task.logit_loss
+    assert (type(loss).__name__, loss.temperature, loss.constants) == ("DKD", 2, {"nontarget": 3})
+    assert task.ramp_epochs == [9, 9]
 
 
 @pytest.mark.parametrize("distiller", ["at", "crd", "pkt", "reviewkd"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from toys import NUM_CLASSES, take_step, toy_batch, toy_task
 
 from distillers.label_loss import LabelLoss, Targets
-from distillers.spot_adaptive.distillation import routing_loss
+from distillers.spot_adaptive import distillation
 
 BATCH = toy_batch(6)
 BEFORE = BATCH.image.roll(1, 0)  # what each image is mixed with
@@ -113,7 +113,7 @@ def keep_call(calls, name, module, method):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_targets(share):
+def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_targets(share, monkeypatch):
     task = toy_task("at", gamma=2.0, routing_share=share, label_loss=LabelLoss(0.1, mixup=1.0))
     seen = {}
     keep_call(seen, "student", task.student, "features")
@@ -121,6 +121,8 @@ def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_target
     keep_call(seen, "distiller", task.distiller, "forward")
     keep_call(seen, "router", task.router, "forward")
     keep_call(seen, "mixed", task.label_loss, "mix")
+    monkeypatch.setattr(distillation, "routing_loss", distillation.routing_loss)  # is put back
+    keep_call(seen, "loss", distillation, "routing_loss")
     output = take_step(task, BATCH)
 
     _, (mixed, targets) = seen["mixed"]
@@ -136,5 +138,8 @@ def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_target
     torch.testing.assert_close(output.parts["loss/ce"], cross_entropy(output.logits))
     routed = cross_entropy(seen["router"][1].detach())
     torch.testing.assert_close(output.parts["loss/routed_ce"], routed)
-    expected = routing_loss(routed, cross_entropy(output.logits[:count]), output.gates[:, -1], 2.0)
-    torch.testing.assert_close(output.parts["loss/policy"], expected)
+    # The quota of the last gate is that of the whole batch.
+    arguments, expected = seen["loss"]
+    own, chosen = cross_entropy(output.logits[:count]), output.gates[:, -1]
+    torch.testing.assert_close(arguments, (routed, own, chosen, 2.0, 1))
+    torch.testing.assert_close(output.parts["loss/policy"], expected.detach())

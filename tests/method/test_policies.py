@@ -1,8 +1,7 @@
-"""Selections and policies: shuffled gates, and a policy of one's own."""
+"""A policy of one's own, and what cannot be chosen."""
 
 from __future__ import annotations
 
-import math
 import re
 
 import pytest
@@ -17,23 +16,7 @@ from toys import IMAGE_SIZE, NUM_CLASSES, ToyNet, take_step, toy_batch, toy_labe
 from distillers.registry import POLICIES
 from distillers.spot_adaptive.join import join
 from distillers.spot_adaptive.policy import Policy, straight_through_gates
-from distillers.spot_adaptive.selection import SELECTIONS
 from utils.errors import UserError
-
-
-class TestShuffled:
-    def test_gates_keep_the_share_of_every_spot_and_let_chance_choose_the_samples(self):
-        gates = (torch.rand(200, 3) < torch.tensor([0.1, 0.5, 0.9])).float()
-        shuffled = [SELECTIONS["shuffled"].choose(gates) for _ in range(200)]
-        assert all(torch.equal(each.sum(dim=0), gates.sum(dim=0)) for each in shuffled)
-        often = torch.stack(shuffled).mean(dim=0)
-        # Every sample of a column has the same chance: no sample is chosen much more often than another.
-        assert (often - gates.mean(dim=0)).abs().max() < 5 * 0.5 / math.sqrt(200)
-
-    def test_columns_are_permuted_apart(self):
-        gates = (torch.arange(200) < 100).float()[:, None].expand(-1, 2)
-        first, second = SELECTIONS["shuffled"].choose(gates).T
-        assert 0.3 < (first == second).float().mean() < 0.7
 
 
 @pytest.fixture
@@ -75,17 +58,6 @@ class TestOwnPolicy:
             assert 0 < unsure.float().mean() < 1
             if selection != "shuffled":
                 assert torch.equal(output.gates, expected if selection == "adaptive" else 1 - expected)
-
-    def test_with_parameters_is_trained_by_the_routed_pass_and_moves_no_network(self):
-        task = toy_task("at", policy=Learned)
-        student, routing = task(toy_batch())
-        student.loss.backward()
-        assert all(p.grad is None for p in task.policy.parameters())
-        before = {name: p.grad.clone() for name, p in task.student.named_parameters()}
-        routing.loss.backward()
-        assert all(p.grad is not None and p.grad.any() for p in list(task.policy.parameters())[-2:])
-        assert all(torch.equal(p.grad, before[name]) for name, p in task.student.named_parameters())
-        assert any(p is task.policy.net[0].weight for p in task.parameter_groups()["agent"])
 
     def test_with_parameters_need_not_know_of_autocast(self):
         class Linear(Policy):
@@ -150,15 +122,6 @@ class TestOwnPolicy:
         with pytest.raises(UserError, match="policy Writes: writes into a tensor that it is given"):
             take_step(toy_task("at", policy=Writes), toy_batch())
 
-    def test_that_makes_parameters_in_a_step_is_named(self):
-        class Grows(Learned):
-            def draw_gates(self, seen):
-                self.late = torch.nn.Linear(2, 2)
-                return super().draw_gates(seen)
-
-        with pytest.raises(UserError, match="policy Grows: has made parameters in a step"):
-            take_step(toy_task("at", policy=Grows), toy_batch())
-
     def test_may_give_truth_values(self):
         class Even(Policy):
             def draw_gates(self, seen):
@@ -185,33 +148,49 @@ class TestOwnPolicy:
             states.append(training.state())
         assert_equal(*states)
 
-    def test_with_a_wrong_name_or_option_is_refused(self, own):
+    def test_that_needs_an_option_says_so(self, own):
         class Needy(Policy):
             def __init__(self, setting, size: int):
                 super().__init__(setting)
 
         own.register("needy")(Needy)
         networks = {"labels": toy_labels(), "image_size": IMAGE_SIZE}
-        for name, options, message in (
-            ("unsur", {}, "unknown policy 'unsur': did you mean 'unsure'"),
-            ("needy", {}, "kd.policy_options: needy needs size"),
-            ("unsure", {"above": 1}, "kd.policy_options: unsure has no option 'above'; it has below"),
-        ):
-            with pytest.raises(UserError, match=re.escape(message)):
-                join(ToyNet(), ToyNet(), "at", policy=name, policy_options=options, **networks)
+        with pytest.raises(UserError, match=r"^kd\.policy_options: needy needs size$"):
+            join(ToyNet(), ToyNet(), "at", policy="needy", **networks)
+
+
+def given(key: str, name: str, **options) -> dict:
+    """Arguments of `join` that choose something by its name."""
+    return {key: name, {"distiller": "options"}.get(key, f"{key}_options"): options}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("changes", "message"),
     [
-        ("selection", "fixd", "selection is 'fixd', expected one of fixed, random, anti"),
-        ("temperature", 0, "temperature is 0, expected a number above 0"),
-        ("gate_temperature", float("nan"), "gate_temperature is nan, expected a number above 0"),
-        ("balance", -1, "balance is -1, expected a number above 0"),
-        ("gamma", 0, "gamma is 0, expected a number above 0"),
-        ("standardize", True, "kd_loss.standardize: with two classes, "),
+        ({"selection": "fixd"}, "selection is 'fixd', expected one of fixed, random, anti"),
+        ({"temperature": 0}, "temperature is 0, expected a number above 0"),
+        ({"gate_temperature": float("nan")}, "gate_temperature is nan, expected a number above 0"),
+        ({"balance": -1}, "balance is -1, expected a number above 0"),
+        ({"gamma": 0}, "gamma is 0, expected a number above 0"),
+        ({"standardize": True}, "kd_loss.standardize: with two classes, "),
+        (given("distiller", "crd", negatives=0), "kd_loss.options: crd.negatives is 0: Input should be greater than 0"),
+        (given("distiller", "crd", temperature="hot"), "kd_loss.options: crd.temperature is 'hot': Input should be a"),
+        (given("distiller", "crd", momentum=1.0), "kd_loss.options: crd.momentum is 1.0: Input should be less than 1"),
+        (
+            given("distiller", "crd", width=3),
+            "kd_loss.options: crd has no option 'width'; it has negatives, temperature, momentum",
+        ),
+        (given("distiller", "at", width=3), "kd_loss.options: at has no option 'width'; it has none"),
+        (given("logits", "dkd", nontarget=-1), "kd_loss.logits_options: dkd.nontarget is -1: Input should be greater"),
+        (given("logits", "dkd", target="all"), "kd_loss.logits_options: dkd.target is 'all': Input should be a valid"),
+        (given("logits", "dist", outer=1), "kd_loss.logits_options: dist has no option 'outer'; it has inter, intra"),
+        (given("logits", "kl", temperature=1), "kd_loss.logits_options: kl has no option 'temperature'; it has none"),
+        (given("logits", "dkdd"), "unknown loss at the logits 'dkdd': did you mean 'dkd'"),
+        (given("policy", "gumbl"), "unknown policy 'gumbl': did you mean 'gumbel'"),
+        (given("policy", "gumbel", above=1), "kd.policy_options: gumbel has no option 'above'; it has none"),
     ],
 )
-def test_join_refuses_what_no_config_could_have(key, value, message):
-    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
-        join(ToyNet(), ToyNet(), "at", labels=toy_labels() % 2, image_size=IMAGE_SIZE, **{key: value})
+def test_join_refuses_what_cannot_be_in_one_line(changes, message):
+    setting = {"distiller": "at", "labels": toy_labels() % 2, "image_size": IMAGE_SIZE} | changes
+    with pytest.raises(UserError, match=f"^{re.escape(message)}[^\n]*$"):
+        join(ToyNet(), ToyNet(), **setting)

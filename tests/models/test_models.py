@@ -19,7 +19,6 @@ from torch import nn
 from models import MODELS, get_model
 from models.layers import depthwise3x3
 from models.staged import StagedModel
-from utils.errors import UserError
 
 CONTRACT = json.loads((Path(__file__).with_name("model_contract.json")).read_text())
 SPECIFIED = list(CONTRACT["models"])
@@ -216,13 +215,3 @@ class TestGetModel:
 
     def test_passes_keyword_arguments_on(self):
         assert get_model("resnet8", 10, kwargs={"widths": (4, 4, 8, 12)}).feature_shapes(32, 32)[-1] == (12,)
-
-    def test_names_the_closest_of_an_unknown_name(self):
-        with pytest.raises(UserError, match=r"did you mean 'ResNet34'.*known are .*wrn_40_2"):
-            get_model("ResNet43", 10)
-
-    def test_names_an_unknown_keyword_argument(self):
-        with pytest.raises(
-            UserError, match=r"'MobileNetV2'.*calling it with num_classes, depth failed: TypeError.*'depth'"
-        ):
-            get_model("MobileNetV2", 10, kwargs={"depth": 3})

@@ -20,7 +20,7 @@ import utils.files
 import utils.run_folder.folder
 from utils.errors import UserError
 from utils.files import TEMPORARY, write_text
-from utils.processes.stopping import Interrupted, StopRequest
+from utils.processes.stopping import STOP_SIGNALS, Interrupted, StopRequest
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.run import log_ending
@@ -108,6 +108,10 @@ def signal_in_checkpoint(number):
     return arrange
 
 
+def signal_in_step(number):
+    return lambda engine, patch: patch.setattr(engine, "_step", signal_in(engine._step, STEPS + 3, number))
+
+
 def signal_before_the_first_step(engine, patch):
     patch.setattr(engine.task, "start_epoch", signal_in(engine.task.start_epoch, at=1))
 
@@ -126,6 +130,8 @@ def signal_in_evaluation(engine, patch):
 
 STOPS = {
     "before the first step": (signal_before_the_first_step, {"epoch": 0, "step": 1}),
+    "in a step, by Ctrl-C": (signal_in_step(signal.SIGINT), {"epoch": 1, "step": 3}),
+    "in a step, by Slurm": (signal_in_step(signal.SIGUSR1), {"epoch": 1, "step": 3}),
     "in a checkpoint within an epoch": (signal_in_checkpoint(1), {"epoch": 0, "step": 2}),
     "in evaluation": (signal_in_evaluation, {"epoch": 0, "step": STEPS}),
     "in the checkpoint of an epoch": (signal_in_checkpoint(3), {"epoch": 1, "step": 0}),
@@ -137,10 +143,12 @@ class TestStopping:
     def test_saves_and_takes_no_step_more(self, tmp_path, whole, monkeypatch, moment):
         arrange, progress = STOPS[moment]
         engine = make_engine(tmp_path / "run", config=toy_config(**KEEPING))
+        before = list(map(signal.getsignal, STOP_SIGNALS))
         with monkeypatch.context() as patch:
             arrange(engine, patch)
             with pytest.raises(Interrupted, match="all saved; the same command with --resume goes on"):
                 finish(engine)
+        assert list(map(signal.getsignal, STOP_SIGNALS)) == before
         assert read_checkpoint(engine.run.last)["progress"] == {"phase": 0} | progress
         check_resumed(tmp_path / "run", whole)
 

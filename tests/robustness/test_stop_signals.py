@@ -10,7 +10,7 @@ import pytest
 from jobs import Job, is_alive
 from launchers import HERE
 from process_runs import config_file, prepare, start
-from ready_process import PATIENCE, REPOSITORY, ReadyProcess, run_script, wait_for
+from ready_process import PATIENCE, REPOSITORY, wait_for
 
 from utils.command import guarded
 from utils.processes.stopping import (
@@ -21,7 +21,6 @@ from utils.processes.stopping import (
     Interrupted,
     StopRequest,
 )
-from utils.run_folder.checkpoint import read_checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -81,31 +80,6 @@ def test_an_error_keeps_its_exit_code():
         guarded(lambda: os.stat("/no/such/file"))
     os.kill(os.getpid(), signal.SIGTERM)
     assert ending.value.code == 2
-
-
-def test_a_teacher_that_is_stopped_is_saved_and_the_same_command_with_resume_goes_on(tmp_path):
-    folder = prepare(tmp_path)
-    keys = [f"dataset.root={folder}/images", "dataset.img_h=16", f"run.root={folder}/run", "training.epochs=1"]
-    keys += ["training.batch_size=8", "training.num_workers=0", "validation.num_workers=0"]
-    words = ["--dataset", "imagefolder", "--seed", "3", "--net1", "resnet14", "--net2", "resnet8", "--distiller", "kd"]
-    quick = [word for key in ("batch_size=8", "num_workers=0") for word in ("--teacher-arg", f"training.{key}")]
-
-    def train(epochs, *more):
-        options = [*quick, "--teacher-arg", f"training.epochs={epochs}", *more]
-        return ReadyProcess(run_script, "train.py", *words, *options, *keys)
-
-    runs = folder / "run/imagefolder/3"
-    process = train(5000)
-    wait_for((runs / "resnet14/ckpt/last.pth").exists)
-    process.send_signal(signal.SIGTERM)
-    code, line = process.ending()
-    assert code == EXIT_INTERRUPTED
-    assert line.startswith("stopped in train ")
-    assert line.endswith("all saved; the same command with --resume goes on\n")
-    done = read_checkpoint(runs / "resnet14/ckpt/last.pth")["progress"]["epoch"]
-    assert train(done + 1, "--resume").ending() == (0, "")
-    assert (runs / "resnet14/result.json").exists()
-    assert (runs / "adaptive-kd/resnet14-resnet8/result.json").exists()
 
 
 class TestSeveralProcesses:

@@ -5,22 +5,21 @@ Needs Debian's ``slurm-wlm`` and ``munge`` and submitit; run with ``sh test.sh -
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from process_runs import fingerprint, prepare
+import ready_process
+from process_runs import fingerprint
 from ready_process import REPOSITORY
-from slurm_cluster import Cluster, missing_programs
+from slurm_cluster import Cluster, cluster_or_skip
 
 from utils.processes.stopping import EXIT_INTERRUPTED
 from utils.run_folder.folder import RunDir
@@ -31,22 +30,14 @@ PATIENCE = 600  # seconds
 PACE = ("training.batch_size=8", "training.num_workers=0", "validation.num_workers=0")
 SHORT, LONG = 30, 220  # epochs; the long one is hit by a limit of a minute twice
 RUN = "imagefolder/1029/random-at/resnet8-resnet8"
+wait_for = functools.partial(ready_process.wait_for, patience=PATIENCE)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    if missing := missing_programs():
-        pytest.skip(f"no Slurm here: {', '.join(missing)} missing; apt-get install slurm-wlm munge")
     pytest.importorskip("submitit")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    with Cluster(folder) as running:
+    with cluster_or_skip() as running:
         yield running
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return prepare(tmp_path_factory.mktemp("data"))
 
 
 def words_for(data: Path, root: Path) -> list[str]:
@@ -108,13 +99,6 @@ def grid(cluster, tmp_path) -> Iterator[Callable[..., Grid]]:
     wait_for(lambda: not cluster("squeue", "--noheader"))
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def epochs_done(run: Path) -> int:
     file = RunDir(run).metrics
     return len(file.read_text().splitlines()) if file.exists() else 0
@@ -132,14 +116,12 @@ def last_job(cluster: Cluster) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Callable[[int], dict[str, str]]:
     """The fingerprint of a run that nobody interrupts, on this machine without Slurm."""
-    known: dict[int, dict[str, str]] = {}
 
+    @functools.cache
     def of(epochs: int) -> dict[str, str]:
-        if epochs not in known:
-            root = tmp_path_factory.mktemp("whole")
-            Grid(one_run(data, root, epochs), os.environ | {"CUDA_VISIBLE_DEVICES": ""}, root / "log.txt").end()
-            known[epochs] = fingerprint(RunDir(root / RUN))
-        return known[epochs]
+        root = tmp_path_factory.mktemp("whole")
+        Grid(one_run(data, root, epochs), os.environ | {"CUDA_VISIBLE_DEVICES": ""}, root / "log.txt").end()
+        return fingerprint(RunDir(root / RUN))
 
     return of
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_runs import fingerprint, prepare
+from process_runs import fingerprint
 from ready_process import REPOSITORY
-from slurm_cluster import Cluster, missing_programs
+from slurm_cluster import Cluster, cluster_or_skip, free_ports
 from test_grid_on_slurm import RUN, in_the_middle, one_run, wait_for
 
 from utils.errors import CONNECTION_LOST
@@ -28,11 +25,6 @@ PATIENCE = 300  # seconds
 EPOCHS = 12
 HERE = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
 HERE |= {"OMP_NUM_THREADS": "1", "dataset": "imagefolder", "net1": "resnet8", "net2": "resnet8"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return prepare(tmp_path_factory.mktemp("data"))
 
 
 def keys(data: Path, root: Path) -> list[str]:
@@ -52,7 +44,7 @@ def launch(data: Path, root: Path, *words: str, **variables: str) -> subprocess.
 
 def launch_two(data: Path, root: Path, *words: str) -> list[subprocess.Popen]:
     """``train.sh`` on two machines of one process each."""
-    variables = {"nnodes": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables = {"nnodes": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(*free_ports(1))}
     return [launch(data, root, *words, **variables) for _ in range(2)]
 
 
@@ -107,12 +99,8 @@ def test_a_machine_that_is_lost_ends_the_other_with_one_line_and_resuming_is_exa
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Of two nodes, both of which are this machine."""
-    if missing := missing_programs():
-        pytest.skip(f"no Slurm here: {', '.join(missing)} missing; apt-get install slurm-wlm munge")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    with Cluster(folder, nodes=2) as running:
+    with cluster_or_skip(nodes=2) as running:
         yield running
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def documented() -> str:
@@ -127,7 +115,8 @@ def test_the_documented_sbatch_file_is_requeued_at_its_limit_and_goes_on_exactly
     for shown, here in (
         ("--gpus-per-node=4 --cpus-per-task=32", "--cpus-per-task=1"),
         ("dataset=cifar-100 net1=vgg13 net2=vgg8 distiller=at", "distiller=at"),
-        ("nproc=4", f"nproc=1 MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()}"),  # nodes' names do not resolve here
+        # The names of the nodes do not resolve here.
+        ("nproc=4", f"nproc=1 MASTER_ADDR=127.0.0.1 MASTER_PORT={free_ports(1)[0]}"),
         ("run/cifar-100/1029/adaptive-at/vgg13-vgg8", str(tmp_path / RUN)),
         ("sh train.sh", " ".join(["sh train.sh", *keys(data, tmp_path)])),
     ):
@@ -145,9 +134,3 @@ def test_the_documented_sbatch_file_is_requeued_at_its_limit_and_goes_on_exactly
     assert (cluster.jobs()[0]["JobState"], cluster.jobs()[0]["Restarts"]) == ("COMPLETED", "1"), log + cluster.logs()
     assert "all saved; the same command with --resume goes on" in log
     assert fingerprint(RunDir(tmp_path / RUN)) == whole
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

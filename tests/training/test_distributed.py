@@ -3,6 +3,7 @@
 Functions without `test_` run on either process, see process_pair.py; test_jobs.py has what the launcher does.
 """
 
+import functools
 import os
 import signal
 import time
@@ -283,13 +284,11 @@ def train_until_a_signal(folder):
 @pytest.fixture(scope="module")
 def whole(on_both, tmp_path_factory):
     """A run that nothing interrupts: its folder, and what `train` gives on each process; made once for every kind."""
-    runs = {}
 
+    @functools.cache
     def get(distiller):
-        if distiller not in runs:
-            folder = tmp_path_factory.mktemp("whole") / "run"
-            runs[distiller] = RunDir(folder), on_both(train, folder, distiller)
-        return runs[distiller]
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        return RunDir(folder), on_both(train, folder, distiller)
 
     return get
 

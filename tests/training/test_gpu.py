@@ -151,41 +151,35 @@ def test_what_breaks_a_capture_off_runs_eagerly_and_says_so_once(tmp_path):
     assert_close(refused, eager)
 
 
-@pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
-class TestEveryDistiller:
+BALANCED = {"balance": 0.01, "beta": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("distiller", "options"), [*((name, {}) for name in sorted(set(DISTILLERS))), ("at", BALANCED), ("crd", BALANCED)]
+)
+def test_steps_leave_the_same_when_captured(distiller, options):
     """Batches of the usual size, and smaller and larger ones."""
-
-    def test_leaves_the_same_when_captured(self, distiller):
-        set_up(toy_config())
-        states = []
-        for captured in (True, False):
-            training = steps_on_gpu(distiller, captured=captured).take([8, 8, 5, 8, 5, 11, 8, 11])
-            training.take([8], waiting_refused)
-            assert training.step.captured == captured
-            assert training.complaints == []
-            states.append(training.task.state_dict())
-        torch.testing.assert_close(*states, **CLOSE)
-
-    def test_computes_what_a_cpu_does(self, distiller, monkeypatch):
-        set_up(toy_config())
-        draw_on_the_host(monkeypatch)
-        states = []
-        for device in (CPU, DEVICE):
-            training = steps_on_gpu(distiller, captured=False, device=device).take([8])
-            values = training.task.state_dict() | {name: torch.tensor(x) for name, x in training.meter.means().items()}
-            states.append({name: value.cpu() for name, value in values.items()})
-        torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("distiller", ["at", "crd"])
-def test_balanced_spots_are_the_same_when_captured(distiller):
     set_up(toy_config())
     states = []
     for captured in (True, False):
-        training = steps_on_gpu(distiller, captured=captured, balance=0.01, beta=100.0).take([8] * 10)
+        training = steps_on_gpu(distiller, captured=captured, **options).take([8, 8, 5, 8, 5, 11, 8, 11])
+        training.take([8], waiting_refused)
+        assert training.step.captured == captured
         assert training.complaints == []
         states.append(training.task.state_dict())
     torch.testing.assert_close(*states, **CLOSE)
+
+
+@pytest.mark.parametrize("distiller", sorted(set(DISTILLERS)))
+def test_a_step_computes_what_a_cpu_does(distiller, monkeypatch):
+    set_up(toy_config())
+    draw_on_the_host(monkeypatch)
+    states = []
+    for device in (CPU, DEVICE):
+        training = steps_on_gpu(distiller, captured=False, device=device).take([8])
+        values = training.task.state_dict() | {name: torch.tensor(x) for name, x in training.meter.means().items()}
+        states.append({name: value.cpu() for name, value in values.items()})
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
 
 
 def draw_on_the_host(monkeypatch):

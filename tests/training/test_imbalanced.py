@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from pictures import image_folder, open_data
-from process_runs import config_file, fingerprint
+from process_runs import config_file
 from toys import toy_source
 
 from models import get_model
 from utils import evaluate as evaluation
 from utils.config import load_config
 from utils.errors import UserError
-from utils.processes.stopping import Interrupted
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.run_folder.records import read_epochs, read_result
 from utils.training import run as running
 from utils.training.accuracy import evaluate
 from utils.training.build import class_weights
-from utils.training.engine import Engine
 from utils.training.restore import restore
 from utils.training.run import train
 
@@ -138,20 +134,3 @@ class TestClassWeights:
             train(settings)
             losses.append(read_epochs(RunDir(settings.run_dir).metrics)[0]["train"]["loss/total"])
         assert losses[0] != pytest.approx(losses[1], rel=1e-3)
-
-
-def test_a_balanced_run_that_was_stopped_ends_like_one_that_was_not(images, tmp_path, monkeypatch):
-    keys = {"dataset": {"sampler": "balanced"}, "training": {"class_weights": "balanced", "save_every_steps": None}}
-    folders = tmp_path / "whole", tmp_path / "stopped"
-    for folder in folders:
-        folder.mkdir()
-    whole, stopped = (config(folder, images, "crd", **keys) for folder in folders)
-    train(whole)
-    with monkeypatch.context() as patch:
-        step = Engine._step
-        patch.setattr(Engine, "_step", lambda *all_of_it: [step(*all_of_it), os.kill(os.getpid(), signal.SIGTERM)])
-        for resume in (False, True):
-            with pytest.raises(Interrupted):
-                train(stopped, resume=resume)
-    train(stopped, resume=True)
-    assert fingerprint(RunDir(stopped.run_dir)) == fingerprint(RunDir(whole.run_dir))

@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
-from jobs import Job, launch
+from jobs import Job
 from launchers import quick_sh
 from pictures import image_folder
 
-from utils.cli import main_distill
 from utils.errors import UserError
 from utils.launch import main as launcher_main
 
@@ -74,19 +73,6 @@ raise Interrupted("all saved")
     code, errors = Job(tmp_path, full).launcher.ending()
     assert code == 75
     assert set(errors.splitlines()) == {"all saved"}
-
-
-def test_a_wrong_config_is_told_once(tmp_path):
-    (tmp_path / "no.yml").write_text("training: {epochs: ten}\n")
-    code, errors = launch("train.py", "--config", tmp_path / "no.yml").ending()
-    assert code == 2
-    assert errors.startswith(f"error: {tmp_path}/no.yml: ")
-    assert errors.count("\n") == 1
-
-
-def test_a_wrong_command_line_is_an_error_like_any_other():
-    with pytest.raises(UserError, match="unrecognized arguments: --tacher; --help tells more"):
-        main_distill(arguments=["--tacher", "vgg13"])
 
 
 @pytest.mark.parametrize("count", ["two", "0", "٣", "9" * 5000])

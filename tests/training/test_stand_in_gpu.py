@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import get_args
 from unittest import mock
 
+import fakecuda
 import pytest
 import torch
 from gpu_runs import BATCH, WaitsOnlyInACapture, is_captured, little_memory, make_engine, steps_on_gpu, trained
@@ -57,21 +58,9 @@ def equal(found, expected):
     assert found == expected, f"found {found!r}, expected {expected!r}"
 
 
-def stats():
-    import fakecuda
-
-    return fakecuda.stats()
-
-
-def reset():
-    import fakecuda
-
-    fakecuda.reset()
-
-
 def equal_launches(expected):
     """Of graphs. No capture was broken, and no kernel was launched outside of one while it was under way."""
-    found = stats()
+    found = fakecuda.stats()
     equal([found[key] for key in ("graph_launches", "violations", "outside")], [expected, [], {}])
 
 
@@ -101,7 +90,7 @@ def take_part(folder):
     equal_launches(0)
     if is_main():
         assert "steps run eagerly, not as one CUDA graph: there are 2 processes" in engine.run.log.read_text()
-    return str(device), stats()["nccl"]
+    return str(device), fakecuda.stats()["nccl"]
 
 
 @check
@@ -151,7 +140,7 @@ def entry_points_take_the_gpu_and_capture_their_steps_between_evaluations(folder
         ("resnet8", train_alone),
         ("adaptive-at/resnet8-resnet8", lambda folder: run_command(*pair, *DIGITS, f"run.root={folder}")),
     ]:
-        reset()
+        fakecuda.reset()
         code, printed, errors = train(folder)
         equal((code, errors), (0, ""))
         run = RunDir(Path(folder, "digits/1029", run))
@@ -205,7 +194,7 @@ def capture(folder, distiller, sizes=(8, 8), ways=1, precision="fp32", determini
     set_up(toy_config(deterministic=deterministic))
     try:
         training = steps_on_gpu(distiller, precision, **options).take(sizes)
-        seen = stats()
+        seen = fakecuda.stats()
         training.take([8], waiting_refused)
     finally:
         set_up(toy_config())
@@ -254,7 +243,7 @@ def a_resumed_run_is_captured_again_and_draws_the_same_numbers(folder):
         ("cut", {"resume": True}, 3 * 4 - 7 - 1),
         ("eager", {"graph": False}, 0),
     ]:
-        reset()
+        fakecuda.reset()
         engine = trained(f"{folder}/{name}", "crd", save_every_steps=3, **options)
         equal(is_captured(engine), name != "eager")
         equal_launches(launches)
@@ -281,8 +270,8 @@ def batches_are_made_by_few_kernels_and_streamed_ones_are_sent_and_padded_beside
     for workers, launches, sent in [(None, 5, 0), (0, 9, 1), (2, 9, 1)]:
         batches = toy_data(BATCH, device=choose_device("auto"), workers=workers).train.epoch(0)
         next(batches)  # with it, the whole epoch is planned
-        reset()
-        count, found = len(list(batches)), stats()
+        fakecuda.reset()
+        count, found = len(list(batches)), fakecuda.stats()
         equal([found[name] / count for name in ("launches", "h2d", "d2h")], [launches, sent, 0])
 
 
@@ -295,14 +284,14 @@ def captured_steps_reserve_about_as_much_memory_as_eager_ones(folder):
     for graph in ("false", "true"):
         gc.collect()
         torch.cuda.empty_cache()
-        reset()
-        before = stats()["bytes"][0]
+        fakecuda.reset()
+        before = fakecuda.stats()["bytes"][0]
         conditions = Conditions(choose_device("auto"), cuda_graph=graph, samples=100, batch_size=96)
         case = Case(Pair("wrn_40_2", "wrn_16_2"), Kind("at", "adaptive"), conditions)
         last = replace(conditions, batch_size=48).batch()
         for batch in (case.batch, case.batch, last, case.batch, last):
             case._step(batch)
-        taken[graph] = stats()["peak"][0] - before
+        taken[graph] = fakecuda.stats()["peak"][0] - before
         del case
     assert taken["true"] < 1.15 * taken["false"], taken
 
@@ -361,7 +350,7 @@ def giving_up_at_a_later_size_keeps_what_is_captured_and_goes_on_capturing(folde
     training = steps_on_gpu(WaitsInASmallCapture).take([8, 8, 5, 8, 5, 11, 11])
     equal((training.complaints, training.step.captured), ([(5, BROKEN)], True))
     # A proof and a repetition of 8, the same of 11. The broken capture is the only violation.
-    found = stats()
+    found = fakecuda.stats()
     equal((found["graph_launches"], len(found["violations"])), (4, 1))
 
 
@@ -385,7 +374,7 @@ def run_checks(folder):
     for name, function in CHECKS.items():
         gc.collect()
         torch.cuda.empty_cache()  # which is nothing before the first one has asked for the GPU
-        reset()
+        fakecuda.reset()
         try:
             function(f"{folder}/{name}")
         except BaseException:

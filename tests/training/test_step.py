@@ -5,13 +5,13 @@ A tape takes the place of CUDA graphs (see step_tape.py); test_stand_in_gpu.py a
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
 import pytest
 import torch
 from captured_steps import CPU, Training, use_optimizers_of_a_gpu
-from process_runs import config_file, prepare
 from step_tape import TapeRecorder
 from torch import nn
 from toy_runs import (
@@ -26,16 +26,13 @@ from toy_runs import (
     records,
     toy_config,
 )
-from toys import toy_batch, toy_task
+from toys import toy_batch
 
 from distillers import DISTILLERS
 from distillers.at import AT
-from utils.config import load_config
 from utils.errors import UserError
 from utils.run_folder.checkpoint import read_checkpoint
-from utils.run_folder.folder import RunDir
 from utils.training.meter import Meter
-from utils.training.run import train
 from utils.training.snapshot import Holder, Snapshot
 
 # As epochs have them: smaller and larger batches at their ends.
@@ -105,7 +102,8 @@ def evaluate(training):
     ("distiller", "options", "course", "steps", "sizes"),
     [
         *((name, {}, take_one_size, 3, 1) for name in sorted(set(DISTILLERS))),
-        *(("at", {"selection": name}, take_one_size, 3, 1) for name in ("anti", "fixed", "random")),
+        *(("at", {"selection": name}, take_one_size, 3, 1) for name in ("anti", "fixed", "random", "shuffled")),
+        ("at", {"balance": 0.01, "beta": 100.0}, take_all_sizes, len(SIZES), 3),
         (None, {}, take_all_sizes, len(SIZES), 3),
         ("crd", {"precision": "bf16"}, take_all_sizes, len(SIZES), 3),
         ("at", {"training": RECIPE}, take_one_size, 3, 1),
@@ -339,17 +337,6 @@ def test_an_error_of_the_step_itself_is_not_hidden():
 
 
 class TestSnapshot:
-    def test_restores_in_place_so_that_the_students_twin_follows(self):
-        task = toy_task()
-        twin = task._twin[0]
-        expected = twin.conv1.weight.clone()
-        snapshot = Snapshot([Holder("", module._parameters) for module in task.modules()], CPU)
-        with torch.no_grad():
-            task.student.conv1.weight.zero_()
-        assert not twin.conv1.weight.any()
-        snapshot.restore()
-        assert torch.equal(twin.conv1.weight, expected)
-
     def test_puts_back_what_was_replaced_and_notices_what_is_new(self):
         module = nn.BatchNorm1d(3)
         mean = module.running_mean
@@ -396,15 +383,13 @@ def outcome(run):
 @pytest.fixture(scope="module")
 def eager(tmp_path_factory):
     """What a run leaves whose steps are not captured and which nothing interrupts; made once for every kind."""
-    outcomes = {}
 
-    def get(*kind):
-        if kind not in outcomes:
-            torch.manual_seed(0)
-            engine = engine_of(tmp_path_factory.mktemp("eager") / "run", None, *kind)
-            finish(engine)
-            outcomes[kind] = outcome(engine.run)
-        return outcomes[kind]
+    @functools.cache
+    def get(distiller):
+        torch.manual_seed(0)
+        engine = engine_of(tmp_path_factory.mktemp("eager") / "run", None, distiller)
+        finish(engine)
+        return outcome(engine.run)
 
     return get
 
@@ -451,15 +436,6 @@ class TestStepsThatMustBeCaptured:
         engine = engine_of(tmp_path, Faulty(record=break_off), config=toy_config(cuda_graph=True))
         with pytest.raises(UserError, match=r"cuda_graph: true, but train cannot be captured: CUDA error: .*; auto"):
             finish(engine)
-
-    def test_are_refused_on_a_cpu_before_anything_is_overwritten(self, tmp_path):
-        config = load_config(config_file(prepare(tmp_path), training={"cuda_graph": True}))
-        checkpoint = RunDir(config.run_dir).last
-        checkpoint.parent.mkdir(parents=True)
-        checkpoint.touch()
-        with pytest.raises(UserError, match=r"^training.cuda_graph: true, but this is the cpu; auto makes a graph"):
-            train(config, overwrite=True)
-        assert checkpoint.exists()
 
 
 def test_the_first_step_that_is_not_finite_is_found_with_the_losses_that_broke_in_it(monkeypatch):

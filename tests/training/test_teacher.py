@@ -59,15 +59,6 @@ def together(images, tmp_path_factory):
 
 
 class TestTrainedAlong:
-    def test_it_and_its_student_are_those_of_two_separate_runs(self, images, tmp_path, together):
-        config = student(tmp_path, images, "kd_loss.options.negatives=8", distiller="crd")
-        alone = teacher_run(config, QUICK).config
-        train(alone)
-        torch.manual_seed(99)  # a new process has another random state
-        train(config)
-        assert fingerprint(RunDir(alone.run_dir)) == fingerprint(together[0])
-        assert fingerprint(RunDir(config.run_dir)) == fingerprint(together[1])
-
     def test_an_unfinished_one_is_resumed_also_by_the_plain_command(self, images, tmp_path, together, monkeypatch):
         config = student(tmp_path, images, "kd_loss.options.negatives=8", distiller="crd")
         with monkeypatch.context() as patch:
@@ -76,10 +67,10 @@ class TestTrainedAlong:
             with pytest.raises(Interrupted, match="stopped in train 1/1 after step 1/3, all saved"):
                 start(config)
             with pytest.raises(Interrupted, match="stopped in train 1/1 after step 2/3, all saved"):
-                start(config, resume=True)
+                start(config)
         log = RunDir(config.teacher_checkpoint.parents[1]).log.read_text()
         assert log.count("all saved; the same command with --resume goes on") == 2
-        start(config)
+        start(config, resume=True)
         teacher, run = RunDir(config.teacher_checkpoint.parents[1]), RunDir(config.run_dir)
         assert (fingerprint(teacher), fingerprint(run)) == tuple(map(fingerprint, together))
 
@@ -92,17 +83,6 @@ class TestTrainedAlong:
         with pytest.raises(Interrupted, match=r"stopped after the training of the teacher, which is in .*resnet14;"):
             start(config)
         assert not config.run_dir.exists()
-
-    def test_the_logs_say_how_long_it_takes_and_what_changes_that(self, together):
-        teacher, run = (run.log.read_text() for run in together)
-        assert "with training.epochs=1; teacher_args=training.epochs=<number> changes that" in teacher + run
-        assert [text.count(line) for text in (teacher, run) for line in ("next: ", "curves: tensorboard")] == [
-            0,
-            0,
-            1,
-            1,
-        ]
-        assert "teacher resnet14: val" in run
 
     def test_weights_that_somebody_put_in_its_place_are_taken(self, images, tmp_path, caplog):
         caplog.set_level(logging.INFO, "sakd")
@@ -123,7 +103,7 @@ class TestTrainedAlong:
 WRONG = {
     "the student's name": (["kd.student.name=nowhere.Nope"], "nowhere"),
     "the student's weights": (["kd.student.checkpoint=nowhere.pth"], "nowhere.pth"),
-    "the spots": (["kd_loss.spots=[[9, 9]]"], "kd_loss.spots"),
+    "the spots": (["kd_loss.spots=[[9, 9]]"], r"kd_loss\.spots.*: the student of resnet14-resnet8 has features"),
     "an option of the distiller": (["kd_loss.options.power=2"], "power"),
     "what the device cannot do": (["training.cuda_graph=true"], "cuda_graph"),
     "the batch size": (["training.batch_size=1"], "training.batch_size"),
