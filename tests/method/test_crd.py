@@ -72,6 +72,11 @@ class TestBanks:
         for key, value in distiller.state_dict().items():
             assert torch.equal(value, before[key])
 
+    def test_score_many_anchors_as_each_alone(self):
+        bank, anchor, candidates = MemoryBank(SAMPLES, WIDTH), torch.randn(40, WIDTH), torch.randint(SAMPLES, (40, 5))
+        expected = ((anchor[:, None] * bank.rows[candidates]).sum(dim=2) / 0.5).exp()
+        torch.testing.assert_close(bank.scores(anchor, candidates, 0.5), expected)
+
     def test_travel_in_the_state_dict_and_the_table_of_classes_does_not(self):
         keys = {key.removeprefix("contrasts.0.") for key, _ in CRD(setting()).named_buffers()}
         saved = {key.removeprefix("contrasts.0.") for key in CRD(setting()).state_dict()}
