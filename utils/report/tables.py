@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -162,8 +164,10 @@ def _in_millions(value: float | None) -> str:
     return "" if pd.isna(value) else f"{value / 1e6:,.2f}"
 
 
-def _number(value: float | None) -> str:
-    return "" if pd.isna(value) else f"{value:g}"
+def _setting(value: Any) -> str:
+    if isinstance(value, Real):
+        return "" if pd.isna(value) else f"{value:g}"
+    return "" if value is None else str(value)  # a config that was changed by hand
 
 
 # The columns of the table of all runs: which record each shows, and how.
@@ -182,8 +186,8 @@ SHOWN = {
     "test % (best epoch)": ("test_top1", percent),
     "no choice": ("no_choice", str),
     "settings": ("settings", str),
-    "lr": ("lr", _number),
-    "batch": ("batch_size", _number),
+    "lr": ("lr", _setting),
+    "batch": ("batch_size", _setting),
     "time": ("seconds", lambda seconds: tqdm.format_interval(seconds) if seconds else ""),
     "parameters (M)": ("parameters", _in_millions),
     "MFLOPs": ("flops", _in_millions),
