@@ -54,7 +54,7 @@ def test_the_command_measures_and_prints_every_case_beside_plain_kd(tmp_path, ca
         (["resnet8-resnet8", "ta"], "unknown distiller 'ta'"),
         (
             ["resnet8-resnet8", "at", "--share", "x"],
-            "argument --share: found 'x', must be a number above 0 and at most 1",
+            "argument --share: found 'x', must be a number",
         ),
         (["resnet8-resnet8", "at", "--compare", "tests"], "--compare: reading tests failed"),
         (["resnet8-resnet8", "at", "--json", "tests"], "--json: tests: is a folder, expected the name of a file"),
