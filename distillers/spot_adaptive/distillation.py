@@ -95,6 +95,8 @@ class SpotAdaptiveDistillation(Task):
         self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy = policy
+        own = {"distiller": distiller, "policy": policy}
+        self._own = {kind: (part, len(list(part.parameters()))) for kind, part in own.items() if part is not None}
         self._gates_checked = policy is None or policy.binary
         self.routed = policy is not None and policy.routed
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
@@ -157,8 +159,14 @@ class SpotAdaptiveDistillation(Task):
             gates = self.draw_gates(self.policy_input(features, teacher_features, logits, teacher_logits, batch.label))
         chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
-        with unchanged((*features, *teacher_features, *batch), self.distiller, "distiller"):
+        with unchanged((*features, *teacher_features, *batch), f"distiller {type(self.distiller).__name__}"):
             spots = self.distiller(for_distiller, teacher_features, chosen[:, :-1], batch)
+        for kind, (part, count) in self._own.items():
+            if len(list(part.parameters())) != count:
+                raise UserError(
+                    f"{kind} {type(part).__name__}: has made parameters in a step, which no optimiser trains; make "
+                    "them in the constructor"
+                )
         matched = map(standardized, (logits, teacher_logits)) if self.standardize else (logits, teacher_logits)
         at_logits = scalar(
             self.logit_loss(*matched, chosen[:, -1], batch),
@@ -219,7 +227,7 @@ class SpotAdaptiveDistillation(Task):
         size = (len(seen.label), self.num_gates)
         who = f"policy {type(self.policy).__name__}: draw_gates"
         shared = (*seen.student, *seen.teacher, seen.student_logits, seen.teacher_logits, seen.label)
-        with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, self.policy, "policy"):
+        with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, who):
             gates = self.policy.draw_gates(seen)
         if gates.shape != size:
             raise UserError(f"{who} gives {tuple(gates.shape)}, must be [B, K + 1], here {size}")
@@ -241,19 +249,12 @@ def to_look_at(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def unchanged(tensors: Sequence[Tensor], module: nn.Module, kind: str) -> Iterator[None]:
-    """Raise a UserError if `module` writes into one of `tensors`, which it is given, or makes parameters."""
-
-    def state() -> tuple[list[int], int]:
-        return [tensor._version for tensor in tensors], len(list(module.parameters()))
-
-    versions, parameters = state()
+def unchanged(tensors: Sequence[Tensor], who: str) -> Iterator[None]:
+    """Raise a UserError if `who`, which only looks at `tensors`, writes into one of them."""
+    before = [tensor._version for tensor in tensors]
     yield
-    who = f"{kind} {type(module).__name__}"
-    if versions != state()[0]:
-        raise UserError(f"{who}: writes into a tensor that it is given, which others use too; clone it before")
-    if parameters != state()[1]:
-        raise UserError(f"{who}: has made parameters in a step, which are not trained; make them in the constructor")
+    if before != [tensor._version for tensor in tensors]:
+        raise UserError(f"{who} writes into a tensor that it is given, which others use too; clone it before")
 
 
 def spot_label(spot: Spot) -> str:

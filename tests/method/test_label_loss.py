@@ -123,6 +123,7 @@ def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_target
     keep_call(seen, "mixed", task.label_loss, "mix")
     monkeypatch.setattr(distillation, "routing_loss", distillation.routing_loss)  # is put back
     keep_call(seen, "loss", distillation, "routing_loss")
+    monkeypatch.setattr(distillation, "world_size", lambda: 3)
     output = take_step(task, BATCH)
 
     _, (mixed, targets) = seen["mixed"]
@@ -141,5 +142,5 @@ def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_target
     # The quota of the last gate is that of the whole batch.
     arguments, expected = seen["loss"]
     own, chosen = cross_entropy(output.logits[:count]), output.gates[:, -1]
-    torch.testing.assert_close(arguments, (routed, own, chosen, 2.0, 1))
+    torch.testing.assert_close(arguments, (routed, own, chosen, 2.0, 3))
     torch.testing.assert_close(output.parts["loss/policy"], expected.detach())

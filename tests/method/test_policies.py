@@ -119,8 +119,17 @@ class TestOwnPolicy:
                 seen.label.zero_()
                 return torch.ones(len(seen.label), self.setting.num_gates)
 
-        with pytest.raises(UserError, match="policy Writes: writes into a tensor that it is given"):
+        with pytest.raises(UserError, match="policy Writes: draw_gates writes into a tensor that it is given"):
             take_step(toy_task("at", policy=Writes), toy_batch())
+
+    def test_that_makes_parameters_in_a_step_is_named(self):
+        class Grows(Learned):
+            def draw_gates(self, seen):
+                self.late = nn.Linear(2, 2)
+                return super().draw_gates(seen)
+
+        with pytest.raises(UserError, match="policy Grows: has made parameters in a step"):
+            take_step(toy_task("at", policy=Grows), toy_batch())
 
     def test_may_give_truth_values(self):
         class Even(Policy):

@@ -7,10 +7,9 @@ from contextlib import closing
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toys import NUM_CLASSES, take_step, toy_batch, toy_data, toy_labels, toy_source, toy_task
+from toys import NUM_CLASSES, toy_data, toy_labels, toy_source, toy_task
 
 from distillers.registry import POLICIES
-from distillers.spot_adaptive import distillation
 from distillers.spot_adaptive.policy import Policy
 from utils.config import find_config
 from utils.errors import UserError
@@ -40,23 +39,6 @@ def test_every_key_of_the_policy_reaches_it(monkeypatch):
         policy = assemble(given, *networks, source).policy
         assert (type(policy), policy.size) == (Own, 3)
         assert (policy.setting.gate_temperature, policy.setting.homogeneous) == (2.5, homo)
-
-
-def test_the_routing_loss_is_of_the_routed_samples_and_its_quota_of_the_whole_batch(monkeypatch):
-    given = []
-
-    def spy(*arguments):
-        given.extend(arguments)
-        return original(*arguments)
-
-    original = distillation.routing_loss
-    monkeypatch.setattr(distillation, "routing_loss", spy)
-    monkeypatch.setattr(distillation, "world_size", lambda: 3)
-    task, batch = toy_task("at", routing_share=0.5, gamma=2.0), toy_batch(8)
-    logits = take_step(task, batch).logits
-    _, student_ce, logits_gate, gamma, processes = given
-    torch.testing.assert_close(student_ce, torch.nn.functional.cross_entropy(logits[:4], batch.label[:4]))
-    assert (len(logits_gate), gamma, processes) == (8, 2.0, 3)
 
 
 def test_the_same_classes_in_another_order_are_other_classes():

@@ -72,6 +72,7 @@ LOSSES = (
 )
 CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
 CONFUSION = "Images of each true class (row) by the class that the best student predicts (column)."
+COUNTS = "How many validation images each class has, and for how many the best student predicts it."
 ERRORS = "The validation images of which the best student is most certain, and wrong: true class → predicted class."
 GALLERY = (
     "Training images distilled most and least often at each spot, with their class and the share of recorded epochs in "
@@ -188,7 +189,7 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
         return []
     group, selection = best
     run = max((run for run in group.of(selection) if run.is_finished), key=lambda run: run.last_top1)
-    from utils.report.student import confusion_of, predict, worst  # brings PyTorch
+    from utils.report.student import confusion_of, count_figure, predict, worst  # brings PyTorch
 
     source = load_source(run)
     try:
@@ -202,6 +203,7 @@ def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     known = {"class_names": source.class_names, "title": f"{run.title}, best epoch"}
     confusion, wrong = confusion_of(predictions, len(source.class_names)), worst(predictions, MISTAKES)
     figures = drawn(f"{dataset} confusion", CONFUSION, partial(confusion_figure, **known), [confusion])
+    figures += drawn(f"{dataset} class counts", COUNTS, partial(count_figure, **known), [confusion])
     if len(wrong) and np.array_equal(predictions["label"], source.val.labels):
         mistakes = partial(mistakes_figure, split=source.val, **known)
         figures += drawn(f"{dataset} mistakes", ERRORS, mistakes, [wrong])

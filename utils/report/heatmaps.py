@@ -25,10 +25,7 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
     """
     count, totals = len(confusion), confusion.sum(axis=1)
     every = -(-count // NAMED_CONFUSIONS)
-    true, predicted = (
-        [f"{name} ({total:,})" for name, total in zip(class_names, sums)][::every]
-        for sums in (totals, confusion.sum(axis=0))
-    )
+    true = [f"{name} ({total:,})" for name, total in zip(class_names, totals)][::every]
     side, margin = min(max(0.42 * count, 2.6), 9), label_width(true)
     texts = np.where(confusion > 0, confusion.astype(int).astype(str), "") if count <= WRITTEN_CONFUSIONS else None
     figure, panel = _heatmap(
@@ -40,10 +37,10 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
         "share of the true class (%), square-root scale",
         f"Confusion of {title} on the validation images",
     )
-    panel.set_xticks(range(0, count, every), predicted, rotation=90, fontsize=7)
+    panel.set_xticks(range(0, count, every), class_names[::every], rotation=90, fontsize=7)
     panel.set_yticks(range(0, count, every), true, fontsize=7)
     thinned = f" (1 in {every} named)" * (every > 1)
-    panel.set(xlabel=f"predicted class (number of images){thinned}", ylabel=f"true class (number of images){thinned}")
+    panel.set(xlabel=f"predicted class{thinned}", ylabel=f"true class (number of images){thinned}")
     return figure
 
 
