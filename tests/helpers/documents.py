@@ -27,7 +27,7 @@ from utils.config.related import teacher_run
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 LAUNCHERS = ("train.sh", "train_single.sh", "train_anti.sh")
 OF_THE_SYSTEM = {"MALLOC_TRIM_THRESHOLD_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"}
