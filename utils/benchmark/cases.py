@@ -62,7 +62,7 @@ class Conditions:
     def batch(self) -> Batch:
         """A batch of noise: the content of an image does not change the time of a step."""
         generator = torch.Generator().manual_seed(SEED)
-        index = torch.randperm(self.samples, generator=generator)[: self.batch_size]
+        index = torch.randint(self.samples, (self.batch_size,), generator=generator)
         image = torch.randn(self.batch_size, 3, self.size, self.size, generator=generator)
         return Batch(*(item.to(self.device) for item in (image, self.labels()[index], index)))
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datasets import Data, Source, check_batches, make_loader, readable_part
+from datasets import Data, Loader, Source, check_batches, make_loader, readable_part
 from distillers.label_loss import LabelLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
@@ -66,14 +66,17 @@ def build(config: Config, source: Source, device: torch.device) -> tuple[Task, S
 
 def load_data(source: Source, config: Config, device: torch.device) -> Data:
     """Both loaders of the config's data set, on `device`."""
-    training, validation = config.training, config.validation
-    how = {"seed": training.seed, "device": device, "shard": (rank(), world_size())}
-    val_size = val_batch_size(config, device, source)
-    return Data(
-        source,
-        train=make_loader(source, config.dataset, "train", training.batch_size, training.num_workers, **how),
-        val=make_loader(source, config.dataset, "val", val_size, validation.num_workers, **how),
-    )
+    return Data(source, *(load_split(source, config, device, split) for split in ("train", "val")))
+
+
+def load_split(source: Source, config: Config, device: torch.device, split: str) -> Loader:
+    """The loader of a split on `device`, for this process's part of the images."""
+    if split == "train":
+        size, workers = config.training.batch_size, config.training.num_workers
+    else:
+        size, workers = val_batch_size(config, device, source), config.validation.num_workers
+    how = {"seed": config.training.seed, "device": device, "shard": (rank(), world_size())}
+    return make_loader(source, config.dataset, split, size, workers, **how)
 
 
 def val_batch_size(config: Config, device: torch.device, source: Source) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from datasets import Source, make_loader, open_data, readable_part
+from datasets import Source, open_data, readable_part
 from datasets.download import without_downloads
 from datasets.loading.loader import Loader
 from datasets.rows import enumerate_some
@@ -25,7 +25,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
 from utils.run_folder.networks import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
-from utils.training.build import assemble, build_network, load_teacher, prefix_of, val_batch_size
+from utils.training.build import assemble, build_network, load_split, load_teacher, prefix_of
 from utils.training.device import choose_device, set_up
 from utils.training.precision import autocast
 from utils.training.trust import TRUST_HELP, refuse_foreign_code
@@ -52,18 +52,12 @@ class Restored:
     @cached_property
     def val(self) -> Loader:
         """The validation images."""
-        return self.load("val")
+        return load_split(self.source, self.config, self.device, "val")
 
     @cached_property
     def test(self) -> Loader | None:
         """The test images, where the data has some."""
-        return None if self.source.test is None else self.load("test")
-
-    def load(self, split: str) -> Loader:
-        """The images of a split, prepared as for validation."""
-        size, workers = val_batch_size(self.config, self.device, self.source), self.config.validation.num_workers
-        how = {"seed": self.config.training.seed, "device": self.device}
-        return make_loader(self.source, self.config.dataset, split, size, workers, **how)
+        return None if self.source.test is None else load_split(self.source, self.config, self.device, "test")
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in the precision of the training."""

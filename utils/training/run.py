@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from datasets import Data, Source, make_loader, open_data
+from datasets import Data, Source, open_data
 from distillers.spot_adaptive.balance import excessive_beta
 from distillers.task import Task
 from utils.config import Config
@@ -22,7 +22,7 @@ from utils.config.related import Command, SingleRun, next_command, remembered, t
 from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
 from utils.files import write_text
-from utils.processes.group import from_main, gather_objects, is_main, process_group, rank, world_size
+from utils.processes.group import from_main, gather_objects, is_main, process_group
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.choice import no_choice
@@ -32,7 +32,7 @@ from utils.run_folder.networks import changed_settings
 from utils.run_folder.records import read_epochs
 from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
-from utils.training.build import build, load_data, load_teacher, make_phases, teacher_accuracy, val_batch_size
+from utils.training.build import build, load_data, load_split, load_teacher, make_phases, teacher_accuracy
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
 from utils.training.doubts import poor_teacher, uneven_classes, wide_interval
 from utils.training.engine import Engine
@@ -219,14 +219,11 @@ def prepare(
 def test_best(engine: Engine, source: Source) -> dict[str, float]:
     """Accuracies of the best epoch's student on the test images, which nothing was chosen by, in percent."""
     config, device = engine.config, engine.device
-    shard, size = (rank(), world_size()), val_batch_size(config, device, source)
-    how = {"seed": config.training.seed, "device": device, "shard": shard}
     weights = from_main(read_checkpoint(engine.run.best)["model"] if is_main() else None)
     student = copy.deepcopy(engine.task.student)
     student.load_state_dict(weights)
-    with closing(make_loader(source, config.dataset, "test", size, config.validation.num_workers, **how)) as images:
-        precision = partial(autocast, device, config.training.precision)
-        found = evaluate(student, images, device, precision)
+    with closing(load_split(source, config, device, "test")) as images:
+        found = evaluate(student, images, device, partial(autocast, device, config.training.precision))
     return {f"test_{name}": found[name] for name in ("top1", "top5", "class_mean") if name in found}
 
 
