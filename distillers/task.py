@@ -70,11 +70,13 @@ class Task(nn.Module):
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `extra_state` gave; refuses anything missing, unknown or of another shape with a ValueError."""
-        if _shapes(state) != _shapes(self.extra_state()):
-            raise ValueError(
-                "its policy and adapters are of other features: networks not of this project are cut elsewhere since "
-                "2026-11, kd.student.stages names the former cut"
-            )
+        there, here = _shapes(state), _shapes(self.extra_state())
+        for key in there | here:
+            if there.get(key) != here.get(key):
+                raise ValueError(
+                    f"{key} has the shape {there.get(key)}, here {here.get(key)}: of another distiller or policy, or "
+                    "of features that are cut elsewhere (kd.student.stages names a cut)"
+                )
         self.load_state_dict(state, strict=False)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -40,6 +40,8 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
         utils.errors.UserError: there is no such model.
     """
     if is_registered(name):
+        if (known := MODELS.canonical(name)) != name:  # by which folders and config files are called
+            raise UserError(f"model {name!r}: its name is {known}")
         return MODELS.get(name)
     try:
         return timm_builder(name) if is_timm(name) else _locate(name)

@@ -15,7 +15,7 @@ from utils.config.names import model_label, needs_small_lr, same_family
 from utils.config.related import teacher_run
 from utils.errors import UserError
 from utils.training.build import build_task
-from utils.training.trust import is_known_builder, refuse_foreign_code
+from utils.training.trust import is_known_builder, refuse_foreign_network
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 RESNET = "torchvision.models.resnet18"
@@ -48,9 +48,9 @@ def test_names_of_timm_are_configs_labels_and_families():
 def test_a_checkpoint_may_name_networks_of_timm_and_weights_that_its_own_replace():
     assert is_known_builder("timm/resnet18.a1_in1k")
     for settings in (config("timm/resnet18", pretrained=True), config(RESNET, weights="DEFAULT")):
-        refuse_foreign_code(settings, Path("theirs.pth"), [])
+        refuse_foreign_network(settings.model, "model", Path("theirs.pth"), [])
     with pytest.raises(UserError, match="checkpoint_path"):
-        refuse_foreign_code(config("timm/resnet18", checkpoint_path="a.pth"), Path("theirs.pth"), [])
+        refuse_foreign_network(config("timm/resnet18", checkpoint_path="a.pth").model, "model", Path("theirs.pth"), [])
 
 
 def test_the_teacher_of_a_student_is_started_from_weights_as_well():

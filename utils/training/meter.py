@@ -41,6 +41,8 @@ class Meter:
         if self.sums is None:
             self.names, self.sums = list(values), torch.zeros_like(row)
             self.finite_steps = torch.zeros_like(row, dtype=torch.int64)
+        if list(values) != self.names:
+            raise ValueError(f"every step must give the same values: {', '.join(values)} after {', '.join(self.names)}")
         self.sums += row
         self.finite_steps += self.sums.isfinite()  # a sum that is not finite stays so
 

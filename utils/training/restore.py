@@ -28,7 +28,7 @@ from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
 from utils.training.build import assemble, build_network, load_split, load_teacher, prefix_of
 from utils.training.device import choose_device, set_up
 from utils.training.precision import autocast
-from utils.training.trust import TRUST_HELP, refuse_foreign_code
+from utils.training.trust import TRUST_HELP, refuse_foreign_network, refuse_foreign_options
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Restored:
         content: everything in the file; its weights may have been replaced by their moving average.
         source: the data set; without images where `restore` says so.
         device: where networks and images go.
+        agreed: words of the command line, see `refuse_foreign_network`.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Restored:
     content: dict[str, Any]
     source: Source
     device: torch.device
+    agreed: Sequence[str] | None = None
 
     @cached_property
     def val(self) -> Loader:
@@ -69,11 +71,10 @@ class Restored:
         Raises:
             UserError: the weights are another network's, or were trained on other classes.
         """
-        network = self.config.student
+        network, section = self.config.student, section_of(self.config)
         title = f"the {'student ' if self.config.kd else ''}{network.title} of its config"
         refuse_other_classes(self.content, self.source, f"{self.path}: {title}")
         model = build_network(network, self.source)
-        section = "kd.student" if self.config.kd else "model"
         take_weights(model, self.content, self.path, title, **prefix_of(network, section))
         return model.to(self.device).eval()
 
@@ -81,8 +82,9 @@ class Restored:
         """The teacher, in evaluation mode.
 
         Raises:
-            UserError: see `load_teacher`.
+            UserError: see `load_teacher`, or its code is not trusted.
         """
+        refuse_foreign_network(self.config.kd.teacher, "kd.teacher", self.path, self.agreed)
         model = build_network(self.config.kd.teacher, self.source)
         load_teacher(model, self.config, self.source)
         return model.to(self.device).eval()
@@ -95,6 +97,7 @@ class Restored:
         """
         if self.config.kd is None:
             raise UserError(f"{self.path}: of a network trained alone; it has no spots and no policy")
+        refuse_foreign_options(self.config, self.path, self.agreed)
         task = assemble(self.config, self.student(), self.teacher(), self.source).to(self.device)
         with doing(f"{self.path}: loading the policy and the distiller"):
             task.load_extra_state(self.content["extra"])
@@ -147,6 +150,7 @@ def restore(
     content = read_checkpoint(path)
     if average:
         content = average_instead(content, path)
+    agreed = None if trust or config is not None else tuple(overrides)
     if config is not None:
         settings = load_config(config, overrides)
     elif isinstance(content.get("config"), dict):
@@ -154,8 +158,7 @@ def restore(
         layers.add(content["config"], str(path))
         layers.add_overrides(overrides)
         settings = Config.from_dict(layers.data, layers.source, written=True)
-        if not trust:
-            refuse_foreign_code(settings, path, overrides)
+        refuse_foreign_network(settings.student, section_of(settings), path, agreed)
     else:
         raise UserError(f"{path}: does not say which network it is of; --config <file> does")
     device = choose_device(settings.training.device)
@@ -165,7 +168,12 @@ def restore(
         with suppress(KeyError):  # written by others, or before checkpoints said all of it
             source = Source.of(content["data"])
     if source is None:
-        agreed = trust or config is not None or any(word.startswith("dataset.root=") for word in overrides)
-        with nullcontext() if agreed else without_downloads():
+        is_named = agreed is None or any(word.startswith("dataset.root=") for word in overrides)
+        with nullcontext() if is_named else without_downloads():
             source = readable_part(open_data(settings.dataset), settings.dataset, settings.training.num_workers)
-    return Restored(path, settings, content, source, device)
+    return Restored(path, settings, content, source, device, agreed)
+
+
+def section_of(config: Config) -> str:
+    """Where the network that is trained stands."""
+    return "kd.student" if config.kd else "model"

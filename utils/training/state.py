@@ -102,7 +102,8 @@ class RunState:
             for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
                 set_rng_state(process["rng"], self.device)
         except Exception as error:
-            why = deciding_changes(checkpoint.get("config"), self.config.to_dict()) or reason(error)
+            changes = deciding_changes(checkpoint.get("config"), self.config.to_dict())
+            why = "; ".join(filter(None, [changes, reason(error, 240)]))
             raise UserError(f"{what} is not of this configuration ({why})") from error
         self._replace_lost_best()
 

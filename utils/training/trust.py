@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from models import is_registered
-from utils.config import Config
+from utils.config import Config, ModelConfig
 from utils.config.layers import Layers
 from utils.errors import UserError, doing
 from utils.libraries import is_timm, without_weights
@@ -24,44 +24,55 @@ _WORD = re.compile(r"[\w.-]*")  # no path and no address
 _LOADING = re.compile(r"pretrained|weights|checkpoint")  # arguments with which torchvision and timm fetch or read files
 
 
-def refuse_foreign_code(config: Config, path: Path, overrides: Iterable[str]) -> None:
-    """Refuse to build what the file at `path` names, unless it is known to do nothing but build a network.
+def refuse_foreign_network(network: ModelConfig, section: str, path: Path, words: Sequence[str] | None) -> None:
+    """Refuse to build a network that the file at `path` names, unless it is known to do nothing but build a network.
 
     Args:
-        config: what the file and the command line amount to.
+        network: what the file and the command line amount to.
+        section: where it stands, e.g. ``"kd.student"``.
         path: the file.
-        overrides: the ``key=value`` words of the command line, which agree to the values that they set.
+        words: ``key=value`` words of the command line, which agree to the values that they set; None agrees to all.
 
     Raises:
         UserError: the line says how to agree.
     """
-    command_line = Layers("")
-    command_line.add_overrides(overrides)
-    agreed = {key for key, _ in _leaves((), command_line.data)}
-    kd = config.kd
-    networks = {("kd", "student"): kd.student, ("kd", "teacher"): kd.teacher} if kd else {("model",): config.model}
-    arguments = {}
-    if kd:
-        arguments = {("kd_loss", key): getattr(config.kd_loss, key) for key in ("options", "logits_options")}
-        arguments["kd", "policy_options"] = kd.policy_options
-    for section, network in networks.items():
-        key = ".".join((*section, "name"))
-        if (*section, "name") not in agreed and not is_known_builder(network.name):
+    if words is None:
+        return
+    key, place = f"{section}.name", tuple(section.split("."))
+    if (*place, "name") not in _agreed(words) and not is_known_builder(network.name):
+        raise UserError(
+            f"{path}: {key} is {network.name}, no network of this project, torchvision or timm, and building it "
+            f"runs its code; {key}={network.name} on the command line agrees to that, --trust to all that the file "
+            "says"
+        )
+    # What asks for weights is not looked at: those of the checkpoint take their place.
+    _refuse_files((*place, "kwargs"), without_weights(network.name, network.kwargs), path, words)
+
+
+def refuse_foreign_options(config: Config, path: Path, words: Sequence[str] | None) -> None:
+    """The same for options of the distiller, the loss at the logits and the policy, which might name a file."""
+    if words is None:
+        return
+    for key in ("options", "logits_options"):
+        _refuse_files(("kd_loss", key), getattr(config.kd_loss, key), path, words)
+    _refuse_files(("kd", "policy_options"), config.kd.policy_options, path, words)
+
+
+def _refuse_files(section: Key, arguments: Any, path: Path, words: Sequence[str]) -> None:
+    agreed = _agreed(words)
+    for full, value in _leaves(section, arguments):
+        if full not in agreed and not _is_harmless(full, value):
+            key = ".".join(map(str, full))
             raise UserError(
-                f"{path}: {key} is {network.name}, no network of this project, torchvision or timm, and building it "
-                f"runs its code; {key}={network.name} on the command line agrees to that, --trust to all that the file "
-                "says"
+                f"{path}: {key} is {reprlib.repr(value)}, which might be a file to read or to fetch; {key}=<value> "
+                "on the command line sets it, --trust agrees to all that the file says"
             )
-        # What asks for weights is not looked at: those of the checkpoint take their place.
-        arguments[(*section, "kwargs")] = without_weights(network.name, network.kwargs)
-    for section, mapping in arguments.items():
-        for full, value in _leaves(section, mapping):
-            if full not in agreed and not _is_harmless(full, value):
-                key = ".".join(map(str, full))
-                raise UserError(
-                    f"{path}: {key} is {reprlib.repr(value)}, which might be a file to read or to fetch; {key}=<value> "
-                    "on the command line sets it, --trust agrees to all that the file says"
-                )
+
+
+def _agreed(words: Sequence[str]) -> set[Key]:
+    command_line = Layers("")
+    command_line.add_overrides(words)
+    return {key for key, _ in _leaves((), command_line.data)}
 
 
 def is_known_builder(name: str) -> bool:
