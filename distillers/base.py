@@ -82,6 +82,9 @@ class Distiller(nn.Module):
 
     def __init__(self, setting: Setting):
         super().__init__()
+        own = type(self).loss, type(self).spot_loss, type(self).forward
+        if own == (None, Distiller.spot_loss, Distiller.forward) and not self.logits_only:
+            raise UserError(f"{type(self).__name__}: names no loss, and overrides neither spot_loss nor forward")
         chosen = self.default_spots(setting) if setting.spots is None else setting.spots
         if setting.spots is not None and (self.logits_only or not chosen):
             wants = "distils the logits alone" if self.logits_only else "needs one or more"

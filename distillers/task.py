@@ -21,7 +21,8 @@ class TaskOutput(NamedTuple):
 
     Attributes:
         loss: the scalar to differentiate.
-        parts: named scalars for the log, detached, means over the batch; ``"loss/..."`` and ``"gate/..."``.
+        parts: named scalars for the log, detached, means over the batch: ``"loss/..."``, ``"gate/..."``; of balanced
+            spots ``"weight/..."`` and ``"ratio/..."``, too.
         logits: the trained network's logits ``[B, num_classes]``, detached; None where there is nothing to score.
         gates: where each sample was distilled, ``[B, K + 1]``; None where nothing is.
         label: the classes ``[B]`` that the logits are scored by; None: those of the batch.

@@ -105,7 +105,7 @@ def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> in
     if options.dry_run:
         from utils.training.dry_run import dry_run
 
-        dry_run(config, teacher_args)
+        dry_run(config, teacher_args, is_new=not (options.resume or options.overwrite))
         return 0
     from utils.training.run import train
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.policy import Policy
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.command import Parser, guarded, whole_number
 from utils.errors import UserError
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"{restored.path}: of a {kd.selection} run, which has no policy; {has_one}")
     task = restored.task()
     shuffled = " (as the policy says; its gates are then shuffled)" if task.selection == "shuffled" else ""
-    print(f"{restored.path}: {task.selection}; chance of being distilled at each spot{shuffled}, in percent")
+    own = type(task.policy).chances is not Policy.chances
+    what = "chance of being distilled" if own else "gates of one draw, since the policy says no chances,"
+    print(f"{restored.path}: {task.selection}; {what} at each spot{shuffled}, in percent")
     if images:
         chances = [distil_chances(task, restored.source.read(file)[None].to(restored.device))[0] for file in images]
         table = _table("image", task, zip(images, chances))

@@ -1,6 +1,7 @@
 """``--dry-run``: says what a run would do, and does nothing of it."""
 
 import pytest
+from made_up_runs import write_run
 
 from utils.cli import main_distill, main_single
 from utils.errors import UserError
@@ -41,3 +42,12 @@ def test_a_pair_with_a_teacher_that_is_missing_and_a_phase_of_its_own(said):
 def test_a_wrong_run_is_refused_as_the_run_itself_would_be(said):
     with pytest.raises(UserError, match="unknown model 'resnet9'"):
         said(main_single, "--model", "resnet9")
+
+
+def test_a_run_that_is_there_is_refused_unless_it_goes_on(tmp_path, capsys):
+    write_run(tmp_path, selection="single", student="resnet8", seed=1029, dataset="digits")
+    words = ["--dataset", "digits", "--model", "resnet8", *SMALL, f"run.root={tmp_path}", "--dry-run"]
+    with pytest.raises(UserError, match="holds a finished run already with other settings"):
+        main_single(words)
+    main_single([*words, "--resume"])
+    assert capsys.readouterr().out.count("in all about ") == 2

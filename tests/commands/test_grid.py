@@ -134,7 +134,9 @@ def test_what_is_there_decides_between_starting_resuming_and_skipping(tmp_path):
 
 def test_a_finished_run_of_fewer_epochs_than_asked_for_is_resumed(tmp_path):
     write_run(tmp_path, selection="fixed", epochs=2)
-    assert state(jobs_of(tmp_path)[1]).status == "unfinished"
+    found = state(jobs_of(tmp_path)[1])
+    assert found.status == "unfinished"
+    assert "decay_epochs" not in found.differs, "the drops follow from the epochs"
 
 
 def test_a_failing_run_and_a_folder_that_cannot_be_entered_stop_no_other(tmp_path, monkeypatch, capsys):

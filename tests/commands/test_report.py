@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from made_up_runs import write_run
 
+from utils.config import Config
+from utils.config.errors import all_fields
 from utils.errors import UserError
 from utils.report.__main__ import main
 from utils.report.gain import answer, tradeoff_figure
-from utils.report.groups import grouped, replaced
+from utils.report.groups import OF_A_POLICY, grouped, replaced
 from utils.report.statistics import Difference, mean_text, paired_difference
 from utils.report.tables import result_records, result_table, result_tables, run_records, run_table
 from utils.report.write import publish, write_report
@@ -208,6 +210,10 @@ def test_settings_of_a_policy_have_rows_of_their_own_each_beside_the_plain_disti
     assert (plain.settings, len(plain.runs), plain.others) == ("", 1, [])
     found = {row.settings: row.difference("adaptive", "fixed").mean for row in rows}
     assert found == {f"kd.routing_share={share} kd_loss.homo=True": share for share in (0.25, 0.5)}
+
+
+def test_the_settings_of_a_policy_are_keys():
+    assert {tuple(key.split(".")) for key in OF_A_POLICY} <= {key for key, _ in all_fields(Config)}
 
 
 def test_students_that_lose_are_called_so(tmp_path):

@@ -13,6 +13,7 @@ from toys import take_step, toy_batch, toy_task
 
 import distillers
 from distillers import DISTILLERS
+from distillers.base import Distiller
 from distillers.logits import LOGIT_LOSSES
 from models import get_model
 from utils.cli import main_distill
@@ -84,3 +85,11 @@ def test_one_that_writes_into_a_feature_or_makes_parameters_in_a_step_is_named()
     for kind, message in ((Writes, "writes into a tensor"), (Grows, "has made parameters in a step")):
         with pytest.raises(UserError, match=f"^distiller {kind.__name__}.* {message}"):
             take_step(toy_task(kind), toy_batch())
+
+
+def test_one_without_a_loss_is_named():
+    class Empty(Distiller):
+        pass
+
+    with pytest.raises(UserError, match=r"^Empty: names no loss, and overrides neither"):
+        toy_task(Empty)

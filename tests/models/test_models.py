@@ -19,6 +19,7 @@ from torch import nn
 from models import MODELS, get_model
 from models.layers import depthwise3x3
 from models.staged import StagedModel
+from utils.errors import UserError
 
 CONTRACT = json.loads((Path(__file__).with_name("model_contract.json")).read_text())
 SPECIFIED = list(CONTRACT["models"])
@@ -105,6 +106,10 @@ class TestContract:
     @pytest.mark.parametrize("alias", ALIASES)
     def test_an_alias_builds_the_same_network(self, alias):
         assert MODELS.get(alias) is MODELS.get(ALIASES[alias])
+
+    def test_a_name_is_exact_since_folders_and_config_files_have_it(self):
+        with pytest.raises(UserError, match="model 'VGG13': its name is vgg13"):
+            get_model("VGG13", 10)
 
     @every_sample
     def test_the_number_of_classes_changes_nothing_but_the_last_layer(self, name):

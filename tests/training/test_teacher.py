@@ -175,6 +175,17 @@ class TestKnowsTheData:
         warnings = [line for line in caplog.messages if "prepared in another way" in line]
         assert [said in line for line in warnings] == ([] if said is None else [True])
 
+    def test_that_it_saw_other_images_is_one_line_unless_its_file_is_named(self, tmp_path, images, other_root, caplog):
+        moved = shutil.copytree(images, tmp_path / "moved")
+        teacher, line = (
+            other_root / "imagefolder/5/resnet14/ckpt/best.pth",
+            f"was trained on dataset.root={images}, here",
+        )
+        train(student(other_root, moved, f"kd.teacher.checkpoint={teacher}"), overwrite=True)
+        assert line not in caplog.text
+        train(student(other_root, moved), overwrite=True)
+        assert f"{teacher}: the teacher resnet14 {line} {moved}; a dataset.label" in caplog.text
+
     def test_a_run_is_not_resumed_on_other_classes(self, tmp_path, images, together):
         shutil.copytree(together[0].path.parents[2], tmp_path / "run")
         others = image_folder(tmp_path / "others", train=12, val=4, size=(16, 16), classes=("ant", "cat"))

@@ -91,7 +91,7 @@ def measure(
     configs: Mapping[Candidate, Config], source: Source, device: torch.device
 ) -> tuple[dict[Candidate, Cost], dict[Candidate, UserError]]:
     """Time a few steps of each candidate, with random weights of the teacher; and why others cannot be trained."""
-    costs, refused = {}, {}
+    costs, refused, validations = {}, {}, {}
     first = next(iter(configs.values()))
     started = time.monotonic()
     with closing(load_data(source, first, device)) as data:
@@ -99,7 +99,7 @@ def measure(
         with tqdm(configs.items(), desc="timing a few steps", leave=False, disable=None) as items:
             for candidate, config in items:
                 try:
-                    costs[candidate] = _cost(config, source, data, device, start)
+                    costs[candidate] = _cost(config, source, data, device, start, validations)
                 except UserError as error:
                     refused[candidate] = error
                 gc.collect()
@@ -108,15 +108,20 @@ def measure(
     return costs, refused
 
 
-def _cost(config: Config, source: Source, data: Data, device: torch.device, start: float) -> Cost:
+def _cost(
+    config: Config, source: Source, data: Data, device: torch.device, start: float, validations: dict[str, float]
+) -> Cost:
+    """The cost of a run; the time of a validation is that of `validations` if the student has been timed before."""
     task, _ = build(config, source, device)
     phases = make_phases(place_task(task, config, device, source.image_size), config)
     *before, step = [step_seconds(phase, data, config, device) for phase in phases]
     steps = len(data.train)
     start += sum(seconds * steps * phase.epochs for seconds, phase in zip(before, phases))
-    started = time.monotonic()
-    evaluate(task.student, data.val, device, partial(autocast, device, config.training.precision))
-    return Cost(step, start, steps * step + time.monotonic() - started)
+    if config.student.title not in validations:
+        started = time.monotonic()
+        evaluate(task.student, data.val, device, partial(autocast, device, config.training.precision))
+        validations[config.student.title] = time.monotonic() - started
+    return Cost(step, start, steps * step + validations[config.student.title])
 
 
 @dataclass(frozen=True)

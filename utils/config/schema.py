@@ -1,4 +1,7 @@
-"""Every key of a config, its default and what it means. The names are those of the published configs."""
+"""The keys of a config, their defaults and meanings; those of the training are in `utils.config.training`.
+
+The names are those of the published configs.
+"""
 
 from __future__ import annotations
 

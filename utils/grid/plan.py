@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utils.config import Config, find_config
 from utils.config.changes import deciding_settings, differences
+from utils.config.layers import DROPS
 from utils.config.related import SingleRun, single_run, teacher_run
 from utils.config.yaml_text import spell
 from utils.errors import UserError, reason
@@ -185,7 +186,8 @@ def _state(job: Job, layout: Layout) -> State:
     if run is None:
         return State("unfinished")
     changes = differences(run.settings, deciding_settings(job.config.to_dict()))
-    changes.pop("training.epochs", None)
+    if changes.pop("training.epochs", None):
+        changes = {key: change for key, change in changes.items() if key.rpartition(".")[2] not in DROPS}  # follow
     differs = ", ".join(f"{key} {old}, now {new}" for key, (old, new) in changes.items())
     finished = run.status == "finished" and run.epochs_done >= job.epochs
     return State("finished" if finished else "unfinished", differs)

@@ -17,6 +17,8 @@ from models import StagedModel
 from utils.config import Config
 from utils.config.yaml_text import dump_yaml
 from utils.processes.group import process_group
+from utils.run_folder.folder import RunDir
+from utils.run_folder.networks import changed_settings
 from utils.training.build import build, load_teacher
 from utils.training.device import choose_device, explaining_limits
 from utils.training.facts import flops_without_computing
@@ -29,12 +31,13 @@ from utils.training.step import EagerStep, Phase
 WARM_UP, TIMED = 3, 5  # steps; libraries choose their kernels in the first ones
 
 
-def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
+def dry_run(config: Config, teacher_args: Sequence[str] = (), *, is_new: bool = True) -> None:
     """Print the settings of a run, what it is made of, and the time and memory of a few of its steps.
 
     Args:
         config: validated.
         teacher_args: ``key=value`` words for the training of a missing teacher.
+        is_new: the run would neither go on with one that is there nor take its place.
 
     Raises:
         UserError: what the run itself would raise before its first step.
@@ -63,6 +66,8 @@ def dry_run(config: Config, teacher_args: Sequence[str] = ()) -> None:
             total += step * len(data.train) * phase.epochs
             print(f"{phase.name}: {1000 * step:.1f} ms a step, {len(data.train)} steps an epoch, {phase.epochs} epochs")
     print(f"in all about {tqdm.format_interval(total)} without validation, {peak_gigabytes(device):.2f} GB at most")
+    if is_new:
+        RunDir(config.run_dir).refuse_if_taken(changed_settings(config.run_dir, config))
 
 
 def describe_network(network: StagedModel, size: tuple[int, int]) -> str:

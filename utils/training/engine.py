@@ -1,4 +1,4 @@
-"""The one training loop: epochs, evaluation, checkpoints, resuming. It knows nothing of teachers or gates."""
+"""The one training loop: epochs, evaluation, checkpoints, resuming. It knows nothing of teachers and losses."""
 
 from __future__ import annotations
 
