@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -34,10 +35,14 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
     # No options are: self and `argument` of a constructor; student, teacher and gate of a function, and what a loss at
     # the logits passes to it by name.
     given, by_name = (3, ("label", "temperature")) if function else (2, ())
+    function = inspect.unwrap(function or kind.__init__)
+    arguments = list(inspect.signature(function).parameters.values())[given:]
     types: dict[str, Any] = {}
-    with suppress(NameError):  # of types that are imported for type checkers alone
-        types = get_type_hints(function or kind.__init__, include_extras=True)
-    arguments = list(inspect.signature(function or kind.__init__).parameters.values())[given:]
+    for each in arguments:
+        if each.annotation is not each.empty:
+            with suppress(NameError):  # of a type that is imported for type checkers alone
+                annotated = SimpleNamespace(__annotations__={each.name: each.annotation})
+                types |= get_type_hints(annotated, getattr(function, "__globals__", {}), include_extras=True)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     known = [each.name for each in arguments if each.kind not in several and each.name not in by_name]
     checked = {}

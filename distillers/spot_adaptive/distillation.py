@@ -86,17 +86,17 @@ class SpotAdaptiveDistillation(Task):
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.logit_loss: LogitLoss = logit_loss or LOGIT_LOSSES.get(distiller.logit_loss)()
         self.standardize = standardize
-        own = [self.logit_loss.warmup_epochs, distiller.warmup_epochs]
-        self.ramp_epochs = own if warmup_epochs is None else [warmup_epochs, warmup_epochs]
-        # Factors of alpha and beta, which follow from the epoch. They are written in place, where a CUDA graph reads.
-        self.register_buffer("ramp", torch.ones(2), persistent=False)
+        self.alpha_epochs = self.logit_loss.warmup_epochs if warmup_epochs is None else warmup_epochs
+        self.beta_epochs = distiller.warmup_epochs if warmup_epochs is None else warmup_epochs
+        # Parts of alpha and beta, which follow from the epoch. They are written in place, where a CUDA graph reads.
+        self.register_buffer("alpha_part", torch.ones(()), persistent=False)
+        self.register_buffer("beta_part", torch.ones(()), persistent=False)
         self.balance = Balance(balance, len(student_shapes)) if balance and distiller.spots else None
         self.routing_share = routing_share
         self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy = policy
-        own = {"distiller": distiller, "policy": policy}
-        self._own = {kind: (part, len(list(part.parameters()))) for kind, part in own.items() if part is not None}
+        self._counts = {kind: len(list(part.parameters())) for kind, part in self._trained_parts()}
         self._gates_checked = policy is None or policy.binary
         self.routed = policy is not None and policy.routed
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
@@ -117,8 +117,8 @@ class SpotAdaptiveDistillation(Task):
         return groups
 
     def start_epoch(self, epoch: int) -> None:
-        for factor, epochs in zip(self.ramp, self.ramp_epochs):
-            factor.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
+        for part, epochs in ((self.alpha_part, self.alpha_epochs), (self.beta_part, self.beta_epochs)):
+            part.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
         self.epoch.fill_(epoch)
 
     def _apply(self, fn, recurse: bool = True):
@@ -159,20 +159,17 @@ class SpotAdaptiveDistillation(Task):
             gates = self.draw_gates(self.policy_input(features, teacher_features, logits, teacher_logits, batch.label))
         chosen = self.choose(gates)
         ce = self.label_loss(logits, targets)
-        with unchanged((*features, *teacher_features, *batch), f"distiller {type(self.distiller).__name__}"):
+        shared = (*features, *teacher_features, logits, teacher_logits, chosen, *batch)
+        with unchanged(shared, f"distiller {type(self.distiller).__name__}"):
             spots = self.distiller(for_distiller, teacher_features, chosen[:, :-1], batch)
-        for kind, (part, count) in self._own.items():
-            if len(list(part.parameters())) != count:
-                raise UserError(
-                    f"{kind} {type(part).__name__}: has made parameters in a step, which no optimiser trains; make "
-                    "them in the constructor"
-                )
-        matched = map(standardized, (logits, teacher_logits)) if self.standardize else (logits, teacher_logits)
-        at_logits = scalar(
-            self.logit_loss(*matched, chosen[:, -1], batch),
-            f"loss at the logits {type(self.logit_loss).__name__}: forward",
-        )
-        loss = ce + self._warm_up(1, self.beta * spots.sum()) + self._warm_up(0, self.alpha * at_logits)
+        with unchanged(shared, f"loss at the logits {type(self.logit_loss).__name__}"):
+            at_logits = self._at_logits(logits, teacher_logits, chosen[:, -1], batch)
+        self._refuse_new_parameters()
+        of_spots, of_logits = self.beta * spots.sum(), self.alpha * at_logits
+        # Without a warm-up no kernel is launched.
+        of_spots = self.beta_part * of_spots if self.beta_epochs else of_spots
+        of_logits = self.alpha_part * of_logits if self.alpha_epochs else of_logits
+        loss = ce + of_spots + of_logits
         parts = {"loss/total": loss, "loss/ce": ce, f"loss/{self.logit_loss.label}": at_logits}
         parts |= self._by_spot("loss", spots) | self._by_spot("gate", chosen.mean(dim=0))
         if self.balance is not None:  # the backward pass will write into these tensors
@@ -182,9 +179,23 @@ class SpotAdaptiveDistillation(Task):
         parts = {name: part.detach() for name, part in parts.items()}
         return TaskOutput(loss, parts, logits.detach(), chosen, targets.dominant), gates
 
-    def _warm_up(self, k: int, loss: Tensor) -> Tensor:
-        """`loss` times `ramp` number `k`; without a warm-up no kernel is launched."""
-        return self.ramp[k] * loss if self.ramp_epochs[k] else loss
+    def _at_logits(self, logits: Tensor, teacher_logits: Tensor, gate: Tensor, batch: Batch) -> Tensor:
+        if self.standardize:
+            logits, teacher_logits = standardized(logits), standardized(teacher_logits)
+        loss = self.logit_loss(logits, teacher_logits, gate, batch)
+        return scalar(loss, f"loss at the logits {type(self.logit_loss).__name__}: forward")
+
+    def _trained_parts(self) -> list[tuple[str, nn.Module]]:
+        parts = {"distiller": self.distiller, "policy": self.policy}
+        return [(kind, part) for kind, part in parts.items() if part is not None]
+
+    def _refuse_new_parameters(self) -> None:
+        for kind, part in self._trained_parts():
+            if len(list(part.parameters())) != self._counts[kind]:
+                raise UserError(
+                    f"{kind} {type(part).__name__}: has made parameters in a step, which no optimiser trains; make "
+                    "them in the constructor"
+                )
 
     def _by_spot(self, kind: str, values: Iterable[Tensor]) -> dict[str, Tensor]:
         return {f"{kind}/{label}": value for label, value in zip(self.gate_labels, values)}
@@ -226,7 +237,7 @@ class SpotAdaptiveDistillation(Task):
         """Gates ``[B, K + 1]`` of the policy, with its gradient."""
         size = (len(seen.label), self.num_gates)
         who = f"policy {type(self.policy).__name__}: draw_gates"
-        shared = (*seen.student, *seen.teacher, seen.student_logits, seen.teacher_logits, seen.label)
+        shared = (*seen.student, *seen.teacher, seen.student_logits, seen.teacher_logits, seen.label, seen.epoch)
         with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, who):
             gates = self.policy.draw_gates(seen)
         if gates.shape != size:

@@ -285,7 +285,7 @@ def test_the_loss_at_the_logits_is_that_of_the_config():
     task = Case("at", "adaptive", "alike", *keys).task
     loss = task.logit_loss
     assert (type(loss).__name__, loss.temperature, loss.constants) == ("DKD", 2, {"nontarget": 3})
-    assert task.ramp_epochs == [9, 9]
+    assert (task.alpha_epochs, task.beta_epochs) == (9, 9)
 
 
 @pytest.mark.parametrize("distiller", ["at", "crd", "pkt", "reviewkd"])

@@ -121,18 +121,18 @@ class TestRamp:
         if name := options.get("logit_loss"):
             options = options | {"logit_loss": make(name)}
         task = toy_task(distiller, **options)
-        assert task.ramp_epochs == [alpha, beta]
+        assert (task.alpha_epochs, task.beta_epochs) == (alpha, beta)
 
     def test_grows_from_epoch_to_epoch_and_stays_at_one(self):
         task = toy_task("dkd", warmup_epochs=3)
-        factors = task.ramp
+        part = task.alpha_part
         found = []
         for epoch in (0, 1, 2, 3, 1):
             task.start_epoch(epoch)
-            found.append(factors[0].item())
+            found.append(part.item())
         assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3])
-        assert task.ramp is factors
-        assert not any("ramp" in name for name in task.extra_state())
+        assert task.alpha_part is part
+        assert not any("_part" in name for name in task.extra_state())
 
     def test_weighs_the_terms_of_a_run_in_every_epoch_and_the_log_has_them_unweighted(self, tmp_path):
         engine = make_engine(tmp_path / "run", "reviewkd", config=toy_config(init_epoch=1))

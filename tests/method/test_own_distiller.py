@@ -82,9 +82,18 @@ def test_one_that_writes_into_a_feature_or_makes_parameters_in_a_step_is_named()
             self.late = torch.nn.Linear(2, 2)
             return super().spot_loss(*given)
 
-    for kind, message in ((Writes, "writes into a tensor"), (Grows, "has made parameters in a step")):
+    class Closes(DISTILLERS.get("at")):
+        def spot_loss(self, k, student, teacher, gate, batch):
+            return super().spot_loss(k, student, teacher, gate.mul_(0), batch)
+
+    writes = "writes into a tensor"
+    for kind, message in ((Writes, writes), (Closes, writes), (Grows, "has made parameters in a step")):
         with pytest.raises(UserError, match=f"^distiller {kind.__name__}.* {message}"):
             take_step(toy_task(kind), toy_batch())
+    task = toy_task()
+    task.logit_loss.forward = lambda student, teacher, *_: (student - teacher.div_(2)).mean()
+    with pytest.raises(UserError, match=r"^loss at the logits KL writes into a tensor"):
+        take_step(task, toy_batch())
 
 
 def test_one_without_a_loss_is_named():

@@ -167,6 +167,18 @@ class TestOwnPolicy:
         with pytest.raises(UserError, match=r"^kd\.policy_options: needy needs size$"):
             join(ToyNet(), ToyNet(), "at", policy="needy", **networks)
 
+    def test_its_options_are_checked_where_another_type_is_known_to_type_checkers_alone(self, own):
+        class Hinted(Policy):
+            def __init__(self, setting: "Missing", *, below: "float" = 0.5):  # noqa: F821, UP037
+                super().__init__(setting)
+
+        own.register("hinted")(Hinted)
+        networks = {"labels": toy_labels(), "image_size": IMAGE_SIZE}
+        with pytest.raises(
+            UserError, match=r"^kd\.policy_options: hinted\.below is 'abc': Input should be a valid number"
+        ):
+            join(ToyNet(), ToyNet(), "at", policy="hinted", policy_options={"below": "abc"}, **networks)
+
 
 def given(key: str, name: str, **options) -> dict:
     """Arguments of `join` that choose something by its name."""

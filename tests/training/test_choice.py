@@ -40,5 +40,5 @@ def test_the_end_of_a_run_says_so_and_how_far_beta_is_above_its_limit_as_far_as_
     task = toy_task("at", beta=1000.0, warmup_epochs=4)
     task.start_epoch(1)
     said = describe_result(toy_config(), result, run, task)
-    assert "no choice: the student was distilled everywhere since 2, whatever the sample" in said
+    assert "no choice: from epoch 2 on the student was distilled everywhere, whatever the sample" in said
     assert "β 500 is 20 times too much at f0" in said

@@ -34,8 +34,8 @@ def weights_of(task: Task) -> dict[str, tuple[float, int]]:
     """For each term of the loss that has a weight: the weight, and over how many epochs it grows to that."""
     if not isinstance(task, SpotAdaptiveDistillation):
         return {}
-    spots = {f"loss/{spot}": (task.beta, task.ramp_epochs[1]) for spot in task.gate_labels[:-1]}
-    return spots | {f"loss/{task.logit_loss.label}": (task.alpha, task.ramp_epochs[0])}
+    spots = {f"loss/{spot}": (task.beta, task.beta_epochs) for spot in task.gate_labels[:-1]}
+    return spots | {f"loss/{task.logit_loss.label}": (task.alpha, task.alpha_epochs)}
 
 
 def name_of(device: torch.device) -> str:

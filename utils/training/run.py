@@ -255,7 +255,8 @@ def describe_result(config: Config, result: dict, run: Layout, task: Task) -> st
     ]
     if config.kd and (records := read_epochs(run.metrics, "train")):
         if constant := no_choice(config.kd.selection, records):
-            lines.append(f"no choice: the student was distilled {constant}, whatever the sample")
-        lines += excessive_beta(records[-1]["train"], task.beta * task.ramp[1].item())
+            where, _, epoch = constant.partition(" since ")
+            lines.append(f"no choice: from epoch {epoch} on the student was distilled {where}, whatever the sample")
+        lines += excessive_beta(records[-1]["train"], task.beta * task.beta_part.item())
     lines.append(f"checkpoint: {result['checkpoint']}")
     return "\n".join(lines)
