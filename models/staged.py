@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -82,9 +82,19 @@ class StagedModel(nn.Module):
         return self.shapes(height, width)[0]
 
 
+def copied(network: Network, tensors: Mapping[int, Tensor] | None = None) -> Network:
+    """A copy of the network, in which `tensors` stand for those of these ids.
+
+    What every forward computes of parameters (`torch.nn.utils.weight_norm`) cannot be copied with its history.
+    """
+    values = (value for module in network.modules() for value in vars(module).values())
+    computed = {id(v): v.detach() for v in values if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(network, computed | dict(tensors or {}))
+
+
 def fresh(network: Network, mode: bool = False) -> Network:
     """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train(mode)
+    return copied(network, {id(tensor): tensor for tensor in network.parameters()}).train(mode)
 
 
 def global_pool(x: Tensor) -> Tensor:

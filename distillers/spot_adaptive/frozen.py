@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from models.staged import copied
 
 
 def frozen_twin(model: nn.Module) -> nn.Module:
@@ -21,7 +22,7 @@ def frozen_twin(model: nn.Module) -> nn.Module:
     """
     shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, shared).eval()
+    return copied(model, shared).eval()
 
 
 class InputGradientsOnly(TorchFunctionMode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,8 +15,9 @@ from models.cut.ends import Ends
 from models.cut.given import BEFORE, Stages, given_pieces
 from models.cut.trace import Place, PlaceTracer, cut_points, record_shapes, slices
 from models.cut.view import Piece, StagedView, compiled, find_layout, prefix_tokens
-from models.staged import StagedModel, fresh
+from models.staged import StagedModel, copied, fresh
 from utils.errors import UserError, doing, exhausted_memory, explain
+from utils.files import warn_once
 
 MODES = {False: "evaluation mode", True: "training mode"}
 # How far logits may be off, as a share of the largest. BatchNorm over a handful of images magnifies rounding.
@@ -48,6 +48,13 @@ def wrap_module(
         if stages is not None:
             raise UserError("is cut into stages by its own class; leave `stages` out")
         return module
+    view = cut(module, num_classes, image_size, stages)
+    check_logits(view, image_size)
+    return view
+
+
+def cut(module: nn.Module, num_classes: int | None, image_size: tuple[int, int], stages: Stages | None) -> StagedView:
+    """See `wrap_module`."""
     if stages is not None:
         trial = Trial(module, num_classes, image_size)
         try:
@@ -62,6 +69,23 @@ def wrap_module(
             raise
         uncut = f"torch.fx cannot follow its forward ({explain(error)})"
     return Trial(module, num_classes, image_size).body_and_classifier(uncut)
+
+
+def check_logits(view: StagedView, image_size: tuple[int, int]) -> None:
+    """Say so if the outputs for a single image are probabilities.
+
+    Raises:
+        UserError: they are not one row.
+    """
+    with doing("running it on one image"), _same_draws(), torch.no_grad():
+        logits = fresh(view)(torch.randn(1, 3, *image_size))
+    if logits.dim() != 2:
+        raise UserError(
+            f"gives a tensor of shape {tuple(logits.shape)} for a single image; does a squeeze() remove the batch?"
+        )
+    if (logits >= 0).all() and (logits.sum() - 1).abs() < 1e-4:
+        name = type(view.network).__name__
+        warn_once(f"network {name}: its outputs are probabilities, expected logits; leave the softmax at its end out")
 
 
 def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, int]) -> StagedView:
@@ -163,8 +187,8 @@ class Trial:
     def __init__(self, network: nn.Module, num_classes: int | None, image_size: tuple[int, int]):
         noise = torch.Generator().manual_seed(0)
         self.network = network
-        with doing("copying it, which distilling needs,"):
-            self.copy = copy.deepcopy(network)
+        with doing("copying it"):
+            self.copy = copied(network)
         _fill_zeros(self.copy, noise)
         self.images = torch.randn(2, 3, *image_size, generator=noise)
         self.logits = {mode: self._own_logits(mode, num_classes) for mode in MODES}
@@ -208,7 +232,10 @@ class Trial:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if len(shape) != 2 or shape != (len(self.images), num_classes or shape[1]):
             expected = (len(self.images), num_classes or "classes")
-            raise UserError(f"gives {shape} for {len(self.images)} images in {MODES[mode]}, not logits of {expected}")
+            raise UserError(
+                f"gives {shape} for {len(self.images)} images in {MODES[mode]}, not logits of {expected}; let its "
+                "forward, or that of a module around it, return the logits alone"
+            )
         return logits
 
     def _trained(self, logits: Tensor) -> set[str]:

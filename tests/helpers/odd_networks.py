@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,30 @@ class Unchained(nn.Module):
 
     def forward(self, x):
         return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean(dim=(2, 3)))
+
+
+class WeightNormed(Chain):
+    """The weights of a convolution are computed in every forward."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.down[1] = parametrised(self.down[1])
+
+
+def parametrised(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # there is a newer one
+        return nn.utils.weight_norm(layer)
+
+
+class Squeezed(Chain):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class Probabilities(Chain):
+    def forward(self, x):
+        return super().forward(x).softmax(dim=1)
 
 
 class Skip(nn.Module):

@@ -12,9 +12,11 @@ import torch
 import torchvision
 from torch import nn
 
+from distillers.spot_adaptive.frozen import frozen_twin
 from models import StagedModel, get_model
 from models.cut.view import ChannelsLast, Tokens, find_layout
 from utils.errors import UserError
+from utils.training.average import WeightAverage
 
 SIZE = (32, 32)
 UNCHAINED_STAGES = [["conv1", "relu"], ["conv2", "relu"], ["pool"], ["fc"]]
@@ -288,6 +290,22 @@ class TestGivenStages:
         assert not wrap(odd.ZeroHead, UNCHAINED_STAGES).network.fc.weight.any()
 
 
+def test_weights_that_are_computed_from_others_follow_them():
+    view = wrap(odd.WeightNormed)
+    twin, average = frozen_twin(view), WeightAverage(view, 0.5).network
+    with torch.no_grad():
+        view.network.down[1].weight_g.mul_(2)
+    x = images()
+    assert torch.equal(twin(x), view.eval()(x))
+    assert not torch.equal(average(x), view(x))
+    check_cuts(view, view.network, x)
+
+
+def test_probabilities_are_one_line(caplog):
+    wrap(odd.Probabilities)
+    assert "network Probabilities: its outputs are probabilities, expected logits" in caplog.text
+
+
 class TestComplaints:
     """Each is one line that names what was found and what would do."""
 
@@ -317,8 +335,9 @@ class TestComplaints:
             (odd.Failing, {}, "calling it with num_classes failed: RuntimeError: no weights here"),
             (odd.Chain, {"depth": 3}, "calling it with num_classes, depth failed: TypeError"),
             (odd.not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
-            (odd.SevenClasses, {}, "gives (2, 7) for 2 images in evaluation mode, not logits of (2, 10)"),
-            (odd.Uncopyable, {}, "copying it, which distilling needs, failed: TypeError: holds a lock"),
+            (odd.SevenClasses, {}, "gives (2, 7) for 2 images in evaluation mode, not logits of (2, 10); let"),
+            (odd.Squeezed, {}, "gives a tensor of shape (10,) for a single image; does a squeeze() remove the batch?"),
+            (odd.Uncopyable, {}, "copying it failed: TypeError: holds a lock"),
             (odd.Unchained, {"image_size": (2, 2)}, "running it on images of 2x2 in evaluation mode failed: RuntimeE"),
         ],
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import chain
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models.staged import StagedModel
+from models.staged import StagedModel, copied
 
 
 class WeightAverage:
@@ -29,7 +28,7 @@ class WeightAverage:
     """
 
     def __init__(self, network: StagedModel, decay: float):
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network = copied(network).requires_grad_(False).eval()
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         # Floating-point tensors are averaged, counters are copied.
         self._numbers = [list(column) for column in zip(*(pair for pair in pairs if pair[0].is_floating_point()))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets import Data
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.task import Task
+from models.staged import copied
 from utils.processes.group import world_size
 
 
@@ -60,6 +60,6 @@ def flops_without_computing(model: nn.Module, size: tuple[int, int]) -> int | No
     stand_ins = {id(p): nn.Parameter(p.detach().to("meta").float(), requires_grad=False) for p in model.parameters()}
     stand_ins |= {id(b): b.to("meta") for b in model.buffers()}
     try:
-        return flops(copy.deepcopy(model, stand_ins).eval(), size, torch.device("meta"))
+        return flops(copied(model, stand_ins).eval(), size, torch.device("meta"))
     except Exception:  # a network of a user may raise anything, and its training does not need this figure
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import logging
@@ -16,6 +15,7 @@ import torch
 from datasets import Data, Source, open_data
 from distillers.spot_adaptive.balance import excessive_beta
 from distillers.task import Task
+from models.staged import copied
 from utils.config import Config
 from utils.config.changes import differences
 from utils.config.related import Command, SingleRun, next_command, remembered, teacher_run
@@ -220,7 +220,7 @@ def test_best(engine: Engine, source: Source) -> dict[str, float]:
     """Accuracies of the best epoch's student on the test images, which nothing was chosen by, in percent."""
     config, device = engine.config, engine.device
     weights = from_main(read_checkpoint(engine.run.best)["model"] if is_main() else None)
-    student = copy.deepcopy(engine.task.student)
+    student = copied(engine.task.student)
     student.load_state_dict(weights)
     with closing(load_split(source, config, device, "test")) as images:
         found = evaluate(student, images, device, partial(autocast, device, config.training.precision))
