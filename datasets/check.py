@@ -78,9 +78,11 @@ def check_files(source: Source) -> None:
         if isinstance(split, Files) and not split.seen:
             missing = [path for path in map(split.path, range(len(split))) if not os.path.isfile(path)]
             if missing:
+                remedy = "dataset.on_corrupt=skip leaves such images out"
+                if len(missing) == len(split):
+                    remedy = "a table's paths start from its folder, and have no \\ between folders"
                 raise UserError(
-                    f"{missing[0]}: is no file ({len(missing)} of {len(split)} {what} images are missing); "
-                    "dataset.on_corrupt=skip leaves such images out"
+                    f"{missing[0]}: is no file ({len(missing)} of {len(split)} {what} images are missing); {remedy}"
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import re
@@ -163,7 +164,9 @@ def _read(file: Path, split: str | None, image_column: str | None, label_column:
 def _read_text(file: Path, of_file: str | None, image_column: str | None, label_column: str | None) -> Rows:
     import pandas
 
-    with file.open(encoding="utf-8-sig") as opened, warnings.catch_warnings():
+    with file.open("rb") as opened:
+        encoding = "utf-16" if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with file.open(encoding=encoding) as opened, warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)  # a line is longer than the first
         first = opened.readline()
         opened.seek(0)

@@ -189,10 +189,11 @@ def test_missing_parts_of_a_table_are_counted(tmp_path, content, caplog):
     assert caplog.messages == [f"{tmp_path / 'train'}: 2 of its 3 parts are there"]
 
 
-def test_a_text_as_pandas_and_excel_write_it(tmp_path, files):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_text_as_pandas_and_excel_write_it(tmp_path, files, encoding):
     labels = [0.0, 1.0, None, 10.0, 2.0, 0.0, 1.0, 10.0, 2.0, 1.0]
     frame = pandas.DataFrame({"Image": files, " Label": labels, "Split": SPLITS})
-    frame.to_csv(tmp_path / "images.csv", encoding="utf-8-sig")
+    frame.to_csv(tmp_path / "images.csv", encoding=encoding)
     source = table(tmp_path / "images.csv")
     assert source.class_names == ("0", "1", "2", "10")
     assert labels_of(source.train, source) == ["0", "1", "10", "2", "0"]
@@ -243,6 +244,8 @@ def test_a_file_that_is_not_there_is_refused_before_the_run_begins(tmp_path, fil
         "dataset.on_corrupt=skip leaves such images out"
     )
     assert open_data("csv", path, on_corrupt="skip", **keys).val.num_samples == 4
+    elsewhere = store(tmp_path / "below/t.csv", columns)
+    assert "(6 of 6 training images are missing); a table's paths" in refusal(open_data, "csv", elsewhere, **keys)
 
 
 def test_a_pipe_no_file_and_no_table_are_refused(tmp_path):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,12 @@ def limited(what: int, limit: int):
         resource.setrlimit(what, usual)
 
 
+def put_torchscript(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is a newer way
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+
+
 def put_into_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("teacher.pth", "weights")
@@ -141,6 +148,7 @@ NO_CHECKPOINTS = {
     "pointer": (text("version https://git-lfs.github.com/spec/v1\noid x\n"), "is a Git LFS pointer"),
     "web page": (text("\n<!DOCTYPE html><title>404</title>"), "is an HTML or XML page"),
     "gzip": (text(gzip.compress(b"weights")), "is a gzip archive"),
+    "TorchScript": (put_torchscript, "is a TorchScript program; torch.jit.load(FILE).state_dict() has its weights"),
     "zip": (put_into_zip, "is a zip archive"),
     "text": (text("accuracy: 74.3\n"), "refused, it is damaged, of another kind"),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is cut off; its end is missing"),

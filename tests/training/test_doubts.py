@@ -1,15 +1,25 @@
 """Warnings of a poor result."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from pictures import image_folder
 from toy_runs import finish, make_engine, toy_config
 
+from datasets.build import find_source
 from datasets.source import Arrays, Source
 from utils.config import Config
 from utils.run_folder.layout import Layout
-from utils.training.doubts import constant_accuracy, no_progress, poor_teacher, uneven_classes, wide_interval
+from utils.training.doubts import (
+    constant_accuracy,
+    no_progress,
+    poor_teacher,
+    shared_images,
+    uneven_classes,
+    wide_interval,
+)
 
 LABELS = torch.tensor([0] * 6 + [1] * 3 + [2])
 
@@ -31,6 +41,19 @@ def test_uneven_classes_are_named_unless_something_makes_up_for_them():
     assert uneven_classes(source_of(30, 10, 3), config_with()) == []
     assert uneven_classes(uneven, config_with(dataset={"name": "digits", "sampler": "balanced"})) == []
     assert uneven_classes(uneven, config_with(training={"class_weights": "balanced"})) == []
+
+
+def test_images_that_are_trained_on_and_evaluated_on_are_named(tmp_path):
+    root = image_folder(tmp_path / "a", train=3, val=3)
+    assert shared_images(find_source("imagefolder", root)) == []
+    shutil.copytree(root / "train", root / "test")
+    (line,) = shared_images(find_source("imagefolder", root))
+    assert f"warning: test has images to train on, {root / 'test/ant/000.png'} and perhaps more" in line
+    table = tmp_path / "images.csv"
+    rows = [f"a/train/{name}/00{number}.png,{name}" for name in ("ant", "bee") for number in range(3)]
+    table.write_text("\n".join(["image,label", *rows, *rows, *rows]))
+    (line,) = shared_images(find_source("csv", table, val_split=0.3))
+    assert "warning: validation has images to train on" in line
 
 
 def test_the_largest_class_is_what_a_constant_network_gets():

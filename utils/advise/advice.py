@@ -30,7 +30,7 @@ from utils.report.table import markdown
 from utils.run_folder.read import SINGLE
 from utils.training.accuracy import evaluate
 from utils.training.device import choose_device
-from utils.training.doubts import constant_accuracy, uneven_classes
+from utils.training.doubts import constant_accuracy, shared_images, uneven_classes
 from utils.training.dry_run import describe_network
 from utils.training.facts import name_of
 from utils.training.log import log_to_console
@@ -100,7 +100,7 @@ def advise(
     check_writable(folder)
     source = readable_part(open_data(config.dataset), config.dataset, config.training.num_workers)
     missing = find_missing_teacher(config, teacher_overrides)
-    print("\n".join([*describe(source, config), *uneven_classes(source, config)]))
+    print("\n".join([*describe(source, config), *uneven_classes(source, config), *shared_images(source)]))
     top1 = None if missing else teacher_top1(config, source)
     refuse_useless(top1, constant_accuracy(source.val.labels), "predicting the largest class for every image", anyway)
     choice = choose(question, config, source, missing, folder, jobs, slurm is not None)

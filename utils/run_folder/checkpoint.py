@@ -161,6 +161,8 @@ def _other_kind(path: Path) -> str | None:
         if not zipfile.is_zipfile(path):
             return "cut off; its end is missing"
         with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                return "a TorchScript program; torch.jit.load(FILE).state_dict() has its weights"
             ours = any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
         return None if ours else "a zip archive, and no file that PyTorch has written; unpack it first"
     return None

@@ -271,7 +271,8 @@ def _problem(weights: dict[str, Any], expected: dict[str, Tensor]) -> str | None
     unknown = [key for key in weights if key not in expected]
     if missing or unknown:
         found = f"lacks {_sample(missing)}" if missing else f"has the unknown {_sample(unknown)}"
-        return f"expected {len(expected)} entries, the file {found}"
+        remedy = "" if missing else "; python -m utils.convert import --drop NAME leaves entries out"
+        return f"expected {len(expected)} entries, the file {found}{remedy}"
     for key, value in expected.items():
         if mismatch := _mismatch(weights[key], value):
             return f"{key} {mismatch}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from statistics import NormalDist
 
 from torch import Tensor
 
-from datasets.source import Source
+from datasets.source import Files, Source
 from utils.config import Config
 from utils.run_folder.layout import Layout
 from utils.run_folder.records import read_result
@@ -16,6 +19,7 @@ from utils.run_folder.records import read_result
 UNEVEN = 10  # times as many images
 WIDE = 2.0  # points
 CONFIDENCE = 0.95
+COMPARED = 500  # pairs of files
 
 
 def uneven_classes(source: Source, config: Config) -> list[str]:
@@ -29,6 +33,29 @@ def uneven_classes(source: Source, config: Config) -> list[str]:
         f"{names[small]}; dataset.sampler=balanced or training.class_weights=balanced makes up for it, and "
         "validation.best_by=class_mean chooses the best epoch by all classes alike"
     ]
+
+
+def shared_images(source: Source) -> list[str]:
+    """Whether images to evaluate on are images to train on, too: files of one name and folder name, and one content."""
+    if not all(isinstance(split, Files) for split in source.splits().values()):
+        return []
+    paths = {what: [split.path(row) for row in range(len(split))] for what, split in source.splits().items()}
+    known = {tuple(path.split(os.sep)[-2:]): path for path in paths.pop("training")}
+    lines = []
+    for what, others in paths.items():
+        pairs = [(path, known[key]) for path in others if (key := tuple(path.split(os.sep)[-2:])) in known]
+        same = [path for path, other in pairs[:: max(1, len(pairs) // COMPARED)] if _same_content(path, other)]
+        if same:
+            lines.append(
+                f"warning: {what} has images to train on, {same[0]} and perhaps more; an accuracy on them says little"
+            )
+    return lines
+
+
+def _same_content(path: str, other: str) -> bool:
+    with suppress(OSError):  # such a file is refused elsewhere
+        return path == other or filecmp.cmp(path, other, shallow=False)
+    return False
 
 
 def constant_accuracy(labels: Tensor, by: str = "top1") -> float:

@@ -34,7 +34,7 @@ from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
 from utils.training.build import build, load_data, load_split, load_teacher, make_phases, teacher_accuracy
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
-from utils.training.doubts import poor_teacher, uneven_classes, wide_interval
+from utils.training.doubts import poor_teacher, shared_images, uneven_classes, wide_interval
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
@@ -210,7 +210,7 @@ def prepare(
         f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
         f"{source.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
     )
-    warn(uneven_classes(source, config))
+    warn([*uneven_classes(source, config), *shared_images(source)])
     if advice := precision_advice(device, config.training.precision):
         log.info(advice)
     return data, make_phases(place_task(task, config, device, source.image_size), config)
