@@ -15,6 +15,7 @@ from utils.config import Config
 from utils.config.errors import all_fields
 from utils.errors import UserError
 from utils.report.__main__ import main
+from utils.report.build import other_recipes
 from utils.report.gain import answer, tradeoff_figure
 from utils.report.groups import OF_A_POLICY, grouped, replaced
 from utils.report.statistics import Difference, mean_text, paired_difference
@@ -199,6 +200,17 @@ def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
     rows = groups_of(tmp_path)
     assert [row.difference("fixed", "single").mean for row in rows if row.first.distiller == "at"] == [1.0, 1.0]
     assert [row.others for row in rows if row.first.distiller == "sp"] == [[]], "two recipes are equally close"
+
+
+def test_that_the_student_alone_is_of_another_recipe_is_said(tmp_path):
+    write_run(tmp_path, selection="single")
+    assert other_recipes(groups_of(tmp_path)) == []
+    write_run(tmp_path, selection="fixed")
+    assert other_recipes(groups_of(tmp_path)) == []
+    write_run(tmp_path / "b", selection="fixed", distiller="sp", settings={"training": {"lr": 0.02}})
+    (line,) = other_recipes(groups_of(tmp_path))
+    assert line.startswith("The student alone beside resnet20 → resnet8, sp, training.lr=0.02")
+    assert line.endswith("was trained with another training.lr.")
 
 
 def test_settings_of_a_policy_have_rows_of_their_own_each_beside_the_plain_distiller(tmp_path):

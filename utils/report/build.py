@@ -27,12 +27,12 @@ from utils.report.curves import (
 )
 from utils.report.gain import answer, best_student, tradeoff_figure
 from utils.report.gallery import gallery_figure, mistakes_figure
-from utils.report.groups import Group, replaced
+from utils.report.groups import Group, other_recipe, replaced
 from utils.report.heatmaps import class_heatmap, confusion_figure
 from utils.report.page import Section, ShownFigure, address, slug
 from utils.report.style import png
 from utils.report.tables import TEST, result_tables, run_table
-from utils.run_folder.read import Run
+from utils.run_folder.read import SINGLE, Run
 
 MISTAKES = 16
 DETAILS = 12  # runs
@@ -107,7 +107,7 @@ def result_section(dataset: str, groups: Sequence[Group]) -> Section:
         f"{'Top-1' if name == TEST else 'Validation top-1'} (%), {name}": table
         for name, table in result_tables(rows).items()
     }
-    section.texts += [*not_counted(rows), NOTE]
+    section.texts += [*not_counted(rows), *other_recipes(rows), NOTE]
     section.texts += [PAPER] * any(name.endswith("*") for table in section.tables.values() for name in table)
     return section
 
@@ -240,6 +240,17 @@ def not_counted(groups: Sequence[Group]) -> list[str]:
     """A sentence about the finished runs that the tables of results leave out."""
     paths = [str(run.path) for run in replaced(groups)]
     return [f"Left out, since another run has their seed and their settings: {enumerate_some(paths)}."] * bool(paths)
+
+
+def other_recipes(groups: Sequence[Group]) -> list[str]:
+    """A sentence for every group whose student alone was trained in another way."""
+    pairs = [(group, one) for group in groups for one in group.of(SINGLE)[:1]]
+    found = {group.title: other_recipe(one, group.first) for group, one in pairs}
+    return [
+        f"The student alone beside {title} was trained with another {', '.join(keys)}."
+        for title, keys in found.items()
+        if keys
+    ]
 
 
 def data_of(runs: Sequence[Run]) -> str:

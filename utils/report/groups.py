@@ -165,16 +165,16 @@ def _alone(run: Run, runs: Iterable[Run]) -> list[Run]:
         return []
     wanted = (run.student, run.epochs)
     found = [one for one in runs if one.is_single and (one.student, one.epochs) == wanted and _same_data(one, run)]
-    recipes = _by(found, lambda one: len(_other_recipe(one, run)))  # by the number of keys in which they differ
+    recipes = _by(found, lambda one: len(other_recipe(one, run)))  # by the number of keys in which they differ
     nearest = recipes[min(recipes)] if recipes else []
-    return nearest if not any(_other_recipe(nearest[0], one) for one in nearest) else []
+    return nearest if not any(other_recipe(nearest[0], one) for one in nearest) else []
 
 
-def _other_recipe(one: Run, other: Run) -> list[str]:
-    """Keys of ``training.*`` in which two runs differ, apart from the seed."""
+def other_recipe(one: Run, other: Run) -> list[str]:
+    """Keys of ``training.*`` in which two runs differ, apart from the seed and what is of a policy."""
     first, second = comparable(one), comparable(other)
-    common = (key for key in first.keys() & second.keys() if key.startswith("training.") and key not in OWN_COLUMN)
-    return [key for key in common if first[key] != second[key]]
+    common = (first.keys() & second.keys()) - OF_A_POLICY - set(OWN_COLUMN)
+    return sorted(key for key in common if key.startswith("training.") and first[key] != second[key])
 
 
 def _same_data(one: Run, other: Run) -> bool:
