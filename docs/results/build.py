@@ -50,9 +50,9 @@ TEACHERS = {
     "run/wide": "wrn_16_2, 50,000 images",
     "run/wide-long": "wrn_16_2, 5,000 memorised",
 }
-# Runs of the second machine lie below `run/amd`, under teachers that were trained there. Only runs of one machine are
-# compared with each other, since its teachers and its bits are its own.
-MACHINES = ("run", "run/amd")
+# Runs of further machines lie below folders of their own, under teachers that were trained there. Only runs of one
+# machine are compared with each other, since its teachers and its bits are its own.
+MACHINES = ("run", "run/amd", "run/zen")
 RUN = ("fixed", "random", "anti", "adaptive")  # selections
 OWN_COLORS = {"homo: false": "#000000", "balanced": "#E69F00"}  # further columns of the main table
 DISTILLERS = {"at": "AT", "sp": "SP", "crd": "CRD"}

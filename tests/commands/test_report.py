@@ -19,6 +19,7 @@ from utils.report.build import other_recipes
 from utils.report.gain import answer, tradeoff_figure
 from utils.report.groups import OF_A_POLICY, grouped, replaced
 from utils.report.statistics import Difference, mean_text, paired_difference
+from utils.report.table import markdown
 from utils.report.tables import result_records, result_table, result_tables, run_records, run_table
 from utils.report.write import publish, write_report
 from utils.run_folder.read import find_runs
@@ -200,6 +201,11 @@ def test_a_row_is_compared_with_the_student_alone_of_its_own_recipe(tmp_path):
     rows = groups_of(tmp_path)
     assert [row.difference("fixed", "single").mean for row in rows if row.first.distiller == "at"] == [1.0, 1.0]
     assert [row.others for row in rows if row.first.distiller == "sp"] == [[]], "two recipes are equally close"
+
+
+def test_a_name_of_several_lines_breaks_no_table():
+    table = pd.DataFrame({"class": ["weird\nname", "a|b"]})
+    assert markdown(table).splitlines()[2:] == ["| weird\\nname |", "| a\\|b        |"]
 
 
 def test_that_the_student_alone_is_of_another_recipe_is_said(tmp_path):
