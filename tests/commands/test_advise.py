@@ -80,6 +80,17 @@ def test_advice_from_images_to_a_table_and_its_repetition(images, tmp_path, caps
     assert f"3 runs, as {tmp_path}/run/advice/imagefolder.json says" in capsys.readouterr().out
 
 
+def test_a_student_is_validated_once_however_it_is_trained(images, monkeypatch):
+    monkeypatch.setattr("utils.advise.advice.teacher_top1", lambda *_: 60.0)
+    validated = []
+    monkeypatch.setattr("utils.advise.candidates.evaluate", lambda student, *_: validated.append(student))
+    names = ["resnet8", "resnet14"]
+    main([*WORDS, "--students", *names, "--distillers", "kd", "dkd", "--dry-run", *images])
+    assert [len(student.state_dict()) for student in validated] == [
+        len(get_model(name, 2).state_dict()) for name in names
+    ]
+
+
 def test_what_cannot_be_trained_is_left_out(images, monkeypatch, capsys):
     monkeypatch.setattr("utils.advise.advice.teacher_top1", lambda *_: 60.0)
     words = [*WORDS, "--teacher", "wrn_16_2", "--dry-run", *images, "--distillers", "fsp"]

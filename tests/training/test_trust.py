@@ -133,6 +133,9 @@ def test_no_command_runs_code_that_a_checkpoint_names(spoilt, command):
     for role in ("student", "teacher")[: 1 if command == "export" else 2]:  # which needs no teacher
         with pytest.raises(UserError, match=rf"kd\.{role}\.name is trap\.Net, no network of this project"):
             COMMANDS[command]([spoilt(f"kd.{role}", name="trap.Net")])
+    if command == "inspect_gates":
+        with pytest.raises(UserError, match=r"kd_loss\.options\.bank is '/etc/passwd'"):
+            COMMANDS[command]([spoilt("kd_loss", options={"bank": "/etc/passwd"})])
     assert not Path("imported").exists()
 
 
