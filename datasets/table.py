@@ -79,7 +79,7 @@ def table(
 ) -> Source:
     """The images in a table, or in a folder of tables.
 
-    A table is a text file in UTF-8 (``.csv``, ``.tsv``; commas, semicolons or tabs), or a Parquet or Arrow file
+    A table is a text file (``.csv``, ``.tsv``; commas, semicolons or tabs; UTF-8 or UTF-16), or a Parquet or Arrow file
     (``.parquet``, ``.arrow``, ``.feather``). Its columns: the image (its path, relative to the table, or in Parquet and
     Arrow also the bytes of an image file, alone or in a struct with a field ``bytes``), the label (a word or a whole
     number), and perhaps ``split``. Without that column, the names of the files or folders of a folder say the split,

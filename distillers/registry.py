@@ -40,7 +40,7 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
     types: dict[str, Any] = {}
     for each in arguments:
         if each.annotation is not each.empty:
-            with suppress(NameError):  # of a type that is imported for type checkers alone
+            with suppress(NameError, AttributeError):  # of a type that is imported for type checkers alone
                 annotated = SimpleNamespace(__annotations__={each.name: each.annotation})
                 types |= get_type_hints(annotated, getattr(function, "__globals__", {}), include_extras=True)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

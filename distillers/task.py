@@ -74,8 +74,9 @@ class Task(nn.Module):
         there, here = _shapes(state), _shapes(self.extra_state())
         for key in there | here:
             if there.get(key) != here.get(key):
+                found, wanted = (shapes.get(key, "missing") for shapes in (there, here))
                 raise ValueError(
-                    f"{key} has the shape {there.get(key)}, here {here.get(key)}: of another distiller or policy, or "
+                    f"{key} is {found}, here {wanted}: of another distiller or policy, or "
                     "of features that are cut elsewhere (kd.student.stages names a cut)"
                 )
         self.load_state_dict(state, strict=False)

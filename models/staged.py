@@ -87,7 +87,7 @@ def copied(network: Network, tensors: Mapping[int, Tensor] | None = None) -> Net
 
     What every forward computes of parameters (`torch.nn.utils.weight_norm`) cannot be copied with its history.
     """
-    values = (value for module in network.modules() for value in vars(module).values())
+    values = (value for module in network.modules() for value in (*vars(module).values(), *module._buffers.values()))
     computed = {id(v): v.detach() for v in values if isinstance(v, Tensor) and not v.is_leaf}
     return copy.deepcopy(network, computed | dict(tensors or {}))
 

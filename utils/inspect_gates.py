@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     task = restored.task()
     shuffled = " (as the policy says; its gates are then shuffled)" if task.selection == "shuffled" else ""
     own = type(task.policy).chances is not Policy.chances
-    what = "chance of being distilled" if own else "gates of one draw, since the policy says no chances,"
+    what = "chance of being distilled" if own else "gates of one draw (the policy says no chances)"
     print(f"{restored.path}: {task.selection}; {what} at each spot{shuffled}, in percent")
     if images:
         chances = [distil_chances(task, restored.source.read(file)[None].to(restored.device))[0] for file in images]

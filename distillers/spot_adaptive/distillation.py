@@ -186,7 +186,7 @@ class SpotAdaptiveDistillation(Task):
         return scalar(loss, f"loss at the logits {type(self.logit_loss).__name__}: forward")
 
     def _trained_parts(self) -> list[tuple[str, nn.Module]]:
-        parts = {"distiller": self.distiller, "policy": self.policy}
+        parts = {"distiller": self.distiller, "policy": self.policy, "loss at the logits": self.logit_loss}
         return [(kind, part) for kind, part in parts.items() if part is not None]
 
     def _refuse_new_parameters(self) -> None:

@@ -54,7 +54,7 @@ def wrap_module(
 
 
 def cut(module: nn.Module, num_classes: int | None, image_size: tuple[int, int], stages: Stages | None) -> StagedView:
-    """See `wrap_module`."""
+    """`wrap_module` without the look at a single image."""
     if stages is not None:
         trial = Trial(module, num_classes, image_size)
         try:
@@ -79,10 +79,9 @@ def check_logits(view: StagedView, image_size: tuple[int, int]) -> None:
     """
     with doing("running it on one image"), _same_draws(), torch.no_grad():
         logits = fresh(view)(torch.randn(1, 3, *image_size))
-    if logits.dim() != 2:
-        raise UserError(
-            f"gives a tensor of shape {tuple(logits.shape)} for a single image; does a squeeze() remove the batch?"
-        )
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not (isinstance(logits, Tensor) and logits.dim() == 2):
+        raise UserError(f"gives {shape} for a single image, not a row of logits; does a squeeze() remove the batch?")
     if (logits >= 0).all() and (logits.sum() - 1).abs() < 1e-4:
         name = type(view.network).__name__
         warn_once(f"network {name}: its outputs are probabilities, expected logits; leave the softmax at its end out")

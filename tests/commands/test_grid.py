@@ -137,6 +137,10 @@ def test_a_finished_run_of_fewer_epochs_than_asked_for_is_resumed(tmp_path):
     found = state(jobs_of(tmp_path)[1])
     assert found.status == "unfinished"
     assert "decay_epochs" not in found.differs, "the drops follow from the epochs"
+    write_run(tmp_path / "longer", selection="fixed", epochs=20)
+    found = state(jobs_of(tmp_path / "longer")[1])
+    assert found.status == "finished"
+    assert "training.epochs 20, now 4" in found.differs
 
 
 def test_a_failing_run_and_a_folder_that_cannot_be_entered_stop_no_other(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from pictures import image_folder
+from pictures import image_folder, save, smooth_picture
 from toy_runs import finish, make_engine, toy_config
 
 from datasets.build import find_source
@@ -54,6 +54,11 @@ def test_images_that_are_trained_on_and_evaluated_on_are_named(tmp_path):
     table.write_text("\n".join(["image,label", *rows, *rows, *rows]))
     (line,) = shared_images(find_source("csv", table, val_split=0.3))
     assert "warning: validation has images to train on" in line
+    save(smooth_picture(8, 8), tmp_path / "b/train/ant/000.png")  # another one of that name
+    table.write_text("\n".join(["image,label,split", *(f"{row},train" for row in (*rows, "b/train/ant/000.png,ant"))]))
+    table.write_text(f"{table.read_text()}\n{rows[0]},val")
+    (line,) = shared_images(find_source("csv", table))
+    assert f"{tmp_path / 'a/train/ant/000.png'} and perhaps more" in line
 
 
 def test_the_largest_class_is_what_a_constant_network_gets():

@@ -177,14 +177,12 @@ class TestKnowsTheData:
 
     def test_that_it_saw_other_images_is_one_line_unless_its_file_is_named(self, tmp_path, images, other_root, caplog):
         moved = shutil.copytree(images, tmp_path / "moved")
-        teacher, line = (
-            other_root / "imagefolder/5/resnet14/ckpt/best.pth",
-            f"was trained on dataset.root={images}, here",
-        )
-        train(student(other_root, moved, f"kd.teacher.checkpoint={teacher}"), overwrite=True)
+        teacher, line = other_root / "imagefolder/5/resnet14", f"was trained on dataset.root={images}, here"
+        for place in (f"kd.teacher.checkpoint={teacher}/ckpt/best.pth", f"dataset.root={images}/../{images.name}"):
+            train(student(other_root, moved, place), overwrite=True)
         assert line not in caplog.text
         train(student(other_root, moved), overwrite=True)
-        assert f"{teacher}: the teacher resnet14 {line} {moved}; a dataset.label" in caplog.text
+        assert f"warning: the teacher in {teacher} {line} {moved}; a dataset.label" in caplog.text
 
     def test_a_run_is_not_resumed_on_other_classes(self, tmp_path, images, together):
         shutil.copytree(together[0].path.parents[2], tmp_path / "run")

@@ -186,8 +186,9 @@ def _state(job: Job, layout: Layout) -> State:
     if run is None:
         return State("unfinished")
     changes = differences(run.settings, deciding_settings(job.config.to_dict()))
-    if changes.pop("training.epochs", None):
-        changes = {key: change for key, change in changes.items() if key.rpartition(".")[2] not in DROPS}  # follow
+    if run.epochs < job.epochs:  # it goes on, and the drops follow from the epochs
+        for name in ("epochs", *DROPS):
+            changes.pop(f"training.{name}", None)
     differs = ", ".join(f"{key} {old}, now {new}" for key, (old, new) in changes.items())
     finished = run.status == "finished" and run.epochs_done >= job.epochs
     return State("finished" if finished else "unfinished", differs)

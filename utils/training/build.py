@@ -19,7 +19,6 @@ from distillers.task import Classification, Pretraining, Task
 from models import StagedModel, get_model, is_registered
 from models.libraries import expected_images, offered_weights
 from utils.config import Config, ModelConfig
-from utils.config.find import OWN_IMAGES
 from utils.errors import UserError, doing
 from utils.processes.group import rank, world_size
 from utils.run_folder.checkpoint import read_checkpoint
@@ -137,10 +136,6 @@ def load_teacher(teacher: StagedModel, config: Config, source: Source) -> None:
     title = f"the teacher {network.title}"
     content = read_checkpoint(path)
     refuse_other_classes(content, source, f"{path}: {title}")
-    here, is_own = config.dataset.root, config.dataset.name in OWN_IMAGES and not network.checkpoint
-    if is_own and "format" in content and (there := content["config"]["dataset"]["root"]) != here:
-        line = "trained on dataset.root=%s, here %s; a dataset.label of its own keeps a data set apart"
-        log.warning("%s: %s was " + line, path, title, there, here)
     take_weights(teacher, content, path, title, **prefix_of(network, "kd.teacher"))
 
 

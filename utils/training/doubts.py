@@ -13,8 +13,10 @@ from torch import Tensor
 
 from datasets.source import Files, Source
 from utils.config import Config
+from utils.config.find import OWN_IMAGES
+from utils.config.yaml_text import read_yaml
 from utils.run_folder.layout import Layout
-from utils.run_folder.records import read_result
+from utils.run_folder.records import read_file, read_result
 
 UNEVEN = 10  # times as many images
 WIDE = 2.0  # points
@@ -36,15 +38,20 @@ def uneven_classes(source: Source, config: Config) -> list[str]:
 
 
 def shared_images(source: Source) -> list[str]:
-    """Whether images to evaluate on are images to train on, too: files of one name and folder name, and one content."""
+    """Whether images to evaluate on are images to train on, too: one file, or two of one name, folder name and content.
+
+    Images whose bytes stand in a table are not compared.
+    """
     if not all(isinstance(split, Files) for split in source.splits().values()):
         return []
     paths = {what: [split.path(row) for row in range(len(split))] for what, split in source.splits().items()}
-    known = {tuple(path.split(os.sep)[-2:]): path for path in paths.pop("training")}
+    trained = set(paths.pop("training"))
+    known = {tuple(path.split(os.sep)[-2:]): path for path in sorted(trained)}
     lines = []
     for what, others in paths.items():
         pairs = [(path, known[key]) for path in others if (key := tuple(path.split(os.sep)[-2:])) in known]
-        same = [path for path, other in pairs[:: max(1, len(pairs) // COMPARED)] if _same_content(path, other)]
+        same = [path for path in others if path in trained]
+        same += [path for path, other in pairs[:: max(1, len(pairs) // COMPARED)] if _same_content(path, other)]
         if same:
             lines.append(
                 f"warning: {what} has images to train on, {same[0]} and perhaps more; an accuracy on them says little"
@@ -54,7 +61,7 @@ def shared_images(source: Source) -> list[str]:
 
 def _same_content(path: str, other: str) -> bool:
     with suppress(OSError):  # such a file is refused elsewhere
-        return path == other or filecmp.cmp(path, other, shallow=False)
+        return filecmp.cmp(path, other, shallow=False)
     return False
 
 
@@ -102,6 +109,20 @@ def poor_teacher(top1: float, labels: Tensor, config: Config) -> list[str]:
     if result is None or top1 >= result["best_top1"]:
         return []
     return [f"warning: the teacher has {top1:.2f}%, less than the student alone: {result['best_top1']:.2f}% in {alone}"]
+
+
+def other_images(config: Config) -> list[str]:
+    """Whether the teacher's own run, which nobody named, was on another folder of images."""
+    if config.dataset.name not in OWN_IMAGES or config.kd.teacher.checkpoint:
+        return []
+    run, here = Layout(config.teacher_checkpoint.parents[1]), config.dataset.root
+    there = read_file(run.config, lambda file: str(read_yaml(file)["dataset"]["root"]))
+    if there is None or os.path.realpath(there) == os.path.realpath(here):
+        return []
+    return [
+        f"warning: the teacher in {run.path} was trained on dataset.root={there}, here {here}; a dataset.label of its "
+        "own keeps a data set apart"
+    ]
 
 
 def wide_interval(top1: float, images: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.processes.group import all_sum, gather_objects, rank, world_size
 
 
@@ -42,7 +43,10 @@ class Meter:
             self.names, self.sums = list(values), torch.zeros_like(row)
             self.finite_steps = torch.zeros_like(row, dtype=torch.int64)
         if list(values) != self.names:
-            raise ValueError(f"every step must give the same values: {', '.join(values)} after {', '.join(self.names)}")
+            raise UserError(
+                f"every step of an epoch must log the same values, found {', '.join(values)} after "
+                f"{', '.join(self.names)}; a run that is resumed within an epoch keeps its losses until its end"
+            )
         self.sums += row
         self.finite_steps += self.sums.isfinite()  # a sum that is not finite stays so
 

@@ -34,7 +34,7 @@ from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
 from utils.training.build import build, load_data, load_split, load_teacher, make_phases, teacher_accuracy
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
-from utils.training.doubts import poor_teacher, shared_images, uneven_classes, wide_interval
+from utils.training.doubts import other_images, poor_teacher, shared_images, uneven_classes, wide_interval
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file
@@ -171,7 +171,8 @@ def fit(
                 load_teacher(task.teacher, config, source)
             data, phases = prepare(stack, config, source, task, device)
             result = {"teacher_top1": teacher_accuracy(task, config, data, device)} if config.kd else {}
-            warn(poor_teacher(result["teacher_top1"], data.val.labels, config) if config.kd else ())
+            if config.kd:
+                warn([*other_images(config), *poor_teacher(result["teacher_top1"], data.val.labels, config)])
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
         if checkpoint is not None:
             check_checkpoint(
