@@ -45,4 +45,5 @@ def test_one_line_says_so(caplog):
     assert caplog.messages == []
     for _ in range(2):
         composed.load(["training.epochs=60"])
-    assert caplog.messages == ["training.lr_decay_epochs: [42, 54], scaled from [14, 18] of 20 epochs to 60"]
+    (line,) = caplog.messages
+    assert line == f"{composed.name}: training.lr_decay_epochs: [42, 54], scaled from [14, 18] of 20 epochs to 60"

@@ -61,7 +61,8 @@ class Layers:
         scaled = {key: tuple(sorted({max(1, round(drop * factor)) for drop in drops})) for key, drops in given.items()}
         if changed := [key for key in scaled if scaled[key] != given[key]]:
             old, new = (list(drops[changed[0]]) for drops in (given, scaled))
-            warn_once(f"training.{changed[0]}: {new}, scaled from {old} of {before} epochs to {training.epochs}")
+            line = f"training.{changed[0]}: {new}, scaled from {old} of {before} epochs to {training.epochs}"
+            warn_once(f"{self.name}: {line}")
         return config.model_copy(update={"training": training.model_copy(update=scaled)})
 
     def add(self, data: dict[str, Any], source: str) -> None:
