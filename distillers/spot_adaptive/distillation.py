@@ -96,7 +96,8 @@ class SpotAdaptiveDistillation(Task):
         self.num_gates = len(distiller.spots) + 1
         self.gate_labels = [spot_label(spot) for spot in distiller.spots] + ["logits"]
         self.policy = policy
-        self._counts = {kind: len(list(part.parameters())) for kind, part in self._trained_parts()}
+        own = (("distiller", distiller), ("policy", policy), ("loss at the logits", self.logit_loss))
+        self._own = [(kind, part, len(list(part.parameters()))) for kind, part in own if part is not None]
         self._gates_checked = policy is None or policy.binary
         self.routed = policy is not None and policy.routed
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
@@ -185,13 +186,9 @@ class SpotAdaptiveDistillation(Task):
         loss = self.logit_loss(logits, teacher_logits, gate, batch)
         return scalar(loss, f"loss at the logits {type(self.logit_loss).__name__}: forward")
 
-    def _trained_parts(self) -> list[tuple[str, nn.Module]]:
-        parts = {"distiller": self.distiller, "policy": self.policy, "loss at the logits": self.logit_loss}
-        return [(kind, part) for kind, part in parts.items() if part is not None]
-
     def _refuse_new_parameters(self) -> None:
-        for kind, part in self._trained_parts():
-            if len(list(part.parameters())) != self._counts[kind]:
+        for kind, part, count in self._own:
+            if len(list(part.parameters())) != count:
                 raise UserError(
                     f"{kind} {type(part).__name__}: has made parameters in a step, which no optimiser trains; make "
                     "them in the constructor"

@@ -1,4 +1,4 @@
-"""Make the tables and figures of the results in Markdown of the CSV files beside this one.
+"""Make the tables of the documents, and the figures, from the CSV files beside this one.
 
     python docs/results/build.py             # tables and figures of the CSV files
     python docs/results/build.py run         # first add all finished runs below these folders to the CSV files
@@ -317,7 +317,7 @@ def read_csv(file: Path | io.StringIO) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = Parser(description="Make the tables and figures of the results of the CSV files beside this one.")
+    parser = Parser(description="Make the tables of the documents and the figures from the CSV files beside this one.")
     parser.add_argument("folders", nargs="*", type=Path, help="first add all finished runs below to the CSV files")
     folders = parser.parse_args().folders
     files = (RUNS, SHARES)

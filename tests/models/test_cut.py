@@ -336,11 +336,7 @@ class TestComplaints:
             (odd.Chain, {"depth": 3}, "calling it with num_classes, depth failed: TypeError"),
             (odd.not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
             (odd.SevenClasses, {}, "gives (2, 7) for 2 images in evaluation mode, not logits of (2, 10); let"),
-            (
-                odd.Squeezed,
-                {},
-                "gives (10,) for a single image, not a row of logits; does a squee",
-            ),
+            (odd.Squeezed, {}, "gives (10,) for a single image, not a row of logits; does a squee"),
             (odd.Uncopyable, {}, "copying it failed: TypeError: holds a lock"),
             (odd.Unchained, {"image_size": (2, 2)}, "running it on images of 2x2 in evaluation mode failed: RuntimeE"),
         ],

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from statistics import NormalDist
 
 from torch import Tensor
@@ -45,16 +46,16 @@ def shared_images(source: Source) -> list[str]:
     if not all(isinstance(split, Files) for split in source.splits().values()):
         return []
     paths = {what: [split.path(row) for row in range(len(split))] for what, split in source.splits().items()}
+    known = {tuple(path.split(os.sep)[-2:]): path for path in paths["training"]}
     trained = set(paths.pop("training"))
-    known = {tuple(path.split(os.sep)[-2:]): path for path in sorted(trained)}
     lines = []
     for what, others in paths.items():
         pairs = [(path, known[key]) for path in others if (key := tuple(path.split(os.sep)[-2:])) in known]
-        same = [path for path in others if path in trained]
-        same += [path for path, other in pairs[:: max(1, len(pairs) // COMPARED)] if _same_content(path, other)]
-        if same:
+        pairs = pairs[:: max(1, len(pairs) // COMPARED)]
+        same = chain((path for path in others if path in trained), (a for a, b in pairs if _same_content(a, b)))
+        if first := next(same, None):
             lines.append(
-                f"warning: {what} has images to train on, {same[0]} and perhaps more; an accuracy on them says little"
+                f"warning: {what} has images to train on, {first} and perhaps more; an accuracy on them says little"
             )
     return lines
 

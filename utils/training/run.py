@@ -211,7 +211,8 @@ def prepare(
         f"{config.dataset.label} ({data.train.num_samples} train, {data.val.num_samples} val images, "
         f"{source.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
     )
-    warn([*uneven_classes(source, config), *shared_images(source)])
+    warn(uneven_classes(source, config))
+    warn(shared_images(source) if is_main() else ())  # it reads files
     if advice := precision_advice(device, config.training.precision):
         log.info(advice)
     return data, make_phases(place_task(task, config, device, source.image_size), config)
