@@ -122,8 +122,10 @@ def last(runs: pd.DataFrame, root: str, selection: str, distiller: str) -> pd.Se
     of_machine = {}
     for machine in MACHINES:
         cell = {"root": root.replace("run", machine, 1), "selection": selection, "distiller": distiller}
-        found = runs[(runs[list(cell)] == list(cell.values())).all(axis="columns")]
-        for name in SETTINGS:
+        found = runs
+        for name, value in cell.items():
+            found = found[found[name] == value]
+        for name in SETTINGS if len(found) > 1 else ():
             if found[name].nunique() > 1:
                 raise UserError(f"{RUNS}: runs with {cell} differ in {name}; each experiment needs a root of its own")
         if found["seed"].duplicated().any():
@@ -201,10 +203,10 @@ def question_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
     """
-    parts = []
+    parts, of_cells = [], arms(runs)
     for ours, base in QUESTIONS:
         rows = []
-        for cell, columns in arms(runs):
+        for cell, columns in of_cells:
             found = (columns[ours] - columns[base]).dropna()
             if len(found) > 1:
                 row = {"question": f"{ours} - {base}", **cell, "p": ttest_1samp(found, 0).pvalue}
