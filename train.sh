@@ -17,6 +17,8 @@ for word in ${teacher_args:-}; do
     set -- "$@" --teacher-arg "$word"
 done
 
+[ -z "${model:-}" ] || echo "model=$model changes nothing here; net1 is the teacher, and net2 the student"
+
 requirements=requirements.txt
 . utils/python.sh
 exec "$python" -m utils.launch "${nnodes:+${nnodes}x}${nproc:-1}" "$entry" \

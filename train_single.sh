@@ -9,6 +9,8 @@
 set -euf
 CDPATH='' cd -- "$(dirname -- "$0")"
 
+[ -z "${net1:-}${net2:-}${distiller:-}" ] || echo "net1, net2 and distiller change nothing here; model is ${model:-the default}"
+
 requirements=requirements.txt
 . utils/python.sh
 exec "$python" -m utils.launch "${nnodes:+${nnodes}x}${nproc:-1}" train_single.py \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,8 +83,11 @@ def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | N
         UserError: it is not there, or has no use for one of the keys.
     """
     find = DATASETS.get(name)
-    with doing(f"opening the data set {name}"):  # one that has no columns, say, does not take the names of columns
-        source = find(Path(root), **{key: value for key, value in keys.items() if value is not None})
+    given = {key: value for key, value in keys.items() if value is not None}
+    if idle := sorted(given.keys() - inspect.signature(find).parameters.keys()):  # names of columns, say
+        raise UserError(f"dataset.{idle[0]}: {name} has no use for it; leave it out")
+    with doing(f"opening the data set {name}"):
+        source = find(Path(root), **given)
     for split in source.splits().values():
         if isinstance(split, Files):
             split.value_range = image_range

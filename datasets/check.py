@@ -131,14 +131,16 @@ def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source
     memory = root / REMEMBERED if root.is_dir() else root.with_name(f"{root.name}.{REMEMBERED}")
     digest = _digest(files) if is_main() else ""
     found = from_main(_recall(memory, digest) if is_main() else None)
-    if found is None:
+    is_written = found is not None
+    if not is_written:
         found = {what: find_unreadable(split, workers) for what, split in files.items()}
         if is_main() and may_write():
             try:
                 write_text(memory, json.dumps({"digest": digest, "found": found}, indent=1))
+                is_written = True
             except OSError as error:
                 log.warning("images that cannot be read are searched for again next time: %s", error)
-    if any(found.values()) and memory.is_file():
+    if any(found.values()) and is_written:
         log.info("%s names all images that cannot be read", memory)
     parts = [_without(found.get(what), what, split, source) for what, split in source.splits().items()]
     return replace(source, **dict(zip(("train", "val", "test"), parts)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import logging
 import re
@@ -164,14 +165,16 @@ def _read(file: Path, split: str | None, image_column: str | None, label_column:
 def _read_text(file: Path, of_file: str | None, image_column: str | None, label_column: str | None) -> Rows:
     import pandas
 
-    with file.open("rb") as opened:
-        encoding = "utf-16" if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    with file.open(encoding=encoding) as opened, warnings.catch_warnings():
+    content = file.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252")  # as Excel writes it; a wrong guess shows, because the files are not found
+        log.warning("%s: is no UTF-8, so it is read as Windows-1252", file)
+    with warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)  # a line is longer than the first
-        first = opened.readline()
-        opened.seek(0)
-        separator = max(",;\t", key=first.count)
-        rows = pandas.read_csv(opened, sep=separator, dtype=str, keep_default_na=False, index_col=False)
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        rows = pandas.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
     image, label, split = _columns(list(rows.columns), image_column, label_column, file)
     paths = [file.parent / path for path in rows[image].fillna("")]
     splits = rows[split].tolist() if split else None

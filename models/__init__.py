@@ -78,6 +78,8 @@ def get_model(
             module = build(num_classes=num_classes, **kwargs)
         if not isinstance(module, nn.Module):
             raise UserError(f"calling it gives a {type(module).__name__}, not a torch.nn.Module")
+        if isinstance(module, nn.DataParallel):  # training shares batches by itself, and no export takes it
+            module = module.module
         return wrap_module(module, num_classes, image_size, stages)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error

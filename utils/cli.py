@@ -23,6 +23,8 @@ SMALL = {"model": "resnet20", "net1": "resnet20", "net2": "resnet8"}  # of digit
 MACHINES = ("nproc", "nnodes")
 # Of the shell scripts train_single.sh, train.sh and train_anti.sh.
 VARIABLES = (*DEFAULTS, *MACHINES, "num_classes", "teacher_args")
+# Keys that come with others, which a variable chooses: a distiller's weight, a network's learning rate.
+CHOSEN = {"model.name": "model", "kd.teacher.name": "net1", "kd.student.name": "net2", "kd_loss.name": "distiller"}
 
 
 def main_single(arguments: Sequence[str] | None = None) -> int:
@@ -130,6 +132,10 @@ def _load(file: str | None, given: dict[str, Any], names: Sequence[str], words: 
         )
     if file:
         return load_config(file, words)
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in CHOSEN:
+            raise UserError(f"command line: {word}: {CHOSEN[key]}={value} before sh chooses it, with what goes with it")
     usual = DEFAULTS | (SMALL if given.get("dataset") == "digits" else {})
     chosen = {name: given.get(name, usual[name]) for name in names}
     renamed = {"net1": "teacher", "net2": "student"}

@@ -79,7 +79,7 @@ def describe(path: Path) -> str:
     """What is in a checkpoint: a summary, then every tensor with its shape and data type."""
     content = read_checkpoint(path)
     tensors = {key: value for key, value in flattened(content).items() if isinstance(value, Tensor)}
-    classes = count_classes(tensors)
+    classes = count_classes(content)
     rows = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "classes": str(classes or "unknown, there is no matrix that could be a classifier"),
@@ -160,7 +160,7 @@ def import_network(
     content = read_checkpoint(path)
     if drop:
         content = _without(flattened(content), drop, path)
-    classes = num_classes or count_classes(flattened(content))
+    classes = num_classes or count_classes(content)
     if classes is None:
         raise UserError(f"{path}: no matrix in it could be a classifier; --num-classes says how many classes there are")
     build, what = find_builder(name), f"{name} with {classes} classes"
@@ -173,9 +173,10 @@ def import_network(
     return f"{out}: {what} ({found.describe('--prefix')})"
 
 
-def count_classes(entries: dict[str, Any]) -> int | None:
+def count_classes(content: dict[str, Any]) -> int | None:
     """Rows of the last matrix, which in a network that classifies is the classifier's; None if there is no matrix."""
-    plain = [value for value in entries.values() if isinstance(value, Tensor) and not unusual(value)]
+    network = content["model"] if "format" in content else content  # a run's checkpoint ends with other matrices
+    plain = [value for value in flattened(network).values() if isinstance(value, Tensor) and not unusual(value)]
     return next((len(value) for value in reversed(plain) if value.ndim == 2), None)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, doing
 
 T = TypeVar("T", bound=Callable)
 
@@ -39,8 +39,8 @@ class Registry(Generic[T]):
 
         def add(entry: T) -> T:
             for name in names:
-                if name in self._entries:
-                    raise ValueError(f"{self.kind} {name!r} is registered twice")
+                if same := [known for known in self._entries if fold(known) == fold(name)]:
+                    raise ValueError(f"{self.kind} {name!r} is registered twice, also as {same[0]!r}")
                 self._entries[name] = entry
             return entry
 
@@ -59,10 +59,9 @@ class Registry(Generic[T]):
         self._load()
         if name in self._entries:
             return name
-        # Model names differ by case alone (resnet110, ResNet101), so an inexact match must be the only one.
-        matches = [known for known in self._entries if fold(known) == fold(name)]
-        if len(matches) == 1:
-            return matches[0]
+        for known in self._entries:
+            if fold(known) == fold(name):
+                return known
         close = did_you_mean(name, self._entries) or ":"
         raise UserError(f"unknown {self.kind} {name!r}{close} known are {', '.join(self._entries)}")
 
@@ -76,7 +75,8 @@ class Registry(Generic[T]):
             package = importlib.import_module(self.package)
             modules = [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
             for module in (*modules, *self.more):
-                importlib.import_module(module)
+                with doing(f"importing {module}"):
+                    importlib.import_module(module)
 
 
 @cache

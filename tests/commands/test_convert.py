@@ -52,6 +52,7 @@ def our_checkpoint(network):
         "model": network.state_dict(),
         "ema": {key: value + 1 for key, value in network.state_dict().items()},
         "extra": {"policy.weight": torch.ones(3)},
+        "gates": {"sample_chosen": torch.ones(256, 4)},
         "progress": {"phase": 0, "epoch": 3, "step": 5},
         "best": {"top1": 73.5, "epoch": 2},
         "config": Config.from_dict(config).to_dict(),

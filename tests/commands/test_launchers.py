@@ -112,7 +112,8 @@ class TestDistilling:
     ],
 )
 def test_a_variable_of_the_environment_does_not_choose_the_program(script, entry, says):
-    run = sh(script, "--help", entry=entry)
+    run = sh(script, "--help", entry=entry, model="vgg8")
+    assert run.stdout.startswith("model=vgg8 changes nothing here; net1 is the teacher, and net2 the student")
     assert run.stdout.count(f"usage: {script.replace('.sh', '.py')} ") == 1
     assert says in run.stdout
 

@@ -151,6 +151,10 @@ def under(checkpoint, seed=1):
     return {"seed": seed, "settings": {"kd": kd}}
 
 
+def own_policy(name):
+    return {"selection": "adaptive", "settings": {"kd": {"policy": name}}}
+
+
 def images_of(root):
     return {"dataset": "imagefolder", "settings": {"dataset": {"root": root}}}
 
@@ -164,11 +168,12 @@ def images_of(root):
         ([under("run/t/1/last.pth"), under("run/other/1/last.pth")], "teacher=run/other/last"),
         ([under("run/t/1/last.pth"), under("run/t/2/last.pth", 2)], None),  # a teacher for each seed
         ([images_of("cats"), images_of("dogs")], "dataset.root=dogs"),
+        ([{"distiller": "sp"}, own_policy("unsure")], "kd.policy=unsure"),
     ],
 )
 def test_settings_that_decide_a_result_make_a_row_that_names_them(runs, settings, tmp_path):
     for number, keys in enumerate(runs):
-        write_run(tmp_path / str(number), selection="fixed", **keys)
+        write_run(tmp_path / str(number), **{"selection": "fixed"} | keys)
     _, *others = sorted(groups_of(tmp_path), key=lambda group: group.first.path)
     assert [group.settings for group in others] == [settings] * (settings is not None)
 

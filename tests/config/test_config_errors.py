@@ -32,7 +32,10 @@ IMPOSSIBLE = [
     *("training." + word for word in ("warmup_epochs=240", "init_epoch=240", "init_epoch=-1", "cuda_graph=on")),
     *("training." + word for word in ("ema_decay=1", "mixup=-1", "channels_last=last", "label_smoothing=1")),
     *("dataset." + word for word in ("root=3", "root=''", "label=../up", "num_classes=1", 'root="\\uD800"')),
-    *("dataset." + word for word in ("mean=[1,1]", "mean=[1,1,1,1]", "image_range=[5,1]", "val_split=1")),
+    *(
+        "dataset." + word
+        for word in ("mean=[1,1]", "mean=[1,1,1,1]", "std=[58,57,57]", "image_range=[5,1]", "val_split=1")
+    ),
     *("kd." + word for word in ("selection=best", "gate_temperature=0", "routing_share=1.5", "warmup_epochs=-1")),
     *("kd." + word for word in ("student.label=a/b", 'teacher.checkpoint="\\0"', "loss_weights.classify_weight=0")),
     *("kd_loss." + word for word in ("KD_T=-4", "options=3", "logits=''", "logits_options=3", "homo=yes")),
@@ -70,6 +73,12 @@ def test_an_impossible_value_is_told_with_its_key_and_source(override):
 )
 def test_the_line_says_what_was_found_and_what_would_do(override, message):
     assert complaint(write("x.yml", PAIR), override).startswith(f"command line: {message}")
+
+
+def test_a_word_that_a_key_of_the_file_overrules_is_refused():
+    file = write("x.yml", PAIR + "training: {lr: 0.1}\n")
+    line = "command line: training.optimizer.lr has no effect beside training.lr in x.yml; set that"
+    assert complaint(file, "training.optimizer.lr=0.2") == line
 
 
 @pytest.mark.parametrize("word", ["xyzzy=3", "<<={a: 1}", f"{'k' * 99}=3", f"a={'9' * 5000}", "a=" + "[" * 600])

@@ -84,6 +84,7 @@ class TestUnreadableImages:
         (broken[0] / check.REMEMBERED).mkdir()
         assert of_folder(broken[0], on_corrupt="skip").train.num_samples == 10
         assert "searched for again next time" in caplog.text
+        assert "names all images" not in caplog.text
         with without_downloads():
             of_folder(broken[1], on_corrupt="skip")
         assert not (broken[1] / check.REMEMBERED).exists()

@@ -199,6 +199,14 @@ def test_a_text_as_pandas_and_excel_write_it(tmp_path, files, encoding):
     assert labels_of(source.train, source) == ["0", "1", "10", "2", "0"]
 
 
+def test_a_text_that_is_no_utf_8_is_read_as_excel_writes_it(tmp_path, caplog):
+    rows = ["path;label", "bär.png;Bär", "kuh.png;Kuh", "a.png;Kuh", "b.png;Bär"]
+    (tmp_path / "t.csv").write_bytes("\n".join(rows).encode("cp1252"))
+    source = table(tmp_path / "t.csv", val_split=0.5)
+    assert source.class_names == ("Bär", "Kuh")
+    assert caplog.messages == [f"{tmp_path / 't.csv'}: is no UTF-8, so it is read as Windows-1252"]
+
+
 def test_columns_may_be_named(tmp_path, files):
     path = store(tmp_path / "t.csv", {"where": files, "what": WORDS, "label": "x", "split": SPLITS})
     assert "no column is called image or img or path; dataset.image_column names one of where" in refusal(table, path)
@@ -214,7 +222,7 @@ def test_columns_may_be_named(tmp_path, files):
         ("a.png,cat,night", "split 'night', must be one of train, "),
         ("", "holds no images"),
         ("a.png,cat,train,more", "t.csv failed: ParserWarning: "),
-        ("\udcff.png,cat,train", "t.csv failed: UnicodeDecodeError: "),
+        ("\udc81.png,cat,train", "t.csv failed: UnicodeDecodeError: "),
     ],
 )
 def test_a_wrong_line_of_a_text_is_one_line(tmp_path, line, message):

@@ -53,7 +53,7 @@ def write_run(
     sections = {"dataset": {"name": dataset}, "training": training, "run": {"root": str(root)}} | networks
     for name, section in (settings or {}).items():
         sections[name] = sections.get(name, {}) | section
-    config = Config.from_dict(sections)
+    config = Config.from_dict(sections, written=True)
     folder = config.run_dir
     (folder / "ckpt").mkdir(parents=True)
     (folder / "ckpt/last.pth").touch()

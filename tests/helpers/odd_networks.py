@@ -326,6 +326,11 @@ class Uncopyable(Chain):
         raise TypeError("holds a lock")
 
 
+def in_parallel(num_classes: int) -> nn.Module:
+    """As scripts for several GPUs hand their networks on."""
+    return nn.DataParallel(Connected(num_classes))
+
+
 class Own(StagedModel):
     """Cut into stages by its own class."""
 

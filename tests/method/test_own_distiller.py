@@ -56,6 +56,21 @@ def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
     assert "distiller.widen.0.weight" in read_checkpoint(run / "ckpt/last.pth")["extra"]
 
 
+@pytest.mark.usefixtures("added")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('register_distiller("AT")(object)', r"ValueError: distiller 'AT' is registered twice, also as 'at'"),
+        ("def f(:", r"SyntaxError: "),
+        ("import nowhere", r"ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, text, message):
+    (tmp_path / "zz.py").write_text(f"from distillers.registry import register_distiller\n{text}\n")
+    with pytest.raises(UserError, match=rf"^importing distillers\.zz failed: {message}"):
+        DISTILLERS.get("stats")
+
+
 @pytest.mark.parametrize(
     ("wrong", "found"), [(lambda loss: loss.expand(8), "a tensor of shape (8,)"), (lambda loss: None, "a NoneType")]
 )

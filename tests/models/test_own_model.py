@@ -84,6 +84,8 @@ def test_stages_may_be_spelt_out():
 
 def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path, capsys):
     main_single(["--dataset", "pets", "--model", CONNECTED, "model.label=body"])
+    main_single(["--dataset", "pets", "--model", "odd_networks.in_parallel"])
+    assert weights_of("odd_networks.in_parallel").keys() == weights_of("body").keys(), "no prefix"
     main_single(["--dataset", "pets", "--model", CONNECTED, "model.kwargs.classifier=false"])
     pair = ["--dataset", "pets", "--teacher", CONNECTED, "--student", CONNECTED]
     names = ["kd.teacher.kwargs.classifier=false", "kd.student.label=body"]  # one piece teaches body and classifier

@@ -87,6 +87,7 @@ def test_a_run_says_so_itself(tmp_path):
 def test_a_teacher_below_the_largest_class_or_the_student_alone(tmp_path):
     config = Config.from_dict(toy_config().to_dict() | {"run": {"root": str(tmp_path)}})
     assert "60.00" in poor_teacher(60.0, LABELS, config)[0]
+    assert poor_teacher(100 * 30 / 121, torch.arange(121) // 30 % 4, config), "as good as the largest class"
     assert poor_teacher(70.0, LABELS, config) == []
     alone = Layout(tmp_path / "digits/1029/resnet8")
     alone.path.mkdir(parents=True)

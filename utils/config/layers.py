@@ -17,6 +17,8 @@ from utils.files import warn_once
 
 COMMAND_LINE = "command line"
 DROPS = ("lr_decay_epochs", "lr_agent_decay_epochs")
+# Keys that count only where another one is absent.
+FALLBACKS = {("training", "optimizer", "lr"): ("training", "lr"), ("kd_loss", "T"): ("kd_loss", "KD_T")}
 
 
 @dataclass
@@ -48,6 +50,13 @@ class Layers:
             UserError: one line that names the file, the key, what was found and what would do.
         """
         config = Config.from_dict(self.data, self.source)
+        for key, other in FALLBACKS.items():
+            both = _holds(self.data, key) and _holds(self.data, other)
+            is_idle = both and self.source(key) == COMMAND_LINE != self.source(other)
+            if is_idle and reduce(dict.get, key, self.data) != reduce(dict.get, other, self.data):
+                first, second = ".".join(key), ".".join(other)
+                where = self.source(other)
+                raise UserError(f"{COMMAND_LINE}: {first} has no effect beside {second} in {where}; set that")
         training, typed = config.training, _training(self.parts, typed=True)
         before = _training(self.parts, typed=False).get("epochs")
         if not isinstance(before, int) or before <= 0:

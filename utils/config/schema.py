@@ -17,9 +17,11 @@ from utils.config.names import WRITTEN, model_label, registered
 from utils.config.training import PretrainingConfig, TrainingConfig, ValidationConfig
 from utils.config.types import (
     Count,
+    Deviations,
     Flag,
     Incidental,
     Index,
+    Means,
     Name,
     NetworkName,
     NotNegative,
@@ -27,10 +29,8 @@ from utils.config.types import (
     Pair,
     PathText,
     Positive,
-    PositiveTriple,
     Section,
     Text,
-    Triple,
     ValueRange,
 )
 from utils.registry import names_in_source
@@ -72,8 +72,8 @@ class DatasetConfig(Section):
     )
     image_column: Text | None = Field(None, description="of a table (default: image, img, path, ...)")
     label_column: Text | None = Field(None, description="of a table (default: label, labels, class, ...)")
-    mean: Triple | None = Field(None, description="normalisation, three channels (default: the data set's)")
-    std: PositiveTriple | None = Field(None, description="normalisation, three channels (default: the data set's)")
+    mean: Means | None = Field(None, description="of each channel, of pixels from 0 to 1 (default: the data set's)")
+    std: Deviations | None = Field(None, description="of each channel, of pixels from 0 to 1 (default: the data set's)")
 
     @field_validator("label", mode="before")
     @classmethod

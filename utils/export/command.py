@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from models import original
 from utils.command import Parser, whole_number
 from utils.errors import UserError, doing
 from utils.evaluate import Scores, latency, score_rows, scores
 from utils.export.exported import DESCRIPTION, OnnxNetwork, as_texts, require
-from utils.export.onnx import export_onnx, in_half_precision, quantised, save_onnx
+from utils.export.onnx import export_onnx, in_half_precision, quantised, quiet, save_onnx
 from utils.files import refuse_to_replace, write_bytes, write_text
 from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
@@ -60,10 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     student, told = restored.student(), description(restored, name)
     model = original(student)  # under its own names
     images = next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES]
+    program = export_program(model, images, target)
     with doing(f"writing {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(sidecar, json.dumps(told, indent=2) + "\n")  # by which the other files are known to be ours
-        print(f"{target}: {export_program(model, images, target, told)}")
+        print(f"{target}: {save_program(program, model, images, target, told)}")
         if files:
             exported = write_onnx(model, images, files[0], told, options)
             if options.half:
@@ -90,8 +92,23 @@ def description(restored: Restored, name: str) -> dict[str, Any]:
     }
 
 
-def export_program(model: nn.Module, images: Tensor, file: Path, told: dict[str, Any]) -> str:
-    """Save `model` as an ``ExportedProgram`` for any batch size, load it again and compare.
+def export_program(model: nn.Module, images: Tensor, file: Path) -> ExportedProgram:
+    """`model` for any batch size; nothing is written.
+
+    Args:
+        images: at least four, ``[B, 3, H, W]``.
+        file: what messages call it.
+
+    Raises:
+        UserError: it cannot be exported.
+    """
+    with doing(f"{file}: exporting the network by torch.export"), quiet():
+        example = images.clone()  # it is saved, with all that it is a view of
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def save_program(program: ExportedProgram, model: nn.Module, images: Tensor, file: Path, told: dict[str, Any]) -> str:
+    """Save `model` as the `program` that it was exported to, load it again and compare.
 
     Args:
         images: at least four, ``[B, 3, H, W]``.
@@ -101,11 +118,8 @@ def export_program(model: nn.Module, images: Tensor, file: Path, told: dict[str,
         what was checked, in words.
 
     Raises:
-        UserError: the network cannot be exported, or the loaded program gives other logits.
+        UserError: the loaded program gives other logits.
     """
-    with doing(f"{file}: exporting the network by torch.export"):
-        example = images.clone()  # it is saved, with all that it is a view of
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     buffer = io.BytesIO()  # PyTorch's own writer aborts the process if a disk is full
     torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(as_texts(told))})
     write_bytes(file, buffer.getvalue())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def export_onnx(model: nn.Module, images: Tensor, file: Path, opset: int | None,
     """
     example = images if batch is None else images.repeat(batch, 1, 1, 1)[:batch]
     shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
-    with doing(f"{file}: exporting the network to ONNX"), _quiet():
+    with doing(f"{file}: exporting the network to ONNX"), quiet():
         try:
             program = torch.onnx.export(
                 model, (example,), dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
@@ -53,11 +54,12 @@ def export_onnx(model: nn.Module, images: Tensor, file: Path, opset: int | None,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporter and quantiser log what they try in vain, some with tracebacks, e.g. to write an older opset."""
+def quiet() -> Iterator[None]:
+    """Exporters and quantiser log what they try in vain, some with tracebacks, or print pages about a network."""
     logging.disable()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -86,7 +88,7 @@ def quantised(model: ModelProto, images: Sequence[Tensor], batch: int) -> ModelP
         images: normalised, each ``[3, H, W]``; the scales of the activations are chosen by them.
         batch: how many `model` takes at a time.
     """
-    with doing("quantising the network to 8 bits"), _quiet(), tempfile.TemporaryDirectory() as folder:
+    with doing("quantising the network to 8 bits"), quiet(), tempfile.TemporaryDirectory() as folder:
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process

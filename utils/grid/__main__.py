@@ -25,7 +25,7 @@ from utils.grid.plan import Job, plan, state
 from utils.grid.slurm import SlurmQueue, describe, read_request
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 from utils.report.write import write_report
-from utils.run_folder.read import read_run
+from utils.run_folder.read import find_runs
 
 SELECTIONS = (*selection.SELECTIONS, "single")
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.detach:
             return leave(queue)
         outcomes = queue.work()
-    _report(jobs, Path(options.out) if options.out else root / "report")
+    _report(jobs, root, options.out)
     return conclude(outcomes)
 
 
@@ -69,14 +69,14 @@ def leave(queue: SlurmQueue) -> int:
     return EXIT_INTERRUPTED if stop.requested else 0
 
 
-def _report(jobs: Sequence[Job], out: Path) -> None:
-    runs = [run for run in (read_run(job.folder) for job in jobs) if run is not None]
-    if runs:
+def _report(jobs: Sequence[Job], root: Path, out: str | None) -> None:
+    """Report on the jobs in `out`, or on all runs below `root` in its ``report/``, where an earlier one may stand."""
+    try:
+        runs = find_runs([job.folder for job in jobs if job.folder.is_dir()] if out else [root])
         print()
-        try:
-            write_report(runs, out)
-        except UserError as error:  # the list of what failed must still come
-            print(f"no report: {error}")
+        write_report(runs, Path(out or root / "report"))
+    except UserError as error:  # the list of what failed must still come
+        print(f"no report: {error}")
 
 
 def _parser() -> Parser:
@@ -107,7 +107,11 @@ def _parser() -> Parser:
         help="a config key and its values, e.g. training.lr=0.05,0.1; several are combined, and each combination has a "
         "folder of its own in run.root",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: report/ in run.root)")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where a report of these runs goes (default: one of all runs in run.root, in its report/)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and how far they are, and end")
     add_run_arguments(parser)
     return parser

@@ -70,7 +70,7 @@ LOSSES = (
     "What each term adds to the training loss, its weight included (alpha at the logits, beta at the spots); epoch "
     "means, logarithmic where none is below 0."
 )
-CLASSES = "Share of each class's training samples that the policy distilled at each spot in its last epoch, number {}."
+CLASSES = "Share of each class's training samples that were distilled at each spot in the last epoch, number {}."
 CONFUSION = "Images of each true class (row) by the class that the best student predicts (column)."
 COUNTS = "How many validation images each class has, and for how many the best student predicts it."
 ERRORS = "The validation images of which the best student is most certain, and wrong: true class → predicted class."

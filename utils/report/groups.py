@@ -17,7 +17,8 @@ from utils.run_folder.read import SINGLE, Run
 
 TEACHER = "teacher"  # a column beside those of the selections
 OWN_COLUMN = ["training.seed", "kd.selection"]  # settings in which the runs of one group differ
-ALWAYS_NAMED = ("kd.balance",)  # where it is set: what a row does must not depend on what it stands beside
+# Named wherever they are not as usual: what a row does must not depend on what it stands beside.
+ALWAYS_NAMED = {"kd.balance": None, "kd.policy": "gumbel"}
 # What a run without a policy does not use.
 OF_A_POLICY = {"kd.policy", "kd.policy_options", "kd.gate_temperature", "kd.routing_share", "kd_loss.homo"}
 OF_A_POLICY |= {"kd.loss_weights.classify_weight", "training.lr_agent", "training.lr_agent_decay_epochs"}
@@ -110,7 +111,9 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
             recipe = [key for key in differing(members) if key.startswith(RECIPE)]
             for named in _by(members, lambda run: (run.pair, run.distiller)).values():
-                keys = {*recipe, *differing(named), *ALWAYS_NAMED}
+                usual = ALWAYS_NAMED.items()
+                unusual = {key for key, value in usual for run in named if run.settings.get(key, value) != value}
+                keys = {*recipe, *differing(named), *unusual}
                 rows = _by(named, partial(_settings, keys=keys))
                 # First those with plain runs, which are then named by the settings that they use.
                 for settings, alike in sorted(rows.items(), key=lambda row: all(run.has_policy for run in row[1])):

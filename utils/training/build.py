@@ -16,7 +16,7 @@ from distillers.label_loss import LabelLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Pretraining, Task
-from models import StagedModel, get_model, is_registered
+from models import StagedModel, find_builder, get_model, is_registered
 from models.libraries import expected_images, offered_weights
 from utils.config import Config, ModelConfig
 from utils.errors import UserError, doing
@@ -35,6 +35,16 @@ from utils.training.precision import autocast, refuse_precision
 from utils.training.step import Phase
 
 VALIDATION_PIXELS = 2**20  # of the images that a GPU evaluates at once: 1000 images of 32x32, 64 of 128x128 and larger
+
+
+def refuse_unknown_networks(config: Config) -> None:
+    """Look the networks up by their names, before data is downloaded.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    for network in filter(None, (config.student, config.kd and config.kd.teacher)):
+        find_builder(network.name)
 
 
 def build(config: Config, source: Source, device: torch.device) -> tuple[Task, Source]:

@@ -73,8 +73,8 @@ def constant_accuracy(labels: Tensor, by: str = "top1") -> float:
         labels: of the images, int64 ``[N]``.
         by: ``top1``, or ``class_mean``, the mean of the classes' accuracies.
     """
-    counts = labels.bincount()
-    return 100 * (counts.max() / counts.sum() if by == "top1" else 1 / (counts > 0).sum()).item()
+    counts = labels.bincount().double()  # as exact as the accuracies that it is compared with
+    return (100 * counts.max() / counts.sum() if by == "top1" else 100 * (1 / (counts > 0).sum().double())).item()
 
 
 def no_progress(best: Mapping[str, float], epoch: int, labels: Tensor, config: Config) -> list[str]:

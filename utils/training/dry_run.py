@@ -19,7 +19,7 @@ from utils.config.yaml_text import dump_yaml
 from utils.processes.group import process_group
 from utils.run_folder.folder import RunDir
 from utils.run_folder.networks import changed_settings
-from utils.training.build import build, load_teacher
+from utils.training.build import build, load_teacher, refuse_unknown_networks
 from utils.training.device import choose_device, explaining_limits
 from utils.training.facts import flops_without_computing
 from utils.training.gate_counts import GateRecorder
@@ -47,6 +47,7 @@ def dry_run(config: Config, teacher_args: Sequence[str] = (), *, is_new: bool = 
     with ExitStack() as stack:
         stack.enter_context(process_group(device))
         stack.enter_context(explaining_limits(device))
+        refuse_unknown_networks(config)
         source, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
         task, source = build(config, source, device)
         if config.kd and missing is None:

@@ -32,7 +32,15 @@ from utils.run_folder.networks import changed_settings
 from utils.run_folder.records import read_epochs
 from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
-from utils.training.build import build, load_data, load_split, load_teacher, make_phases, teacher_accuracy
+from utils.training.build import (
+    build,
+    load_data,
+    load_split,
+    load_teacher,
+    make_phases,
+    refuse_unknown_networks,
+    teacher_accuracy,
+)
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
 from utils.training.doubts import other_images, poor_teacher, shared_images, uneven_classes, wide_interval
 from utils.training.engine import Engine
@@ -79,6 +87,7 @@ def train(
             keep_freed_memory(device)
             stack.enter_context(process_group(device))
             stack.enter_context(explaining_limits(device))
+            refuse_unknown_networks(config)
             source = open_data(config.dataset)
             teacher = find_missing_teacher(config, teacher_args)
             if teacher_args and not teacher:
