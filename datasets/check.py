@@ -71,12 +71,18 @@ def check_labels(source: Source) -> None:
 def check_files(source: Source) -> None:
     """Refuse files of a list that are not there, which streaming would find in the middle of an epoch.
 
+    A file with two labels is a warning.
+
     Raises:
         UserError: the line names the first.
     """
     for what, split in source.splits().items():
         if isinstance(split, Files) and not split.seen:
-            missing = [path for path in map(split.path, range(len(split))) if not os.path.isfile(path)]
+            rows = [(split.path(row), label) for row, label in enumerate(split.labels.tolist())]
+            labels = dict(rows)
+            if path := next((path for path, label in rows if labels[path] != label), None):
+                log.warning("%s: has two labels among the %s images, and perhaps others have", path, what)
+            missing = [path for path, _ in rows if not os.path.isfile(path)]
             if missing:
                 remedy = "dataset.on_corrupt=skip leaves such images out"
                 if len(missing) == len(split):

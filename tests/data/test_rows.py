@@ -244,6 +244,14 @@ def test_a_wrong_column_of_a_table_is_one_line(tmp_path, content, change, messag
     assert message in refusal(table, store(tmp_path / "images.parquet", change(content)))
 
 
+def test_an_image_with_two_labels_is_named(tmp_path, files, caplog):
+    columns = {"path": [*files, files[0]], "label": [*WORDS, "dog"], "split": [*SPLITS, "train"]}
+    open_data("csv", store(tmp_path / "t.csv", columns), loader="stream", img_h=8)
+    assert (
+        f"{tmp_path / files[0]}: has two labels among the training images, and perhaps others have" in caplog.messages
+    )
+
+
 def test_a_file_that_is_not_there_is_refused_before_the_run_begins(tmp_path, files):
     columns = {"path": [*files, "nowhere.png", ""], "label": [*WORDS, "cat", "cat"], "split": [*SPLITS, "val", "val"]}
     path, keys = store(tmp_path / "t.csv", columns), {"loader": "stream", "img_h": 8}

@@ -268,7 +268,8 @@ def fitted(
         print(f"left out for lack of time: {'; '.join(dropped)}")
     print(markdown(choice.table(costs)))
     duration = tqdm.format_interval(before + choice.seconds(costs) / at_a_time)
-    print(f"{choice}, about {duration} on {at_a_time} x {name_of(device)}")
+    first = f" after {missing.config.training.epochs} epochs of the teacher" if missing else ""
+    print(f"{choice}{first}, about {duration} on {at_a_time} x {name_of(device)}")
     return choice
 
 
