@@ -23,7 +23,7 @@ lim() { # lim SECONDS COMMAND ...: run it for at most so long, and not beyond th
   shift
   rest=$(left)
   [ "$rest" -gt 5 ] || { echo "SKIPPED, no time left"; return; }
-  timeout -k 5 $((most < rest ? most : rest)) "$@"
+  timeout ${STOP:+-s "$STOP"} -k 5 $((most < rest ? most : rest)) "$@"
   code=$?
   [ $code != 124 ] || echo "CUT OFF after its time"
   return $code
@@ -53,9 +53,9 @@ P
 part "tests for a GPU: captured = eager = CPU on toys (limit 110 s)"
 many=$($PY -c 'import xdist' 2>/dev/null && [ -z "${SMALL:-}" ] && echo "-n 4" || echo "-p no:xdist")
 # shellcheck disable=SC2086
-lim "${TESTS:-110}" $PY -m pytest -v -m gpu -o addopts= -p no:cacheprovider $many --durations=5 \
+STOP=INT lim "${TESTS:-110}" $PY -m pytest -v -m gpu -o addopts= -p no:cacheprovider $many --durations=5 \
   tests/training/test_gpu.py ${PICK:-} > "$OUT/tests.txt" 2>&1
-echo "passed $(grep -c PASSED "$OUT/tests.txt"), failed $(grep -c "^FAILED" "$OUT/tests.txt")"
+echo "passed $(grep -c PASSED "$OUT/tests.txt"), failed $(grep -cE "FAILED +\[|\] FAILED " "$OUT/tests.txt")"
 grep -E "^(FAILED|ERROR|CUT|SKIPPED,)|[0-9] passed|no tests|tests collected" "$OUT/tests.txt" | cut -c1-200
 grep -E "^E  " "$OUT/tests.txt" | head -20 | cut -c1-220
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -53,6 +54,7 @@ class StreamLoader(Loader):
         count, largest = AHEAD * max(self._workers.count, 1), order.largest_part()
         self._slots = slots = shared_images(count * largest, augment.size).view(count, largest, 3, *augment.size)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._used: deque[torch.cuda.Event] = deque()  # one for each of the last batches: all steps before it are done
 
     def _images(self, epoch: int, order: Sequence[Tensor], index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self._seed, epoch)
@@ -66,12 +68,19 @@ class StreamLoader(Loader):
         self._workers.close()
 
     def _send(self, images: Tensor) -> Tensor:
-        """Copy to the device. On CUDA the host runs ahead of the device, so the copy hides behind the last step."""
+        """Copy to the device. On CUDA the host runs ahead of the device, so the copy hides behind the last step.
+
+        The host waits for steps that are `AHEAD` batches old, else the batches to come could fill the memory.
+        """
         if self._copies is None:
             return images.to(self._device)
         with torch.cuda.stream(self._copies):
             sent = images.pin_memory().to(self._device, non_blocking=True)
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._copies)
+        self._used.append(torch.cuda.Event(blocking=True))
+        self._used[-1].record(current)
+        if len(self._used) > AHEAD:
+            self._used.popleft().synchronize()
         sent.record_stream(current)  # else the allocator may reuse its memory while `current` still reads it
         return sent

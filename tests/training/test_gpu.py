@@ -33,6 +33,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.cuda_graph import waiting_refused
 from utils.training.device import set_up
+from utils.training.precision import has_tensor_cores
 from utils.training.run import train
 
 pytestmark = [
@@ -134,6 +135,8 @@ class TestCapturedRuns:
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # of which the second has another memory layout
     def test_start_from_a_config_and_go_on_elsewhere(self, tmp_path, precision):
         """From a CPU, where maps lie in memory differently, to a GPU and back."""
+        if precision == "bf16" and not has_tensor_cores(DEVICE):
+            pytest.skip("this GPU has no bf16")
         prepare(tmp_path)
         for epochs, device in enumerate(("cpu", "cuda", "cpu"), 1):
             keys = {"device": device, "precision": precision, "epochs": epochs, "lr_decay_epochs": [1]}

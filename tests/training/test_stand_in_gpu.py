@@ -276,6 +276,18 @@ def batches_are_made_by_few_kernels_and_streamed_ones_are_sent_and_padded_beside
 
 
 @check
+def no_more_than_three_streamed_batches_are_ahead_of_the_device(folder):
+    waited, usual = [], torch.cuda.Event.synchronize
+    torch.cuda.Event.synchronize = lambda event: (waited.append(event), usual(event))
+    try:
+        count = len(list(toy_data(BATCH, device=choose_device("auto"), workers=0).train.epoch(0)))
+    finally:
+        torch.cuda.Event.synchronize = usual
+    equal(len(waited), count - 3)
+    assert waited
+
+
+@check
 def captured_steps_reserve_about_as_much_memory_as_eager_ones(folder):
     """With a smaller last batch. It was nearly twice as much, when each capture had memory of its own."""
     from utils.benchmark.cases import Case, Conditions, Kind, Pair

@@ -170,6 +170,11 @@ def run_out_of_memory(recorder):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
+def find_no_engine(recorder):
+    """What cuDNN says for want of a workspace."""
+    raise RuntimeError("FIND was unable to find an engine to execute this computation")
+
+
 def round_differently(recorder):
     """As kernels that add in no fixed order do: a little more and a little less in turn."""
     recorder.count = getattr(recorder, "count", 0) + 1
@@ -300,6 +305,7 @@ def test_what_cannot_be_captured_is_said_in_one_line_and_trains_eagerly(distille
             [(size, "CUDA out of memory. Tried to allocate 2.00 GiB.") for size in (5, 11)],
         ),
         (lambda: Faulty(step=lambda r: r.recorded and run_out_of_memory(r)), [(None, "out of memory")]),
+        (lambda: Faulty(step=lambda r: r.recorded and find_no_engine(r)), [(None, "out of memory")]),
     ],
 )
 def test_a_later_size_may_not_fit_into_memory(recorder, complaints):

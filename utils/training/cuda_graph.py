@@ -38,7 +38,6 @@ class CudaRecorder:
         """Run `function` once, eagerly."""
         current = torch.cuda.current_stream(self._device)
         if self._pool is None:
-            torch.cuda.empty_cache()  # what steps outside of the pool have freed
             self._stream = side_stream(self._device)
             self._pool = torch.cuda.MemPool()
         self._stream.wait_stream(current)

@@ -103,5 +103,5 @@ def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device)
 def peak_gigabytes(device: torch.device) -> float:
     """Peak memory of the GPU, or of this process where there is none."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+        return torch.cuda.max_memory_reserved(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from datasets.batch import Batch
 from distillers.task import Task, TaskOutput
-from utils.errors import reason
+from utils.errors import exhausted_memory, reason
 from utils.processes.group import Replica
 from utils.training.average import WeightAverage
 from utils.training.cuda_graph import CudaRecorder
@@ -162,10 +162,14 @@ class CapturedStep:
 
     def _compute_and_capture(self, batch: Batch) -> None:
         """Take the step eagerly, and capture it for further batches of these shapes."""
+        torch.cuda.empty_cache()  # other steps may have freed memory that the captures can use
         before, fits = self._snapshot(), False
-        with suppress(torch.OutOfMemoryError):
+        try:
             self._compute_beside(batch)
             fits = True
+        except RuntimeError as error:  # cuDNN has other words for exhausted memory than PyTorch
+            if not exhausted_memory(error):
+                raise
         if not fits:  # what the step has allocated is free by now
             self._step.drop_gradients()
             before.restore()
