@@ -46,8 +46,6 @@ def test_a_wrong_run_is_refused_as_the_run_itself_would_be(said, monkeypatch):
             said(main_single, "--model", "resnet9")
     with pytest.raises(UserError, match=r"kd_loss\.name=sp: distiller=sp before sh chooses it, with what goes with it"):
         said(main_distill, "kd_loss.name=sp")
-    with pytest.raises(UserError, match=r"dataset\.val_split: digits has no use for it"):
-        said(main_single, "dataset.val_split=0.1")
 
 
 def test_a_run_that_is_there_is_refused_unless_it_goes_on(tmp_path, capsys):

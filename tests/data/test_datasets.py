@@ -54,7 +54,7 @@ class TestDigits:
         assert next(data.train.epoch(0)).image.shape == (8, 3, *size)
 
     def test_a_key_for_other_data_and_a_wrong_number_of_classes_are_refused(self):
-        assert "unexpected keyword argument 'val_split'" in refusal(open_data, "digits", val_split=0.1)
+        assert "dataset.val_split: digits has no use for it" in refusal(open_data, "digits", val_split=0.1)
         assert "digits has 10 classes; set dataset.num_classes=10" in refusal(open_data, "digits", num_classes=100)
 
 
