@@ -57,8 +57,6 @@ class Registry(Generic[T]):
     def canonical(self, name: str) -> str:
         """The registered spelling of `name`, e.g. ``"tiny-imagenet"`` for ``"Tiny_ImageNet"``."""
         self._load()
-        if name in self._entries:
-            return name
         for known in self._entries:
             if fold(known) == fold(name):
                 return known

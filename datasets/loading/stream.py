@@ -54,7 +54,7 @@ class StreamLoader(Loader):
         count, largest = AHEAD * max(self._workers.count, 1), order.largest_part()
         self._slots = slots = shared_images(count * largest, augment.size).view(count, largest, 3, *augment.size)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._used: deque[torch.cuda.Event] = deque()  # one for each of the last batches: all steps before it are done
+        self._used: deque[torch.cuda.Event] = deque()  # of each of the last batches, behind the steps before it
 
     def _images(self, epoch: int, order: Sequence[Tensor], index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self._seed, epoch)

@@ -49,13 +49,13 @@ class Layers:
         Raises:
             UserError: one line that names the file, the key, what was found and what would do.
         """
-        config = Config.from_dict(self.data, self.source)
+        data = self.data
+        config = Config.from_dict(data, self.source)
         for key, other in FALLBACKS.items():
-            both = _holds(self.data, key) and _holds(self.data, other)
-            is_idle = both and self.source(key) == COMMAND_LINE != self.source(other)
-            if is_idle and reduce(dict.get, key, self.data) != reduce(dict.get, other, self.data):
+            where = self.source(other)
+            is_typed = _holds(data, key) and self.source(key) == COMMAND_LINE != where
+            if is_typed and _holds(data, other) and reduce(dict.get, key, data) != reduce(dict.get, other, data):
                 first, second = ".".join(key), ".".join(other)
-                where = self.source(other)
                 raise UserError(f"{COMMAND_LINE}: {first} has no effect beside {second} in {where}; set that")
         training, typed = config.training, _training(self.parts, typed=True)
         before = _training(self.parts, typed=False).get("epochs")
