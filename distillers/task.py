@@ -61,6 +61,11 @@ class Task(nn.Module):
                 network.eval()
         return self
 
+    def set_modes(self) -> None:
+        """The networks are in the modes that `train` gives them, whatever the user did to them or a module around."""
+        if self.student.training != self.training or self.teacher.training:
+            self.train(self.training)
+
     def networks(self) -> list[StagedModel]:
         """Student and teacher, or the student alone."""
         return [network for name, network in self.named_children() if name in ("student", "teacher")]
@@ -141,6 +146,7 @@ class Pretraining(Task):
         return {"pretrain": self.trained}
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
+        self.set_modes()
         with torch.no_grad():
             teacher_features, _ = self.teacher.features(batch.image)
         features = self.student.features(batch.image)[0] if self.runs_student else []

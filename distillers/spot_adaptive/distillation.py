@@ -103,12 +103,10 @@ class SpotAdaptiveDistillation(Task):
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
         if self.routed:
             # Imported here, so that the plain distiller loads nothing of the routing.
-            from distillers.spot_adaptive.frozen import frozen_twin
             from distillers.spot_adaptive.routing import Router
 
             self.router = Router(distiller.spots, student_shapes, teacher_shapes)
-            # In a tuple, so that it is no submodule: it would double the student in state_dict and parameters.
-            self._twin = (frozen_twin(student),)
+        self._make_twin()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         of_logits = self.logit_loss.parameters()
@@ -121,18 +119,25 @@ class SpotAdaptiveDistillation(Task):
         for part, epochs in ((self.alpha_part, self.alpha_epochs), (self.beta_part, self.beta_epochs)):
             part.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
         self.epoch.fill_(epoch)
+        self._make_twin()  # a schedule may have changed a number in the student
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
-        if self.routed:  # moving the student gave it new tensors
+        self._make_twin()  # moving the student gave it new tensors
+        return self
+
+    def _make_twin(self) -> None:
+        if self.routed:
+            # Imported here, so that the plain distiller loads nothing of the routing.
             from distillers.spot_adaptive.frozen import frozen_twin
 
+            # In a tuple, so that it is no submodule: it would double the student in state_dict and parameters.
             self._twin = (frozen_twin(self.student),)
-        return self
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         """The student's loss, then the policy's; ``parts`` has every term, and the share of samples distilled at each
         spot."""
+        self.set_modes()
         batch, targets = self.label_loss.mix(Batch(*batch))  # loaders of users may give lists
         with torch.no_grad():
             teacher_features, teacher_logits = self.teacher.features(batch.image)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distillers.base import Setting
@@ -12,6 +14,7 @@ from distillers.registry import DISTILLERS, LOGIT_LOSSES, POLICIES, build
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.selection import SELECTIONS
 from models import wrap_module
+from models.staged import copied
 from utils.errors import UserError
 
 
@@ -40,11 +43,12 @@ def join(
     """The task that distils `student` from `teacher`.
 
     Args:
-        student, teacher: any modules; those that are no `StagedModel` are cut into stages, see `models.wrap_module`,
-            and keep their parameters.
+        student, teacher: any modules that turn float32 images ``[B, 3, H, W]`` into logits of the same classes; those
+            that are no `StagedModel` are cut into stages, see `models.wrap_module`, and keep their parameters. The
+            teacher is frozen. One that shares parameters with the student is copied before.
         distiller: its name, e.g. ``"at"``; `options` are those of its constructor, of which `spots` and `feat_dim` are
             explained in `Setting`.
-        labels: class of every training sample, int64 ``[N]``, in index order.
+        labels: class of every training sample, integers ``[N]``, in index order.
         image_size: height and width of the images.
         logits: name of the loss at the logits, with its options and its temperature; None for the distiller's own.
         beta: weight of the distiller's losses; None for the published one.
@@ -55,8 +59,8 @@ def join(
         settings: the others of `SpotAdaptiveDistillation`, e.g. ``gamma=2.0``.
 
     Raises:
-        UserError: there is no such distiller, loss, selection or policy, it does not fit the networks, or a number that
-            has to be above 0 is not.
+        UserError: there is no such distiller, loss, selection or policy, it does not fit the networks, or a number is
+            impossible.
     """
     # A config has been checked for these; a call from Python has not.
     if selection not in SELECTIONS:
@@ -65,10 +69,23 @@ def join(
     for name in ("temperature", "gate_temperature", "gamma", "balance", "routing_share"):
         if (value := positive.get(name)) is not None and not value > 0:
             raise UserError(f"{name} is {value}, expected a number above 0")
+    for name, weight in {"alpha": settings.get("alpha"), "beta": beta}.items():
+        if weight is not None and not 0 <= weight < math.inf:
+            raise UserError(f"{name} is {weight}, expected a number from 0 on")
+    labels = torch.as_tensor(labels)
     if settings.get("standardize") and len(labels) and labels.max() < 2:
         raise UserError("kd_loss.standardize: with two classes, standardised logits only say which one is larger")
-    networks = {"student": wrap_module(student, None, image_size), "teacher": wrap_module(teacher, None, image_size)}
-    shapes = {role: network.feature_shapes(*image_size) for role, network in networks.items()}
+    if not set(student.parameters()).isdisjoint(teacher.parameters()):
+        teacher = copied(teacher)
+    networks, shapes, classes = {}, {}, {}
+    for role, network in {"student": student, "teacher": teacher}.items():
+        try:
+            networks[role] = wrap_module(network, None, image_size)
+        except UserError as error:
+            raise UserError(f"{role}: {error}") from error
+        shapes[role], classes[role] = networks[role].shapes(*image_size)
+    if classes["student"] != classes["teacher"]:
+        raise UserError("student and teacher give {student} and {teacher} logits, expected the same".format(**classes))
     setting = Setting(**shapes, labels=labels, spots=spots, feat_dim=feat_dim, pair=pair)
     try:
         chosen_distiller = build(DISTILLERS, distiller, "kd_loss.options", options, setting)

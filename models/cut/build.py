@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import compress
 
@@ -101,8 +101,8 @@ def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, 
     graph = PlaceTracer().trace(network)
     record_shapes(network, graph, images[:1])
     ends = Ends(network, graph, image_size).find()
-    opened = {path for end in ends for path in end.opened}
-    graphs = {mode: PlaceTracer(opened).trace(network.train(mode)) for mode in MODES}
+    opened = {"", *(path for end in ends for path in end.opened)}
+    graphs = _graphs(network, opened)
     record_shapes(network.eval(), graphs[False], images[:1])
     nodes = [{mode: _end_at(end.place, graph) for mode, graph in graphs.items()} for end in ends]
     # A submodule may hand the end of a stage on within a list, or do something else in training mode.
@@ -112,14 +112,24 @@ def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, 
     ]
     if not same[-1]:
         raise TraceError("it gives the vector before the classifier in one mode only")
-    pieces = {
-        mode: [compiled(network, piece) for piece in slices(graph, [found[mode] for found in compress(nodes, same)])]
-        for mode, graph in graphs.items()
-    }
-    view, logits = staged_view(module, module, pieces, images)
+    places = [end.place for end in compress(ends, same)]
+    view, logits = staged_view(module, module, _pieces(network, graphs, places), images)
     if {found.shape for found in logits.values()} != {(len(images), num_classes or logits[False].shape[-1])}:
         raise TraceError("it gives other logits than were asked for")
+    view.follow_changes(opened, lambda network: _pieces(network, _graphs(fresh(network), opened), places))
     return view
+
+
+def _graphs(network: nn.Module, opened: Collection[str]) -> dict[bool, fx.Graph]:
+    return {mode: PlaceTracer(opened).trace(network.train(mode)) for mode in MODES}
+
+
+def _pieces(network: nn.Module, graphs: Mapping[bool, fx.Graph], places: Sequence[Place]) -> dict[bool, list[Piece]]:
+    """The graphs of both modes, cut behind the calls at `places`."""
+    return {
+        mode: [compiled(network, piece) for piece in slices(graph, [_end_at(place, graph) for place in places])]
+        for mode, graph in graphs.items()
+    }
 
 
 def _end_at(place: Place, graph: fx.Graph) -> fx.Node | None:

@@ -29,7 +29,7 @@ class PlaceTracer(fx.Tracer):
 
     A submodule is one node, a call of it, if torch.fx cannot follow what it does, for example decisions that depend on
     the image. So it is if a graph would not repeat what it does: random numbers and tensors that are made without the
-    image would be constants of the graph.
+    image would be constants of the graph, and so would a number that the forward counts up.
 
     Args:
         opened: paths of the submodules that are followed; None: all but those of ``torch.nn``.
@@ -43,7 +43,7 @@ class PlaceTracer(fx.Tracer):
         self._callers: list[tuple[Place, Counter]] = [((), Counter())]
         self._own = {id(tensor) for tensor in (*root.parameters(), *root.buffers())}
         with torch.enable_grad(), _traced_len():
-            return _repeatable(lambda: super(PlaceTracer, self).trace(root, *args, **kwargs))
+            return _repeatable(root, lambda: super(PlaceTracer, self).trace(root, *args, **kwargs))
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
         return root_fn, [self.root, self.create_proxy("placeholder", "image", (), {})]  # others keep their defaults
@@ -59,7 +59,7 @@ class PlaceTracer(fx.Tracer):
         try:
             if not self.is_leaf_module(m, path):
                 with suppress(Exception):  # whatever code that is not ours does with the placeholders of torch.fx
-                    return _repeatable(lambda: forward(*args, **kwargs))
+                    return _repeatable(m, lambda: forward(*args, **kwargs))
                 for node in reversed(list(self.graph.nodes)[known:]):
                     self.graph.erase_node(node)
             return self.create_proxy("call_module", path, args, kwargs)
@@ -83,17 +83,24 @@ class PlaceTracer(fx.Tracer):
         return (*place, (name, counts[name]))
 
 
-def _repeatable(follow: Callable[[], Any]) -> Any:
-    """What `follow` returns.
+def _repeatable(module: nn.Module, follow: Callable[[], Any]) -> Any:
+    """What `follow`, the forward of `module`, returns.
 
     Raises:
-        TraceError: it draws random numbers.
+        TraceError: it draws random numbers, or changes a number of the module.
     """
-    before = _random_states()
+    before, numbers = _random_states(), constants(module)
     result = follow()
     if _random_states() != before:
         raise TraceError("its forward draws random numbers outside of PyTorch's modules and functions of the image")
+    if changed := constants(module).items() - numbers.items():
+        raise TraceError(f"its forward changes its attribute {min(changed)[0]!r}")
     return result
+
+
+def constants(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are constants of a graph of its forward: numbers, words and truth values."""
+    return {name: v for name, v in vars(module).items() if isinstance(v, int | float | str) and name != "training"}
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from models.cut.trace import has_gradients
+from models.cut.trace import constants, has_gradients
 from models.staged import Stage, StagedModel
-from utils.errors import UserError
+from utils.errors import UserError, doing
 
 MOST_PREFIX_TOKENS = 8  # beyond, tokens are no image
 
@@ -158,19 +158,39 @@ class StagedView(StagedModel):
         self.network = network
         self.pieces, self.layouts, self.overwriting = pieces, layouts, overwriting
         self.uncut, self.one_piece = uncut, one_piece
-        self.training = network.training
+        self._opened: Collection[str] = ()
+
+    def follow_changes(self, opened: Collection[str], follow: Callable[[nn.Module], Mapping[bool, Sequence[Piece]]]):
+        """Let `follow` give the pieces anew whenever `constants` of the modules at the paths `opened` change."""
+        self._opened, self._follow = opened, follow
+        self._constants = self._read_constants()
+
+    def _read_constants(self) -> list[dict[str, Any]]:
+        return [constants(self.network.get_submodule(path)) for path in self._opened]
+
+    @property
+    def training(self) -> bool:
+        """The mode is the network's, which may also be a part of a module of the user."""
+        return self.network.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """`train` sets that of the network."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
     def stages(self) -> list[Stage]:
+        if self._opened and (now := self._read_constants()) != self._constants:
+            with doing("following its forward again, because a number among its attributes has changed,"):
+                self.pieces, self._constants = self._follow(self.network), now
         return [[partial(self.run_stage, index)] for index in range(len(self.pieces[False]))]
 
     def run_stage(self, index: int, x: Tensor) -> Tensor:
         """Apply one stage to the feature before it. Both are in the shape that the network itself gives them."""
         if index in self.overwriting:
             x = x.clone()
-        return self.pieces[self.network.training][index].run(self.network, x)
+        return self.pieces[self.training][index].run(self.network, x)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         if layout := self._layout(start - 1):
@@ -185,7 +205,7 @@ class StagedView(StagedModel):
         return [layout.to_map(f) if layout else f for layout, f in zip(layouts, features)], logits
 
     def stage_tensors(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
-        names = {name for piece in self.pieces[self.network.training][start:stop] for name in piece.names}
+        names = {name for piece in self.pieces[self.training][start:stop] for name in piece.names}
         return [tensor for key, tensor in self.network.state_dict(keep_vars=True).items() if is_used(key, names)]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

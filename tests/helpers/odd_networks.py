@@ -222,6 +222,30 @@ class DecidingWithin(Chain):
         )
 
 
+class Scheduled(Chain):
+    """Its logits are scaled by a number that whoever trains it may change."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.scale = 1.0
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class Counting(Chain):
+    """Counts its steps, and its body is weak in the first of them."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        x = self.pool(self.down(self.stem(x)) * min(1.0, 0.1 * self.steps))
+        return self.classifier(x.flatten(1))
+
+
 class Connected(nn.Module):
     """Decides by the image when it is trained; behind that, there is a classifier or not."""
 

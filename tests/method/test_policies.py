@@ -193,6 +193,10 @@ def given(key: str, name: str, **options) -> dict:
         ({"gate_temperature": float("nan")}, "gate_temperature is nan, expected a number above 0"),
         ({"balance": -1}, "balance is -1, expected a number above 0"),
         ({"gamma": 0}, "gamma is 0, expected a number above 0"),
+        ({"beta": float("nan")}, "beta is nan, expected a number from 0 on"),
+        ({"alpha": -1}, "alpha is -1, expected a number from 0 on"),
+        ({"student": ToyNet(num_classes=3)}, "student and teacher give (3,) and (5,) logits, expected the same"),
+        ({"teacher": torch.nn.Linear(3, 5)}, "teacher: running it on images of 8x8 in evaluation mode failed: "),
         ({"standardize": True}, "kd_loss.standardize: with two classes, "),
         (given("distiller", "crd", negatives=0), "kd_loss.options: crd.negatives is 0: Input should be greater than 0"),
         (given("distiller", "crd", temperature="hot"), "kd_loss.options: crd.temperature is 'hot': Input should be a"),
@@ -214,4 +218,25 @@ def given(key: str, name: str, **options) -> dict:
 def test_join_refuses_what_cannot_be_in_one_line(changes, message):
     setting = {"distiller": "at", "labels": toy_labels() % 2, "image_size": IMAGE_SIZE} | changes
     with pytest.raises(UserError, match=f"^{re.escape(message)}[^\n]*$"):
-        join(ToyNet(), ToyNet(), **setting)
+        join(**{"student": ToyNet(), "teacher": ToyNet()} | setting)
+
+
+def test_a_student_may_be_its_own_teacher_as_it_is_now():
+    network = ToyNet()
+    task = join(network, network, "at", labels=toy_labels().tolist(), image_size=IMAGE_SIZE).train()
+    take_step(task, toy_batch())
+    assert all(p.grad is not None for p in network.parameters())
+    assert task.teacher is not network
+    assert torch.equal(task.teacher.fc.weight, network.fc.weight)
+    assert not task.teacher.fc.weight.requires_grad
+
+
+def test_a_step_puts_both_networks_into_their_modes_whatever_holds_them():
+    student, teacher = ToyNet(), ToyNet()
+    task = join(student, teacher, "at", labels=toy_labels(), image_size=IMAGE_SIZE)
+    torch.nn.ModuleList([task, teacher]).train()
+    student.eval()
+    before = teacher.bn1.running_mean.clone()
+    take_step(task, toy_batch())
+    assert (student.training, teacher.training) == (True, False)
+    assert torch.equal(teacher.bn1.running_mean, before)

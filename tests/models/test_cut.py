@@ -237,6 +237,27 @@ class TestView:
         assert {*map(id, model.stage_tensors(-1))} == {*map(id, model.network.fc.parameters())}
 
 
+class TestNumbersThatChange:
+    def test_stages_follow_a_number_that_the_user_changes(self):
+        view, x = wrap(odd.Scheduled).eval(), images()
+        for scale in (1.0, 5.0, 0.5):
+            view.network.scale = scale
+            check_cuts(view, view.network, x)
+        twin = frozen_twin(view)
+        view.network.scale = 2.0
+        assert torch.equal(twin(x), 0.25 * view(x))
+        check_cuts(twin, twin.network, x)
+
+    def test_a_forward_that_counts_its_steps_is_called_itself(self):
+        view, x = wrap(odd.Counting), images()
+        assert "its forward changes its attribute 'steps'" in view.uncut
+        view.train()
+        for _ in range(3):
+            features, logits = view.features(x)
+        assert view.network.steps == 3
+        check_cuts(view.eval(), view.network, x)
+
+
 class TestGivenStages:
     def test_train(self):
         model = wrap(odd.Unchained, UNCHAINED_STAGES)

@@ -1,7 +1,7 @@
 """Stopping when asked to, at a step from which a run can go on.
 
-SIGTERM (batch systems, ``docker stop``), SIGUSR1 (Slurm, before a time limit) and SIGINT (Ctrl-C) ask a process to
-stop. While there is nothing to save, it stops at once; in training the step under way is finished and saved first. All
+SIGTERM (batch systems, ``docker stop``), SIGUSR1 (Slurm, before a time limit), SIGINT (Ctrl-C) and SIGHUP (a closed
+terminal, unless nohup ignores it) ask a process to stop. While there is nothing to save, it stops at once; in training the step under way is finished and saved first. All
 end with `EXIT_INTERRUPTED`.
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 from utils.processes.rank import launcher_is_gone, rank_info
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    STOP_SIGNALS += (signal.SIGHUP,)
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped early, everything saved, try again
 EXIT_KILLED = 128 + signal.SIGINT  # the code that a shell gives to a process that SIGINT ends
 NOTHING_TO_SAVE = (
