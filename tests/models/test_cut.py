@@ -253,7 +253,7 @@ class TestNumbersThatChange:
         assert "its forward changes its attribute 'steps'" in view.uncut
         view.train()
         for _ in range(3):
-            features, logits = view.features(x)
+            view.features(x)
         assert view.network.steps == 3
         check_cuts(view.eval(), view.network, x)
 

@@ -1,8 +1,8 @@
 """Stopping when asked to, at a step from which a run can go on.
 
 SIGTERM (batch systems, ``docker stop``), SIGUSR1 (Slurm, before a time limit), SIGINT (Ctrl-C) and SIGHUP (a closed
-terminal, unless nohup ignores it) ask a process to stop. While there is nothing to save, it stops at once; in training the step under way is finished and saved first. All
-end with `EXIT_INTERRUPTED`.
+terminal, unless nohup ignores it) ask a process to stop. While there is nothing to save, it stops at once; in training
+the step under way is finished and saved first. All end with `EXIT_INTERRUPTED`.
 """
 
 from __future__ import annotations
