@@ -147,6 +147,7 @@ class Pretraining(Task):
 
     def forward(self, batch: Batch) -> Iterator[TaskOutput]:
         self.set_modes()
+        batch = Batch(*batch)  # loaders of users may give lists
         with torch.no_grad():
             teacher_features, _ = self.teacher.features(batch.image)
         features = self.student.features(batch.image)[0] if self.runs_student else []
