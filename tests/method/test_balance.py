@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from captured_steps import Training
+from odd_networks import Transformer
 from process_pair import process_pair
 from torch import nn
-from toys import take_step, toy_batch, toy_task
+from toys import NUM_CLASSES, take_step, toy_batch, toy_labels, toy_task
 
 from distillers.spot_adaptive.balance import Balance, excessive_beta
+from distillers.spot_adaptive.join import join
 from models import StagedModel
 from utils.processes.group import rank
 
@@ -39,6 +41,12 @@ def test_a_pull_is_limited_by_all_that_lies_behind_the_feature():
     assert balance.ratio.tolist() == pytest.approx([10 / (2 + 2), 6 / 2])
     assert balance.weight.tolist() == pytest.approx([4 / 10, 2 / 6])
     assert gradient.item() == pytest.approx(2 + 2 + 4)
+
+
+def test_a_pull_below_the_cap_stays_as_it_is_and_is_never_made_larger():
+    balance, gradient = pulled(2.0, (0.5, -0.5), cap=0.5)
+    assert balance.weight.tolist() == [1.0, 1.0]
+    assert gradient.item() == 2.0
 
 
 def test_where_nothing_lies_behind_or_no_sample_is_chosen_the_weight_is_one():
@@ -90,3 +98,15 @@ class TestSteps:
 def test_a_spot_whose_weight_is_below_a_tenth_is_named_with_how_much_is_too_much():
     means = {"weight/f1": 1.0, "weight/f2": 0.1, "weight/f3": 0.08, "ratio/f3": 12.5, "loss/f3": 0.01}
     assert excessive_beta(means, 1000.0) == ["kd.balance: β 1000 is 12 times too much at f3 (its weight is 0.080)"]
+
+
+def test_maps_made_of_tokens_are_balanced_as_well():
+    how = {"labels": toy_labels(), "image_size": (32, 32), "selection": "fixed", "beta": 1e6, "balance": 1.0}
+    task = join(Transformer(NUM_CLASSES), Transformer(NUM_CLASSES), "at", spots=[(0, 0)], **how).train()
+    batch = toy_batch()._replace(image=torch.randn(6, 3, 32, 32))
+    found, views, logits = task.balance.features(task.student, batch.image)
+    features, expected = task.student.features(batch.image)
+    torch.testing.assert_close([*found, logits], [*features, expected])
+    torch.testing.assert_close(views, features)
+    take_step(task, batch)
+    assert task.balance.ratio[0] > 1
