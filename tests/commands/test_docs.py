@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from documents import DOCUMENTS, REPOSITORY, blocks, execute, launcher_variables, make_workplace, problems
+from pictures import open_data
+from test_advise import be_quick
+from toys import toy_source
 
-from datasets import make_loader, open_data
 from datasets.registry import DATASETS
-from datasets.source import Arrays, Source
 from distillers import DISTILLERS
 from distillers.registry import LOGIT_LOSSES, POLICIES
 from models import MODELS, get_model
@@ -55,19 +57,6 @@ def test_what_a_document_says_holds(document, workplace):
     assert problems(document.read_text(encoding="utf-8"), workplace, document.parent) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("```sh\ndataset=digits sh train.sh \\\n    training.epoch=3\n```\n", "unknown key training.epoch"),
-        ("see `python -m utils.report --no-pictures`", "unrecognized arguments: --no-pictures"),
-        ("[link](docs/method.md#notations)", "no such heading"),
-    ],
-)
-def test_a_misspelt_word_is_found(text, complaint, workplace):
-    (found,) = problems(text, workplace)
-    assert complaint in found
-
-
 class TestExtending:
     def block(self, beginning: str) -> str:
         (text,) = (text for text in blocks(EXTENDING, "python") if text.startswith(beginning))
@@ -81,9 +70,7 @@ class TestExtending:
         assert "'loss/policy'" in output[1]
 
     def test_a_whole_run_is_one_call(self, workplace, monkeypatch):
-        images, labels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 10
-        part, half = Arrays(images, labels), (0.5, 0.5, 0.5)
-        tiny = Source(part, part, tuple("0123456789"), half, half, augment="crop", image_size=(32, 32))
+        tiny = toy_source(torch.arange(20) % 10, "0123456789", (32, 32))
         monkeypatch.setitem(DATASETS._entries, "digits", lambda root: tiny)
         result = execute("run", self.block("from utils.config"))["result"]
         assert (workplace / "run/from-python/digits/1029/resnet8/ckpt/best.pth").exists()
@@ -94,16 +81,13 @@ class TestExtending:
         for name, count in (("train", 12), ("val", 5)):
             images = np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)
             np.savez(workplace / f"data/npz/{name}.npz", images=images, labels=np.arange(count) % 3)
-        config = find_config("npz", 1029, model="resnet8").load()
-        source = open_data(config.dataset)
-        train, val = (
-            make_loader(source, config.dataset, name, 5, 0, seed=1, device="cpu") for name in ("train", "val")
-        )
-        assert source.num_classes == 3
-        (batch,) = val.epoch(0)
+        config = find_config("npz", 1029, model="resnet8").load().dataset
+        data = open_data(config.name, config.root, batch_size=5)
+        assert data.source.num_classes == 3
+        (batch,) = data.val.epoch(0)
         assert batch.image.shape == (5, 3, 16, 16)
         assert batch.label.tolist() == [0, 1, 2, 0, 1]
-        assert [len(batch.label) for batch in train.epoch(0)] == [5, 5, 2]
+        assert [len(batch.label) for batch in data.train.epoch(0)] == [5, 5, 2]
 
     def test_the_network_has_its_features_and_the_config_is_that_of_the_new_data_set(self, workplace):
         network = get_model("small", num_classes=7, kwargs={"width": 4})
@@ -152,3 +136,26 @@ def test_all_that_a_run_leaves_is_listed():
 def test_files_that_a_script_mentions_exist(script):
     words = re.findall(r"(?<![\w./-])[\w-]+(?:/[\w-]+)*\.(?:py|sh|txt)\b", script.read_text(encoding="utf-8"))
     assert [word for word in words if not (REPOSITORY / word).exists()] == []
+
+
+NOTEBOOK = json.loads((REPOSITORY / "docs/distil_your_own.ipynb").read_text(encoding="utf-8"))
+SHORT = {
+    "number % (1 + label) == 0": "number % (5 + label) == 0",
+    "EPOCHS, SEEDS = 15, [1, 2]": "EPOCHS, SEEDS = 1, [1]",
+    '["kd", "at"]': '["kd"]',
+    'subprocess.run([sys.executable, "-m", "utils.report", "run/advice"], check=True)': (
+        'from utils.report.__main__ import main as report; report(["run/advice", "--no-plots"])'
+    ),
+}
+
+
+def test_the_notebook_makes_a_student_and_predicts_by_it(workplace, monkeypatch):
+    be_quick(monkeypatch)
+    code = "\n\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
+    for long, short in SHORT.items():
+        assert long in code
+        code = code.replace(long, short)
+    names = {}
+    exec(compile(code, "distil_your_own.ipynb", "exec"), names)
+    assert set(names["table"]["training"]) == {"alone", "teacher", "kd, fixed"}
+    assert len(pd.read_csv("run/predictions.csv")) == len(list((workplace / "data/my-images/four").iterdir()))

@@ -1,4 +1,4 @@
-"""Networks that ship: exported files compute the same, and predict the classes that evaluation finds."""
+"""Networks that ship: exported files compute the same; predictions are those that evaluation finds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from documents import REPOSITORY, blocks, execute
-from pictures import noise, save
+from pictures import image_folder, noise, save
 from PIL import Image
 from torch import nn
 
@@ -22,6 +22,7 @@ from utils.evaluate import scores
 from utils.export import exported, onnx
 from utils.export.command import compare, export_program
 from utils.export.exported import OnnxNetwork
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.training.restore import restore
 from utils.training.run import train
 
@@ -35,21 +36,14 @@ NAMES = ("student.onnx", "student.half.onnx", "student.int8.onnx")
 CLASSES = ("ant", "bee, wild", "éel")
 
 
-def odd_images(folder: Path, count: int) -> None:
-    """Pictures of every kind, `count` of each class."""
-    for number in range(count * len(CLASSES)):
-        pixels = noise(30 + 7 * (number % 5), 60 - 11 * (number % 4), 3, seed=number)
-        picture = Image.fromarray(pixels).convert(("RGB", "L", "RGBA", "P")[number % 4])
-        if picture.mode == "RGBA":
-            picture.putalpha(Image.fromarray(pixels[..., 0]))
-        if number % 7 == 0:
-            picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
-        if number % 7 == 1:
-            picture = picture.resize(((3, 2), (300, 2))[number % 2])
-        save(picture, folder / CLASSES[number % len(CLASSES)] / f"{number:02d}.png")
-    turned = Image.Exif()
+def write_images(folder: Path) -> None:
+    """Smooth pictures, and to validate on also one with transparent pixels, one of 16 bits and one that is turned."""
+    image_folder(folder, train=5, val=6, classes=CLASSES, size=(50, 80))
+    pixels, turned = noise(80, 50, 4), Image.Exif()
     turned[0x112] = 6
-    Image.fromarray(noise(50, 80, 3)).save(folder / CLASSES[0] / "turned.jpg", exif=turned)
+    Image.fromarray(pixels).save(folder / "val" / CLASSES[0] / "000.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "val" / CLASSES[1] / "000.png")
+    Image.fromarray(pixels[..., :3]).save(folder / "val" / CLASSES[2] / "turned.jpg", exif=turned)
 
 
 @pytest.fixture(scope="session", params=NETWORKS)
@@ -62,8 +56,7 @@ def shipped(request, once, tmp_path_factory) -> Path:
 
 def ship(folder: Path, network: str) -> str:
     torch.set_num_threads(1)
-    for split, count in (("train", 5), ("val", 6)):
-        odd_images(folder / "images" / split, count)
+    write_images(folder / "images")
     name, kwargs = NETWORKS[network]
     sizes = {"img_h": 66, "img_w": 72}  # more than 64: the margins are cut off
     config = Config.from_dict(
@@ -208,3 +201,58 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path, caps
         export_program(Choosing(), torch.zeros(3, 3, 8, 8), tmp_path / "x.pt2")
     assert "\n" not in str(error.value)
     assert capsys.readouterr().err == "", "PyTorch prints the graph"
+
+
+@pytest.fixture
+def digits(trained_run, tmp_path):
+    """A folder with the first validation images of the run, and their logits."""
+    restored = restore(trained_run)
+    images = next(iter(restored.val.epoch(0))).image[:6]
+    for number in range(6):
+        save(restored.source.val.picture(number), tmp_path / "digits" / str(number % 2) / f"{number}.png")
+    with torch.inference_mode():
+        return tmp_path / "digits", restored.student()(images)
+
+
+def test_every_image_has_a_line_by_path_and_one_that_cannot_be_read_is_named(
+    trained_run, digits, tmp_path, caplog, capsys
+):
+    folder, logits = digits
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    words = [str(trained_run), str(folder), str(tmp_path / "out.csv")]
+    assert predict.main(words) == 0
+    assert f"{folder}/broken.png: cannot be read as an image" in caplog.text
+    assert "6 images; 1 could not be read" in capsys.readouterr().out
+    header, *rows = csv.reader((tmp_path / "out.csv").read_text().splitlines())
+    assert header == ["image", "predicted", "probability"]
+    chances, classes = logits.softmax(dim=1).max(dim=1)
+    order = [0, 2, 4, 1, 3, 5]
+    assert [row[:2] for row in rows] == [[f"{folder}/{k % 2}/{k}.png", str(classes[k].item())] for k in order]
+    assert [float(row[2]) for row in rows] == pytest.approx(chances[order].tolist(), abs=1e-3)
+    with pytest.raises(UserError, match="none of its 1 images can be read"):
+        predict.main([words[0], str(folder / "broken.png"), str(tmp_path / "new.csv")])
+    (tmp_path / "out.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.csv: exists already"):
+        predict.main(words)
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_a_checkpoint_predicts_where_its_data_its_policy_and_its_distiller_are_not(trained_run, digits, tmp_path):
+    content = read_checkpoint(trained_run / "ckpt/best.pth")
+    content["config"]["dataset"] |= {"name": "imagefolder", "root": "nowhere"}
+    content["config"]["kd"]["policy"] = content["config"]["kd_loss"]["name"] = "of_another_machine"
+    torch.save(content, tmp_path / "moved.pth")
+    words = [str(tmp_path / "moved.pth"), str(digits[0]), str(tmp_path / "out.csv")]
+    assert predict.main(words) == 0
+    del content["data"]["resize"]  # as older versions wrote it
+    torch.save(content, tmp_path / "moved.pth")
+    with pytest.raises(UserError, match=r"dataset\.root: nowhere"):
+        predict.main(words)
+
+
+def test_a_program_is_not_unpickled_unasked(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "x.pt2").touch()
+    with pytest.raises(UserError, match=r"x\.pt2: PyTorch unpickles such a file, .*--trust"):
+        predict.main([str(tmp_path / "x.pt2"), str(tmp_path), str(tmp_path / "out.csv")])

@@ -136,25 +136,14 @@ class TestEnvironment:
         """A python3 without any package, whose venv module makes one that has them all, and which counts its calls."""
         folder.mkdir()
         script = folder / "python3"
-        (folder / "complete").write_text(
-            f"""#!/bin/sh
-if [ "$1 $2" = "-m pip" ]; then
-    echo "$@" >> pip.log
-else
-    exec {sys.executable} "$@"
-fi
-"""
-        )
         script.write_text(
             f"""#!/bin/sh
-if [ "$1 $2" = "-m venv" ]; then
-    echo made >> venv.log
-    mkdir -p "$3/bin"
-    cp {folder}/complete "$3/bin/python"
-    chmod +x "$3/bin/python"
-else
-    exec {sys.executable} -S "$@"
-fi
+case "$0 $1 $2" in
+    *" -m venv") echo made >> venv.log; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    *" -m pip") echo "$@" >> pip.log ;;
+    .venv/*) exec {sys.executable} "$@" ;;
+    *) exec {sys.executable} -S "$@" ;;
+esac
 """
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)

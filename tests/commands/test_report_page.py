@@ -2,16 +2,15 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_up_runs import BETA, write_run, write_samples
 from pictures import image_folder
-from process_runs import config_file, prepare
 
 from datasets.source import Files, Source
-from utils.config import load_config
 from utils.report import build, style
 from utils.report.__main__ import main
 from utils.report.curves import (
@@ -27,7 +26,6 @@ from utils.report.groups import grouped
 from utils.report.heatmaps import class_heatmap, confusion_figure
 from utils.report.student import confusion_of, count_figure, predict, worst
 from utils.run_folder.read import find_runs, read_run
-from utils.training.run import train
 
 LONG_NAME = "a class whose name is longer than twenty-two letters"
 SPOTS = ["f1", "f2", "f3", "logits"]
@@ -206,10 +204,8 @@ def test_predictions_are_counted_and_the_most_certain_mistakes_come_first():
     assert [bar.get_width() for bar in panel.patches] == [2, 1, 1, 2, 2, 0]
 
 
-def test_the_best_student_is_shown_with_its_confusions_and_mistakes(tmp_path, caplog):
-    config = load_config(config_file(prepare(tmp_path), "sp", training={"epochs": 1, "lr_decay_epochs": []}))
-    train(config)
-    run = read_run(config.run_dir)
+def test_the_best_student_is_shown_with_its_confusions_and_mistakes(trained_run, tmp_path, caplog):
+    run = read_run(shutil.copytree(trained_run, tmp_path / "run"))
     source = build.load_source(run)
     predictions = predict(run, source)
     assert predictions["label"].tolist() == source.val.labels.tolist()

@@ -53,19 +53,6 @@ def test_every_decimal_number_of_the_findings_stands_in_a_table():
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", tables)] == []
 
 
-def test_a_difference_is_that_of_the_students_that_its_line_names(runs):
-    """Worked out from the file by hand."""
-    table = build.comparison_table(runs).set_index(["student", "compared with", "distiller", "pixels"])
-    fixed = runs[(runs["root"] == "run/all") & (runs["selection"] == "fixed")].set_index(["distiller", "seed"])[
-        "last_top1"
-    ]
-    warm = runs[(runs["root"] == "run/all-warm") & (runs["distiller"] == "at")].set_index("seed")["last_top1"]
-    found = table.loc[("plain distiller, warm-up", "plain distiller", "AT", "16x16"), "difference"]
-    assert found.startswith(f"**+{(warm - fixed['at']).mean():.2f} ")
-    found = table.loc[("plain distiller", "KD alone", "SP", "16x16"), "difference"]
-    assert found.startswith(f"**{(fixed['sp'] - fixed['kd']).mean():.2f} ")
-
-
 def test_the_p_values_of_a_question_are_corrected_together(runs):
     """Holm's rule in words: the smallest of n is multiplied by n, the next by n - 1; none is below the one before."""
     cell = {"dataset": "", "images": "", "pixels": "16x16", "teacher_weights": "", "student": "resnet8", "homo": ""}

@@ -1,6 +1,7 @@
 """What a config amounts to: defaults, spellings, layers, folders, round trips."""
 
 import functools
+import logging
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from utils.config.__main__ import key_table, main
 from utils.config.errors import all_fields
 from utils.config.yaml_text import dump_yaml
 from utils.errors import UserError
+from utils.files import warn_once
 from utils.registry import names_in_source
 
 
@@ -180,6 +182,39 @@ def test_errors_name_the_file_in_which_the_key_stands():
     assert complaint(path, "training.epochs=-1").startswith("command line: training.epochs: found -1")
     path.write_text("base: sub/a.yml\ntraining: {batch_size: 0, epochs: 1}\n" + SINGLE)
     assert complaint(path).startswith("x.yml: training.batch_size: found 0")
+
+
+SHORT = SINGLE + "training: {epochs: 20, lr_decay_epochs: [14, 18]}\n"
+BOTH = SINGLE + "training: {epochs: 20, lr_decay_epochs: [14, 18], lr_agent_decay_epochs: [10]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "drops", "of_agent"),
+    [
+        (SHORT, ["training.epochs=30"], (21, 27), (21, 27)),
+        (BOTH, ["training.epochs=30"], (21, 27), (15,)),
+        (SINGLE, ["training.epochs=24"], (15, 18, 21), (15, 18, 21)),
+        (SHORT, ["training.epochs=1"], (1,), (1,)),
+        (SHORT, ["training.epochs=20"], (14, 18), (14, 18)),
+        (SHORT, ["training={epochs: 40}"], (28, 36), (28, 36)),
+        (SHORT, ["training.epochs=30", "training.lr_decay_epochs=[5]"], (5,), (5,)),
+        (SHORT, ["training={epochs: 30, lr_decay_epochs: [5], lr_agent_decay_epochs: null}"], (5,), (5,)),
+        (BOTH, ["training.epochs=30", "training.lr_decay_epochs=[5]"], (5,), (15,)),
+        (SHORT, ["training.epochs=30", "training.schedule=cosine"], (14, 18), (14, 18)),
+        (SHORT, ["training.lr=0.1"], (14, 18), (14, 18)),
+    ],
+)
+def test_drops_of_a_file_or_a_default_are_scaled_and_those_of_the_command_line_are_not(text, words, drops, of_agent):
+    training = load(text, *words).training
+    assert (training.lr_decay_epochs, training.lr_agent_decay_epochs) == (drops, of_agent)
+
+
+def test_one_line_says_that_drops_are_scaled(caplog):
+    caplog.set_level(logging.INFO)
+    warn_once.cache_clear()  # another test may have asked for the same
+    for words in ([], ["training.epochs=60"], ["training.epochs=60"]):
+        load(SHORT, *words)
+    assert caplog.messages == ["x.yml: training.lr_decay_epochs: [42, 54], scaled from [14, 18] of 20 epochs to 60"]
 
 
 # The reference

@@ -217,13 +217,16 @@ class TestImageFolder:
         source("imagefolder", root)
         assert f"in no class skipped: 4, the first: {root}/train/loose.png" in caplog.text
 
-    @pytest.mark.parametrize(("train", "val"), [("Train", "Test"), ("TRAINING", "Validation"), ("training", "dev")])
+    @pytest.mark.parametrize(
+        ("train", "val"),
+        [("Train", "Test"), ("train_set", "test_set"), ("TRAINING", "Validation"), ("training", "dev")],
+    )
     def test_splits_have_other_names_in_upper_and_lower_case(self, tmp_path, train, val):
         root = image_folder(tmp_path)
         (root / "val").rename(root / val)
         (root / "train").rename(root / train)
         assert len(source("imagefolder", root).val) == 6
-        if val != "Test":
+        if "est" not in val:
             assert "divided into train and val already" in refusal(DATASETS.get("imagefolder"), root, val_split=0.2)
 
     def test_test_stays_apart_where_val_is_there(self, tmp_path, caplog):
@@ -279,13 +282,3 @@ class TestImageFolder:
         assert data.source.class_names == ("a\\udce9", "bee")
         assert whole(data.train)[1].tolist() == [0] * 6 + [1] * 6
         caplog.text.encode("utf-8")
-
-
-@pytest.mark.parametrize("folders", [("train", "val"), ("train_set", "test_set")])
-def test_imagenet_takes_both_names_of_its_folders(tmp_path, folders):
-    for folder in folders:
-        for wnid in ("n01440764", "n01443537"):
-            save(smooth_picture(80, 60), tmp_path / folder / wnid / "0.JPEG")
-    data = open_data("imagenet", tmp_path, img_h=64, num_classes=2)
-    assert data.source.class_names == ("n01440764", "n01443537")
-    assert next(data.train.epoch(0)).image.shape == (2, 3, 64, 64)

@@ -41,12 +41,6 @@ def rows_source(labels, splits=None, val_split=None, **options):
 
 
 class TestSharesOfRows:
-    def test_take_the_same_share_of_every_class_and_every_row_once(self):
-        labels = [0] * 40 + [1] * 20 + [2] * 10
-        train, val = split_rows(labels, 0.1, "it")
-        assert sorted(train + val) == list(range(70))
-        assert np.bincount([labels[row] for row in val]).tolist() == [4, 2, 1]
-
     def test_are_the_same_in_every_run_and_in_the_order_of_the_rows(self):
         assert split_rows([0, 1] * 10, 0.2, "it")[1] == [0, 9, 10, 15]
 
@@ -113,17 +107,8 @@ class TestSplits:
         assert (source.val, source.test) == (val, test)
         assert sorted([*source.train, *source.val, *(source.test or [])]) == list(range(20))
 
-    @pytest.mark.parametrize(
-        ("splits", "val_split", "message"),
-        [
-            ([None] * 20, None, "or dataset.val_split=0.1"),
-            (["train"] * 20, None, "the split of no image is val"),
-            (["val"] * 20, None, "the split of no image is train"),
-            (["train"] * 10 + ["val"] * 10, 0.2, "it is divided into train and val already; leave it out"),
-        ],
-    )
-    def test_have_to_be_there(self, splits, val_split, message):
-        assert message in refusal(rows_source, ["a", "b"] * 10, splits, val_split)
+    def test_have_to_be_there(self):
+        assert "the split of no image is train" in refusal(rows_source, ["a", "b"] * 10, ["val"] * 20)
 
     @pytest.mark.parametrize("split", ["val", "test"])
     def test_hold_only_classes_that_are_trained(self, split):

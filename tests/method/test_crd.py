@@ -77,14 +77,8 @@ class TestBanks:
         expected = ((anchor[:, None] * bank.rows[candidates]).sum(dim=2) / 0.5).exp()
         torch.testing.assert_close(bank.scores(anchor, candidates, 0.5), expected)
 
-    def test_travel_in_the_state_dict_and_the_table_of_classes_does_not(self):
-        keys = {key.removeprefix("contrasts.0.") for key, _ in CRD(setting()).named_buffers()}
-        saved = {key.removeprefix("contrasts.0.") for key in CRD(setting()).state_dict()}
-        in_banks = {f"{side}_bank.{what}" for side in ("student", "teacher") for what in ("rows", "normalizer")}
-        assert saved == in_banks | {
-            f"embed_{side}.1.{p}" for side in ("student", "teacher") for p in ("weight", "bias")
-        }
-        assert keys - saved == {"sampler.order", "sampler.start", "sampler.size"}
+    def test_alone_are_saved_and_not_the_table_of_classes(self):
+        assert not [key for key in CRD(setting()).state_dict() if "sampler" in key]
 
 
 def test_works_without_gradients():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from test_cut import check_cuts
 from toys import toy_source
 
 from models import find_builder, get_model
@@ -116,11 +117,7 @@ class TestTimm:
     def test_is_cut_where_timm_has_features_and_goes_on_from_each(self, name, kwargs, shapes):
         model = get_model(f"timm/{name}", 5, kwargs=kwargs, image_size=(64, 64)).eval()
         assert model.feature_shapes(64, 64) == shapes
-        x = torch.randn(2, 3, 64, 64)
-        with torch.no_grad():
-            features, logits = model.features(x)
-            for k, feature in enumerate(features):
-                torch.testing.assert_close(model.run(feature, start=k + 1), logits, rtol=1e-4, atol=1e-5)
+        check_cuts(model, model.network, torch.randn(2, 3, 64, 64))
 
     def test_a_name_that_it_does_not_have_is_answered_with_some_that_it_has(self):
         with pytest.raises(UserError, match=r"^model 'timm/resnet19': timm has no network 'resnet19'; it has resnet"):
