@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -100,22 +99,6 @@ def finish(engine):
             return engine.fit(stop)
     finally:
         engine.run.close()
-
-
-def die_within_a_checkpoint(folder, settings):
-    """Train in a process of its own, which ends with code 9 when half of the third checkpoint is written."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    save, times = torch.save, itertools.count(1)
-
-    def save_half_and_die(state, file):
-        if next(times) < 3:
-            return save(state, file)
-        file.write(b"half of it")
-        os._exit(9)
-
-    torch.save = save_half_and_die
-    finish(make_engine(folder, config=toy_config(**settings)))
 
 
 def gate_records(run):

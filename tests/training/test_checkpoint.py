@@ -67,8 +67,6 @@ class TestRunDir:
         with pytest.raises(UserError, match=r"holds best\.pth, but no run that it is of \(no config\.yml\)"):
             run.open(resume=False, overwrite=False)
         run.best.unlink()
-        with pytest.raises(UserError, match="nothing to resume"):
-            run.open(resume=True, overwrite=False)
         run.open(resume=False, overwrite=False)
         assert (run.checkpoints / "mine.pth").exists()
 

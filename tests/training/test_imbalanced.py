@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -30,14 +29,12 @@ from utils.training.run import train
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Two classes, one with four times as many images, in three splits."""
-    root = image_folder(tmp_path_factory.mktemp("images"), train=16, val=6, size=(16, 16))
-    image_folder(root / "more", train=5, val=0, size=(20, 20))
+    root = tmp_path_factory.mktemp("images")
+    for name, *counts in (("ant", 16, 6), ("bee", 4, 2)):
+        image_folder(root, *counts, (name,), (16, 16))
+        image_folder(root / "more", 5, 0, (name,), (20, 20))
     (root / "more" / "train").rename(root / "test")
-    shutil.rmtree(root / "more", ignore_errors=True)
-    for k in range(4, 16):
-        (root / "train" / "bee" / f"{k:03d}.png").unlink()
-    for k in range(2, 6):
-        (root / "val" / "bee" / f"{k:03d}.png").unlink()
+    (root / "more").rmdir()
     return root
 
 

@@ -274,6 +274,13 @@ def test_an_error_of_the_step_itself_is_not_hidden():
         Training(Breaks, TapeRecorder()).take([8, 8])
 
 
+def test_a_number_that_first_appears_in_a_capture_is_noticed():
+    layer = torch.nn.BatchNorm1d(3)
+    snapshot = Snapshot([Holder("bn", vars(layer))], CPU)
+    layer.steps = 1
+    assert snapshot.find_replaced().startswith("steps of bn is replaced")
+
+
 def test_a_small_loss_is_compared_apart_from_counts_of_the_same_name():
     meter = {"sums": torch.zeros(1, dtype=torch.float64), "finite_steps": torch.zeros(1, dtype=torch.int64)}
     holders = [Holder("the meter", meter, rows=["loss/kl"])]
