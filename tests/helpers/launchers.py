@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from ready_process import REPOSITORY, ReadyProcess, run_module
 
@@ -15,18 +15,10 @@ HERE = str(Path(sys.executable).parent)
 _STAND_IN = '#!/bin/sh\nprintf "%s\\0" "$@" > "$WRITTEN"\n'
 
 
-class Ended(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def sh(script: str, *arguments: str, cwd: Path = REPOSITORY, path: str = HERE, **variables: str) -> Ended:
+def sh(script: str, *arguments: str, cwd: Path = REPOSITORY, path: str = HERE, **variables: str) -> CompletedProcess:
     """Run a launcher with the tests' own interpreter first on the path."""
-    done = subprocess.run(
-        ["sh", script, *arguments], cwd=cwd, env=_environment(path, variables), capture_output=True, text=True
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    how = {"cwd": cwd, "env": _environment(path, variables), "capture_output": True, "text": True}
+    return subprocess.run(["sh", script, *arguments], check=False, **how)
 
 
 def handed_over(script: str, *arguments: str, cwd: Path = REPOSITORY, **variables: str) -> list[str]:
@@ -40,13 +32,13 @@ def handed_over(script: str, *arguments: str, cwd: Path = REPOSITORY, **variable
         return written.read_text().split("\0")[:-1]
 
 
-def quick_sh(script: str, *arguments: str, **variables: str) -> Ended:
+def quick_sh(script: str, *arguments: str, **variables: str) -> CompletedProcess:
     """The same as `sh`, but what the launcher starts is forked from a process that has imported PyTorch."""
     minus_m, module, *words = handed_over(script, *arguments, **variables)
     assert minus_m == "-m"
     process = ReadyProcess(run_module, module, *words, environment=_environment(HERE, variables))
     code, errors = process.ending()
-    return Ended(code, process.stdout.read(), errors)
+    return CompletedProcess(words, code, process.stdout.read(), errors)
 
 
 def _environment(path: str, variables: dict[str, str]) -> dict[str, str]:

@@ -17,39 +17,36 @@ from utils.processes.group import process_group
 _group = ExitStack()  # which a process never leaves
 
 
-class Pair:
-    """Starts the two processes when they are first called, and anew after one of them has failed."""
+@contextmanager
+def process_pair() -> Iterator[Callable[..., list[Any]]]:
+    """Calls a function of a module on two processes, and gives the list of both results.
 
-    def __init__(self) -> None:
-        self._pools: list[ProcessPoolExecutor] = []
+    They are started when they are first called, and anew after one of them has failed.
+    """
+    pools: list[ProcessPoolExecutor] = []
 
-    def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Call a function of a module on both; the list of both results."""
-        if not self._pools:
+    def end() -> None:
+        for process in [process for pool in pools for process in pool._processes.values()]:
+            process.kill()
+        pools.clear()
+
+    def call(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if not pools:
             with socket.socket() as free:
                 free.bind(("localhost", 0))
                 port = free.getsockname()[1]
-            self._pools = [ProcessPoolExecutor(1, ready_context(), _join, (number, port)) for number in range(2)]
-        answers = [pool.submit(function, *arguments) for pool in self._pools]
+            pools.extend(ProcessPoolExecutor(1, ready_context(), _join, (number, port)) for number in range(2))
+        answers = [pool.submit(function, *arguments) for pool in pools]
         try:
             for done in wait(answers, PATIENCE, FIRST_EXCEPTION).done:
                 done.result()
             return [answer.result(0) for answer in answers]
         except BaseException:
-            self.end()
+            end()
             raise
 
-    def end(self) -> None:
-        for process in [process for pool in self._pools for process in pool._processes.values()]:
-            process.kill()
-        self._pools = []
-
-
-@contextmanager
-def process_pair() -> Iterator[Pair]:
-    pair = Pair()
-    yield pair
-    pair.end()
+    yield call
+    end()
 
 
 def _join(number: int, port: int) -> None:

@@ -10,22 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-# What makes a host wait for a GPU: a value is looked at, or a shape depends on one.
-WAITING = (
-    "_local_scalar_dense",
-    "equal",
-    "is_nonzero",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "bincount",
-)
-
 
 class Tape(TorchDispatchMode):
-    """Inside the context, every operation is executed and written down; those that wait are errors.
+    """Inside the context, every operation is executed and written down.
 
     As in a CUDA graph, a repetition reads and writes the tensors that the operations had when they were written down,
     and all plain numbers are those of that time.
@@ -36,8 +23,6 @@ class Tape(TorchDispatchMode):
         self._calls: list[tuple] = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None) -> Any:
-        if function.overloadpacket.__name__ in WAITING:
-            raise RuntimeError(f"{function} would wait for the device")
         options = options or {}
         operands = tree_map(alias, (arguments, options))
         result = function(*arguments, **options)

@@ -9,12 +9,12 @@ import os
 import shutil
 import signal
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from ready_process import ReadyProcess
-from toy_runs import STEPS, PowerCut, assert_equal, die_within_a_checkpoint, finish, make_engine, records, toy_config
+from toy_runs import STEPS, PowerCut, assert_equal, at_step, finish, make_engine, records, toy_config
 
 import utils.files
 import utils.run_folder.folder
@@ -39,6 +39,7 @@ def whole(tmp_path_factory):
 
 def check_resumed(folder, whole):
     torch.manual_seed(99)  # a new process has another random state
+    (folder / "ckpt/.last.pth.1.tmp").write_text("half of it")  # what a process leaves that is killed while it writes
     finish(make_engine(folder, resume=RunDir(folder).last.exists(), config=toy_config(**KEEPING)))
     run = RunDir(folder)
     names = sorted(path.name for path in run.last.parent.iterdir())
@@ -49,71 +50,53 @@ def check_resumed(folder, whole):
     assert not list(folder.rglob(TEMPORARY))
 
 
-def signal_in(call, at, number=signal.SIGTERM):
-    """`call`, preceded by a signal to this process when it is called for the time number `at`."""
+def stop_me(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def cut_power():
+    raise PowerCut
+
+
+def preceded(call, at, action=stop_me):
+    """`call`, preceded by `action` when it is called for the time number `at`."""
     times = itertools.count(1)
 
     def wrapped(*arguments, **options):
         if next(times) == at:
-            os.kill(os.getpid(), number)
+            action()
         return call(*arguments, **options)
 
     return wrapped
 
 
-class TestDying:
-    # Two saves within the first epoch, the one at its end, and that at the end of the second
-    @pytest.mark.parametrize("rename", [*range(1, 8), 12, 13, 14])
-    def test_before_any_rename_loses_nothing(self, tmp_path, whole, monkeypatch, rename):
-        replace, times = Path.replace, itertools.count(1)
-
-        def replace_or_die(path, target):
-            if next(times) == rename:
-                raise PowerCut
-            replace(path, target)
-
-        engine = make_engine(tmp_path / "run", config=toy_config(**KEEPING))
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", replace_or_die)
-            with pytest.raises(PowerCut):
-                finish(engine)
-        check_resumed(tmp_path / "run", whole)
-
-    def test_in_the_middle_of_a_file_leaves_the_old_one_and_nothing_else(self, tmp_path, whole):
-        assert ReadyProcess(die_within_a_checkpoint, tmp_path / "run", KEEPING).ending() == (9, "")
-        assert len(list((tmp_path / "run").rglob(TEMPORARY))) == 1
-        check_resumed(tmp_path / "run", whole)
-
-    def test_before_old_checkpoints_are_pruned_leaves_none_too_many(self, tmp_path, whole, monkeypatch):
-        engine = make_engine(tmp_path / "run", config=toy_config(**KEEPING))
-        unlink = Path.unlink
-
-        def die_at_the_first_epoch(path, **options):
-            if path.name == "epoch-1.pth":
-                raise PowerCut
-            unlink(path, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "unlink", die_at_the_first_epoch)
-            with pytest.raises(PowerCut):
-                finish(engine)
-        check_resumed(tmp_path / "run", whole)
+# Two saves within the first epoch, the one at its end, and that at the end of the second, which deletes an old one
+@pytest.mark.parametrize(
+    ("kind", "name", "at"), [*((Path, "replace", at) for at in (*range(1, 8), 12, 13, 14)), (RunDir, "prune", 6)]
+)
+def test_dying_before_any_rename_or_deletion_loses_nothing(tmp_path, whole, monkeypatch, kind, name, at):
+    engine = make_engine(tmp_path / "run", config=toy_config(**KEEPING))
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, preceded(getattr(kind, name), at, cut_power))
+        with pytest.raises(PowerCut):
+            finish(engine)
+    check_resumed(tmp_path / "run", whole)
 
 
 def signal_in_checkpoint(number):
     def arrange(engine, patch):
         folder = utils.run_folder.folder
-        patch.setattr(folder, "save_atomically", signal_in(folder.save_atomically, at=number))
+        patch.setattr(folder, "save_atomically", preceded(folder.save_atomically, number))
 
     return arrange
 
 
 def signal_in_step(number):
-    return lambda engine, patch: patch.setattr(engine, "_step", signal_in(engine._step, STEPS + 3, number))
+    return lambda engine, patch: at_step(engine, STEPS + 3, before=partial(stop_me, number))
 
 
 def signal_before_the_first_step(engine, patch):
-    patch.setattr(engine.task, "start_epoch", signal_in(engine.task.start_epoch, at=1))
+    patch.setattr(engine.task, "start_epoch", preceded(engine.task.start_epoch, 1))
 
 
 def signal_in_evaluation(engine, patch):
@@ -121,7 +104,7 @@ def signal_in_evaluation(engine, patch):
 
     def batches(epoch):
         first, *_ = type(val).epoch(val, epoch)
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_me()
         yield first
         raise AssertionError("goes on evaluating")
 
@@ -169,17 +152,13 @@ class TestStopping:
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, every, at, is_stopped, complaint):
     """The loss of a step is computed before the step: it may be the weights that go first."""
     engine = make_engine(tmp_path / "run", config=toy_config(save_every_steps=every))
-    step, times = engine._step, itertools.count(1)
 
-    def step_and_poison(*arguments):
-        step(*arguments)
-        if next(times) == at:
-            with torch.no_grad():
-                engine.task.student.fc.bias[0] = torch.inf
-            if is_stopped:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def poison():
+        engine.task.student.fc.bias.data[0] = torch.inf
+        if is_stopped:
+            stop_me()
 
-    engine._step = step_and_poison
+    at_step(engine, at, after=poison)
     with pytest.raises(UserError, match=complaint):
         finish(engine)
     assert engine.run.last.exists() == bool(every)
@@ -207,17 +186,15 @@ class TestAFolderThatIsGone:
     )
     def test_ends_its_run_which_writes_nothing_into_that_of_another(self, tmp_path, how, at):
         engine = make_engine(tmp_path / "run", config=toy_config(save_every_steps=2))
-        step, times, other = engine._step, itertools.count(1), RunDir(tmp_path / "run")
+        other = RunDir(tmp_path / "run")
 
-        def step_and_lose(*arguments):
-            if next(times) == at:
-                how(tmp_path / "run")
-                other.open(resume=False, overwrite=False)
-                other.save({"of": "the other run"})
-                other.metrics.touch()
-            step(*arguments)
+        def lose():
+            how(tmp_path / "run")
+            other.open(resume=False, overwrite=False)
+            other.save({"of": "the other run"})
+            other.metrics.touch()
 
-        engine._step = step_and_lose
+        at_step(engine, at, before=lose)
         lost = pytest.raises(UserError, match="was moved or deleted while this run")
         with lost, StopRequest() as stop, log_ending(engine.run):
             engine.fit(stop)
@@ -280,7 +257,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_any_more(tmp_path):
     first = make_engine(tmp_path / "run")
     first.run.write_result(finish(first))
     engine = make_engine(tmp_path / "run", resume=True, config=toy_config(epochs=4))
-    engine.task.start_epoch = signal_in(engine.task.start_epoch, at=1)
+    engine.task.start_epoch = preceded(engine.task.start_epoch, 1)
     with pytest.raises(Interrupted):
         finish(engine)
     assert not engine.run.result.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.files import append_line, publish_copy
+from utils.files import append_line
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
 from utils.run_folder.folder import RunDir
 
@@ -23,25 +23,12 @@ def test_a_file_is_on_disk_before_it_takes_its_name_and_its_folder_then(tmp_path
     assert events == [file, "named", folder, lines]
 
 
-def test_a_copy_does_not_follow_later_checkpoints(tmp_path):
-    last, best = tmp_path / "last.pth", tmp_path / "best.pth"
-    save_atomically({"epoch": 1}, last)
-    publish_copy(last, best)
-    save_atomically({"epoch": 2}, last)
-    assert read_checkpoint(best) == {"epoch": 1}
-
-
 class TestRunDir:
     @pytest.fixture
     def run(self, tmp_path):
         run = RunDir(tmp_path / "run")
         run.open(resume=False, overwrite=False)
         return run
-
-    def test_refuses_to_write_over_a_run_unless_told(self, run):
-        run.save({"epoch": 1}, is_best=True)
-        with pytest.raises(UserError, match=r"unfinished run already; --resume .* --overwrite"):
-            RunDir(run.path).refuse_if_taken()
 
     def test_goes_on_from_what_somebody_kept(self, run):
         run.config.touch()
@@ -80,8 +67,6 @@ class TestRunDir:
         with pytest.raises(UserError, match=r"holds best\.pth, but no run that it is of \(no config\.yml\)"):
             run.open(resume=False, overwrite=False)
         run.best.unlink()
-        with pytest.raises(UserError, match="nothing to resume"):
-            run.open(resume=True, overwrite=False)
         run.open(resume=False, overwrite=False)
         assert (run.checkpoints / "mine.pth").exists()
 
@@ -102,6 +87,7 @@ class TestRunDir:
         run.save({"epoch": 1}, is_best=True)
         run.metrics.write_text("{}\n")
         run.write_result({"best": 1})
+        (run.path / "events.out.tfevents.2").touch()
         run.close()
         assert run.open(resume=False, overwrite=True) is None
-        assert not any(path.exists() for path in (run.last, run.best, run.metrics, run.result))
+        assert not any(path.exists() for path in (run.last, run.best, run.metrics, run.result, *run.event_files()))

@@ -54,16 +54,11 @@ def show_fp32_precision():
 
 
 class TestAGpuThatCannotBeUsed:
-    @pytest.fixture(autouse=True)
-    def _this_process_has_said_nothing(self):
-        warn_once.cache_clear()
-        yield
-        warn_once.cache_clear()
-
     @pytest.fixture
     def broken(self, monkeypatch, tmp_path):
         """The system has a GPU; `torch.cuda.init` raises what is given."""
         (tmp_path / "nvidia3").touch()
+        warn_once.cache_clear()
 
         def break_with(error, *, seen=False):
             def init():
@@ -128,26 +123,16 @@ class TestAGpuThatCannotBeUsed:
 
 
 class TestPrecision:
-    @pytest.fixture
-    def gpu(self, monkeypatch):
-        """A GPU of the compute capability that it is called with."""
-
-        def of(capability):
-            monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-            return torch.device("cuda:0")
-
-        return of
-
-    def test_of_bfloat16_is_refused_on_an_old_gpu_alone_and_a_line_says_what_is_faster(self, gpu):
-        old = gpu((7, 5))
+    def test_of_bfloat16_is_refused_on_an_old_gpu_alone_and_a_line_says_what_is_faster(self, monkeypatch):
+        old, new = (torch.device("cuda", number) for number in range(2))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device == new else (7, 5))
         with pytest.raises(UserError, match=r"bf16 needs compute capability 8\.0, and Some GPU has 7\.5; fp32"):
             refuse_precision(old, "bf16")
         refuse_precision(old, "tf32")
         refuse_precision(CPU, "bf16")
         assert "tf32 is fp32 here, since Some GPU has 7.5" in precision_advice(old, "tf32")
         assert precision_advice(old, "fp32") == ""
-        new = gpu((9, 0))
         refuse_precision(new, "bf16")
         assert "training.precision=tf32 lets" in precision_advice(new, "fp32")
         assert precision_advice(new, "tf32") == precision_advice(CPU, "fp32") == ""

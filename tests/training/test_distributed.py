@@ -14,7 +14,18 @@ import torch
 import toy_runs
 from process_pair import process_pair
 from torch import nn
-from toy_runs import RECIPE, PowerCut, assert_equal, cut_power_after, finish, gate_records, records, toy_config
+from toy_runs import (
+    RECIPE,
+    STEPS,
+    assert_equal,
+    assert_same,
+    at_step,
+    break_off,
+    finish,
+    gate_records,
+    records,
+    toy_config,
+)
 from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
 from datasets.batch import Batch
@@ -23,7 +34,6 @@ from distillers.spot_adaptive.distillation import routing_loss
 from distillers.task import Pretraining
 from utils.errors import UserError
 from utils.processes.group import (
-    Agreement,
     Replica,
     all_sum,
     from_main,
@@ -58,20 +68,10 @@ def introduce(folder):
     return rank(), world_size(), is_main(), gather_objects(rank()), from_main(f"of {rank()}")
 
 
-def add(folder):
-    total, scalar = all_sum(torch.full((1, 2), rank() + 1.0), torch.tensor(10.0 * rank() + 10))
-    return total.tolist(), scalar.item()
-
-
 def join_rows(folder):
     index = torch.arange(3 - rank()) + 10 * rank()
     index, rows = gather_rows(index, index[:, None] * torch.ones(2))
     return index.tolist(), rows.tolist()
-
-
-def ask_to_stop_at_the_third_step(folder):
-    agreed = Agreement()
-    return [agreed(rank() == 1 and step == 2) for step in range(4)]
 
 
 def begin(folder):
@@ -97,9 +97,7 @@ JOINED = [0, 1, 2, 10, 11], [[float(k)] * 2 for k in (0, 1, 2, 10, 11)]
     ("function", "answers"),
     [
         (introduce, [(0, 2, True, [0, 1], "of 0"), (1, 2, False, [0, 1], "of 0")]),
-        (add, [([[3.0, 3.0]], 30.0)] * 2),
         (join_rows, [JOINED] * 2),  # of unequal numbers
-        (ask_to_stop_at_the_third_step, [[False, False, False, True]] * 2),  # one step later
         (begin, [0.0, 0.0]),  # with the weights of the first process
         (go_first, ["wrote", "found"]),
     ],
@@ -181,19 +179,6 @@ def test_gradients_of_the_policys_quota_count_the_whole_batch(on_both):
 # ---- what one process would have found
 
 
-def indices():
-    data = toy_data(batch_size=7, shard=(rank(), world_size()))
-    epochs = (data.train, 3), (data.val, 0)
-    return [[int(index) for batch in loader.epoch(epoch) for index in batch.index] for loader, epoch in epochs]
-
-
-def test_every_sample_is_counted_once_and_the_batch_is_that_of_one_process(on_both):
-    alone, (first, second) = indices(), on_both(indices)
-    for mine, yours in zip(first, second):
-        assert sorted(mine + yours) == list(range(NUM_SAMPLES))
-    assert sorted(alone[0][:7]) == sorted(first[0][:4] + second[0][:3])
-
-
 def accuracy():
     torch.manual_seed(0)
     data = toy_data(batch_size=7, shard=(rank(), world_size()))
@@ -261,21 +246,13 @@ def train(folder, distiller, resume=False):
 
 def train_until_the_power_fails(folder, distiller, saves):
     engine = make_engine(folder, distiller)
-    cut_power_after(engine, saves)
-    with pytest.raises(PowerCut):
-        finish(engine)
+    break_off(engine, saves)
 
 
 def train_until_a_signal(folder):
     engine = make_engine(folder, "at")
-    step = engine._step
-
-    def step_and_signal(*words):
-        step(*words)
-        if rank() == 1 and (engine.progress.epoch, engine.progress.step) == (1, 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    engine._step = step_and_signal
+    if rank() == 1:
+        at_step(engine, STEPS + 3, after=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:
         finish(engine)
     return str(caught.value)
@@ -318,7 +295,7 @@ def test_a_run_leaves_equal_copies_and_one_set_of_files(whole, distiller):
 def test_a_resumed_run_ends_as_if_never_interrupted(on_both, whole, tmp_path, distiller, saves):
     on_both(train_until_the_power_fails, tmp_path, distiller, saves)
     on_both(train, tmp_path, distiller, True)
-    check_equal(RunDir(tmp_path), whole(distiller)[0])
+    assert_same(RunDir(tmp_path), whole(distiller)[0])
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(on_both, whole, tmp_path):
@@ -327,13 +304,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(on_both, whole, tmp_
     assert "stopped in train 2/2 after step 4/5, all saved" in first  # asked for in the third
     assert progress(RunDir(tmp_path)) == {"phase": 0, "epoch": 1, "step": 4}
     on_both(train, tmp_path, "at", True)
-    check_equal(RunDir(tmp_path), whole("at")[0])
-
-
-def check_equal(run, expected):
-    assert_equal(read_checkpoint(run.last), read_checkpoint(expected.last))
-    assert records(run) == records(expected)
-    assert gate_records(run) == gate_records(expected)
+    assert_same(RunDir(tmp_path), whole("at")[0])
 
 
 @pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1)])
@@ -356,23 +327,20 @@ def test_a_resumed_run_may_have_another_number_of_processes(on_both, tmp_path, t
 # ---- GPUs
 
 
-class TestSynchronizedBatchNorm:
-    def test_needs_gpus(self):
-        with pytest.raises(UserError, match=r"training.sync_bn: needs GPUs, .* this is the cpu"):
-            synchronize_batchnorm(toy_task(), toy_config(sync_bn=True), CPU)
+def test_synchronized_batchnorm_needs_several_gpus():
+    with pytest.raises(UserError, match=r"training.sync_bn: needs GPUs, .* this is the cpu"):
+        synchronize_batchnorm(toy_task(), toy_config(sync_bn=True), CPU)
+    task = synchronize_batchnorm(toy_task(), toy_config(sync_bn=True), torch.device("cuda"))
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in task.modules())
 
-    @pytest.mark.parametrize(("wanted", "device"), [(False, CPU), (True, torch.device("cuda"))])
-    def test_is_left_out_unless_asked_for_and_on_a_single_process(self, wanted, device):
-        task = synchronize_batchnorm(toy_task(), toy_config(sync_bn=wanted), device)
-        assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in task.modules())
 
-    def test_keeps_every_tensor_and_the_frozen_twin(self, on_both):
-        assert on_both(convert) == [(True, True, True)] * 2
+def test_synchronized_batchnorm_keeps_every_tensor_and_the_frozen_twin(on_both):
+    assert on_both(convert) == [(True, True, True)] * 2
 
 
 def convert():
     """Are the layers converted, is every tensor still the same one, and does the twin share the student's?"""
-    task = toy_task("fitnet")
+    task = synchronize_batchnorm(toy_task("fitnet"), toy_config(), CPU)  # not asked for
     before = {name: id(tensor) for name, tensor in task.state_dict(keep_vars=True).items()}
     task = synchronize_batchnorm(task, toy_config(sync_bn=True), torch.device("cuda"))
     after = {name: id(tensor) for name, tensor in task.state_dict(keep_vars=True).items()}

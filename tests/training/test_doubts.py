@@ -7,9 +7,10 @@ import pytest
 import torch
 from pictures import image_folder, save, smooth_picture
 from toy_runs import finish, make_engine, toy_config
+from toys import toy_source
 
 from datasets.build import find_source
-from datasets.source import Arrays, Source
+from datasets.source import Source
 from utils.config import Config
 from utils.run_folder.layout import Layout
 from utils.training.doubts import (
@@ -30,8 +31,7 @@ def config_with(**sections) -> Config:
 
 def source_of(*counts: int) -> Source:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    part = Arrays(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), labels)
-    return Source(part, part, ("cat", "dog", "owl", "yak"), (0, 0, 0), (1, 1, 1), augment=None, image_size=(8, 8))
+    return toy_source(labels, ("cat", "dog", "owl", "yak"))
 
 
 def test_uneven_classes_are_named_unless_something_makes_up_for_them():

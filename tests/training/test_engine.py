@@ -9,9 +9,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_runs import (
     RECIPE,
-    PowerCut,
     assert_equal,
-    cut_power_after,
+    assert_same,
+    break_off,
     finish,
     gate_records,
     make_engine,
@@ -53,24 +53,12 @@ def finished_run(uninterrupted):
     return uninterrupted("at", "adaptive", toy_config(save_ep_freq=2))
 
 
-def check_same(run, expected):
-    assert_equal(read_checkpoint(run.last), read_checkpoint(expected.last))
-    assert_equal(read_checkpoint(run.best)["model"], read_checkpoint(expected.best)["model"])
-    assert records(run) == records(expected)
-    if expected.gates.exists():
-        assert gate_records(run) == gate_records(expected)
-
-
-@pytest.mark.parametrize("seed", [1029, 1])
-def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_one_another(tmp_path, uninterrupted, seed):
-    engine = make_engine(tmp_path / "run", config=toy_config(seed=seed, **SHORT))
+def test_another_seed_gives_another_run(tmp_path, uninterrupted):
+    """That the same seed gives the same one is shown by all that is resumed."""
+    engine = make_engine(tmp_path / "run", config=toy_config(seed=1, **SHORT))
     finish(engine)
-    first = uninterrupted("at", "adaptive", toy_config(**SHORT))
-    if seed == 1029:
-        check_same(engine.run, first)
-    else:
-        weights = [read_checkpoint(run.last)["model"]["conv1.weight"] for run in (engine.run, first)]
-        assert not torch.equal(*weights)
+    runs = (engine.run, uninterrupted("at", "adaptive", toy_config(**SHORT)))
+    assert not torch.equal(*(read_checkpoint(run.last)["model"]["conv1.weight"] for run in runs))
 
 
 class TestResuming:
@@ -89,12 +77,9 @@ class TestResuming:
     def test_ends_as_if_never_interrupted(self, tmp_path, uninterrupted, distiller, selection, saves, keys):
         config = toy_config(**keys)
         engine = make_engine(tmp_path / "run", distiller, selection, config=config)
-        cut_power_after(engine, saves)
-        with pytest.raises(PowerCut):
-            finish(engine)
-        torch.manual_seed(99)  # a new process has another random state
+        break_off(engine, saves)
         finish(make_engine(tmp_path / "run", distiller, selection, resume=True, config=config))
-        check_same(engine.run, uninterrupted(distiller, selection, config))
+        assert_same(engine.run, uninterrupted(distiller, selection, config))
 
     def test_of_a_finished_run_does_nothing_but_report_and_with_more_epochs_goes_on(self, tmp_path):
         first = make_engine(tmp_path / "run", config=toy_config(**SHORT))
@@ -121,11 +106,9 @@ class TestResuming:
         assert finish(again)["best_top1"] >= (0 if step else 50.0)
         assert again.run.best.exists()
 
-    def test_refuses_the_checkpoint_of_another_distiller_or_another_number_of_images(self, tmp_path):
+    def test_refuses_the_checkpoint_of_another_number_of_images(self, tmp_path):
         engine = make_engine(tmp_path / "run", "at", config=toy_config(**SHORT))
         finish(engine)
-        with pytest.raises(UserError, match="not of this configuration"):
-            make_engine(tmp_path / "run", "fitnet", resume=True)
         content = read_checkpoint(engine.run.last)
         content["gates"]["sample_seen"] = content["gates"]["sample_seen"][1:]
         torch.save(content, engine.run.last)
@@ -135,9 +118,7 @@ class TestResuming:
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     engine = make_engine(tmp_path / "run")
-    cut_power_after(engine, 1)
-    with pytest.raises(PowerCut):
-        finish(engine)
+    break_off(engine, 1)
     good = read_checkpoint(engine.run.last)
     engine = make_engine(tmp_path / "run", resume=True)
     with torch.no_grad():
@@ -153,9 +134,7 @@ def test_a_validation_that_is_not_finite_is_null_in_the_records_and_does_not_end
     good = {"loss/total": 1.0, "top1": 50.0, "class_mean": math.nan}
     results = iter([good, good | {"loss/total": math.nan, "top1": 20.0}])
     monkeypatch.setattr("utils.training.engine.evaluate", lambda *how: next(results))
-    cut_power_after(engine, 2)
-    with pytest.raises(PowerCut):
-        finish(engine)
+    break_off(engine, 2)
     monkeypatch.undo()
     finish(make_engine(tmp_path / "run", resume=True))
     run = engine.run
@@ -184,13 +163,6 @@ class TestRecords:
         assert shown == pytest.approx([line["val"]["top1"] for line in lines], rel=1e-6)
         assert [event.step for event in board.Scalars("gate/f1")] == [1, 2, 3]
 
-    def test_tensorboard_calls_a_run_by_its_folder(self, finished_run, tmp_path):
-        assert [file.parent for file in finished_run.event_files()] == [finished_run.path]
-        old = RunDir(tmp_path)
-        (old.path / "events.out.tfevents.2").touch()
-        old.open(resume=False, overwrite=True)
-        assert old.event_files() == []
-
     def test_the_log_is_made_of_whole_lines_with_what_one_wants_to_know(self, finished_run):
         text = finished_run.log.read_text()
         assert not {"\r", "\x1b"} & set(text)
@@ -212,8 +184,7 @@ class TestRecords:
         assert finish(make_engine(tmp_path, distiller=None, config=toy_config(**LONGER)))["best_epoch"] == 1
 
     def test_keeps_a_checkpoint_of_every_so_many_epochs(self, finished_run):
-        assert sorted(path.name for path in finished_run.last.parent.glob("epoch-*")) == ["epoch-2.pth"]
-        assert read_checkpoint(finished_run.last.with_name("epoch-2.pth"))["progress"]["epoch"] == 2
+        assert finished_run.kept_epochs() == [finished_run.epoch_checkpoint(2)]
 
     def test_every_samples_gates_are_counted_over_the_whole_run(self, finished_run):
         stored = np.load(finished_run.gate_samples / "epoch-3.npz")

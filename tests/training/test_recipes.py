@@ -1,18 +1,11 @@
 """Runs with everything that is off by default, and the moving average of the weights."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from toy_runs import (
-    RECIPE,
-    PowerCut,
-    assert_equal,
-    cut_power_after,
-    finish,
-    make_engine,
-    records,
-    toy_config,
-)
+from toy_runs import RECIPE, assert_equal, break_off, finish, make_engine, records, toy_config
 from toys import CPU, ToyNet, toy_data
 
 from utils.convert import export_network
@@ -38,9 +31,7 @@ def test_the_average_is_evaluated_beside_the_weights_that_are_trained(tmp_path):
 
 def test_a_run_that_asks_for_an_average_later_begins_it_with_the_weights_that_it_has(tmp_path):
     cut = make_engine(tmp_path, None)
-    cut_power_after(cut, 1)
-    with pytest.raises(PowerCut):
-        finish(cut)
+    break_off(cut, 1)
     resumed = make_engine(tmp_path, None, resume=True, config=toy_config(ema_decay=0.9))
     assert_equal(resumed.phase.average.state_dict(), read_checkpoint(RunDir(tmp_path).last)["model"])
 
@@ -67,16 +58,8 @@ def test_the_average_is_that_of_pytorch():
     assert not ours.network.training
 
 
-def test_tools_take_the_average_if_asked_for_and_say_if_there_is_none(tmp_path):
-    weights, average = ToyNet().state_dict(), ToyNet().state_dict()
-    torch.save({"model": weights, "ema": average}, tmp_path / "with.pth")
-    torch.save({"model": weights}, tmp_path / "without.pth")
-    export_network(tmp_path / "with.pth", tmp_path / "average.pth", average=True)
-    assert_equal(dict(read_checkpoint(tmp_path / "average.pth")), dict(average))
-    for tool in (lambda file: export_network(file, tmp_path / "none.pth", average=True), restore_average):
+def test_tools_that_are_asked_for_an_average_say_if_there_is_none(tmp_path):
+    torch.save({"model": ToyNet().state_dict()}, tmp_path / "without.pth")
+    for tool in (partial(export_network, out=tmp_path / "none.pth"), restore):
         with pytest.raises(UserError, match=r"without\.pth: holds no moving average of weights; training\.ema_decay"):
-            tool(tmp_path / "without.pth")
-
-
-def restore_average(file):
-    return restore(file, average=True)
+            tool(tmp_path / "without.pth", average=True)

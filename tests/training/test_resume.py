@@ -10,6 +10,7 @@ from utils.run_folder.resume import FORMAT, check_checkpoint
 
 STEPS = 5
 CONFIG = toy_config(epochs=3).to_dict()
+WITH_RECIPE = toy_config(**RECIPE).to_dict()
 
 
 def checkpoint(phase=0, epoch=1, step=0, **changes):
@@ -23,93 +24,67 @@ def checkpoint(phase=0, epoch=1, step=0, **changes):
     return content | changes
 
 
+def without_states(*progress, **group):
+    optimizer = {"state": {}, "param_groups": [{"momentum": 0.9, "nesterov": False} | group]}
+    return checkpoint(*progress, optimizers={"agent": optimizer})
+
+
+def changed(section, **changes):
+    return CONFIG | {section: CONFIG[section] | changes}
+
+
+def with_recipe(**changes):
+    return toy_config(**RECIPE | changes).to_dict()
+
+
 def check(content, config=CONFIG, epochs=(3,)):
     check_checkpoint(content, config, epochs, STEPS, Path("run"))
 
 
-def refuse(complaint, content, config=CONFIG, epochs=(3,)):
-    with pytest.raises(UserError, match=complaint):
-        check(content, config, epochs)
-
-
 @pytest.mark.parametrize(
-    ("phase", "epoch", "step", "epochs"),
-    [(0, 0, 1, (3,)), (0, 2, 5, (3,)), (0, 3, 0, (3,)), (0, 1, 2, (2, 3)), (1, 0, 0, (2, 3)), (1, 3, 0, (2, 3))],
-)
-def test_any_step_of_a_run_can_be_gone_on_from(phase, epoch, step, epochs):
-    check(checkpoint(phase, epoch, step), epochs=epochs)
-
-
-@pytest.mark.parametrize(
-    ("content", "epochs", "complaint"),
+    "how",
     [
-        ({"format": FORMAT, "config": CONFIG}, (3,), "going on from its checkpoint failed: KeyError: 'progress'"),
-        (checkpoint(format=FORMAT + 1), (3,), "its format is 2, this version reads 1"),
-        (checkpoint(epoch=3, val={}), (3,), "holds no accuracy"),
-        (checkpoint(0, -1, 0), (3,), "it is damaged"),
-        (checkpoint(0, 4, 0), (3,), "training.epochs is 3, but 4 epochs are done; set training.epochs=4 or more"),
-        (checkpoint(0, 2, 0), (2, 3), "pretrain.epochs is 2, but 2 epochs are done; set pretrain.epochs=3 or more"),
-        (checkpoint(0, 1, 6), (3,), "it was written after step 6 of an epoch of 5 steps"),
-        (checkpoint(0, 3, 1), (3,), "3 epochs and 1 steps of the next are done; set training.epochs=4 or"),
-        (checkpoint(2, 0, 0), (2, 3), "it is of a run with 3 phases or more, this one has 2"),
+        *((checkpoint(0, *progress),) for progress in ((0, 1), (2, 5), (3, 0))),
+        *((checkpoint(*progress), CONFIG, (2, 3)) for progress in ((0, 1, 2), (1, 0, 0), (1, 3, 0))),
+        (checkpoint(0, 0, 1), changed("pretrain", epochs=1), (1, 3)),
+        (without_states(0, 0, 1, momentum=0),),  # there is nothing to remember
+        (without_states(1, 0, 0), CONFIG, (2, 3)),  # or not yet
+        (checkpoint(), changed("training", batch_size=4)),
+        (checkpoint(), changed("dataset", sampler="balanced")),
+        (checkpoint(config=WITH_RECIPE), with_recipe(lr=0.1)),
+        (checkpoint(epoch=2), changed("training", lr=0.01)),
+        (checkpoint(epoch=3), changed("training", lr=0.01, epochs=4), (4,)),
+        (checkpoint(epoch=3), changed("training", num_workers=1)),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_or_lacks_something_is_refused(content, epochs, complaint):
-    refuse(complaint, content, epochs=epochs)
-
-
-def test_a_phase_that_is_over_keeps_its_number_of_epochs():
-    other = CONFIG | {"pretrain": CONFIG["pretrain"] | {"epochs": 1}}
-    check(checkpoint(phase=0, epoch=0, step=1), other, (1, 3))
-    refuse("that phase is over after 2; set pretrain.epochs=2", checkpoint(phase=1), other, (1, 3))
-
-
-@pytest.mark.parametrize("progress", [(0, 0, 1), (0, 1, 0), (1, 2, 3)])
-def test_a_checkpoint_without_what_the_optimisers_remember_is_refused(progress):
-    group = {"momentum": 0.9, "nesterov": False}
-    content = checkpoint(*progress, optimizers={"agent": {"state": {}, "param_groups": [group]}})
-    refuse("it lacks the state of the optimiser of agent", content, epochs=(3, 3))
-    group["momentum"] = 0  # there is nothing to remember
-    check(content, epochs=(3, 3))
-
-
-def test_a_phase_that_has_not_begun_remembers_nothing():
-    check(checkpoint(1, 0, 0, optimizers={"student": {"state": {}, "param_groups": [{}]}}), epochs=(2, 3))
+def test_any_step_can_be_gone_on_from_with_settings_that_still_have_an_effect(how):
+    check(*how)
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "complaint"),
+    ("complaint", "how"),
     [
-        ("training", {"batch_size": 4}, "training.batch_size is 4, but .* in the middle of an epoch with 8"),
-        (
-            "dataset",
-            {"sampler": "balanced"},
-            "dataset.sampler is balanced, but .* in the middle of an epoch with shuffled",
+        ("going on from its checkpoint failed: KeyError: 'progress'", ({"format": FORMAT, "config": CONFIG},)),
+        ("its format is 2, this version reads 1", (checkpoint(format=FORMAT + 1),)),
+        ("holds no accuracy", (checkpoint(epoch=3, val={}),)),
+        ("it is damaged", (checkpoint(0, -1, 0),)),
+        ("training.epochs is 3, but 4 epochs are done; set training.epochs=4 or more", (checkpoint(0, 4, 0),)),
+        ("pretrain.epochs is 2, but 2 epochs are done; set pretrain.ep", (checkpoint(0, 2, 0), CONFIG, (2, 3))),
+        ("it was written after step 6 of an epoch of 5 steps", (checkpoint(0, 1, 6),)),
+        ("3 epochs and 1 steps of the next are done; set training.epochs=4 or", (checkpoint(0, 3, 1),)),
+        ("it is of a run with 3 phases or more, this one has 2", (checkpoint(2, 0, 0), CONFIG, (2, 3))),
+        ("over after 2; set pretrain.epochs=2", (checkpoint(1), changed("pretrain", epochs=1), (1, 3))),
+        *(
+            ("it lacks the state of the optimiser of agent", (without_states(*progress), CONFIG, (3, 3)))
+            for progress in ((0, 0, 1), (0, 1, 0), (1, 2, 3))
         ),
+        ("batch_size is 4, but .* in the middle of an .* 8", (checkpoint(step=3), changed("training", batch_size=4))),
+        ("sampler is balanced, but .* with shuffled", (checkpoint(step=3), changed("dataset", sampler="balanced"))),
+        ("name is SGD, .* AdamW", (checkpoint(config=WITH_RECIPE), with_recipe(optimizer={"name": "SGD"}))),
+        (r"is {}, .* {betas: \[0", (checkpoint(config=WITH_RECIPE), with_recipe(optimizer={"name": "AdamW"}))),
+        ("with training.lr=0.05, and 0.01 would have", (checkpoint(epoch=3), changed("training", lr=0.01))),
     ],
 )
-def test_the_batches_must_stay_in_the_middle_of_an_epoch(section, change, complaint):
-    other = CONFIG | {section: CONFIG[section] | change}
-    check(checkpoint(step=0), other)
-    refuse(complaint, checkpoint(step=3), other)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "complaint"),
-    [
-        ({"name": "SGD"}, "training.optimizer.name is SGD, but it is of a run with AdamW"),
-        ({"name": "AdamW"}, r"training.optimizer.options is {}, but it is of a run with {betas: \[0.9, 0.95\]}"),
-    ],
-)
-def test_a_run_cannot_change_its_optimizer(optimizer, complaint):
-    content = checkpoint(config=toy_config(**RECIPE).to_dict())
-    refuse(complaint, content, toy_config(**RECIPE | {"optimizer": optimizer}).to_dict())
-    check(content, toy_config(**RECIPE | {"lr": 0.1}).to_dict())
-
-
-def test_settings_that_a_finished_run_cannot_use_any_more_are_refused():
-    slower, longer = (toy_config(epochs=epochs, lr=0.01).to_dict() for epochs in (3, 4))
-    refuse("finished run with training.lr=0.05, and 0.01 would have no effect", checkpoint(epoch=3), slower)
-    check(checkpoint(epoch=2), slower)
-    check(checkpoint(epoch=3), longer, (4,))
-    check(checkpoint(epoch=3), toy_config(epochs=3, num_workers=1).to_dict())
+def test_a_checkpoint_that_does_not_fit_or_lacks_something_is_refused(complaint, how):
+    with pytest.raises(UserError, match=complaint):
+        check(*how)

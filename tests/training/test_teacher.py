@@ -25,13 +25,7 @@ from utils.run_folder.folder import RunDir
 from utils.training.engine import Engine
 from utils.training.run import train
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ("training.epochs=1", "training.lr_decay_epochs=[]", "training.batch_size=8", "training.num_workers=0")
-
-
-@pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,6 @@ def start(config: Config, **how) -> dict:
 @pytest.fixture(scope="module")
 def together(images, tmp_path_factory):
     """A student after a teacher that is trained in the same process; the folders of both runs."""
-    os.chdir(REPOSITORY)
     config = student(tmp_path_factory.mktemp("together"), images, "kd_loss.options.negatives=8", distiller="crd")
     start(config)
     return RunDir(config.teacher_checkpoint.parents[1]), RunDir(config.run_dir)

@@ -169,7 +169,7 @@ REFUSED = {
     "another within it": (OWN | under("module.", OTHER), r"fit the teacher toy: \., module; "),
     "width": (entries(width=6), r"conv1\.weight has shape \(6, 3, 3, 3\), expected \(4, 3, 3, 3\)"),
     "too little": ({key: value for key, value in OWN.items() if key != "fc.bias"}, "the file lacks fc.bias"),
-    "too much behind a prefix": (under("net.", OWN | {"extra": torch.ones(1)}), "has the unknown extra"),
+    "too much behind a prefix": (under("net.", OWN | {"a\nb": torch.ones(1)}), r"has the unknown a\\nb"),
     "other names, BatchNorm in another order": (
         renamed(OWN, {"weight": "running_mean", "running_mean": "weight"}),
         "lacks conv1",
