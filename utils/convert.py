@@ -166,11 +166,11 @@ def import_network(
     build, what = find_builder(name), f"{name} with {classes} classes"
     with doing(f"building {what}"):
         model = build(num_classes=classes, **(kwargs or {}))
-    found = find_weights(model, content, path, what, prefix=prefix, key="--prefix")
-    assign_weights(model, found.entries, f"{path}: not the weights of {what}")
+    weights, taken = find_weights(model, content, path, what, prefix=prefix, key="--prefix")
+    assign_weights(model, weights, f"{path}: not the weights of {what}")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_atomically({"model": model.state_dict(), "name": name, "num_classes": classes, "source": str(path)}, out)
-    return f"{out}: {what} ({found.describe('--prefix')})"
+    return f"{out}: {what} ({taken})"
 
 
 def count_classes(content: dict[str, Any]) -> int | None:

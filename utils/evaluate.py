@@ -147,7 +147,7 @@ def latency(model: nn.Module, batch: int, restored: Restored, threads: int | Non
     """
     images = torch.zeros(batch, 3, *restored.source.image_size, device=restored.device)
     names = {"model": model, "images": images, "autocast": restored.autocast}
-    timer = Timer("with autocast(): model(images)", globals=names, num_threads=threads or torch.get_num_threads())
+    timer = Timer("with autocast: model(images)", globals=names, num_threads=threads or torch.get_num_threads())
     return 1000 * median(timer.timeit(1).median for _ in range(TIMED))
 
 

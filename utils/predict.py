@@ -73,7 +73,7 @@ def open_network(options: argparse.Namespace) -> tuple[Network, Source]:
     student = restored.student()
 
     def network(images: Tensor) -> Tensor:
-        with restored.autocast():
+        with restored.autocast:
             return student(images.to(restored.device)).float().cpu()
 
     return network, restored.source

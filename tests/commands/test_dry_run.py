@@ -41,7 +41,7 @@ def test_a_pair_with_a_teacher_that_is_missing_and_a_phase_of_its_own(said):
 
 def test_a_wrong_run_is_refused_as_the_run_itself_would_be(said, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("utils.training.dry_run.open_data", lambda *_: pytest.fail("data would be downloaded"))
+        patch.setattr("utils.training.run.open_data", lambda *_: pytest.fail("data would be downloaded"))
         with pytest.raises(UserError, match="unknown model 'resnet9'"):
             said(main_single, "--model", "resnet9")
     with pytest.raises(UserError, match=r"kd_loss\.name=sp: distiller=sp before sh chooses it, with what goes with it"):

@@ -70,7 +70,7 @@ class Training:
         self.gates = GateRecorder(list(self.task.gate_labels), NUM_CLASSES, NUM_SAMPLES, device)
         self.complaints: list[tuple[int | None, str]] = []
         self.recorder = recorder
-        step = EagerStep(phase, self.meter, self.gates, lambda: autocast(device, precision))
+        step = EagerStep(phase, self.meter, self.gates, autocast(device, precision))
         self.step = CapturedStep(step, recorder, lambda *what: self.complaints.append(what)) if recorder else step
         torch.manual_seed(11)
         self._taken = 0
@@ -92,7 +92,7 @@ class Training:
             "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
             "meter": self.meter.state_dict(),
             "gates": self.gates.state_dict(),
-            "average": self.average and self.average.state_dict(),
+            "average": self.average and self.average.network.state_dict(),
             "random": rng_state(self.device),
         }
         return copy.deepcopy(state)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from utils.run_folder.folder import RunDir
 from utils.training.build import make_label_loss, make_phases
 from utils.training.device import set_up
 from utils.training.engine import Engine
+from utils.training.log import log_to_console, log_to_file
 
 EPOCHS = 3
 STEPS = 5  # per epoch
@@ -57,6 +59,7 @@ def make_engine(
         data: `toy_data` of this process where it is not given.
         options: of the toy task.
     """
+    log_to_console()
     config = config or toy_config()
     set_up(config)
     loss = make_label_loss(config)
@@ -66,7 +69,7 @@ def make_engine(
         task = toy_task(distiller, config.training.seed, selection=selection, label_loss=loss, **options)
     run, data = RunDir(Path(folder)), data or toy_data(shard=(rank(), world_size()))
     checkpoint = from_main(run.open(resume=resume, overwrite=False) if is_main() else None)
-    return Engine(make_phases(task.to(device), config), data, run, config, device).start(checkpoint)
+    return Engine(make_phases(task.to(device), config), data, run, config, device, checkpoint)
 
 
 def assert_equal(found, expected, where="checkpoint"):
@@ -95,7 +98,7 @@ def records(run):
 def finish(engine):
     """Run to the end and let go of the folder, as the end of a process does."""
     try:
-        with StopRequest() as stop:
+        with StopRequest() as stop, log_to_file(engine.run.log) if is_main() else nullcontext():
             return engine.fit(stop)
     finally:
         engine.run.close()

@@ -136,7 +136,7 @@ class Case:
         self.batch = Batch(torch.randn(BATCH, 3, size, size), labels[index], index)
         phase = Phase("train", self.task, 1, make_optimizers(self.task.parameter_groups(), self.config))
         gates = GateRecorder(self.task.gate_labels, CLASSES, SAMPLES, CPU)
-        self._step = EagerStep(phase, Meter(CPU), gates, nullcontext)
+        self._step = EagerStep(phase, Meter(CPU), gates, nullcontext())
         self._record()
 
     def _record(self) -> None:

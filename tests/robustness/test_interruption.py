@@ -23,7 +23,7 @@ from utils.files import TEMPORARY, write_text
 from utils.processes.stopping import STOP_SIGNALS, Interrupted, StopRequest
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
-from utils.training.run import log_ending
+from utils.training.log import log_to_file
 
 KEEPING = {"epochs": 2, "lr_decay_epochs": [1], "save_every_steps": 2, "save_ep_freq": 1, "keep_checkpoints": 1}
 
@@ -196,7 +196,7 @@ class TestAFolderThatIsGone:
 
         at_step(engine, at, before=lose)
         lost = pytest.raises(UserError, match="was moved or deleted while this run")
-        with lost, StopRequest() as stop, log_ending(engine.run):
+        with lost, StopRequest() as stop, log_to_file(engine.run.log):
             engine.fit(stop)
         engine.run.close()
         other.close()

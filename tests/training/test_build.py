@@ -14,7 +14,7 @@ from utils.config import find_config
 from utils.errors import UserError
 from utils.files import publish_copy
 from utils.run_folder.folder import RunDir
-from utils.run_folder.networks import refuse_other_classes
+from utils.run_folder.resume import refuse_other_classes
 from utils.training.accuracy import evaluate
 from utils.training.build import assemble, build_network
 from utils.training.precision import place_task

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pictures import image_folder
 from process_runs import config_file
+from toy_runs import toy_config
 from toys import toy_source
 
 from models import get_model
@@ -21,7 +22,7 @@ from utils.run_folder.folder import RunDir
 from utils.run_folder.records import read_epochs, read_result
 from utils.training import run as running
 from utils.training.accuracy import evaluate
-from utils.training.build import class_weights
+from utils.training.build import make_label_loss
 from utils.training.restore import restore
 from utils.training.run import train
 
@@ -99,6 +100,10 @@ class TestAccuracyByClass:
         assert (result["best_epoch"], result["best_top1"], result["best_class_mean"]) == (2, 60.0, 65.0)
         best = read_checkpoint(RunDir(config(tmp_path, images).run_dir).best)
         assert best["progress"]["epoch"] == 2
+
+
+def class_weights(wanted, source):
+    return make_label_loss(toy_config(class_weights=wanted), source)._class_weights
 
 
 class TestClassWeights:

@@ -33,7 +33,7 @@ def test_a_run_that_asks_for_an_average_later_begins_it_with_the_weights_that_it
     cut = make_engine(tmp_path, None)
     break_off(cut, 1)
     resumed = make_engine(tmp_path, None, resume=True, config=toy_config(ema_decay=0.9))
-    assert_equal(resumed.phase.average.state_dict(), read_checkpoint(RunDir(tmp_path).last)["model"])
+    assert_equal(dict(resumed.phase.average.network.state_dict()), read_checkpoint(RunDir(tmp_path).last)["model"])
 
 
 def test_the_average_is_that_of_pytorch():
@@ -49,7 +49,7 @@ def test_the_average_is_that_of_pytorch():
                 parameter.add_(torch.randn_like(parameter))
         ours.update()
         theirs.update_parameters(network)
-    found, expected = ours.state_dict(), theirs.module.state_dict()
+    found, expected = ours.network.state_dict(), theirs.module.state_dict()
     for name, value in expected.items():
         if value.is_floating_point():
             assert torch.equal(found[name], value), name

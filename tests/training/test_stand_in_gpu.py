@@ -327,7 +327,7 @@ def giving_up_is_one_line_and_frees_all_memory(folder):
     eager = steps_on_gpu(captured=False).take([8, 8, 8])
     allocated = torch.cuda.memory_allocated()
     del eager
-    differs = mock.patch("utils.training.snapshot.Snapshot.distances", return_value={("", "the weights"): float("nan")})
+    differs = mock.patch("utils.training.snapshot.Snapshot.distances", return_value={"the weights": float("nan")})
     for distiller, context, complaint in [
         (WaitsOnlyInACapture, nullcontext(), BROKEN),
         ("at", differs, "a repetition leaves other values in the weights"),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from math import ceil
 
@@ -119,7 +118,7 @@ def _cost(
     start += sum(seconds * steps * phase.epochs for seconds, phase in zip(before, phases))
     if config.student.title not in validations:
         started = time.monotonic()
-        evaluate(task.student, data.val, device, partial(autocast, device, config.training.precision))
+        evaluate(task.student, data.val, device, autocast(device, config.training.precision))
         validations[config.student.title] = time.monotonic() - started
     return Cost(step, start, steps * step + validations[config.student.title])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -122,7 +121,7 @@ class Case:
         self.batch = conditions.batch()
         phase = Phase("train", self.task, 1, self.optimizers)
         gates = GateRecorder(list(self.task.gate_labels), conditions.num_classes, conditions.samples, device)
-        self.eager = EagerStep(phase, Meter(device), gates, partial(autocast, device, conditions.precision))
+        self.eager = EagerStep(phase, Meter(device), gates, autocast(device, conditions.precision))
         recorder = choose_recorder(config.training.cuda_graph, device, self.task, log.info)
         self._step = (
             self.eager if recorder is None else CapturedStep(self.eager, recorder, lambda size, why: log.info(why))

@@ -118,15 +118,14 @@ def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     lengths = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(lengths, own)
     lengths = [int(length) for length in lengths]
-    return tuple(_gather_rows(tensor.detach(), lengths) for tensor in tensors)
-
-
-def _gather_rows(tensor: Tensor, lengths: list[int]) -> Tensor:
-    padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
-    padded[: len(tensor)] = tensor
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+    joined = []
+    for tensor in tensors:
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor.detach()
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        joined.append(torch.cat([part[:length] for part, length in zip(parts, lengths)]))
+    return tuple(joined)
 
 
 def _unflatten(flat: Tensor, like: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -149,20 +148,16 @@ class Agreement:
         """Ask the other processes; the result says whether any of them wanted it at the question before."""
         if world_size() == 1:
             return wanted
-        answer = self._answer()
+        answer = self.end()
         flag = torch.tensor(int(wanted))
         self._asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
         return answer
 
-    def end(self) -> None:
-        """Wait for the last message: PyTorch aborts a process that exits while one is on its way."""
-        self._answer()
-        self._asked = None
-
-    def _answer(self) -> bool:
+    def end(self) -> bool:
+        """Wait for the last answer: PyTorch aborts a process that exits while a message is on its way."""
         if self._asked is None:
             return False
-        flag, work = self._asked
+        (flag, work), self._asked = self._asked, None
         work.wait()
         return bool(flag)
 
@@ -189,7 +184,9 @@ class Replica:
         if world_size() > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
-            self._statistics = _running_statistics(module)
+            layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+            means = [layer.running_mean for layer in layers if layer.track_running_stats]
+            self._statistics = means + [layer.running_var for layer in layers if layer.track_running_stats]
 
     def send_gradients(self) -> None:
         """Send the gradients that are there and have not been sent in this step."""
@@ -216,12 +213,3 @@ class Replica:
             flat = torch.cat([statistic.flatten() for statistic in self._statistics])
             dist.broadcast(flat, src=0)
             torch._foreach_copy_(self._statistics, _unflatten(flat, self._statistics))
-
-
-def _running_statistics(module: nn.Module) -> list[Tensor]:
-    return [
-        statistic
-        for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
-        for statistic in (layer.running_mean, layer.running_var)
-    ]

@@ -153,10 +153,10 @@ def detail_sections(runs: Sequence[Run], out: Path, with_images: bool) -> Iterat
         section.links = {str(run.path): address(run.path, out)}
         name, source = f"run {number:03} {run.title}", load_source(run) if with_images else None
         section.figures = drawn(f"{name} losses", LOSSES, loss_figure, [run])
-        if gates := run.gate_shares():
-            names = source.class_names if source and len(source.class_names) == len(gates.shares) else None
+        if (gates := run.gate_shares()) is not None:
+            names = source.class_names if source and len(source.class_names) == len(gates) else None
             heatmap = partial(class_heatmap, class_names=names, title=run.title)
-            section.figures += drawn(f"{name} classes", CLASSES.format(gates.epoch), heatmap, [gates])
+            section.figures += drawn(f"{name} classes", CLASSES.format(gates.attrs["epoch"]), heatmap, [gates])
         _add_gallery(section, run, name, source)
         if number == DETAILS < len(chosen):
             left = len(chosen) - DETAILS
@@ -169,16 +169,16 @@ def _add_gallery(section: Section, run: Run, name: str, source: Source | None) -
     samples = run.gate_samples()
     if samples is None:
         return
-    if samples.epochs < WAITS_FOR:
-        text = f"The images distilled most and least often are shown after {WAITS_FOR} epochs; so far {samples.epochs}."
+    if (epochs := samples.attrs["epochs"]) < WAITS_FOR:
+        text = f"The images distilled most and least often are shown after {WAITS_FOR} epochs; so far {epochs}."
         section.texts.append(text)
-    elif source is not None and len(samples.frequency) == len(source.train):
+    elif source is not None and len(samples) == len(source.train):
         gallery = partial(gallery_figure, source=source, title=run.title)
         section.figures += drawn(f"{name} gallery", GALLERY, gallery, [samples])
     else:
         section.texts.append(
             f"The images distilled most and least often are not shown: {run.data} does not hold exactly the "
-            f"{len(samples.frequency):,} images of this run; images that were skipped, added or deleted count."
+            f"{len(samples):,} images of this run; images that were skipped, added or deleted count."
         )
 
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 from datasets.source import Source, Split
 from utils.errors import UserError
 from utils.report.style import figure_title, styled
-from utils.run_folder.records import GateSamples
 
 TILES = 8  # in a row
 TILE = 64  # pixels
@@ -46,18 +45,20 @@ def extremes(frequency: np.ndarray, count: int, *, most: bool) -> np.ndarray:
 
 
 @styled()
-def gallery_figure(samples: GateSamples, source: Source, title: str) -> Figure:
+def gallery_figure(samples: pd.DataFrame, source: Source, title: str) -> Figure:
     """One row per spot: most often distilled on the left, least often on the right.
 
     Args:
+        samples: see `Run.gate_samples`.
         source: its training images are those that were recorded.
     """
-    alike = [column.min() == column.max() for column in samples.frequency.T]
+    columns = samples.to_numpy().T
+    alike = [column.min() == column.max() for column in columns]
     lines = max(_wrapped(name).count("\n") for name in source.class_names)
     heights = [ALIKE_ROW if same else IMAGE_ROW + lines * TEXT_LINE for same in alike]
     figure = Figure(figsize=(2 * STRIP / 100 + 0.3, sum(heights) + 0.4), layout="constrained")
     axes = figure.subplots(len(alike), 2, squeeze=False, height_ratios=heights)
-    for label, same, frequency, panels in zip(samples.gates, alike, samples.frequency.T, axes):
+    for label, same, frequency, panels in zip(samples, alike, columns, axes):
         for most, panel in zip((True, False), panels):
             panel.set_axis_off()
             if not same:
@@ -68,8 +69,8 @@ def gallery_figure(samples: GateSamples, source: Source, title: str) -> Figure:
                 _strip(panel, source.train, chosen, captions)
         if same:
             panels[0].set_title(f"{label}: every image is distilled equally often ({100 * frequency[0]:.0f} %)")
-    epochs = f"{samples.epochs} epoch{'s' if samples.epochs > 1 else ''}"
-    figure_title(figure, f"{title}, {epochs}")
+    epochs = samples.attrs["epochs"]
+    figure_title(figure, f"{title}, {epochs} epoch{'s' if epochs > 1 else ''}")
     return figure
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 
 from utils.report.style import SHARE_MAP, figure_title, label_width, styled
-from utils.run_folder.records import GateShares
 
 WRITTEN_CONFUSIONS, WRITTEN_SHARES = 20, 40  # classes up to which every cell shows its number
 NAMED_CONFUSIONS, NAMED_SHARES = 40, 60  # classes that are named
@@ -45,28 +45,29 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 
 @styled()
-def class_heatmap(gates: GateShares, class_names: Sequence[str] | None, title: str) -> Figure:
+def class_heatmap(gates: pd.DataFrame, class_names: Sequence[str] | None, title: str) -> Figure:
     """Share of each class's samples distilled at each spot in one epoch; classes sorted by their mean share.
 
     Args:
+        gates: see `Run.gate_shares`.
         class_names: None numbers the classes.
     """
-    count, spots = gates.shares.shape
-    order = np.argsort(-np.nan_to_num(gates.shares.mean(axis=1), nan=-1), kind="stable")
+    count, spots = gates.shape
+    order = np.argsort(-np.nan_to_num(gates.to_numpy().mean(axis=1), nan=-1), kind="stable")
     names = [class_names[k] if class_names else str(k) for k in order]
     every = -(-count // NAMED_SHARES)
-    shares = 100 * gates.shares[order]
+    shares = 100 * gates.to_numpy()[order]
     texts = np.where(np.isnan(shares), "", np.char.mod("%.0f", shares)) if count <= WRITTEN_SHARES else None
     height = 1.3 + (0.22 * count if count <= NAMED_SHARES else 10)
     size = (0.85 * spots + 1.8 + label_width(names), height)
     figure, panel = _heatmap(size, shares, texts, Normalize(0, 100), "samples distilled (%)", title)
     panel.set_aspect("auto")
     panel.set_yticks(range(0, count, every), names[::every], fontsize=7)
-    panel.set_xticks(range(spots), gates.gates)
+    panel.set_xticks(range(spots), gates.columns)
     panel.xaxis.tick_top()
     panel.spines[:].set_visible(False)
     thinned = f"; 1 in {every} named" * (every > 1)
-    panel.set(xlabel=f"epoch {gates.epoch}", ylabel=f"class (sorted by mean share{thinned})")
+    panel.set(xlabel=f"epoch {gates.attrs['epoch']}", ylabel=f"class (sorted by mean share{thinned})")
     return figure
 
 

@@ -72,9 +72,13 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         if (inside := Layout(path).best).exists():
             raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
         check_regular(path)
-        if kind := _other_kind(path):
+        with path.open("rb") as file:
+            start = file.read(64)
+        if kind := _other_kind(path, start):
             raise UserError(f"{path}: is {kind}")
-        content = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_pickle(path)
+        # A file of safetensors begins with the length of a JSON header, and the header.
+        is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+        content = safetensors.torch.load_file(path) if is_safetensors else _read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")
     return content
@@ -143,17 +147,8 @@ def _unsafe_names(path: Path) -> list[str]:
     return [name.replace("__builtin__ ", "builtins ").replace(" ", ".") for name in names]
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins with the length of a JSON header, and the header."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-
-
-def _other_kind(path: Path) -> str | None:
+def _other_kind(path: Path, start: bytes) -> str | None:
     """The kind of a file that is no checkpoint; None for one that may be."""
-    with path.open("rb") as file:
-        start = file.read(64)
     for signature, kind in _SIGNATURES.items():
         if start.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(signature):
             return kind

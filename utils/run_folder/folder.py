@@ -9,9 +9,13 @@ import os
 import shutil
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from utils.config import Config
+from utils.config.changes import deciding_changes
+from utils.config.yaml_text import read_yaml
 from utils.errors import UserError, doing
 from utils.files import UNSUPPORTED, check_regular, publish_copy, remove_leftovers, write_text
 from utils.run_folder.checkpoint import read_checkpoint, save_atomically
@@ -69,10 +73,12 @@ class RunDir(Layout):
         self.refuse_if_taken()
         return None
 
-    def refuse_if_taken(self, changed: str = "") -> None:
-        """Raise a UserError if there is a run in the folder; `changed` says how its settings differ from the wanted."""
+    def refuse_if_taken(self, wanted: Config | None = None) -> None:
+        """Raise a UserError if there is a run in the folder, which says how its settings differ from the `wanted`."""
         if self.begun:
-            state = "a finished run" if self.result.exists() else "an unfinished run"
+            state, changed = "a finished run" if self.result.exists() else "an unfinished run", ""
+            with suppress(UserError):  # its settings cannot be read
+                changed = deciding_changes(read_yaml(self.config), wanted.to_dict()) if wanted else ""
             other = f" with other settings ({changed})" if changed else ""
             raise UserError(
                 f"{self.path}: holds {state} already{other}; --resume continues it, --overwrite starts anew, "
@@ -173,21 +179,15 @@ class RunDir(Layout):
                 check_regular(file, follow_links=False)  # a link may lead to any file of the user's
         self._lock = self.lock.open("a")
         _locks.add(self._lock)
-        try:
-            self._lock_file()
-        except BlockingIOError as error:
-            raise UserError(f"{self.path}: another run is writing there right now") from error
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            log.warning("%s: this file system has no locks; do not start a second run there", self.path)
-
-    def _lock_file(self) -> None:
         deadline = time.monotonic() + LOCK_RETRY_SECONDS
         while True:
             try:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise UserError(f"{self.path}: another run is writing there right now") from error
                 time.sleep(0.05)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                return log.warning("%s: this file system has no locks; do not start a second run there", self.path)

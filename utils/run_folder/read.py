@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from distillers.spot_adaptive.selection import SELECTIONS
@@ -19,18 +21,8 @@ from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
 from utils.files import identity, warn_once
 from utils.run_folder.choice import no_choice
-from utils.run_folder.layout import CONFIG, Layout
-from utils.run_folder.records import (
-    Epoch,
-    GateSamples,
-    GateShares,
-    read_epochs,
-    read_facts,
-    read_file,
-    read_gate_samples,
-    read_gate_shares,
-    read_result,
-)
+from utils.run_folder.layout import CONFIG, Layout, epoch_number
+from utils.run_folder.records import Epoch, read_epochs, read_facts, read_file, read_lines, read_result
 
 Status = Literal["finished", "running", "stopped"]
 
@@ -157,13 +149,38 @@ class Run:
         """What the policy does if it treats all samples alike by now."""
         return no_choice(self.selection, self.records)
 
-    def gate_shares(self) -> GateShares | None:
-        """The shares of each class in the last epoch so far; None if nothing is recorded."""
-        return read_gate_shares(Layout(self.path).gates)
+    def gate_shares(self) -> pd.DataFrame | None:
+        """Share of each class's samples distilled at each spot in the last epoch so far; None if nothing is recorded.
 
-    def gate_samples(self) -> GateSamples | None:
-        """The counts of each sample that were recorded last; None if nothing is recorded."""
-        return read_gate_samples(Layout(self.path).gate_samples)
+        A row for each class, NaN for one not seen, and a column for each gate, the logits' last. ``attrs["epoch"]``
+        counts phases together.
+        """
+        return next(reversed(read_lines(Layout(self.path).gates, _gate_shares)), None)
+
+    def gate_samples(self) -> pd.DataFrame | None:
+        """In which part of the epochs each sample was distilled at each spot; None if nothing is recorded.
+
+        A row for each training sample, a column for each gate. ``attrs["epochs"]`` is how many epochs were counted.
+        """
+        files = [file for file in Layout(self.path).gate_samples.glob("*.npz") if epoch_number(file) is not None]
+        found = (read_file(file, _gate_samples) for file in sorted(files, key=epoch_number, reverse=True))
+        return next((samples for samples in found if samples is not None), None)
+
+
+def _gate_shares(line: bytes) -> pd.DataFrame:
+    record = json.loads(line)
+    shares = pd.DataFrame(record["classes"], columns=record["gates"], dtype=float)
+    shares.attrs["epoch"] = int(record["global_epoch"])
+    return shares
+
+
+def _gate_samples(file: Path) -> pd.DataFrame:
+    """See `utils.training.gate_counts.GateRecorder.end_epoch` for what the file holds."""
+    with np.load(file) as content:
+        distilled, seen, labels = (content[name] for name in ("distilled", "seen", "labels"))
+    samples = pd.DataFrame(distilled / np.maximum(seen, 1)[:, None], columns=labels.tolist())
+    samples.attrs["epochs"] = int(seen.max())
+    return samples
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:

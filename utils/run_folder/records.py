@@ -6,50 +6,16 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from utils.errors import UserError, doing, reason
 from utils.files import check_regular, warn_once
-from utils.run_folder.layout import epoch_number
 
 T = TypeVar("T")
 
 Epoch = dict[str, Any]  # a line of metrics.jsonl, see `read_epochs`
 FACTS = ("train_images", "val_images", "classes", "image_size", "parameters", "weights", "device")  # every run has them
-
-
-@dataclass(frozen=True)
-class GateShares:
-    """Share of each class's samples distilled at each spot in one epoch.
-
-    Attributes:
-        epoch: which one, phases counted together.
-        gates: names of the gates, the logits' last.
-        shares: ``[num_classes, K + 1]`` in [0, 1]; NaN for a class not seen.
-    """
-
-    epoch: int
-    gates: list[str]
-    shares: np.ndarray
-
-
-@dataclass(frozen=True)
-class GateSamples:
-    """How often every training sample was distilled at each spot.
-
-    Attributes:
-        epochs: how many epochs were counted.
-        gates: names of the gates.
-        frequency: ``[N, K + 1]`` in [0, 1], over those epochs.
-    """
-
-    epochs: int
-    gates: list[str]
-    frequency: np.ndarray
 
 
 def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
@@ -59,7 +25,7 @@ def read_epochs(file: Path, phase: str | None = None) -> list[Epoch]:
     ``train``), ``epoch``, ``seconds``, and the means over its images, ``train`` and ``val``, by name. A value that is
     not finite is NaN.
     """
-    return [epoch for epoch in _read_lines(file, _epoch) if phase in (None, epoch["phase"])]
+    return [epoch for epoch in read_lines(file, _epoch) if phase in (None, epoch["phase"])]
 
 
 def read_result(file: Path) -> dict[str, float] | None:
@@ -86,18 +52,6 @@ def read_latencies(file: Path) -> dict[str, float]:
     return _read_json(file, lambda found: {name: float(at["milliseconds"]["1"]) for name, at in found.items()}) or {}
 
 
-def read_gate_shares(file: Path) -> GateShares | None:
-    """The newest line of a ``gates.jsonl``; None if there is none."""
-    return next(reversed(_read_lines(file, _gate_shares)), None)
-
-
-def read_gate_samples(folder: Path) -> GateSamples | None:
-    """The newest ``epoch-N.npz`` of the folder, each of which counts from the beginning; None if there is none."""
-    files = [file for file in folder.glob("*.npz") if epoch_number(file) is not None]
-    samples = (read_file(file, _gate_samples) for file in sorted(files, key=epoch_number, reverse=True))
-    return next(filter(None, samples), None)
-
-
 def read_file(file: Path, read: Callable[[Path], T]) -> T | None:
     """What `read` makes of the file; None if there is none, or, with a warning, if anything goes wrong."""
     if not os.path.lexists(file):
@@ -111,7 +65,7 @@ def read_file(file: Path, read: Callable[[Path], T]) -> T | None:
         return None
 
 
-def _read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
+def read_lines(file: Path, parse: Callable[[bytes], T]) -> list[T]:
     """Every line that `parse` takes. The first that it does not take is named."""
     found: list[T] = []
     broken = ""
@@ -134,21 +88,6 @@ def _epoch(line: bytes) -> Epoch:
 
 def _read_json(file: Path, take: Callable[[Any], T]) -> T | None:
     return read_file(file, lambda file: take(json.loads(file.read_bytes())))
-
-
-def _gate_shares(line: bytes) -> GateShares:
-    record = json.loads(line)
-    gates, classes = record["gates"], record["classes"]
-    shares = np.array(classes, dtype=float).reshape(len(classes), len(gates))
-    return GateShares(int(record["global_epoch"]), gates, shares)
-
-
-def _gate_samples(file: Path) -> GateSamples:
-    """See `utils.training.gate_counts.GateRecorder.end_epoch` for what the file holds."""
-    with np.load(file) as content:
-        distilled, seen, labels = (content[name] for name in ("distilled", "seen", "labels"))
-    frequency = distilled.reshape(len(seen), len(labels)) / np.maximum(seen, 1)[:, None]
-    return GateSamples(int(seen.max()), labels.tolist(), frequency)
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

@@ -1,15 +1,20 @@
-"""Whether a run can go on from a checkpoint. This is asked before anything in its folder is written."""
+"""Whether a checkpoint is of the config and the data in use. This is asked before anything in its folder is written."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from datasets import Source
 from utils.config.changes import deciding_settings, differences
 from utils.config.yaml_text import spell
 from utils.errors import UserError, doing
+
+log = logging.getLogger("sakd")
 
 FORMAT = 1
 Section = dict[str, Any]
@@ -24,44 +29,57 @@ class Progress:
     step: int = 0
 
 
-def check_checkpoint(content: Section, config: Section, epochs: Sequence[int], steps: int, run: Path) -> None:
+def check_checkpoint(content: Section, config: Section, epochs: Sequence[int], images: int, run: Path) -> None:
     """Check that a run of `config` can go on from a checkpoint, tensors aside.
 
     Args:
         content: what is in the file.
         config: the settings of the run from now on.
         epochs: of every phase.
-        steps: of every epoch.
+        images: to train on.
         run: the folder, for messages.
 
     Raises:
         UserError: the checkpoint does not fit; the line says which setting it needs. Or it is damaged.
     """
     with doing(f"{run}: going on from its checkpoint"):
-        if problem := _find_problem(content, config, epochs, steps):
+        if problem := _find_problem(content, config, epochs, images):
             raise UserError(f"{run}: cannot go on from its checkpoint: {problem}")
 
 
-def refuse_other_images(checkpoint: Section, images: int, what: str) -> None:
-    """Raise a UserError if a checkpoint, called `what`, was trained on another number of images.
+def refuse_other_classes(checkpoint: dict[str, Any], source: Source, what: str) -> None:
+    """Compare the data that a checkpoint was trained on with the data in use; files of other projects do not say.
 
-    Gates are counted, and embeddings kept, for each training image by its number.
+    Another normalisation or image size is one line in the log.
+
+    Args:
+        checkpoint: its content.
+        source: the data in use.
+        what: how messages call the checkpoint.
+
+    Raises:
+        UserError: the classes are others, or in another order.
     """
-    before = len(checkpoint["gates"]["sample_seen"])
-    if before != images:
-        raise UserError(
-            f"{what} was trained on {before:,} images, here are {images:,}; --overwrite starts anew, another "
-            "dataset.label or run.root writes elsewhere"
-        )
+    there, here = checkpoint.get("data"), source.describe()
+    if not isinstance(there, dict) or not isinstance(theirs := there.get("classes"), list):
+        return
+    ours = here.pop("classes")
+    for number, (their, our) in enumerate(zip_longest(map(repr, theirs), map(repr, ours), fillvalue="missing")):
+        if their != our:
+            raise UserError(
+                f"{what} knows other classes than the data set: {len(theirs)} classes, here {len(ours)}, and number "
+                f"{number} is {their}, here {our}; name one of these classes, or give other data a dataset.label"
+            )
+    changes = [f"{key} {there[key]}, here {value}" for key, value in here.items() if there.get(key, value) != value]
+    if changes:
+        log.warning("%s was trained on images prepared in another way: %s", what, "; ".join(changes))
 
 
-def _find_problem(content: Section, config: Section, epochs: Sequence[int], steps: int) -> str:
+def _find_problem(content: Section, config: Section, epochs: Sequence[int], images: int) -> str:
     """Why the run cannot go on; empty if it can."""
     if content["format"] != FORMAT:
         return f"its format is {content['format']}, this version reads {FORMAT}"
     before, progress = content["config"], Progress(**content["progress"])
-    if min(progress.phase, progress.epoch, progress.step) < 0:
-        return f"it is damaged, progress is {content['progress']}"
     if progress.phase >= len(epochs):
         return f"it is of a run with {progress.phase + 1} phases or more, this one has {len(epochs)}"
     is_last = progress.phase == len(epochs) - 1
@@ -82,30 +100,17 @@ def _find_problem(content: Section, config: Section, epochs: Sequence[int], step
         if is_fixed and key in changes:
             old, new = map(spell, changes[key])
             return f"{key} is {new}, but {why} {old}; set {key}={old}"
-    if progress.step > steps:
-        return f"it was written after step {progress.step} of an epoch of {steps} steps"
-    return _missing_states(content, progress) or _no_effect(content, config, finished=done == wanted)
+    # Gates are counted, and embeddings kept, for each training image by its number.
+    if (seen := len(content["gates"]["sample_seen"])) != images:
+        return (
+            f"it was trained on {seen:,} images, here are {images:,}; --overwrite starts anew, another dataset.label "
+            "or run.root writes elsewhere"
+        )
+    return _no_effect(content, config) if done == wanted else ""
 
 
-def _missing_states(content: Section, progress: Progress) -> str:
-    """A user may have deleted what the optimisers remember, to save space; a run that goes on is another one then."""
-    first = content["config"]["training"].get("init_epoch", 0)
-    if progress.step == 0 and progress.epoch in (0, first):  # the phase has not begun
-        return ""
-    for name, optimizer in content["optimizers"].items():
-        group = optimizer["param_groups"][0]
-        is_plain_sgd = "nesterov" in group and not group["momentum"]
-        if not optimizer["state"] and not is_plain_sgd:
-            return f"it lacks the state of the optimiser of {name}; kd.student.checkpoint starts from its weights alone"
-    return ""
-
-
-def _no_effect(content: Section, config: Section, *, finished: bool) -> str:
+def _no_effect(content: Section, config: Section) -> str:
     """After its end, a run uses no setting any more."""
-    if not finished:
-        return ""
-    if "top1" not in content["val"]:
-        return "it is of a finished run, but holds no accuracy"
     deciding = differences(deciding_settings(content["config"]), deciding_settings(config))
     deciding.pop("training.epochs", None)
     for key, (old, new) in deciding.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,31 +24,6 @@ AVERAGES = ("state_dict_ema.", "model_ema.")  # moving averages, which timm's ow
 BATCHNORM_NAMES = {"weight", "bias", "running_mean", "running_var"}
 
 EMA_HELP = "take the moving average of the weights, which training.ema_decay keeps"
-
-
-@dataclass(frozen=True)
-class Found:
-    """The entries of a file that are a network's weights.
-
-    Attributes:
-        prefix: what stands before their names in the file. An entry of a mapping within another one has a dotted name.
-        entries: under the network's names.
-        in_order: the names in the file are others; the entries were matched by their order.
-        other: the prefix of the set that is left, if there are a moving average and the weights themselves.
-    """
-
-    prefix: str
-    entries: dict[str, Any]
-    in_order: bool = False
-    other: str | None = None
-
-    def describe(self, key: str) -> str:
-        """What was taken; `key` is the config key or option that sets the prefix."""
-        parts = [f"{len(self.entries)} entries"]
-        parts += [f"under {self.prefix.rstrip('.')}"] if self.prefix else []
-        parts += ["matched by order because the names differ"] if self.in_order else []
-        parts += [f"{key}={self.other.rstrip('.') or '.'} takes the other"] if self.other is not None else []
-        return ", ".join(parts)
 
 
 def load_weights(model: StagedModel, path: Path, what: str = "the model", **how: Any) -> None:
@@ -83,10 +57,10 @@ def take_weights(
     """
     with doing(f"{path}: loading the weights of {what}"):
         head = head_keys(model) if new_head else set()
-        found = find_weights(model, content, path, what, prefix=prefix, head=head, key=key)
-        assign_weights(model, found.entries, f"{path}: not the weights of {what}", new_head=new_head)
+        weights, taken = find_weights(model, content, path, what, prefix=prefix, head=head, key=key)
+        assign_weights(model, weights, f"{path}: not the weights of {what}", new_head=new_head)
     if "format" not in content:
-        log.info(f"{what}: weights of {path}, {found.describe(key)}")
+        log.info(f"{what}: weights of {path}, {taken}")
 
 
 def find_weights(
@@ -98,7 +72,7 @@ def find_weights(
     prefix: str | None = None,
     head: set[str] = frozenset(),
     key: str = "checkpoint_prefix",
-) -> Found:
+) -> tuple[dict[str, Any], str]:
     """Find the one set of entries that fits a network; see `take_weights` for most arguments.
 
     A set has every name of the network behind one prefix, or else its shapes, in their order.
@@ -106,24 +80,35 @@ def find_weights(
     Args:
         head: names of the network's entries that need not fit.
 
+    Returns:
+        the entries under the network's names, and what was taken, in words.
+
     Raises:
         UserError: no set fits, or several do and nothing says which is meant.
     """
     if "format" in content and "model" in content:  # a checkpoint of ours
         content = {"model": content["model"]}
     expected, entries = model.state_dict(), flattened(content)
-    candidates = _by_name(entries, expected, head) or [Found("", entries)]
-    problems = [_problem(_completed(found.entries, expected, head), expected) for found in candidates]
-    fitting = [found for found, problem in zip(candidates, problems) if problem is None]
-    fitting = fitting or _by_order(entries, expected, head)
-    chosen = _chosen(fitting, what, prefix)
+    candidates = _by_name(entries, expected, head) or {"": entries}
+    problems = {prefix: _problem(_completed(found, expected, head), expected) for prefix, found in candidates.items()}
+    by_name = {prefix: found for prefix, found in candidates.items() if problems[prefix] is None}
+    fitting = by_name or _by_order(entries, expected, head)
+    chosen = _chosen(list(fitting), what, prefix)
     if not chosen:
-        problem = f"none of those that fit is under {prefix!r}" if fitting else problems[0]
+        problem = f"none of those that fit is under {prefix!r}" if fitting else next(iter(problems.values()))
         raise UserError(f"{path}: not the weights of {what}: {problem}")
+    averages = [found for found in chosen if found.startswith(AVERAGES)]
+    others = [found.rstrip(".") or "." for found in chosen if found not in averages]
+    if len(averages) == len(others) == 1 and prefix is None:
+        chosen = averages
     if len(chosen) > 1:
-        names = ", ".join(found.prefix.rstrip(".") or "." for found in chosen)
+        names = ", ".join(found.rstrip(".") or "." for found in chosen)
         raise UserError(f"{path}: {len(chosen)} sets of entries fit {what}: {names}; {key}=<one of them> chooses")
-    return chosen[0]
+    taken = [f"{len(fitting[chosen[0]])} entries"]
+    taken += [f"under {chosen[0].rstrip('.')}"] if chosen[0] else []
+    taken += [] if by_name else ["matched by order because the names differ"]
+    taken += [f"{key}={others[0]} takes the other"] if averages and others else []
+    return fitting[chosen[0]], ", ".join(taken)
 
 
 def assign_weights(model: StagedModel, weights: dict[str, Any], complaint: str, *, new_head: bool = False) -> None:
@@ -191,31 +176,31 @@ def _parts_of_module(stand_in: dict[Any, Any]) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if name not in passing}
 
 
-def _by_name(entries: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> list[Found]:
+def _by_name(entries: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> dict[str, dict[str, Any]]:
     """What stands behind each prefix of the network's names; those with most names, which are all of them if it fits.
 
-    Objects that the network does not name are left out, tensors are not. A whole set within another one is no part of
-    it: a file may hold a network and, under ``ema.``, its average.
+    An entry of a mapping within another one has a dotted name. Objects that the network does not name are left out,
+    tensors are not. A whole set within another one is no part of it: a file may hold a network and, under ``ema.``, its
+    average.
     """
     needed = {key for key in expected if key not in head and not key.endswith(COUNTERS)}
     counts = Counter(prefix for key in entries for prefix in _prefixes(key) if key[len(prefix) :] in needed)
     most = max(counts.values(), default=0)
     prefixes = [prefix for prefix in counts if counts[prefix] == most]
-    candidates = []
+    candidates = {}
     for prefix in prefixes:
         within = tuple(other for other in prefixes if len(other) > len(prefix) and most == len(needed))
-        found = {
+        candidates[prefix] = {
             key[len(prefix) :]: value
             for key, value in entries.items()
             if key.startswith(prefix) and not key.startswith(within)
             if isinstance(value, Tensor) or key[len(prefix) :] in expected
         }
-        candidates.append(Found(prefix, found))
     return candidates
 
 
-def _by_order(entries: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> list[Found]:
-    """The sets of entries that have the network's shapes in its order, under other names."""
+def _by_order(entries: dict[str, Any], expected: dict[str, Tensor], head: set[str]) -> dict[str, dict[str, Any]]:
+    """The sets of entries that have the network's shapes in its order under other names, by their longest prefix."""
     wanted = [key for key in expected if not key.endswith(COUNTERS)]
     tensors = [key for key, value in entries.items() if isinstance(value, Tensor) and not key.endswith(COUNTERS)]
     counts = Counter(prefix for key in tensors for prefix in _prefixes(key))
@@ -227,8 +212,8 @@ def _by_order(entries: dict[str, Any], expected: dict[str, Tensor], head: set[st
         fits = all(key in head or _mismatch(value, expected[key]) is None for key, value in renamed.items())
         # Names in alphabetical order, as safetensors has them, do not say how the layers follow one another.
         if fits and names != sorted(names) and all(_may_be(key, name, expected) for key, name in pairs.items()):
-            found[names[0]] = Found(prefix, renamed, in_order=True)
-    return list(found.values())
+            found[names[0]] = prefix, renamed
+    return dict(found.values())
 
 
 def _may_be(key: str, name: str, expected: dict[str, Tensor]) -> bool:
@@ -242,19 +227,15 @@ def _prefixes(key: str) -> list[str]:
     return ["", *accumulate(f"{part}." for part in key.split(".")[:-1])]
 
 
-def _chosen(fitting: list[Found], what: str, prefix: str | None) -> list[Found]:
-    """The sets that fit the prefix and the role of the network; of weights and their moving average, the average."""
+def _chosen(fitting: list[str], what: str, prefix: str | None) -> list[str]:
+    """The prefixes of those that fit `prefix`, or the role of the network."""
     if prefix is not None:
         wanted = prefix.strip(".")
-        exact = [found for found in fitting if found.prefix.rstrip(".") == wanted]
-        return exact or [found for found in fitting if f".{wanted}." in f".{found.prefix}"]
+        exact = [found for found in fitting if found.rstrip(".") == wanted]
+        return exact or [found for found in fitting if f".{wanted}." in f".{found}"]
     for role in ("teacher", "student"):
         if role in what.split():
-            fitting = [found for found in fitting if role in found.prefix] or fitting
-    averages = [found for found in fitting if found.prefix.startswith(AVERAGES)]
-    if len(averages) == 1 and len(fitting) == 2:
-        (other,) = (found.prefix for found in fitting if found is not averages[0])
-        return [replace(averages[0], other=other)]
+            fitting = [found for found in fitting if role in found] or fitting
     return fitting
 
 

@@ -15,13 +15,15 @@ from utils.processes.group import all_sum
 from utils.training.meter import Meter, top_k_hits
 from utils.training.reporter import progress_bar
 
+NO_AUTOCAST = nullcontext()
+
 
 @torch.inference_mode()
 def evaluate(
     model: StagedModel,
     loader: Loader,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: AbstractContextManager = NO_AUTOCAST,
     before_batch: Callable[[], None] = lambda: None,
     after_batch: Callable[[Tensor, Tensor], None] = lambda logits, label: None,
 ) -> dict[str, float]:
@@ -31,7 +33,7 @@ def evaluate(
     put back.
 
     Args:
-        autocast: makes the context of the forward pass.
+        autocast: the context of the forward pass.
         before_batch: called before every batch.
         after_batch: called with the logits ``[B, num_classes]`` and labels ``[B]`` of every batch.
     """
@@ -42,7 +44,7 @@ def evaluate(
     with progress_bar("validation", len(loader)) as bar:
         for batch in loader.epoch(0):
             before_batch()
-            with autocast():
+            with autocast:
                 logits = model(batch.image).float()
             meter.add({"loss/total": F.cross_entropy(logits, batch.label)}, len(batch.label))
             found = {"images": torch.ones_like(batch.label)} | top_k_hits(logits, batch.label)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,14 +40,6 @@ class WeightAverage:
         self._average(*self._numbers, None)
         if self._counters:
             torch._foreach_copy_(*self._counters)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The average weights, as a checkpoint has them."""
-        return {name: value.contiguous() for name, value in self.network.state_dict().items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, or from the weights of the network itself."""
-        self.network.load_state_dict(state)
 
 
 def _tensors(network: nn.Module) -> chain[torch.Tensor]:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from datasets import Data, Loader, Source, check_batches, make_loader, readable_part
 from distillers.label_loss import LabelLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Pretraining, Task
-from models import StagedModel, find_builder, get_model, is_registered
+from models import StagedModel, get_model, is_registered
 from models.libraries import expected_images, offered_weights
 from utils.config import Config, ModelConfig
 from utils.errors import UserError, doing
 from utils.processes.group import rank, world_size
 from utils.run_folder.checkpoint import read_checkpoint
-from utils.run_folder.networks import refuse_other_classes
+from utils.run_folder.resume import refuse_other_classes
 from utils.run_folder.weights import assign_weights, load_weights, take_weights
 from utils.training.accuracy import evaluate
 from utils.training.average import WeightAverage
@@ -35,16 +31,6 @@ from utils.training.precision import autocast, refuse_precision
 from utils.training.step import Phase
 
 VALIDATION_PIXELS = 2**20  # of the images that a GPU evaluates at once: 1000 images of 32x32, 64 of 128x128 and larger
-
-
-def refuse_unknown_networks(config: Config) -> None:
-    """Look the networks up by their names, before data is downloaded.
-
-    Raises:
-        UserError: there is no such network.
-    """
-    for network in filter(None, (config.student, config.kd and config.kd.teacher)):
-        find_builder(network.name)
 
 
 def build(config: Config, source: Source, device: torch.device) -> tuple[Task, Source]:
@@ -160,7 +146,7 @@ def teacher_accuracy(task: SpotAdaptiveDistillation, config: Config, data: Data,
     Raises:
         UserError: its logits are not finite.
     """
-    accuracy = evaluate(task.teacher, data.val, device, partial(autocast, device, config.training.precision))
+    accuracy = evaluate(task.teacher, data.val, device, autocast(device, config.training.precision))
     if not math.isfinite(accuracy["loss/total"]):
         raise UserError(
             f"{config.teacher_checkpoint}: the logits of the teacher {config.kd.teacher.title} for the validation "
@@ -187,59 +173,44 @@ def make_phases(task: Task, config: Config) -> list[Phase]:
 
 def assemble(config: Config, student: StagedModel, teacher: StagedModel, source: Source) -> SpotAdaptiveDistillation:
     """Join the networks by the config's distiller and selection."""
-    kd, options = config.kd, config.kd_loss
+    kd, loss = config.kd, config.kd_loss
+    of_loss = ("options", "spots", "feat_dim", "logits", "logits_options", "standardize")
+    of_kd = ("selection", "policy", "policy_options", "balance", "warmup_epochs", "gate_temperature", "routing_share")
     return join(
         student,
         teacher,
-        options.name,
+        loss.name,
         labels=source.labels,
         image_size=source.image_size,
-        options=options.options,
-        spots=options.spots,
-        feat_dim=options.feat_dim,
-        logits=options.logits,
-        logits_options=options.logits_options,
-        temperature=options.KD_T,
-        standardize=options.standardize,
-        beta=kd.loss_weights.other_kd,
-        pair=f"{kd.teacher.title}-{kd.student.title}",
-        selection=kd.selection,
-        policy=kd.policy,
-        policy_options=kd.policy_options,
-        balance=kd.balance,
-        homogeneous=options.homo,
+        temperature=loss.KD_T,
+        homogeneous=loss.homo,
         alpha=kd.loss_weights.kd_weight,
+        beta=kd.loss_weights.other_kd,
         gamma=kd.loss_weights.classify_weight,
-        warmup_epochs=kd.warmup_epochs,
-        gate_temperature=kd.gate_temperature,
-        routing_share=kd.routing_share,
+        pair=f"{kd.teacher.title}-{kd.student.title}",
         label_loss=make_label_loss(config, source),
+        **{name: getattr(loss, name) for name in of_loss},
+        **{name: getattr(kd, name) for name in of_kd},
     )
 
 
 def make_label_loss(config: Config, source: Source | None = None) -> LabelLoss:
-    """The config's cross-entropy; the data is needed for ``training.class_weights``."""
-    training = config.training
-    weights = class_weights(training.class_weights, source)
-    return LabelLoss(training.label_smoothing, training.mixup, training.cutmix, weights)
-
-
-def class_weights(wanted: Literal["balanced"] | Sequence[float] | None, source: Source) -> Tensor | None:
-    """The weight of each class in the cross-entropy, float32 ``[num_classes]``; None: all have the same.
+    """The config's cross-entropy; the data is needed for ``training.class_weights``.
 
     Raises:
-        UserError: a list is of another length.
+        UserError: there are weights of another number of classes.
     """
-    if wanted is None:
-        return None
-    if wanted == "balanced":
+    training, weights = config.training, config.training.class_weights
+    if weights == "balanced":
         counts = source.labels.bincount(minlength=source.num_classes)
-        return len(source.labels) / (source.num_classes * counts.clamp(min=1)).float()
-    if len(wanted) != source.num_classes:
-        raise UserError(
-            f"training.class_weights: found {len(wanted)} weights, and there are {source.num_classes} classes"
-        )
-    return torch.tensor(wanted)
+        weights = len(source.labels) / (source.num_classes * counts.clamp(min=1)).float()
+    elif weights is not None:
+        if len(weights) != source.num_classes:
+            raise UserError(
+                f"training.class_weights: found {len(weights)} weights, and there are {source.num_classes} classes"
+            )
+        weights = torch.tensor(weights)
+    return LabelLoss(training.label_smoothing, training.mixup, training.cutmix, weights)
 
 
 def build_network(config: ModelConfig, source: Source) -> StagedModel:

@@ -6,26 +6,22 @@ import itertools
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from datasets import Data, open_data
+from datasets import Data
 from models import StagedModel
 from utils.config import Config
 from utils.config.yaml_text import dump_yaml
-from utils.processes.group import process_group
 from utils.run_folder.folder import RunDir
-from utils.run_folder.networks import changed_settings
-from utils.training.build import build, load_teacher, refuse_unknown_networks
-from utils.training.device import choose_device, explaining_limits
+from utils.training.build import load_teacher
 from utils.training.facts import flops_without_computing
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter
 from utils.training.precision import autocast
-from utils.training.run import find_missing_teacher, prepare
+from utils.training.run import opened, prepare
 from utils.training.step import EagerStep, Phase
 
 WARM_UP, TIMED = 3, 5  # steps; libraries choose their kernels in the first ones
@@ -43,13 +39,8 @@ def dry_run(config: Config, teacher_args: Sequence[str] = (), *, is_new: bool = 
         UserError: what the run itself would raise before its first step.
     """
     print(dump_yaml(config.to_dict()))
-    device = choose_device(config.training.device)
     with ExitStack() as stack:
-        stack.enter_context(process_group(device))
-        stack.enter_context(explaining_limits(device))
-        refuse_unknown_networks(config)
-        source, missing = open_data(config.dataset), find_missing_teacher(config, teacher_args)
-        task, source = build(config, source, device)
+        device, source, task, missing = stack.enter_context(opened(config, teacher_args))
         if config.kd and missing is None:
             load_teacher(task.teacher, config, source)
         networks = {"student": task.student, "teacher": task.teacher} if config.kd else {"network": task.student}
@@ -68,7 +59,7 @@ def dry_run(config: Config, teacher_args: Sequence[str] = (), *, is_new: bool = 
             print(f"{phase.name}: {1000 * step:.1f} ms a step, {len(data.train)} steps an epoch, {phase.epochs} epochs")
     print(f"in all about {tqdm.format_interval(total)} without validation, {peak_gigabytes(device):.2f} GB at most")
     if is_new:
-        RunDir(config.run_dir).refuse_if_taken(changed_settings(config.run_dir, config))
+        RunDir(config.run_dir).refuse_if_taken(config)
 
 
 def describe_network(network: StagedModel, size: tuple[int, int]) -> str:
@@ -81,8 +72,7 @@ def describe_network(network: StagedModel, size: tuple[int, int]) -> str:
 
 def describe_optimizers(phase: Phase) -> Iterator[str]:
     for name, scheduled in phase.optimizers.items():
-        groups = scheduled.optimizer.param_groups
-        count = sum(parameter.numel() for group in groups for parameter in group["params"])
+        count = sum(parameter.numel() for parameter in scheduled.group["params"])
         yield f"{type(scheduled.optimizer).__name__} of {name}, learning rate {scheduled.lr:g}, {count:,} parameters"
 
 
@@ -91,7 +81,7 @@ def step_seconds(phase: Phase, data: Data, config: Config, device: torch.device)
     labels = list(phase.task.gate_labels)
     gates = GateRecorder(labels, data.source.num_classes, data.train.num_samples, device)
     phase.task.train()
-    step = EagerStep(phase, Meter(device), gates, partial(autocast, device, config.training.precision))
+    step = EagerStep(phase, Meter(device), gates, autocast(device, config.training.precision))
     batches = itertools.chain.from_iterable(map(data.train.epoch, itertools.count(1)))
     timer = Timer(
         "step(next(batches))", globals={"step": step, "batches": batches}, num_threads=torch.get_num_threads()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,65 +13,114 @@ from tqdm import tqdm
 from datasets import Data
 from datasets.batch import Batch
 from datasets.loading.order import derive_seed
+from distillers.task import Task
 from utils.config import Config
-from utils.errors import UserError
+from utils.config.changes import deciding_changes
+from utils.errors import UserError, reason
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
-from utils.run_folder.resume import Progress
+from utils.run_folder.resume import FORMAT, Progress, check_checkpoint, refuse_other_classes
 from utils.training.accuracy import evaluate
-from utils.training.cuda_graph import CudaRecorder, choose_recorder
-from utils.training.device import keep_threads, rng_state
+from utils.training.cuda_graph import choose_recorder
+from utils.training.device import keep_threads, rng_state, set_rng_state
 from utils.training.doubts import no_progress
+from utils.training.gate_counts import GateRecorder
 from utils.training.log import log
 from utils.training.meter import Meter, not_finite
 from utils.training.precision import autocast
 from utils.training.reporter import Reporter, progress_bar, summary
-from utils.training.state import RunState
 from utils.training.step import CapturedStep, EagerStep, Phase
 
 LONG_SECONDS = 300.0  # a run that takes longer says how long
 WARM_UP, TIMED = 5, 10  # steps; a step may be recorded as a CUDA graph in the first ones
 
 
-class Engine(RunState):
+class Engine:
     """Trains phase after phase and leaves a checkpoint behind from which any step can be redone exactly.
 
-    On several processes each has an engine of its own, and all of them take the same steps together. `start` comes
-    first, then `fit`. See `RunState` for the arguments.
+    On several processes each has an engine of its own, and all of them take the same steps together.
+
+    Args:
+        phases: in order; the last one's task holds everything that is saved.
+        data: the loaders.
+        run: the folder, opened. Its log files lose the records of epochs after the checkpoint.
+        config: travels in the checkpoint.
+        device: where the tasks and the data are.
+        checkpoint: to go on from; None to start at the beginning.
+
+    Attributes:
+        progress: the phase, epoch and step that come next.
+        meter: sums of the epoch under way.
+        gates: counts of the gates.
+        val: means of the last validation.
+        best: accuracies and number of the best epoch, which counts from 1.
+
+    Raises:
+        UserError: the checkpoint is not of this configuration; no file is touched then.
     """
 
-    def __init__(self, phases: list[Phase], data: Data, run: RunDir, config: Config, device: torch.device):
-        super().__init__(phases, data, run, config, device)
-        self.report: Reporter | None = None  # of the first process, which alone writes
-        self._bar = tqdm(disable=True)
-        self._autocast = partial(autocast, device, config.training.precision)
+    def __init__(
+        self,
+        phases: list[Phase],
+        data: Data,
+        run: RunDir,
+        config: Config,
+        device: torch.device,
+        checkpoint: dict[str, Any] | None = None,
+    ):
+        self.phases, self.data, self.run, self.config, self.device = phases, data, run, config, device
+        self.task: Task = phases[-1].task
+        self.progress = Progress(epoch=self._first_epoch(0))
+        self.meter = Meter(device)
+        self.gates = GateRecorder(list(self.task.gate_labels), data.source.num_classes, data.train.num_samples, device)
+        self.val: dict[str, float | None] = {}
+        self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
+        self._autocast = autocast(device, config.training.precision)
         self._agreed = Agreement()
-        self._recorder: CudaRecorder | None = None
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
         self._seconds_per_step: float | None = None
-        self._timed_from: float | None = None  # when the steps of the warm-up were done
-        self._duration_known = False  # from the end of the first epoch on, the line of each epoch says what is left
+        self._timed_from = 0.0  # when the steps of the warm-up were done
         if rank():  # all processes build the same, but each draws gates and negatives of its own
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
-
-    def start(self, checkpoint: dict[str, Any] | None = None) -> Engine:
-        """Go back to a checkpoint, and open the log files, from which records of later epochs are dropped.
-
-        Args:
-            checkpoint: the one to go on from; None to start at the beginning.
-
-        Raises:
-            UserError: the checkpoint is not of this configuration; no file is touched then.
-        """
         if checkpoint is not None:
-            self.load_state_dict(checkpoint)
+            self._go_back_to(checkpoint)
+        self._resumed_at = self._global_epoch()
+        self.report: Reporter | None = None  # of the first process, which alone writes
         if is_main():
-            self.run.prune(self.config.training.keep_checkpoints)  # a run that was killed may not have done it
-            self.report = Reporter(self.run, resumed_at=self._global_epoch())
-        self._recorder = choose_recorder(self.config.training.cuda_graph, self.device, self.task, log.info)
-        if checkpoint is None:
-            return self
+            run.prune(config.training.keep_checkpoints)  # a run that was killed may not have done it
+            self.report = Reporter(run, self._resumed_at)
+        self._recorder = choose_recorder(config.training.cuda_graph, device, self.task, log.info)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase under way."""
+        return self.phases[self.progress.phase]
+
+    def _go_back_to(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `save` wrote."""
+        what = f"{self.run.path}: its checkpoint"
+        refuse_other_classes(checkpoint, self.data.source, what)
+        epochs, images = [phase.epochs for phase in self.phases], self.data.train.num_samples
+        check_checkpoint(checkpoint, self.config.to_dict(), epochs, images, self.run.path)
+        try:
+            self.progress = Progress(**checkpoint["progress"])
+            self.task.student.load_state_dict(checkpoint["model"])
+            self.task.load_extra_state(checkpoint["extra"])
+            if self.phase.average:  # the run may have begun without one
+                self.phase.average.network.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
+            for name, item in self.phase.optimizers.items():
+                item.load_state_dict(checkpoint["optimizers"][name])
+            if is_main():
+                self.gates.load_state_dict(checkpoint["gates"])
+            self.val, self.best = dict(checkpoint["val"]), dict(checkpoint["best"])
+            self.meter.load_state_dicts([process["meter"] for process in checkpoint["processes"]])
+            for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
+                set_rng_state(process["rng"], self.device)
+        except Exception as error:
+            changes = deciding_changes(checkpoint.get("config"), self.config.to_dict())
+            why = "; ".join(filter(None, [changes, reason(error, 240)]))
+            raise UserError(f"{what} is not of this configuration ({why})") from error
         if len(checkpoint["processes"]) != world_size():
             log.info(
                 f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
@@ -80,7 +128,6 @@ class Engine(RunState):
             )
         elif line := keep_threads(self.device, checkpoint.get("threads")):
             log.info(line)
-        return self
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
         """Run the epochs that are left.
@@ -102,7 +149,6 @@ class Engine(RunState):
                 self._fit_epoch(stop)
             self._agreed.end()
         finally:
-            self._bar.close()
             if self.report:
                 self.report.close()
         names = ("top1", "top5", "class_mean")
@@ -113,15 +159,8 @@ class Engine(RunState):
 
     def _fit_epoch(self, stop: StopRequest) -> None:
         phase, started = self.phase, time.monotonic()
-        for step in self._steps():
-            self._log_interval(step)
-            every = self.config.training.save_every_steps
-            if every and step % every == 0:
-                self._raise_if_not_finite(self.meter.means())
-                self.save(is_best=False)
-            self._save_and_stop_if_asked(stop)
-        means = self.meter.means()
-        self._raise_if_not_finite(means)
+        self._take_steps(stop)
+        means = self._finite_means()
         epoch = self._global_epoch() + 1
         record = {
             "phase": phase.name,
@@ -147,24 +186,25 @@ class Engine(RunState):
         if self._agreed(stop.requested) and self.progress.epoch < self.phase.epochs:
             raise self._interruption()
 
-    def _steps(self) -> Iterator[int]:
-        """Take the steps of the epoch that are left; yields, after each, how many have been taken."""
-        phase = self.phase
+    def _take_steps(self, stop: StopRequest) -> None:
+        """Take the steps of the epoch that are left, and do what is due after each."""
+        phase, every = self.phase, self.config.training.save_every_steps
         phase.task.train()
         phase.task.start_epoch(self.progress.epoch)
         for optimizer in phase.optimizers.values():
             optimizer.start_epoch(self.progress.epoch)
         started, done = time.monotonic(), self.progress.step
-        self._bar = progress_bar(self._title(), len(self.data.train), done)
-        for batch in self.data.train.epoch(self._global_epoch(), start=done):
-            self._step(batch)
-            self.progress.step += 1
-            self._bar.update()
-            self._seconds_per_step = (time.monotonic() - started) / (self.progress.step - done)
-            self._log_duration(self.progress.step - done)
-            yield self.progress.step
-        self._duration_known = True
-        self._bar.close()  # the evaluation has a bar of its own
+        with progress_bar(self._title(), len(self.data.train), done) as bar:
+            for batch in self.data.train.epoch(self._global_epoch(), start=done):
+                self._step(batch)
+                self.progress.step += 1
+                bar.update()
+                self._seconds_per_step = (time.monotonic() - started) / (self.progress.step - done)
+                self._log_duration(self.progress.step - done)
+                self._log_interval(bar)
+                if every and self.progress.step % every == 0:
+                    self.save(is_best=False)
+                self._save_and_stop_if_asked(stop)
 
     def _step(self, batch: Batch) -> None:
         if self._take_step is None:
@@ -174,28 +214,27 @@ class Engine(RunState):
 
     def _log_duration(self, steps: int) -> None:
         """Log how long a long run will take, once, after its first steps. A run on a GPU waits twice for the device."""
-        if self._duration_known or steps not in (WARM_UP, WARM_UP + TIMED):
+        # The line of each epoch says what is left from then on.
+        if steps not in (WARM_UP, WARM_UP + TIMED) or self._global_epoch() != self._resumed_at:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now, before = time.monotonic(), self._timed_from
-        self._timed_from, self._duration_known = now, before is not None
-        if before is not None and (left := self._seconds_left((now - before) / TIMED)) > LONG_SECONDS:
+        began, self._timed_from = self._timed_from, time.monotonic()
+        left = self._seconds_left((self._timed_from - began) / TIMED)
+        if steps > WARM_UP and left > LONG_SECONDS:
             about = f"{left / 3600:.0f} h" if left > 5 * 3600 else tqdm.format_interval(left)
             epochs = self._epochs_left()
             log.info(f"about {about} for {epochs} epoch{'s' * (epochs > 1)}, validation not counted")
 
-    def _log_interval(self, step: int) -> None:
+    def _log_interval(self, bar: tqdm) -> None:
         """Show the means so far every ``training.print_iter_freq`` steps: beside the bar, or in a line without one."""
-        steps = len(self.data.train)
+        step, steps = self.progress.step, len(self.data.train)
         if step % self.config.training.print_iter_freq == 0 and step < steps:
-            means = self.meter.means()
-            self._raise_if_not_finite(means, weights=False)
-            if self._bar.disable:
+            means = self._finite_means()
+            bar.set_postfix_str(summary(means))
+            if bar.disable:
                 left = tqdm.format_interval(self._seconds_left(self._seconds_per_step))
                 log.info(f"{self._title()} step {step}/{steps} | {summary(means)} | left {left}")
-            else:
-                self._bar.set_postfix_str(summary(means))
 
     def _stay_eager(self, size: int | None, why: str) -> None:
         """Log that steps run eagerly, because those of the phase, or those on `size` images, cannot be captured.
@@ -213,7 +252,8 @@ class Engine(RunState):
         self.val, epoch = self._evaluate(stop), self.progress.epoch + 1
         by = self.config.validation.best_by
         now, before = self.val[by], self.best.get(by)  # None: not finite now; a checkpoint of an older version before
-        is_best = now is not None and (before is None or now > before)
+        # The user may have deleted the best one.
+        is_best = now is not None and (before is None or now > before or not self.run.best.exists())
         if is_best:
             self.best = {name: self.val[name] for name in ("top1", "class_mean")} | {"epoch": epoch}
         for line in no_progress(self.best, epoch, self.data.val.labels, self.config):
@@ -241,7 +281,6 @@ class Engine(RunState):
     def _save_and_stop_if_asked(self, stop: StopRequest) -> None:
         """Save and raise `Interrupted` if a signal arrived on any process."""
         if self._agreed(stop.requested):
-            self._raise_if_not_finite(self.meter.means())
             self.save(is_best=False)
             raise self._interruption()
 
@@ -253,12 +292,28 @@ class Engine(RunState):
 
     def save(self, *, is_best: bool) -> None:
         """Write a checkpoint of the present state. The first process writes it, and collects the others' part first."""
+        self._finite_means()  # so that one can go on from every checkpoint
         self.gates.collect()
         processes = gather_objects({"rng": rng_state(self.device), "meter": self.meter.state_dict()})
         if is_main():
             training, epoch = self.config.training, self._global_epoch()
             keep = training.save_ep_freq and self.progress.step == 0 and epoch % training.save_ep_freq == 0
-            state = self.state_dict(processes)
+            state = {
+                "format": FORMAT,
+                "model": contiguous(self.task.student.state_dict()),
+                "extra": self.task.extra_state(),
+                "optimizers": {name: item.state_dict() for name, item in self.phase.optimizers.items()},
+                "processes": processes,
+                "progress": asdict(self.progress),
+                "gates": self.gates.state_dict(),
+                "val": self.val,
+                "best": self.best,
+                "threads": torch.get_num_threads(),
+                "data": self.data.source.describe(),
+                "config": self.config.to_dict(),
+            }
+            if self.phase.average:
+                state["ema"] = contiguous(self.phase.average.network.state_dict())
             self.run.save(state, is_best=is_best, epoch=epoch if keep else None, keep=training.keep_checkpoints)
         barrier()  # so that every process finds the checkpoint
 
@@ -270,19 +325,14 @@ class Engine(RunState):
             self.meter, self._take_step = Meter(self.device), None  # another loss, under other names
             self.progress = Progress(self.progress.phase + 1, self._first_epoch(self.progress.phase + 1))
 
-    def _raise_if_not_finite(self, means: dict[str, float], *, weights: bool = True) -> None:
-        """Raise a UserError if one of the means so far, or a weight, is not finite.
-
-        Args:
-            weights: look at the weights too. This is done before every save, so that one can go on from any checkpoint.
-        """
-        step, wrong = 0, []
+    def _finite_means(self) -> dict[str, float]:
+        """The means of the epoch so far; raises a UserError if one of them, or a weight, is not finite."""
+        means, step = self.meter.means(), 0
+        wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
         if not all(map(math.isfinite, means.values())):
             step, names = self.meter.first_bad_step()
             causes = [name for name in names if name != "loss/total"] or names  # the parts of the sum say more
             wrong = [f"{name} {means[name]}" for name in causes]
-        elif weights:
-            wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
         if wrong:
             when = "at" if step else "noticed at"
             where = f"{self.phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"
@@ -292,6 +342,10 @@ class Engine(RunState):
                 f"{self.run.path}: no longer finite, {when} {where}: "
                 f"{', '.join(wrong[:5])}{' and more' * (len(wrong) > 5)}; {kept}; a smaller {key} may help"
             )
+        return means
+
+    def _first_epoch(self, phase: int) -> int:
+        return self.config.training.init_epoch if phase == len(self.phases) - 1 else 0
 
     def _title(self) -> str:
         return f"{self.phase.name} {self.progress.epoch + 1}/{self.phase.epochs}"
@@ -305,3 +359,8 @@ class Engine(RunState):
     def _seconds_left(self, per_step: float | None) -> float:
         """Time of the steps that are left; evaluation is not counted."""
         return (per_step or 0.0) * (self._epochs_left() * len(self.data.train) - self.progress.step)
+
+
+def contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As a checkpoint has it, whatever the layout that a network computes in."""
+    return {name: value.contiguous() for name, value in state.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datasets.batch import Batch
 from utils.files import append_line, replacing
-from utils.processes.group import all_sum, is_main, world_size
+from utils.processes.group import all_sum, is_main
 from utils.run_folder.layout import Layout
 
 
@@ -42,8 +42,6 @@ class GateRecorder:
 
     def collect(self) -> None:
         """Bring what all processes counted to the first one, which alone is read; do so at least once per epoch."""
-        if world_size() == 1:
-            return
         self.chosen, self.seen = all_sum(self.chosen, self.seen)
         self.sample_chosen, self.sample_seen = all_sum(self.sample_chosen, self.sample_seen)
         if not is_main():  # or what it has told would be counted again

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.processes.stopping import Interrupted
 
 log = logging.getLogger("sakd")
 
@@ -44,8 +47,8 @@ def log_to_console() -> None:
 
 
 @contextmanager
-def log_to_file(file: Path) -> Iterator[logging.Handler]:
-    """Append the log lines to `file` as well, those that came before first."""
+def log_to_file(file: Path) -> Iterator[None]:
+    """Append the log lines to `file` as well, those that came before first, and why the run ends early if it does."""
     handler = LogFileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     with closing(handler):
@@ -54,7 +57,11 @@ def log_to_file(file: Path) -> Iterator[logging.Handler]:
         try:
             _early_lines.setTarget(handler)
             _early_lines.flush()
-            yield handler
+            yield
+        except (UserError, Interrupted) as error:  # the console is about to be told
+            with suppress(OSError):  # the disk may be full
+                handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
+            raise
         finally:
             _early_lines.setTarget(None)
             log.removeHandler(handler)

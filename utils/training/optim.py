@@ -39,43 +39,42 @@ class ScheduledOptimizer:
     clip_norm: float = 0.0
 
     @property
+    def group(self) -> dict[str, Any]:
+        """The settings of the optimiser and, under ``params``, what it trains; there is one group."""
+        return self.optimizer.param_groups[0]
+
+    @property
     def capturable(self) -> bool:
         """Whether a step that is captured as a CUDA graph follows the learning rate."""
-        return all(isinstance(group["lr"], Tensor) for group in self.optimizer.param_groups)
+        return isinstance(self.group["lr"], Tensor)
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate in the epoch with index `epoch`, counted from 0."""
         return self.lr * self.schedule(epoch)
 
     def start_epoch(self, epoch: int) -> None:
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr_at(epoch))  # a CUDA graph reads this very tensor
-            else:
-                group["lr"] = self.lr_at(epoch)
+        if self.capturable:
+            self.group["lr"].fill_(self.lr_at(epoch))  # a CUDA graph reads this very tensor
+        else:
+            self.group["lr"] = self.lr_at(epoch)
 
     def step(self) -> None:
         """Change the parameters by their gradients, which does not wait for the device."""
         if self.clip_norm:
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            nn.utils.clip_grad_norm_(self.group["params"], self.clip_norm)
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's own, with the learning rate as a plain number: the same on every device."""
         state = self.optimizer.state_dict()
-        for group in state["param_groups"]:
-            group["lr"] = float(group["lr"])
+        state["param_groups"][0]["lr"] = float(self.group["lr"])
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, on whatever device; the settings stay those of the config."""
-        own = self.optimizer.param_groups
-        saved = [group | {"params": old["params"]} for group, old in zip(own, state["param_groups"], strict=True)]
-        # They also tell PyTorch on which device an optimiser counts its steps.
-        self.optimizer.load_state_dict({"state": state["state"], "param_groups": saved})
-        for group, kept in zip(self.optimizer.param_groups, own):
-            group.update(kept)  # PyTorch has copied them, and with them the tensor of the learning rate
+        rate = self.group["lr"]
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["state"]})
+        self.group["lr"] = rate  # PyTorch has copied the tensor
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
                 if isinstance(value, Tensor):
@@ -154,8 +153,8 @@ def _build(optimizer: OptimizerConfig, parameters: list[nn.Parameter], lr: float
     how |= {"capturable": True} if on_gpu and "capturable" in known else {}
     with _trying(optimizer):
         built = kind(parameters, **own, **how, **optimizer.options)
-    for group in built.param_groups if how else ():
+    if how:
         # A learning rate on the device can change under a graph, a number could not. The constructor is not given it,
         # because that would look at its value.
-        group["lr"] = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
+        built.param_groups[0]["lr"] = torch.tensor(lr, dtype=torch.float32, device=parameters[0].device)
     return built

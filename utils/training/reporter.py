@@ -1,4 +1,4 @@
-"""Records of a run: progress bar, log lines, TensorBoard, and one JSON line per epoch."""
+"""Records of a run: progress bar, a log line, TensorBoard, and one JSON line per epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils.files import append_line, write_text
 from utils.processes.group import is_main
 from utils.run_folder.folder import RunDir
-from utils.training.log import log, log_to_console, log_to_file
+from utils.training.log import log
 from utils.training.meter import accuracy_text
 
 
@@ -47,13 +47,10 @@ class Reporter:
 
     def __init__(self, run: RunDir, resumed_at: int = 0):
         self.run = run
-        log_to_console()
-        with ExitStack() as stack:
-            stack.enter_context(log_to_file(run.log))
-            self._keep_epochs(resumed_at)
-            stack.enter_context(quiet_threads())
-            self._board = stack.enter_context(SummaryWriter(str(run.path), purge_step=resumed_at + 1))
-            self._open = stack.pop_all()
+        self._keep_epochs(resumed_at)
+        self._open = ExitStack()
+        self._open.enter_context(quiet_threads())
+        self._board = self._open.enter_context(SummaryWriter(str(run.path), purge_step=resumed_at + 1))
 
     def end_epoch(self, record: dict[str, Any], seconds_left: float) -> None:
         """Record an epoch.

@@ -23,7 +23,7 @@ from utils.config.layers import Layers
 from utils.errors import UserError, doing
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.layout import Layout
-from utils.run_folder.networks import refuse_other_classes
+from utils.run_folder.resume import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
 from utils.training.build import assemble, build_network, load_split, load_teacher, prefix_of
 from utils.training.device import choose_device, set_up
@@ -61,6 +61,7 @@ class Restored:
         """The test images, where the data has some."""
         return None if self.source.test is None else load_split(self.source, self.config, self.device, "test")
 
+    @property
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in the precision of the training."""
         return autocast(self.device, self.config.training.precision)

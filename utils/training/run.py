@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 
 import torch
 
 from datasets import Data, Source, open_data
 from distillers.spot_adaptive.balance import excessive_beta
 from distillers.task import Task
+from models import find_builder
 from models.staged import copied
 from utils.config import Config
 from utils.config.changes import differences
@@ -28,9 +27,7 @@ from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
-from utils.run_folder.networks import changed_settings
 from utils.run_folder.records import read_epochs
-from utils.run_folder.resume import check_checkpoint
 from utils.training.accuracy import evaluate
 from utils.training.build import (
     build,
@@ -38,7 +35,6 @@ from utils.training.build import (
     load_split,
     load_teacher,
     make_phases,
-    refuse_unknown_networks,
     teacher_accuracy,
 )
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
@@ -79,29 +75,42 @@ def train(
     log_to_console()
     run = RunDir(config.run_dir)
     if not (overwrite or (resume and run.begun)):
-        run.refuse_if_taken(changed_settings(run.path, config))
+        run.refuse_if_taken(config)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         with stop.at_once():
-            device = choose_device(config.training.device)
-            keep_freed_memory(device)
-            stack.enter_context(process_group(device))
-            stack.enter_context(explaining_limits(device))
-            refuse_unknown_networks(config)
-            source = open_data(config.dataset)
-            teacher = find_missing_teacher(config, teacher_args)
+            device, source, task, teacher = stack.enter_context(opened(config, teacher_args))
             if teacher_args and not teacher:
                 log.info("teacher_args (--teacher-arg) changes nothing: no teacher is to be trained")
-            task, source = build(config, source, device)
         if teacher:
             generators = [device] if device.type == "cuda" else []
             with torch.random.fork_rng(generators):  # the student goes on from the state that it was built with
                 train_teacher(teacher, source if teacher.config.dataset == config.dataset else None, device, stop)
             resume = resume and run.begun
-        return fit(config, source, task, device, stop, resume=resume, overwrite=overwrite, command=command)
+        result = fit(config, source, task, device, stop, resume=resume, overwrite=overwrite, command=command)
+        if is_main():
+            with log_to_file(run.log):
+                log.info(f"next: {next_command(config, command)}")
+                log.info(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
+        return result
 
 
-def find_missing_teacher(config: Config, overrides: Sequence[str] = ()) -> SingleRun | None:
+@contextmanager
+def opened(
+    config: Config, teacher_args: Sequence[str]
+) -> Iterator[tuple[torch.device, Source, Task, SingleRun | None]]:
+    """The device, on which errors are explained, what is made of the config, see `build`, and a missing teacher."""
+    device = choose_device(config.training.device)
+    keep_freed_memory(device)
+    with process_group(device), explaining_limits(device):
+        for network in filter(None, (config.student, config.kd and config.kd.teacher)):
+            find_builder(network.name)  # refuses an unknown name before data is downloaded
+        source, teacher = open_data(config.dataset), find_missing_teacher(config, teacher_args)
+        task, source = build(config, source, device)
+        yield device, source, task, teacher
+
+
+def find_missing_teacher(config: Config, overrides: Sequence[str]) -> SingleRun | None:
     """The run that has to come before that of `config`; None if the teacher is there, or its file is named.
 
     Raises:
@@ -139,7 +148,7 @@ def train_teacher(teacher: SingleRun, source: Source | None, device: torch.devic
     log.info(f"config: {teacher.note}")
     with stop.at_once():
         task, source = build(config, source or open_data(config.dataset), device)
-    fit(config, source, task, device, stop, resume=run.begun, command=teacher.command, student_follows=True)
+    fit(config, source, task, device, stop, resume=run.begun, command=teacher.command)
     del task
     gc.collect()  # the student needs the memory of the GPU that the engine took
     if any(gather_objects(stop.requested)):
@@ -158,7 +167,6 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     command: Command | None = None,
-    student_follows: bool = False,
 ) -> dict:
     """Train what `build` made of `config` to the end, see `train`.
 
@@ -170,7 +178,6 @@ def fit(
         device: where to train.
         stop: ends the training.
         command: see `train`.
-        student_follows: this is a teacher, whose student is trained next, so the log names no command to run next.
     """
     run = RunDir(config.run_dir)
     with ExitStack() as stack:
@@ -183,12 +190,8 @@ def fit(
             if config.kd:
                 warn([*other_images(config), *poor_teacher(result["teacher_top1"], data.val.labels, config)])
         checkpoint = from_main(run.open(resume=resume, overwrite=overwrite) if is_main() else None)
-        if checkpoint is not None:
-            check_checkpoint(
-                checkpoint, config.to_dict(), [phase.epochs for phase in phases], len(data.train), run.path
-            )
-        engine = Engine(phases, data, run, config, device).start(checkpoint)
-        stack.enter_context(log_ending(run))
+        engine = Engine(phases, data, run, config, device, checkpoint)
+        stack.enter_context(log_to_file(run.log) if is_main() else nullcontext())
         if checkpoint is not None:
             for key, (old, new) in differences(checkpoint["config"], config.to_dict()).items():
                 log.info(f"resumed with {key} {new}, which was {old}")
@@ -201,12 +204,8 @@ def fit(
             result |= test_best(engine, source)
         if is_main():
             run.write_result(result)
-            with log_to_file(run.log):
-                warn(wide_interval(result["last_top1"], data.val.num_samples))
-                log.info(describe_result(config, result, run, task))
-                if not student_follows:
-                    log.info(f"next: {next_command(config, command)}")
-                    log.info(f"curves: tensorboard --logdir {shlex.quote(config.run.root)}")
+            warn(wide_interval(result["last_top1"], data.val.num_samples))
+            log.info(describe_result(config, result, run, task))
     return result
 
 
@@ -234,21 +233,8 @@ def test_best(engine: Engine, source: Source) -> dict[str, float]:
     student = copied(engine.task.student)
     student.load_state_dict(weights)
     with closing(load_split(source, config, device, "test")) as images:
-        found = evaluate(student, images, device, partial(autocast, device, config.training.precision))
+        found = evaluate(student, images, device, autocast(device, config.training.precision))
     return {f"test_{name}": found[name] for name in ("top1", "top5", "class_mean") if name in found}
-
-
-@contextmanager
-def log_ending(run: RunDir) -> Iterator[None]:
-    """Write to the log file why the run ends early, which the console is about to be told."""
-    try:
-        yield
-    except (UserError, Interrupted) as error:
-        # If it is the disk that is full, the console has to do.
-        with suppress(OSError), log_to_file(run.log) if is_main() and not run.lost else nullcontext() as file:
-            if file:
-                file.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
-        raise
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,42 +15,10 @@ from torch import Tensor
 from utils.training.device import rng_state, set_rng_state
 
 ROUNDING = 1e-6  # of a value, from adding a change to it
+PARAMETERS = "the parameters"
 
-# Generators of the host: how their states are read and set. Equal states are equal bytes to `pickle`.
-HOST_GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
-    "Python's random": (random.getstate, random.setstate),
-    "NumPy's global generator": (np.random.get_state, np.random.set_state),
-    "PyTorch's CPU generator": (
-        lambda: torch.get_rng_state().numpy(),
-        lambda state: torch.set_rng_state(torch.from_numpy(state)),
-    ),
-}
-
-
-class Holder(NamedTuple):
-    """A dictionary of tensors and numbers that a step may change, such as the attributes of a module.
-
-    Attributes:
-        group: name of what they belong to, for messages.
-        attributes: by name. Only tensors and numbers count.
-        rows: names of the entries of a vector, if they are to be compared one by one.
-        apart: tensors of different names are to be compared one by one.
-    """
-
-    group: str
-    attributes: dict[str, Any]
-    rows: Sequence[str] = ()
-    apart: bool = False
-
-    def values(self) -> dict[str, Any]:
-        """The tensors and numbers."""
-        return {name: value for name, value in self.attributes.items() if isinstance(value, Tensor | int | float)}
-
-    def quantities(self, name: str, tensor: Tensor) -> dict[tuple[str, str], Tensor]:
-        """The parts of a tensor that are to be compared one by one, by a key whose last part is their name."""
-        if self.rows and tensor.shape == (len(self.rows),):
-            return {(name, row): value for row, value in zip(self.rows, tensor)}
-        return {("", f"{name} of {self.group}" if self.apart else self.group): tensor}
+# The name of something, and a dictionary of tensors and numbers that a step may change, such as its attributes.
+Holder = tuple[str, dict[str, Any]]
 
 
 class Snapshot:
@@ -63,89 +31,96 @@ class Snapshot:
 
     def __init__(self, holders: Iterable[Holder], device: torch.device):
         self._device = device
-        self._holders = [(holder, holder.values()) for holder in holders]
-        tensors = (value for _, values in self._holders for value in values.values() if isinstance(value, Tensor))
-        self._copies = {id(tensor): (tensor, on_host(tensor)) for tensor in tensors}  # the device's memory is scarce
+        self._holders = [(group, attributes, _values(attributes)) for group, attributes in holders]
+        # The device's memory is scarce.
+        self._copies = {id(tensor): (tensor, on_host(tensor)) for _, _, tensor in self._tensors()}
         self._random = rng_state(device)
-        self._host = {name: read() for name, (read, _) in HOST_GENERATORS.items()}
+        self._host = host_states(device)
+
+    def _tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Group, name and tensor."""
+        for group, _, values in self._holders:
+            yield from ((group, name, value) for name, value in values.items() if isinstance(value, Tensor))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; values of tensors in place, since the student's frozen twin and graphs hold them too."""
-        for holder, values in self._holders:
-            holder.attributes.update(values)
+        for _, attributes, values in self._holders:
+            attributes.update(values)
         for tensor, copy in self._copies.values():
             tensor.copy_(copy)
         set_rng_state(self._random, self._device)
-        for name, state in self._host.items():
-            HOST_GENERATORS[name][1](state)
+        random.setstate(self._host["Python's random"])
+        np.random.set_state(self._host["NumPy's global generator"])  # noqa: NPY002
 
-    def find_replaced(self) -> str:
-        """A clause about an attribute that is another tensor or number now; empty if there is none.
+    def find_obstacle(self) -> str:
+        """A clause about an attribute that is another tensor or number now, or a generator of the host that was used.
 
-        A captured step would go on with the tensor or number that was there when it was captured.
+        A captured step would go on with the tensor, or repeat the numbers, of its capture. Empty if there is none.
         """
-        for holder, values in self._holders:
-            now = holder.values()
+        for group, attributes, values in self._holders:
+            now = _values(attributes)
             for name in values | now:
                 old, new = values.get(name), now.get(name)
                 if old is not new and (isinstance(old, Tensor) or isinstance(new, Tensor) or old != new):
-                    what = f"{name} of {holder.group}"
-                    return f"{what} is replaced at every step; only what is written in place can be captured"
-        return ""
-
-    def find_host_draws(self) -> str:
-        """A clause about a generator of the host that was used since the snapshot; empty if there is none.
-
-        A captured step would repeat the numbers that were drawn when it was captured.
-        """
-        for name, state in self._host.items():
-            is_the_devices = self._device.type == "cpu" and name == "PyTorch's CPU generator"
-            if not is_the_devices and pickle.dumps(HOST_GENERATORS[name][0]()) != pickle.dumps(state):
+                    return f"{name} of {group} is replaced at every step; only what is written in place can be captured"
+        for name, state in host_states(self._device).items():
+            if pickle.dumps(state) != pickle.dumps(self._host[name]):
                 return f"it draws from {name}, and a captured step would draw the same numbers again and again"
         return ""
 
-    def find_other_draws(self) -> str:
-        """A clause if the device's generator is in another state than in the snapshot; empty if it is not."""
-        name = self._device.type
-        same = torch.equal(rng_state(self._device)[name], self._random[name])
-        return "" if same else "a repetition draws another amount of random numbers"
-
-    def distances(self, before: Snapshot) -> dict[tuple[str, str], float]:
-        """How far each quantity is now from the snapshot, as a share of what the step before the snapshot changed.
+    def distances(self, before: Snapshot) -> dict[str, float]:
+        """How far everything is now from the snapshot, as a share of what the step before the snapshot changed.
 
         Args:
             before: the snapshot before that step.
+
+        Returns:
+            by name; the parameters count as one vector, since the gradients of some are nothing but rounding.
         """
-        groups: dict[tuple[str, str], list[tuple[Tensor, ...]]] = defaultdict(list)
-        for holder, values in self._holders:
-            for name, tensor in values.items():
-                if isinstance(tensor, Tensor):
-                    _, expected = self._copies[id(tensor)]
-                    _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
-                    columns = [holder.quantities(name, value) for value in (on_host(tensor), expected, was)]
-                    for quantity in columns[0]:
-                        groups[quantity].append(tuple(column[quantity] for column in columns))
-        return {quantity: distance(*zip(*tensors)) for quantity, tensors in groups.items()}
+        found: dict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
+        for group, name, tensor in self._tensors():
+            _, expected = self._copies[id(tensor)]
+            _, was = before._copies.get(id(tensor), (tensor, torch.zeros_like(expected)))
+            title = group if group.endswith(PARAMETERS) else f"{name} of {group}"
+            found[title].append((on_host(tensor), expected, was))
+        now, expected = (state[self._device.type] for state in (rng_state(self._device), self._random))
+        found["the device's random generator"].append((now, expected, expected))  # any difference is too much
+        return {title: distance(*zip(*tensors)) for title, tensors in found.items()}
 
 
 def distance(found: Iterable[Tensor], expected: Iterable[Tensor], was: Iterable[Tensor]) -> float:
     """Distance of `found` from `expected`, divided by that of `was`. Each is a list of tensors, taken as one vector.
 
+    The entries of a float64 tensor are sums of different things, so each counts by itself and the worst one is taken.
     The rounding of the sum of the old value and the change is subtracted. Entries that are not finite in `expected` are
     left out: a run ends when it finds them.
     """
-    error = change = size = 0.0
+    total, shares = torch.zeros(3, dtype=torch.float64), []
     for a, b, c in zip(found, expected, was, strict=True):
-        a, b, c = (torch.where(b.isfinite(), tensor, 0).double() for tensor in (a, b, c))
-        error += (a - b).square().sum().item()
-        change += (b - c).square().sum().item()
-        size += b.square().sum().item()
-    excess = error**0.5 - ROUNDING * size**0.5
-    if excess <= 0:
-        return 0.0
-    return excess / change**0.5 if change else float("inf")
+        old, new, now = (torch.where(b.isfinite(), tensor, 0).double().flatten() for tensor in (c, b, a))
+        squares = torch.stack([now - new, new - old, new]).square()
+        if b.dtype == torch.float64:
+            shares.append(_share(*squares))
+        else:
+            total += squares.sum(dim=1)
+    return torch.cat([*shares, _share(*total[:, None])]).max().item()
+
+
+def _share(error: Tensor, change: Tensor, size: Tensor) -> Tensor:
+    excess = error.sqrt() - ROUNDING * size.sqrt()
+    return torch.where(excess <= 0, 0.0, excess / change.sqrt())
 
 
 def on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
+
+
+def host_states(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that a captured step on `device` cannot draw from, by their names."""
+    states = {"Python's random": random.getstate(), "NumPy's global generator": np.random.get_state()}  # noqa: NPY002
+    return states if device.type == "cpu" else states | {"PyTorch's CPU generator": torch.get_rng_state().numpy()}
+
+
+def _values(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if isinstance(value, Tensor | int | float)}

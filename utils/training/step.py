@@ -17,7 +17,7 @@ from utils.training.cuda_graph import CudaRecorder
 from utils.training.gate_counts import GateRecorder
 from utils.training.meter import Meter, top_k_hits
 from utils.training.optim import ScheduledOptimizer
-from utils.training.snapshot import Holder, Snapshot
+from utils.training.snapshot import PARAMETERS, Holder, Snapshot
 
 TOLERANCE = 1e-3  # difference of a repetition from an eager step, as a share of what the step changes
 
@@ -48,16 +48,16 @@ class EagerStep:
         phase: what to train; its task is in training mode.
         meter: adds up the losses and the accuracy.
         gates: counts the gates.
-        autocast: makes the context of the forward pass.
+        autocast: the context of the forward pass.
     """
 
     captured = False
 
-    def __init__(self, phase: Phase, meter: Meter, gates: GateRecorder, autocast: Callable[[], AbstractContextManager]):
+    def __init__(self, phase: Phase, meter: Meter, gates: GateRecorder, autocast: AbstractContextManager):
         self.task, self.meter, self.gates = phase.task, meter, gates
         self.optimizers, self.average = phase.optimizers, phase.average
-        groups = [group for item in phase.optimizers.values() for group in item.optimizer.param_groups]
-        self._replica = Replica(phase.task, [parameter for group in groups for parameter in group["params"]])
+        trained = [parameter for item in phase.optimizers.values() for parameter in item.group["params"]]
+        self._replica = Replica(phase.task, trained)
         self._autocast = autocast
 
     def __call__(self, batch: Batch) -> None:
@@ -93,7 +93,7 @@ class EagerStep:
         """The losses of the task, each computed under autocast when it is asked for, and handed over outside of it."""
         losses = self.task(batch)
         while True:
-            with self._autocast():
+            with self._autocast:
                 output = next(losses, None)
             if output is None:
                 return
@@ -106,18 +106,17 @@ class EagerStep:
 
     def holders(self) -> Iterator[Holder]:
         """The holders of everything that one step leaves to the next."""
-        for name, module in self.task.named_modules():
-            yield Holder(name or "the task", vars(module))
-            yield Holder("the parameters", module._parameters)
-            yield Holder(name or "the task", module._buffers)
-        for module in self.average.network.modules() if self.average is not None else ():
-            yield Holder("the average weights", module._parameters)
-            yield Holder("the average weights", module._buffers)
+        networks = {"": self.task} | ({"the average of ": self.average.network} if self.average is not None else {})
+        for what, network in networks.items():
+            for name, module in network.named_modules():
+                yield f"{what}{name or 'the task'}", vars(module)
+                yield f"{what}{PARAMETERS}", module._parameters
+                yield f"{what}{name or 'the task'}", module._buffers
         for name, optimizer in self.optimizers.items():
             for state in optimizer.optimizer.state.values():
-                yield Holder(f"the optimiser of {name}", state, apart=True)
-        yield Holder("the meter", vars(self.meter), rows=self.meter.names)
-        yield Holder("the counts of gates", vars(self.gates))
+                yield f"the optimiser of {name}", state
+        yield "the meter", vars(self.meter)
+        yield "the counts of gates", vars(self.gates)
 
 
 class CapturedStep:
@@ -198,18 +197,16 @@ class CapturedStep:
         static = Batch(*(value.clone() for value in batch))
         before.restore()
         repeat = self._recorder.record(lambda: self._step.compute(static))
-        if problem := after.find_replaced() or before.find_host_draws():
+        if problem := after.find_obstacle():
             return problem
         before.restore()
         repeat()
-        if problem := after.find_other_draws():
-            return problem
         far = {name: found for name, found in after.distances(before).items() if not found <= TOLERANCE}
         if far:
             spread = self._spread(static, repeat, before, after)
             far = {name: found for name, found in far.items() if not found <= 2 * spread[name]}
         if far:
-            return f"a repetition leaves other values in {next(iter(far))[-1]}"
+            return f"a repetition leaves other values in {next(iter(far))}"
 
         def copy_and_repeat(batch: Batch) -> None:
             for captured, value in zip(static, batch):
@@ -219,9 +216,7 @@ class CapturedStep:
         self._by_shapes[_shapes(batch)], self.captured = copy_and_repeat, True
         return ""
 
-    def _spread(
-        self, batch: Batch, repeat: Callable[[], None], before: Snapshot, after: Snapshot
-    ) -> dict[tuple[str, str], float]:
+    def _spread(self, batch: Batch, repeat: Callable[[], None], before: Snapshot, after: Snapshot) -> dict[str, float]:
         """How far two eager steps are from each other, or two repetitions, whichever is less.
 
         Kernels that add in no fixed order round differently each time. A capture that went wrong is as far from the
