@@ -113,8 +113,7 @@ def signal_in_evaluation(engine, patch):
 
 STOPS = {
     "before the first step": (signal_before_the_first_step, {"epoch": 0, "step": 1}),
-    "in a step, by Ctrl-C": (signal_in_step(signal.SIGINT), {"epoch": 1, "step": 3}),
-    "in a step, by Slurm": (signal_in_step(signal.SIGUSR1), {"epoch": 1, "step": 3}),
+    **{f"in a step, by {number.name}": (signal_in_step(number), {"epoch": 1, "step": 3}) for number in STOP_SIGNALS},
     "in a checkpoint within an epoch": (signal_in_checkpoint(1), {"epoch": 0, "step": 2}),
     "in evaluation": (signal_in_evaluation, {"epoch": 0, "step": STEPS}),
     "in the checkpoint of an epoch": (signal_in_checkpoint(3), {"epoch": 1, "step": 0}),

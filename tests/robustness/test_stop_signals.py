@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 from jobs import Job, is_alive
@@ -42,6 +43,13 @@ def test_a_signal_while_pytorch_is_imported_is_one_line(tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (EXIT_INTERRUPTED, NOTHING_TO_SAVE + "\n")
+
+
+@pytest.mark.parametrize(("handler", "stops"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_closed_terminal_stops_a_command_unless_nohup_is_before_it(handler, stops):
+    words = "import signal, utils.processes.stopping as s; print(signal.SIGHUP in s.STOP_SIGNALS)"
+    start = {"cwd": REPOSITORY, "preexec_fn": lambda: signal.signal(signal.SIGHUP, handler), "text": True}
+    assert subprocess.check_output([sys.executable, "-c", words], **start) == f"{stops}\n"
 
 
 class TestStopRequest:
