@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from datasets.loading.augment import Augment, Moves
+from datasets.loading.augment import Augment
 from datasets.loading.order import Order, derive_seed
 
 
@@ -55,16 +55,15 @@ class Loader(ABC):
         # Everything random is drawn, and looked up, for the whole epoch at once: a step only cuts out its part.
         generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
         order = self._order.draw(generator)
-        moves = self.augment.draw(len(order), generator)
+        drawn = torch.cat([order[None], self.augment.draw(len(order), generator)])
         positions = torch.arange(len(order))
         parts = [positions[self._order.part(step)] for step in range(start, len(self))]
         own, sizes = torch.cat([positions[:0], *parts]), [len(part) for part in parts]
-        index, *moves = torch.stack([order, *moves])[:, own].to(self._device, non_blocking=True)
-        columns = (self._device_labels.index_select(0, index), index, *moves)
-        steps = zip(*(column.split(sizes) for column in columns))
-        images = self._images(epoch, order[own].split(sizes), index.split(sizes))
-        for (label, index, *moves), (store, rows) in zip(steps, images):
-            yield Batch(self.augment(store, rows, Moves(*moves)), label, index)
+        drawn = drawn[:, own].to(self._device, non_blocking=True)
+        labels, rows = self._device_labels.index_select(0, drawn[0]).split(sizes), drawn[0].split(sizes)
+        images = self._images(epoch, order[own].split(sizes), rows)
+        for label, index, moves, (store, places) in zip(labels, rows, drawn[1:].split(sizes, dim=1), images):
+            yield Batch(self.augment(store, places, moves), label, index)
 
     @abstractmethod
     def close(self) -> None:
