@@ -70,7 +70,11 @@ def open_data(config: DatasetConfig) -> Source:
     if config.on_corrupt == "error":
         check_files(source)
     warn_of_dark_images(source)
-    size = _image_size(config, source)
+    # A height alone, or a width alone, means a square.
+    size = (config.img_h or config.img_w, config.img_w or config.img_h) if config.img_h or config.img_w else None
+    if not (size or source.image_size):
+        log.warning("dataset.img_h and img_w are not set: images are scaled to %dx%d", *DEFAULT_SIZE)
+    size = size or source.image_size or DEFAULT_SIZE
     mean, std = tuple(config.mean or source.mean), tuple(config.std or source.std)
     known = {"image_size": size, "mean": mean, "std": std, "image_range": config.image_range}
     return replace(source, **known, augment=_augmentation(config, source, size))
@@ -147,16 +151,6 @@ def make_loader(
         log.info("decoding %d images into memory", len(split))
         images = decode_all(split, size, margin=margin, workers=workers)
     return MemoryLoader(images, split.labels, order, augment, seed=seed, device=device)
-
-
-def _image_size(config: DatasetConfig, source: Source) -> tuple[int, int]:
-    # A height alone, or a width alone, means a square.
-    height, width = config.img_h or config.img_w, config.img_w or config.img_h
-    if height and width:
-        return height, width
-    if source.image_size is None:
-        log.warning("dataset.img_h and img_w are not set: images are scaled to %dx%d", *DEFAULT_SIZE)
-    return source.image_size or DEFAULT_SIZE
 
 
 def _augmentation(config: DatasetConfig, source: Source, size: tuple[int, int]) -> str:

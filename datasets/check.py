@@ -140,7 +140,7 @@ def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source
     is_written = found is not None
     if not is_written:
         found = {what: find_unreadable(split, workers) for what, split in files.items()}
-        if is_main() and may_write():
+        if is_main() and may_write.get():
             try:
                 write_text(memory, json.dumps({"digest": digest, "found": found}, indent=1))
                 is_written = True

@@ -18,22 +18,18 @@ log = logging.getLogger("sakd")
 
 TIMEOUT = 30  # seconds without an answer
 
-_may_write: ContextVar[bool] = ContextVar("may_write", default=True)
+# The person at the keyboard has chosen the folder of the data.
+may_write: ContextVar[bool] = ContextVar("may_write", default=True)
 
 
 @contextlib.contextmanager
 def without_downloads() -> Iterator[None]:
     """Take only what is there: nothing is downloaded or unpacked within, since a file has chosen the folder."""
-    token = _may_write.set(False)
+    token = may_write.set(False)
     try:
         yield
     finally:
-        _may_write.reset(token)
-
-
-def may_write() -> bool:
-    """The person at the keyboard has chosen the folder of the data."""
-    return _may_write.get()
+        may_write.reset(token)
 
 
 def provide(root: Path, folder: str, url: str, md5: str) -> Path:
@@ -53,7 +49,7 @@ def provide(root: Path, folder: str, url: str, md5: str) -> Path:
     """
     if (root / folder).is_dir():
         return root / folder
-    if not may_write():
+    if not may_write.get():
         raise UserError(
             f"dataset.root: {root}, which a file names, holds no {folder}; dataset.root={root} on the "
             "command line has it downloaded there, or names another folder"
@@ -63,8 +59,16 @@ def provide(root: Path, folder: str, url: str, md5: str) -> Path:
     try:
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
             if not archive.is_file():
+                from torchvision.datasets.utils import download_url  # takes a second to import
+
                 log.info("downloading %s to %s", url, root)
-                _download(url, scratch, md5).replace(archive)
+                before = socket.getdefaulttimeout()
+                socket.setdefaulttimeout(TIMEOUT)
+                try:
+                    download_url(url, scratch, md5=md5)
+                finally:
+                    socket.setdefaulttimeout(before)
+                Path(scratch, archive.name).replace(archive)
             log.info("unpacking %s", archive)
             # Names in the archive that lead out of the folder are passed over in a zip file and refused in a tar file.
             shutil.unpack_archive(archive, scratch, **({} if archive.suffix == ".zip" else {"filter": "data"}))
@@ -80,15 +84,3 @@ def provide(root: Path, folder: str, url: str, md5: str) -> Path:
         if is_new and not any(root.iterdir()):
             root.rmdir()
     return root / folder
-
-
-def _download(url: str, folder: str, md5: str) -> Path:
-    from torchvision.datasets.utils import download_url  # takes a second to import
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        download_url(url, folder, md5=md5)
-    finally:
-        socket.setdefaulttimeout(before)
-    return Path(folder, url.rpartition("/")[2])
