@@ -51,7 +51,10 @@ def test_an_impossible_value_is_told_with_its_key_and_source(override):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.lr_decay_epochs=[5,3]", "training.lr_decay_epochs: found [5, 3]: must increase from epoch to epoch"),
+        (
+            "training.lr_decay_epochs=[5,3]",
+            "training.lr_decay_epochs: found [5, 3]: must increase from number to number",
+        ),
         ("kd_loss.spots=[[1,2,3]]", "kd_loss.spots[0]: found [1, 2, 3]: Tuple should have at most 2 items"),
         ("training.epochs.x=3", "training.epochs: Input should be a valid integer"),
         ("training={nesterov: true}", "unknown key training.nesterov: did you mean 'training.optimizer.nesterov'?"),

@@ -53,7 +53,10 @@ def find_config(
         layers.note = str(path) if path == wanted else f"{path} with training.seed={seed} (there is no {wanted})"
     else:
         layers = Layers(f"{wanted} (composed)")
-        parts = _compose(layers, _bases(folder, Path(root), method), method, networks)
+        own = folder / "distill.yml"  # it names base.yml as its own base
+        of_data = own if method != "single" and own.exists() else folder / "base.yml"
+        bases = [base for base in (Path(root, "base", f"{method}.yml"), of_data) if base.exists()]
+        parts = _compose(layers, bases, method, networks)
         layers.note = f"composed from {parts} (there is no {wanted})"
     layers.add({"training": {"seed": seed}}, COMMAND_LINE)
     return layers
@@ -94,9 +97,3 @@ def _dataset_folder(dataset: str, root: Path) -> Path:
     close = did_you_mean(dataset, known) or ":"
     there = ", ".join(known) or "none"
     raise UserError(f"{COMMAND_LINE}: no dataset {dataset!r} in {root}{close} those with a base.yml are {there}")
-
-
-def _bases(folder: Path, root: Path, method: str) -> list[Path]:
-    own = folder / "distill.yml"  # it names base.yml as its own base
-    candidates = [root / "base" / f"{method}.yml", own if method != "single" and own.exists() else folder / "base.yml"]
-    return [path for path in candidates if path.exists()]

@@ -11,7 +11,7 @@ from typing import Any
 from utils.config.changes import flatten
 from utils.config.find import find_config
 from utils.config.names import same_family
-from utils.config.schema import Config, ModelConfig
+from utils.config.schema import Config
 from utils.config.yaml_text import spell
 from utils.errors import UserError
 from utils.libraries import weights_key
@@ -85,8 +85,15 @@ def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
     folder = label if Path("configs", label, "base.yml").exists() else config.dataset.name
     names = (folder, config.training.seed, config.kd.teacher.name)
     usual = flatten(single_run(*names, ()).config.to_dict())  # which no word need say
-    shared = {key: value for key, value in _shared(config).items() if usual.get(key) != value}
-    run = single_run(*names, [*(f"{key}={spell(value)}" for key, value in shared.items()), *overrides])
+    settings, network = config.to_dict(), config.kd.teacher
+    shared = {f"{part}.{key}": value for part in SHARED_SECTIONS for key, value in settings[part].items()}
+    shared |= {f"training.{key}": settings["training"][key] for key in SHARED_TRAINING}
+    # How the network is built; its name is given apart, and it is trained without the keys about a checkpoint.
+    others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
+    built = network.model_dump(mode="json", exclude=others, exclude_defaults=True)
+    shared |= {f"model.{key}": value for key, value in built.items()}
+    words = [f"{key}={spell(value)}" for key, value in shared.items() if value is not None and usual.get(key) != value]
+    run = single_run(*names, [*words, *overrides])
     wanted = config.teacher_checkpoint.parents[1]
     if run.config.run_dir != wanted:
         raise UserError(
@@ -113,11 +120,8 @@ def next_command(config: Config, command: Command | None) -> str:
         config: of the run.
         command: how it was started, if it was by a launcher.
     """
-    following = None
-    if command and config.model:
-        following = _distilling(config, command)
-    elif command:
-        following = _for_comparison(config, command)
+    follow = _distilling if config.model else _for_comparison
+    following = follow(config, command) if command else None
     return str(following or f"python -m utils.report {shlex.quote(config.run.root)}")
 
 
@@ -158,18 +162,3 @@ def _published_pair(name: str, dataset: str) -> list[str] | None:
         if fitting:
             return min(fitting, key=lambda pair: not same_family(*pair))
     return None
-
-
-def _shared(config: Config) -> dict[str, Any]:
-    """What a student's `config` shares with the run of its teacher, by dotted keys."""
-    settings, network = config.to_dict(), config.kd.teacher
-    shared = {f"{part}.{key}": value for part in SHARED_SECTIONS for key, value in settings[part].items()}
-    shared |= {f"training.{key}": settings["training"][key] for key in SHARED_TRAINING}
-    shared |= {f"model.{key}": value for key, value in _how_it_is_built(network).items()}
-    return {key: value for key, value in shared.items() if value is not None}
-
-
-def _how_it_is_built(network: ModelConfig) -> dict[str, Any]:
-    """The keys of a network, without its name, which is given apart, and without those about a checkpoint."""
-    others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
-    return network.model_dump(mode="json", exclude=others, exclude_defaults=True)

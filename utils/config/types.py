@@ -47,10 +47,10 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int) else value
 
 
-def _increasing(epochs: tuple[int, ...]) -> tuple[int, ...]:
-    if any(after <= before for before, after in pairwise(epochs)):
-        raise ValueError("must increase from epoch to epoch")
-    return epochs
+def _increasing(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if any(after <= before for before, after in pairwise(numbers)):
+        raise ValueError("must increase from number to number")
+    return numbers
 
 
 def _balanced_or_list(value: Any) -> Any:
@@ -59,12 +59,6 @@ def _balanced_or_list(value: Any) -> Any:
     if value != "balanced" and not (numbers and fit):
         raise ValueError("must be balanced or a list with a number above 0 for each class")
     return value
-
-
-def _low_and_high(values: tuple[float, ...]) -> tuple[float, ...]:
-    if values[0] >= values[1]:
-        raise ValueError("must be a lower and a higher number")
-    return values
 
 
 # The limits are those of float32, with which PyTorch computes.
@@ -86,7 +80,7 @@ Epochs = Annotated[tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(
 Means = Annotated[tuple[Annotated[NotNegative, Field(le=1)], ...], Field(min_length=3, max_length=3)]
 Deviations = Annotated[tuple[Annotated[Positive, Field(le=1)], ...], Field(min_length=3, max_length=3)]
 ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidator(_balanced_or_list)]
-ValueRange = Annotated[tuple[Number, ...], Field(min_length=2, max_length=2), AfterValidator(_low_and_high)]
+ValueRange = Annotated[tuple[Number, ...], Field(min_length=2, max_length=2), AfterValidator(_increasing)]
 Pair = Annotated[tuple[Integer, ...], Field(min_length=2, max_length=2)]
 
 T = TypeVar("T")
