@@ -99,7 +99,6 @@ def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> in
     """
     from utils.config.related import Command
 
-    _refuse_variables(options.overrides)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     words, teacher_args = list(options.overrides), getattr(options, "teacher_args", [])
     config = _load(options.config, given, names, ["kd.selection=anti"] * (script == "train_anti.sh") + words)
@@ -125,28 +124,6 @@ def _load(file: str | None, given: dict[str, Any], names: Sequence[str], words: 
     from utils.training.log import log, log_to_console
 
     log_to_console()
-    if file and given:
-        raise UserError(
-            f"command line: {', '.join(given)} beside --config, whose file says what to run; "
-            "keys change that, e.g. training.seed=7"
-        )
-    if file:
-        return load_config(file, words)
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in CHOSEN:
-            raise UserError(f"command line: {word}: {CHOSEN[key]}={value} before sh chooses it, with what goes with it")
-    usual = DEFAULTS | (SMALL if given.get("dataset") == "digits" else {})
-    chosen = {name: given.get(name, usual[name]) for name in names}
-    renamed = {"net1": "teacher", "net2": "student"}
-    composed = find_config(**{renamed.get(name, name): value for name, value in chosen.items()})
-    config = composed.load(words)
-    log.info(f"config: {composed.note}")
-    return config
-
-
-def _refuse_variables(words: Sequence[str]) -> None:
-    """Raise a UserError if a variable of the launchers stands among the keys."""
     for word in words:
         name, _, value = word.partition("=")
         if name in VARIABLES and not value.lstrip().startswith("{"):  # model and dataset are sections of a config, too
@@ -154,3 +131,21 @@ def _refuse_variables(words: Sequence[str]) -> None:
                 f"command line: {word}: {name} is a variable, which comes before sh ({word} sh train.sh); of Python's "
                 "entry points it is an option (--help)"
             )
+        if name in CHOSEN and not file:
+            raise UserError(
+                f"command line: {word}: {CHOSEN[name]}={value} before sh chooses it, with what goes with it"
+            )
+    if file and given:
+        raise UserError(
+            f"command line: {', '.join(given)} beside --config, whose file says what to run; "
+            "keys change that, e.g. training.seed=7"
+        )
+    if file:
+        return load_config(file, words)
+    usual = DEFAULTS | (SMALL if given.get("dataset") == "digits" else {})
+    chosen = {name: given.get(name, usual[name]) for name in names}
+    renamed = {"net1": "teacher", "net2": "student"}
+    composed = find_config(**{renamed.get(name, name): value for name, value in chosen.items()})
+    config = composed.load(words)
+    log.info(f"config: {composed.note}")
+    return config
