@@ -22,7 +22,7 @@ from utils.grid.command import (
     split_overrides,
 )
 from utils.grid.plan import Job, plan, state
-from utils.grid.slurm import SlurmQueue, describe, read_request
+from utils.grid.slurm import describe, read_request
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
 from utils.report.write import write_report
 from utils.run_folder.read import find_runs
@@ -54,19 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(describe(jobs, root / "grid") if on_slurm else here))
         return 0
     with queue_of(jobs, request, options.jobs, root / "grid") as queue:
-        if options.detach:
-            return leave(queue)
+        if options.detach:  # Slurm goes on with the runs alone
+            with StopRequest() as stop:
+                queue.submit(stop)
+            print("the same command without --detach watches them, with --dry-run it says how far they are")
+            return EXIT_INTERRUPTED if stop.requested else 0
         outcomes = queue.work()
     _report(jobs, root, options.out)
     return conclude(outcomes)
-
-
-def leave(queue: SlurmQueue) -> int:
-    """Hand the runs to Slurm and let it go on with them alone; the exit code."""
-    with StopRequest() as stop:
-        queue.submit(stop)
-    print("the same command without --detach watches them, with --dry-run it says how far they are")
-    return EXIT_INTERRUPTED if stop.requested else 0
 
 
 def _report(jobs: Sequence[Job], root: Path, out: str | None) -> None:

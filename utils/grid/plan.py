@@ -120,7 +120,11 @@ def plan(
                 teachers += pair[:-1]
                 distilled.append(pair[-1])
         jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]
-    _check_networks(jobs)
+    from models import find_builder  # brings PyTorch, for which a wrong key need not wait
+
+    roles = [network for job in jobs for network in (job.config.student, job.config.kd and job.config.kd.teacher)]
+    for name in dict.fromkeys(network.name for network in roles if network):
+        find_builder(name)  # refuses a name that it does not know
     return _each_folder_once(jobs)
 
 
@@ -169,20 +173,17 @@ def split_pair(pair: str) -> tuple[str, str]:
 
 def state(job: Job) -> State:
     """How far the job is already."""
+    layout = Layout(job.folder)
     try:
-        return _state(job, Layout(job.folder))
+        if is_locked(layout):
+            return State("busy")
+        if layout.best.exists() and not layout.config.exists():
+            return State("finished")  # weights from elsewhere, put where a teacher's are looked for
+        if not layout.begun:
+            return State("new")
+        run = read_run(job.folder)
     except OSError as error:  # one folder that cannot be entered stops no other run
         return State("unreadable", f"{job.folder}: {reason(error)}")
-
-
-def _state(job: Job, layout: Layout) -> State:
-    if is_locked(layout):
-        return State("busy")
-    if layout.best.exists() and not layout.config.exists():
-        return State("finished")  # weights from elsewhere, put where a teacher's are looked for
-    if not layout.begun:
-        return State("new")
-    run = read_run(job.folder)
     if run is None:
         return State("unfinished")
     changes = differences(run.settings, deciding_settings(job.config.to_dict()))
@@ -192,15 +193,6 @@ def _state(job: Job, layout: Layout) -> State:
     differs = ", ".join(f"{key} {old}, now {new}" for key, (old, new) in changes.items())
     finished = run.status == "finished" and run.epochs_done >= job.epochs
     return State("finished" if finished else "unfinished", differs)
-
-
-def _check_networks(jobs: Iterable[Job]) -> None:
-    """Raise a UserError if there is no network of a name."""
-    from models import find_builder  # brings PyTorch, for which a wrong key need not wait
-
-    networks = [network for job in jobs for network in (job.config.student, job.config.kd and job.config.kd.teacher)]
-    for name in {network.name: None for network in networks if network}:
-        find_builder(name)
 
 
 def _of_the_student_alone(words: Sequence[str]) -> list[str]:
