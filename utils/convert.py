@@ -158,8 +158,12 @@ def import_network(
     """
     _refuse_existing(out)
     content = read_checkpoint(path)
-    if drop:
-        content = _without(flattened(content), drop, path)
+    content = flattened(content) if drop else content
+    for word in drop:
+        left = {key: value for key, value in content.items() if not f"{key}.".startswith(f"{word}.")}
+        if len(left) == len(content):
+            raise UserError(f"{path}: no entry is called {word!r}, or begins with {word + '.'!r}")
+        content = left
     classes = num_classes or count_classes(content)
     if classes is None:
         raise UserError(f"{path}: no matrix in it could be a classifier; --num-classes says how many classes there are")
@@ -188,15 +192,6 @@ def _matching_models(tensors: dict[str, Tensor], path: Path, classes: int | None
             find_weights(MODELS.get(name)(num_classes=classes), tensors, path)
             names.append(name)
     return names
-
-
-def _without(entries: dict[str, Any], drop: Sequence[str], path: Path) -> dict[str, Any]:
-    for name in drop:
-        left = {key: value for key, value in entries.items() if not f"{key}.".startswith(f"{name}.")}
-        if len(left) == len(entries):
-            raise UserError(f"{path}: no entry is called {name!r}, or begins with {name + '.'!r}")
-        entries = left
-    return entries
 
 
 def _short(value: Any) -> str:
