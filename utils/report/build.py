@@ -25,7 +25,7 @@ from utils.report.curves import (
     share_figure,
     with_epochs,
 )
-from utils.report.gain import answer, best_student, tradeoff_figure
+from utils.report.gain import answer, best_run, tradeoff_figure
 from utils.report.gallery import gallery_figure, mistakes_figure
 from utils.report.groups import Group, other_recipe, replaced
 from utils.report.heatmaps import class_heatmap, confusion_figure
@@ -84,17 +84,13 @@ DATA = (
 )
 
 
-def subtitle(runs: Sequence[Run]) -> str:
-    """How many runs there are, and when this was written."""
+def heading(runs: Sequence[Run]) -> list[str]:
+    """How many runs there are, when this was written, and which runs are not finished."""
     counts = [(status, sum(run.status == status for run in runs)) for status in ("finished", "running", "stopped")]
     parts = ", ".join(f"{count} {status}" for status, count in counts if count)
-    return f"{len(runs)} run{'s' * (len(runs) > 1)} ({parts}), {time.strftime('%Y-%m-%d %H:%M')}"
-
-
-def unfinished(runs: Sequence[Run]) -> list[str]:
-    """A sentence that names the runs that are not finished."""
     names = [f"{run.title} ({run.progress})" for run in runs if not run.is_finished]
-    return [f"Not finished: {enumerate_some(names)}."] * bool(names)
+    lines = [f"{len(runs)} run{'s' * (len(runs) > 1)} ({parts}), {time.strftime('%Y-%m-%d %H:%M')}"]
+    return lines + [f"Not finished: {enumerate_some(names)}."] * bool(names)
 
 
 def result_section(dataset: str, groups: Sequence[Group]) -> Section:
@@ -184,11 +180,9 @@ def _add_gallery(section: Section, run: Run, name: str, source: Source | None) -
 
 def student_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     """What the best student on one data set gets right and wrong, if its checkpoint and its images are at hand."""
-    best = best_student(distilled(groups))
-    if best is None:
+    run = best_run(distilled(groups))
+    if run is None:
         return []
-    group, selection = best
-    run = max((run for run in group.of(selection) if run.is_finished), key=lambda run: run.last_top1)
     from utils.report.student import confusion_of, count_figure, predict, worst  # brings PyTorch
 
     source = load_source(run)

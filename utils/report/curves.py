@@ -146,13 +146,15 @@ def contributions(run: Run) -> pd.DataFrame:
 @styled()
 def loss_figure(run: Run) -> Figure:
     """The contributions over epochs."""
-    terms = contributions(run)
+    terms, labels = contributions(run), {"ce": "cross-entropy", "kl": "alpha * KL at the logits"}
+    labels |= {"logits": "alpha * loss at the logits"}
+    labels |= {spot: f"beta * distiller at {spot}" for spot in run.gate_labels[:-1]}
     figure, (panel,) = panels(1)
     for name, values in terms.items():
         spot = name.removeprefix("loss/")
         marker = "o" if len(values) == 1 else ""
         color = REFERENCE if spot == "total" else None
-        panel.plot(values, label=_label(spot, run), color=color, marker=marker, ms=4)
+        panel.plot(values, label=labels.get(spot, spot), color=color, marker=marker, ms=4)
     if (routed := run.curve("train.loss/routed_ce")).notna().any():
         panel.plot(routed, label=ROUTED, ls="--")
     if terms.min(axis=None) > 0:
@@ -161,10 +163,3 @@ def loss_figure(run: Run) -> Figure:
     panel.set(title=run.title, ylabel="part of the training loss, epoch mean")
     panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
-
-
-def _label(term: str, run: Run) -> str:
-    if term in run.gate_labels[:-1]:
-        return f"beta * distiller at {term}"
-    named = {"total": "total", "ce": "cross-entropy", "kl": "alpha * KL at the logits"}
-    return named.get(term, "alpha * loss at the logits" if term == "logits" else term)

@@ -29,6 +29,13 @@ def best_student(groups: Sequence[Group], selections: Sequence[str] = SELECTIONS
     return max(known, key=lambda one: one[0].top1(one[1]).mean(), default=None)
 
 
+def best_run(groups: Sequence[Group], selections: Sequence[str] = SELECTIONS) -> Run | None:
+    """The best seed of the `best_student`."""
+    best = best_student(groups, selections)
+    finished = [run for run in best[0].of(best[1]) if run.is_finished] if best else []
+    return max(finished, key=lambda run: run.last_top1, default=None)
+
+
 def answer(groups: Sequence[Group]) -> list[str]:
     """The best student of the distilled `groups`, its gain and that of the policy, in a sentence; none without one."""
     best = best_student(groups)
@@ -61,13 +68,13 @@ def tradeoff_figure(groups: Sequence[Group]) -> Figure | None:
     The cost is the latency that ``python -m utils.evaluate`` measured, if it did in some run of each network, else
     FLOPs; there is no figure if neither is known of all.
     """
-    tables = {axis: pd.DataFrame(_points(groups, axis)).drop_duplicates() for axis in (LATENCY, ARITHMETIC)}
-    axis = next((axis for axis, table in tables.items() if len(table) and table["cost"].notna().all()), None)
+    points = pd.DataFrame(_points(groups))
+    axis = next((axis for axis in (LATENCY, ARITHMETIC) if len(points) and points[axis].notna().all()), None)
     if axis is None:
         return None
+    points = points.rename(columns={axis: "cost"})[["cost", "mean", "std", "kind", "label"]].drop_duplicates()
     colors = {TEACHER: REFERENCE} | SELECTION_COLORS
     figure, (panel,) = panels(1)
-    points = tables[axis]
     for point in points.itertuples():
         std = 0.0 if pd.isna(point.std) else point.std
         panel.errorbar(point.cost, point.mean, std, fmt="o", ms=4, lw=1, color=colors[point.kind], alpha=0.8)
@@ -90,7 +97,7 @@ def _rounded(values: pd.Series, count: int) -> pd.Series:
     return (count * (values - values.min()) / max(values.max() - values.min(), 1e-9)).round()
 
 
-def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
+def _points(groups: Sequence[Group]) -> Iterator[dict[str, object]]:
     best = best_student(groups) or (None, None)
     latencies: dict[str, float] = {}
     for run in (run for group in groups for run in (*group.others, *group.runs)):
@@ -102,18 +109,15 @@ def _points(groups: Sequence[Group], axis: str) -> Iterator[dict[str, object]]:
                 named = {TEACHER: group.first.teacher, SINGLE: group.first.student}
                 if group is best[0]:
                     named[best[1]] = f"{group.first.distiller}, {best[1]}"
-                cost = _cost(runs[-1], axis, kind == TEACHER, latencies)
+                network, key = runs[-1].student, "flops"
+                if kind == TEACHER:
+                    network, key = f"{runs[-1].teacher} (teacher)", "teacher_flops"
+                flops = runs[-1].facts.get(key)
                 yield {
-                    "cost": cost,
+                    LATENCY: latencies.get(network),
+                    ARITHMETIC: flops and flops / 1e6,
                     "mean": values.mean(),
                     "std": values.std(),
                     "kind": kind,
                     "label": named.get(kind, ""),
                 }
-
-
-def _cost(run: Run, axis: str, of_teacher: bool, latencies: dict[str, float]) -> float | None:
-    if axis == ARITHMETIC:
-        flops = run.facts.get("teacher_flops" if of_teacher else "flops")
-        return None if flops is None else flops / 1e6
-    return latencies.get(f"{run.teacher} (teacher)" if of_teacher else run.student)

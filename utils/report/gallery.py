@@ -101,7 +101,10 @@ def _strip(panel: Axes, split: Split, indices: Sequence[int], captions: Sequence
     for position, (index, caption) in enumerate(zip(indices, captions)):
         left = position * (TILE + GAP)
         try:
-            canvas[:, left : left + TILE] = _tile(split.picture(int(index)))
+            picture = split.picture(int(index)).convert("RGB")
+            # Small images are shown as the pixels that they are.
+            method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
+            canvas[:, left : left + TILE] = np.asarray(ImageOps.fit(picture, (TILE, TILE), method))
         except UserError:  # it was there when the run began
             panel.text(left + TILE / 2, TILE / 2, "cannot\nbe read", ha="center", va="center", fontsize=7)
         panel.text(left + TILE / 2, TILE + 3, caption, ha="center", va="top", fontsize=7)
@@ -113,9 +116,3 @@ def _wrapped(name: str) -> str:
     spaced = name.replace("_", "_ ")  # where a line may end
     lines = textwrap.wrap(spaced, CHARACTERS) or [name]
     return "\n".join(line.replace("_ ", "_") for line in lines)
-
-
-def _tile(picture: Image.Image) -> np.ndarray:
-    # Small images are shown as the pixels that they are.
-    method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
-    return np.asarray(ImageOps.fit(picture.convert("RGB"), (TILE, TILE), method))

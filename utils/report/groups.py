@@ -149,18 +149,12 @@ def comparable(run: Run) -> dict[str, Any]:
     if fold(run.dataset_name) not in _SAME_EVERYWHERE:
         settings["dataset.root"] = normpath(run.data)
     if not run.is_single:
-        settings["teacher"] = _weights_of(run)
+        # Its checkpoint, e.g. run/teacher-all/epoch-24; empty for that of its own training. What every such path has is
+        # left out: data set, network, and seed, because each seed may have a teacher of its own.
+        path, usual = Path(run.teacher_weights), {run.dataset, run.teacher, "ckpt"}
+        parts = [part for part in (*path.parts[:-1], path.stem) if part not in usual and not part.isdigit()]
+        settings["teacher"] = "/".join(parts)
     return settings
-
-
-def _weights_of(run: Run) -> str:
-    """The teacher's checkpoint, e.g. ``"run/teacher-all/epoch-24"``; empty for that of its own training.
-
-    What every such path has is left out: data set, network, and seed, because each seed may have a teacher of its own.
-    """
-    path = Path(run.teacher_weights)
-    usual = {run.dataset, run.teacher, "ckpt"}
-    return "/".join(part for part in (*path.parts[:-1], path.stem) if part not in usual and not part.isdigit())
 
 
 def _alone(run: Run, runs: Iterable[Run]) -> list[Run]:

@@ -31,10 +31,6 @@ class ShownFigure:
     data: bytes
     width: int
 
-    @property
-    def base64(self) -> str:
-        return base64.b64encode(self.data).decode("ascii")
-
 
 @dataclass
 class Section:
@@ -78,6 +74,7 @@ def render(title: str, texts: list[str], sections: list[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     return environment.get_template("page.html.j2").render(title=title, texts=texts, sections=sections)
 
 

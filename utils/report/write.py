@@ -43,7 +43,7 @@ def write_report(
     results = [build.result_section(dataset, members) for dataset, members in of_dataset.items()]
     records = tables.run_records(groups)
     all_runs = build.run_section(groups, records, out)
-    heading = [build.subtitle(runs), *build.unfinished(runs)]
+    heading = build.heading(runs)
     summary = "\n\n".join([*heading, *(section.markdown() for section in results)])
     print(summary if build.distilled(groups) else f"{summary}\n\n{all_runs.markdown()}")
     texts = {TABLES[0]: f"# {TITLE}\n\n{summary}\n\n{all_runs.markdown()}\n"}
