@@ -214,17 +214,6 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def count_configs(checkout: Path) -> str:
-    """How many of the published configs load, and why the others do not."""
-    files, failures = sorted((checkout / "configs").rglob("*.yml")), []
-    for file in files:
-        try:
-            load_config(file)
-        except UserError as error:
-            failures.append(f"* {str(error).removeprefix(f'{checkout}/')}")
-    return "\n".join([f"{len(files) - len(failures)} of {len(files)} configs load unchanged.", *failures])
-
-
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path, metavar="CHECKOUT", help="folder of the published repository")
@@ -237,7 +226,13 @@ def main() -> None:
     for pair in arguments.pairs:
         for distiller in arguments.distillers:
             print(compare(arguments.checkout, pair, distiller), flush=True)
-    print(f"\n{count_configs(arguments.checkout)}")
+    files, failures = sorted((arguments.checkout / "configs").rglob("*.yml")), []
+    for file in files:
+        try:
+            load_config(file)
+        except UserError as error:
+            failures.append(f"* {str(error).removeprefix(f'{arguments.checkout}/')}")
+    print(f"\n{len(files) - len(failures)} of {len(files)} configs load unchanged.", *failures, sep="\n")
 
 
 if __name__ == "__main__":
