@@ -121,7 +121,14 @@ def peak_memory(case: Case, device: torch.device, before: int) -> int:
         return held + torch.cuda.max_memory_allocated(device) - before
     for scheduled in case.optimizers.values():
         scheduled.optimizer.zero_grad(set_to_none=True)
-    return _peak_on_cpu(case.step) + lasting_bytes(case)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        case.step()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":  # an allocation, or, with negative bytes, the end of one
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak + lasting_bytes(case)
 
 
 def lasting_bytes(case: Case) -> int:
@@ -132,14 +139,3 @@ def lasting_bytes(case: Case) -> int:
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
-
-
-def _peak_on_cpu(function: Callable[[], Any]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":  # an allocation, or, with negative bytes, the end of one
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak

@@ -138,18 +138,16 @@ class SlurmQueue(Queue):
                 waits = job.teacher in folders and not ending
                 groups.setdefault(job.teacher if waits else None, []).append(job)
         for teacher, jobs in groups.items():
-            if jobs and not stop.requested:
-                self._hand_over(jobs, teacher)
-
-    def _hand_over(self, jobs: Sequence[Job], teacher: Path | None) -> None:
-        waits_for = teacher and self._submitted[teacher].job_id
-        submitted = submit([Task(job, self.request.processes) for job in jobs], self.request, waits_for, self.logs)
-        for job, there in zip(jobs, submitted):
-            layout = Layout(job.folder)
-            layout.path.mkdir(parents=True, exist_ok=True)
-            write_text(layout.slurm_job, json.dumps({"job": there.job_id}) + "\n")
-            self._submitted[job.folder], self._states[job.folder] = there, "PENDING"
-            self.say(f"submitted: {job.name} (job {there.job_id})")
+            if not jobs or stop.requested:
+                continue
+            waits_for = teacher and self._submitted[teacher].job_id
+            tasks = [Task(job, self.request.processes) for job in jobs]
+            for job, there in zip(jobs, submit(tasks, self.request, waits_for, self.logs)):
+                layout = Layout(job.folder)
+                layout.path.mkdir(parents=True, exist_ok=True)
+                write_text(layout.slurm_job, json.dumps({"job": there.job_id}) + "\n")
+                self._submitted[job.folder], self._states[job.folder] = there, "PENDING"
+                self.say(f"submitted: {job.name} (job {there.job_id})")
 
     def _look(self) -> None:
         """Ask Slurm, and say what has changed."""
