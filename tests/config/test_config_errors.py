@@ -53,7 +53,7 @@ def test_an_impossible_value_is_told_with_its_key_and_source(override):
     [
         (
             "training.lr_decay_epochs=[5,3]",
-            "training.lr_decay_epochs: found [5, 3]: must increase from number to number",
+            "training.lr_decay_epochs: found [5, 3]: each must be larger than the one before",
         ),
         ("kd_loss.spots=[[1,2,3]]", "kd_loss.spots[0]: found [1, 2, 3]: Tuple should have at most 2 items"),
         ("training.epochs.x=3", "training.epochs: Input should be a valid integer"),

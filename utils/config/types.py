@@ -49,7 +49,7 @@ def _as_list(value: Any) -> Any:
 
 def _increasing(numbers: tuple[float, ...]) -> tuple[float, ...]:
     if any(after <= before for before, after in pairwise(numbers)):
-        raise ValueError("must increase from number to number")
+        raise ValueError("each must be larger than the one before")
     return numbers
 
 
