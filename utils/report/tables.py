@@ -97,22 +97,39 @@ def _record(group: Group, measure: str) -> dict[str, object]:
 
 def run_records(groups: Sequence[Group]) -> pd.DataFrame:
     """A row for each run, finished or not."""
-    names = ("dataset", "data", "pair", "teacher", "student", "distiller", "selection", "policy", "seed")
+    return pd.DataFrame(_run_record(run, group) for group in groups for run in group.runs)
+
+
+def _run_record(run: Run, group: Group) -> dict[str, object]:
     costs = ("parameters", "flops", "teacher_parameters", "teacher_flops", "device")
-    return pd.DataFrame(
-        {name: getattr(run, name) for name in names}
-        | {"settings": group.settings, "status": run.status, "progress": f"{run.epochs_done}/{run.epochs}"}
-        | {name: getattr(run, name) for name in ("epochs_done", "epochs", "last_top1", "best_top1")}
-        | {"class_mean": run.curve("val.class_mean").iloc[-1] if run.records else None}
-        | {name: getattr(run, name) for name in ("teacher_top1", "test_top1")}
-        | {"no_choice": run.no_choice or ""}
-        | {key: run.settings.get(f"training.{key}") for key in ("lr", "batch_size")}
-        | {"seconds": round(run.seconds, 1)}
-        | {name: run.facts.get(name) for name in costs}
-        | {"folder": str(run.path), "command": command_of(run)}
-        for group in groups
-        for run in group.runs
-    )
+    return {
+        "dataset": run.dataset,
+        "data": run.data,
+        "pair": run.pair,
+        "teacher": run.teacher,
+        "student": run.student,
+        "distiller": run.distiller,
+        "selection": run.selection,
+        "policy": run.policy,
+        "seed": run.seed,
+        "settings": group.settings,
+        "status": run.status,
+        "progress": f"{run.epochs_done}/{run.epochs}",
+        "epochs_done": run.epochs_done,
+        "epochs": run.epochs,
+        "last_top1": run.last_top1,
+        "best_top1": run.best_top1,
+        "class_mean": run.curve("val.class_mean").iloc[-1] if run.records else None,
+        "teacher_top1": run.teacher_top1,
+        "test_top1": run.test_top1,
+        "no_choice": run.no_choice or "",
+        "lr": run.settings.get("training.lr"),
+        "batch_size": run.settings.get("training.batch_size"),
+        "seconds": round(run.seconds, 1),
+        **{name: run.facts.get(name) for name in costs},
+        "folder": str(run.path),
+        "command": command_of(run),
+    }
 
 
 def command_of(run: Run) -> str:
@@ -154,7 +171,13 @@ def _setting(value: Any) -> str:
 
 
 # The columns of the table of all runs: which record each shows, and how.
-SHOWN = {name: (name, str) for name in ("dataset", "pair", "distiller", "selection", "policy", "seed")} | {
+SHOWN = {
+    "dataset": ("dataset", str),
+    "pair": ("pair", str),
+    "distiller": ("distiller", str),
+    "selection": ("selection", str),
+    "policy": ("policy", str),
+    "seed": ("seed", str),
     "last %": ("last_top1", percent),
     "status": ("status", str),
     "epochs": ("progress", str),
