@@ -62,7 +62,7 @@ class Task(nn.Module):
         return self
 
     def set_modes(self) -> None:
-        """The networks are in the modes that `train` gives them, whatever the user did to them or a module around."""
+        """Put student and teacher into the modes that `train` gives them, whatever the user or a module around did."""
         if self.student.training != self.training or self.teacher.training:
             self.train(self.training)
 

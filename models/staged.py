@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,11 @@ class StagedModel(nn.Module):
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
         """Shape of every feature, see `shapes`."""
         return self.shapes(height, width)[0]
+
+
+def constants(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that a graph of its forward has as constants: numbers, words and truth values."""
+    return {name: v for name, v in vars(module).items() if isinstance(v, int | float | str) and name != "training"}
 
 
 def copied(network: Network, tensors: Mapping[int, Tensor] | None = None) -> Network:

@@ -34,6 +34,7 @@ from utils.processes.stopping import (
     STOP_SIGNALS,
     STOPPED_AT_ONCE,
     ignore_stop_signals,
+    leave_terminal,
 )
 
 EXIT_SIGNALLED = 128  # plus the signal's number, as in a shell
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: dict[str, Any] | None = None) -> int:
     """Run `command`, a script and its arguments, as `count` processes, and return the exit code of the job.
 
-    A process that fails ends the others. SIGTERM, SIGUSR1 and SIGINT are handed on to all; a second SIGINT ends all at
+    A process that fails ends the others. Stop signals are handed on to all; a second SIGINT ends all at
     once.
 
     Args:
@@ -145,6 +146,7 @@ def _hand_on_signals(scratch: str) -> None:
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         nonlocal asked
+        leave_terminal(number)
         if asked and number == signal.SIGINT:
             for file in Path(scratch).glob("pid-*"):
                 with suppress(ProcessLookupError):

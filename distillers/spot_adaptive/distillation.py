@@ -119,7 +119,10 @@ class SpotAdaptiveDistillation(Task):
         for part, epochs in ((self.alpha_part, self.alpha_epochs), (self.beta_part, self.beta_epochs)):
             part.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
         self.epoch.fill_(epoch)
-        self._make_twin()  # a schedule may have changed a number in the student
+        if self.routed:
+            from distillers.spot_adaptive.frozen import follow_numbers
+
+            follow_numbers(self._twin[0], self.student)
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)

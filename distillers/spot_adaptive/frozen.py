@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.staged import copied
+from models.cut.view import StagedView
+from models.staged import constants, copied
 
 
 def frozen_twin(model: nn.Module) -> nn.Module:
@@ -23,6 +24,17 @@ def frozen_twin(model: nn.Module) -> nn.Module:
     shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copied(model, shared).eval()
+
+
+def follow_numbers(twin: nn.Module, model: nn.Module) -> None:
+    """Let the twin take over the numbers among the attributes of `model`, which a schedule may have changed.
+
+    It stays the same twin, whose tensors a captured step may read.
+    """
+    for own, other in zip(twin.modules(), model.modules()):
+        vars(own).update(constants(other))
+        if isinstance(other, StagedView):
+            own.take_stages_of(other)
 
 
 class InputGradientsOnly(TorchFunctionMode):

@@ -83,7 +83,7 @@ def join(
             networks[role] = wrap_module(network, None, image_size)
         except UserError as error:
             raise UserError(f"{role}: {error}") from error
-        shapes[role], classes[role] = networks[role].shapes(*image_size)
+        shapes[role], (classes[role],) = networks[role].shapes(*image_size)
     if classes["student"] != classes["teacher"]:
         raise UserError("student and teacher give {student} and {teacher} logits, expected the same".format(**classes))
     setting = Setting(**shapes, labels=labels, spots=spots, feat_dim=feat_dim, pair=pair)

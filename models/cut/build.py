@@ -116,7 +116,12 @@ def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, 
     view, logits = staged_view(module, module, _pieces(network, graphs, places), images)
     if {found.shape for found in logits.values()} != {(len(images), num_classes or logits[False].shape[-1])}:
         raise TraceError("it gives other logits than were asked for")
-    view.follow_changes(opened, lambda network: _pieces(network, _graphs(fresh(network), opened), places))
+
+    def follow(network: nn.Module) -> dict[bool, list[Piece]]:
+        with _same_draws():
+            return _pieces(network, _graphs(fresh(network), opened), places)
+
+    view.follow_changes(opened, follow)
     return view
 
 
@@ -126,10 +131,13 @@ def _graphs(network: nn.Module, opened: Collection[str]) -> dict[bool, fx.Graph]
 
 def _pieces(network: nn.Module, graphs: Mapping[bool, fx.Graph], places: Sequence[Place]) -> dict[bool, list[Piece]]:
     """The graphs of both modes, cut behind the calls at `places`."""
-    return {
-        mode: [compiled(network, piece) for piece in slices(graph, [_end_at(place, graph) for place in places])]
-        for mode, graph in graphs.items()
-    }
+    pieces = {}
+    for mode, graph in graphs.items():
+        ends = [_end_at(place, graph) for place in places]
+        if None in ends:
+            raise TraceError("a stage does not end where it did before")
+        pieces[mode] = [compiled(network, piece) for piece in slices(graph, ends)]
+    return pieces
 
 
 def _end_at(place: Place, graph: fx.Graph) -> fx.Node | None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
+from models.staged import constants
+
 Call = tuple[str, int]  # a path or an operation, and how often its caller has called it before
 Place = tuple[Call, ...]  # the calls from the network's forward down to an operation
 
@@ -96,11 +98,6 @@ def _repeatable(module: nn.Module, follow: Callable[[], Any]) -> Any:
     if changed := constants(module).items() - numbers.items():
         raise TraceError(f"its forward changes its attribute {min(changed)[0]!r}")
     return result
-
-
-def constants(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are constants of a graph of its forward: numbers, words and truth values."""
-    return {name: v for name, v in vars(module).items() if isinstance(v, int | float | str) and name != "training"}
 
 
 @contextmanager

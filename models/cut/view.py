@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from models.cut.trace import constants, has_gradients
-from models.staged import Stage, StagedModel
+from models.cut.trace import has_gradients
+from models.staged import Stage, StagedModel, constants
 from utils.errors import UserError, doing
 
 MOST_PREFIX_TOKENS = 8  # beyond, tokens are no image
@@ -159,11 +159,17 @@ class StagedView(StagedModel):
         self.pieces, self.layouts, self.overwriting = pieces, layouts, overwriting
         self.uncut, self.one_piece = uncut, one_piece
         self._opened: Collection[str] = ()
+        self._constants: list[dict[str, Any]] = []
 
     def follow_changes(self, opened: Collection[str], follow: Callable[[nn.Module], Mapping[bool, Sequence[Piece]]]):
         """Let `follow` give the pieces anew whenever `constants` of the modules at the paths `opened` change."""
         self._opened, self._follow = opened, follow
         self._constants = self._read_constants()
+
+    def take_stages_of(self, other: StagedView) -> None:
+        """Take the pieces of the view of another copy of the network."""
+        other.stages()  # follows what has changed
+        self.pieces, self._constants = other.pieces, other._constants
 
     def _read_constants(self) -> list[dict[str, Any]]:
         return [constants(self.network.get_submodule(path)) for path in self._opened]

@@ -223,14 +223,15 @@ class DecidingWithin(Chain):
 
 
 class Scheduled(Chain):
-    """Its logits are scaled by a number that whoever trains it may change."""
+    """Its logits are scaled by a number that the user may change, and a part may be switched off."""
 
     def __init__(self, num_classes: int):
         super().__init__(num_classes)
-        self.scale = 1.0
+        self.scale, self.is_deep = 1.0, True
 
     def forward(self, x):
-        return super().forward(x) * self.scale
+        x = self.down(self.stem(x)) if self.is_deep else self.stem(x)
+        return self.classifier(self.pool(x).flatten(1)) * self.scale
 
 
 class Counting(Chain):

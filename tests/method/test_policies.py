@@ -169,7 +169,7 @@ def given(key: str, name: str, **options) -> dict:
         ({"gamma": 0}, "gamma is 0, expected a number above 0"),
         ({"beta": float("nan")}, "beta is nan, expected a number from 0 on"),
         ({"alpha": -1}, "alpha is -1, expected a number from 0 on"),
-        ({"student": ToyNet(num_classes=3)}, "student and teacher give (3,) and (5,) logits, expected the same"),
+        ({"student": ToyNet(num_classes=3)}, "student and teacher give 3 and 5 logits, expected the same"),
         ({"teacher": torch.nn.Linear(3, 5)}, "teacher: running it on images of 8x8 in evaluation mode failed: "),
         ({"standardize": True}, "kd_loss.standardize: with two classes, "),
         (given("distiller", "crd", negatives=0), "kd_loss.options: crd.negatives is 0: Input should be greater than 0"),

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from distillers.spot_adaptive.frozen import frozen_twin
+from distillers.spot_adaptive.frozen import follow_numbers, frozen_twin
 from models import StagedModel, get_model
 from models.cut.view import ChannelsLast, Tokens, find_layout
 from utils.errors import UserError
@@ -249,7 +249,14 @@ class TestNumbersThatChange:
         twin = frozen_twin(view)
         view.network.scale = 2.0
         assert torch.equal(twin(x), 0.25 * view(x))
-        check_cuts(twin, twin.network, x)
+        follow_numbers(twin, view)
+        assert torch.equal(twin.features(x)[1], view(x))
+
+    def test_a_number_by_which_a_stage_is_gone_is_one_line(self):
+        view = wrap(odd.Scheduled)
+        view.network.is_deep = False
+        with pytest.raises(UserError, match="following its forward again, .*: a stage does not end where it did"):
+            view.features(images())
 
     def test_a_forward_that_counts_its_steps_is_called_itself(self):
         view, x = wrap(odd.Counting), images()

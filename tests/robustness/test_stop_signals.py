@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from jobs import Job, is_alive
@@ -22,6 +24,7 @@ from utils.processes.stopping import (
     Interrupted,
     StopRequest,
 )
+from utils.training.log import log_to_file
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -50,6 +53,40 @@ def test_a_closed_terminal_stops_a_command_unless_nohup_is_before_it(handler, st
     words = "import signal, utils.processes.stopping as s; print(signal.SIGHUP in s.STOP_SIGNALS)"
     start = {"cwd": REPOSITORY, "preexec_fn": lambda: signal.signal(signal.SIGHUP, handler), "text": True}
     assert subprocess.check_output([sys.executable, "-c", words], **start) == f"{stops}\n"
+
+
+LEFT_ALONE = """
+import os, sys, time
+from utils.command import guarded
+from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
+
+def main():
+    with StopRequest() as stop:
+        print("waiting", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+    print("saving", flush=True)
+    print("saving", file=sys.stderr, flush=True)
+    return EXIT_INTERRUPTED
+
+guarded(main)
+"""
+
+
+def test_a_command_ends_as_usual_though_its_terminal_is_gone():
+    process, terminal = pty.fork()
+    if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.chdir(REPOSITORY)
+        os.execv(sys.executable, [sys.executable, "-c", LEFT_ALONE])
+    assert os.read(terminal, 9) == b"waiting\r\n"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == EXIT_INTERRUPTED
+
+
+def test_why_a_run_ends_is_told_though_its_log_cannot_be_written():
+    with pytest.raises(Interrupted, match="all saved"), log_to_file(Path("/dev/full")):
+        raise Interrupted("all saved")
 
 
 class TestStopRequest:

@@ -92,16 +92,19 @@ class TestResuming:
         finish(more)
         assert [record["epoch"] for record in records(more.run)] == [1, 2]
 
-    def test_without_its_best_checkpoint_chooses_the_best_anew(self, tmp_path):
-        config = toy_config(**LONGER)
-        engine = make_engine(tmp_path, config=config)
+    @pytest.mark.parametrize("step", [0, 1])  # between epochs and within one
+    def test_without_its_best_checkpoint_chooses_the_best_anew(self, tmp_path, step):
+        engine = make_engine(tmp_path, config=toy_config(**LONGER))
         engine.best = {"top1": 99.0, "class_mean": 99.0, "epoch": 1}  # that no later epoch is better than
-        engine.progress.epoch = 1
+        engine.val = {"top1": 50.0, "class_mean": 40.0}
+        engine.progress.epoch, engine.progress.step = 1, step
         engine.save(is_best=True)
         engine.run.best.unlink()
         engine.run.close()
-        assert finish(make_engine(tmp_path, resume=True, config=config))["best_epoch"] == 2
-        assert engine.run.best.exists()
+        again = make_engine(tmp_path, resume=True, config=toy_config(**LONGER))
+        assert again.best["epoch"] == (0 if step else 1)
+        assert finish(again)["best_top1"] >= (0 if step else 50.0)
+        assert again.run.best.exists()
 
     def test_refuses_the_checkpoint_of_another_number_of_images(self, tmp_path):
         engine = make_engine(tmp_path / "run", "at", config=toy_config(**SHORT))

@@ -18,9 +18,15 @@ def checkpoint(phase=0, epoch=1, step=0, **changes):
         "format": FORMAT,
         "progress": {"phase": phase, "epoch": epoch, "step": step},
         "gates": {"sample_seen": [0] * IMAGES},
+        "optimizers": {"student": {"state": {0: {}}, "param_groups": [{"momentum": 0.9, "nesterov": False}]}},
         "config": CONFIG,
     }
     return content | changes
+
+
+def without_states(*progress, **group):
+    optimizer = {"state": {}, "param_groups": [{"momentum": 0.9, "nesterov": False} | group]}
+    return checkpoint(*progress, optimizers={"agent": optimizer})
 
 
 def changed(section, **changes):
@@ -41,6 +47,8 @@ def check(content, config=CONFIG, epochs=(3,)):
         *((checkpoint(0, *progress),) for progress in ((0, 1), (2, 5), (3, 0))),
         *((checkpoint(*progress), CONFIG, (2, 3)) for progress in ((0, 1, 2), (1, 0, 0), (1, 3, 0))),
         (checkpoint(0, 0, 1), changed("pretrain", epochs=1), (1, 3)),
+        (without_states(0, 0, 1, momentum=0),),  # there is nothing to remember
+        (without_states(1, 0, 0), CONFIG, (2, 3)),  # or not yet
         (checkpoint(), changed("training", batch_size=4)),
         (checkpoint(), changed("dataset", sampler="balanced")),
         (checkpoint(config=WITH_RECIPE), with_recipe(lr=0.1)),
@@ -64,6 +72,10 @@ def test_any_step_can_be_gone_on_from_with_settings_that_still_have_an_effect(ho
         ("3 epochs and 1 steps of the next are done; set training.epochs=4 or", (checkpoint(0, 3, 1),)),
         ("it is of a run with 3 phases or more, this one has 2", (checkpoint(2, 0, 0), CONFIG, (2, 3))),
         ("over after 2; set pretrain.epochs=2", (checkpoint(1), changed("pretrain", epochs=1), (1, 3))),
+        *(
+            ("it lacks the state of the optimiser of agent", (without_states(*progress), CONFIG, (3, 3)))
+            for progress in ((0, 0, 1), (0, 1, 0), (1, 2, 3))
+        ),
         ("batch_size is 4, but .* in the middle of an .* 8", (checkpoint(step=3), changed("training", batch_size=4))),
         ("sampler is balanced, but .* with shuffled", (checkpoint(step=3), changed("dataset", sampler="balanced"))),
         ("name is SGD, .* AdamW", (checkpoint(config=WITH_RECIPE), with_recipe(optimizer={"name": "SGD"}))),

@@ -92,7 +92,7 @@ class Pool(Queue):
         self._look_again: dict[Path, float] = {}  # when, at a run that another process trains
 
     def work(self) -> list[Outcome]:
-        """Run everything. On SIGINT, SIGTERM or an error here, the running jobs save themselves and stop."""
+        """Run everything. On a stop signal or an error here, the running jobs save themselves and stop."""
         with StopRequest() as stop:
             try:
                 try:

@@ -7,7 +7,9 @@ the step under way is finished and saved first. All end with `EXIT_INTERRUPTED`.
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -87,12 +89,24 @@ class StopRequest:
             _handle(self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signalled = True
 
 
+def leave_terminal(number: int) -> None:
+    """After SIGHUP, write nothing more to the terminal, which is closed and answers with an error."""
+    if number == signal.SIGHUP:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a closed terminal does not say any more that it is one
+                os.dup2(nowhere, stream)
+        os.close(nowhere)
+
+
 def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:
+    leave_terminal(number)
     raise Interrupted(NOTHING_TO_SAVE)
 
 

@@ -106,7 +106,20 @@ def _find_problem(content: Section, config: Section, epochs: Sequence[int], imag
             f"it was trained on {seen:,} images, here are {images:,}; --overwrite starts anew, another dataset.label "
             "or run.root writes elsewhere"
         )
-    return _no_effect(content, config) if done == wanted else ""
+    return _missing_states(content, progress) or (_no_effect(content, config) if done == wanted else "")
+
+
+def _missing_states(content: Section, progress: Progress) -> str:
+    """A user may have deleted what the optimisers remember, to save space; a run that goes on is another one then."""
+    first = content["config"]["training"].get("init_epoch", 0)
+    if progress.step == 0 and progress.epoch in (0, first):  # the phase has not begun
+        return ""
+    for name, optimizer in content["optimizers"].items():
+        group = optimizer["param_groups"][0]
+        is_plain_sgd = "nesterov" in group and not group["momentum"]
+        if not optimizer["state"] and not is_plain_sgd:
+            return f"it lacks the state of the optimiser of {name}; kd.student.checkpoint starts from its weights alone"
+    return ""
 
 
 def _no_effect(content: Section, config: Section) -> str:

@@ -17,6 +17,7 @@ from distillers.task import Task
 from utils.config import Config
 from utils.config.changes import deciding_changes
 from utils.errors import UserError, reason
+from utils.files import publish_copy
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
 from utils.run_folder.folder import RunDir
@@ -85,12 +86,12 @@ class Engine:
             torch.manual_seed(derive_seed(config.training.seed, rank(), 1))
         if checkpoint is not None:
             self._go_back_to(checkpoint)
+        self._recorder = choose_recorder(config.training.cuda_graph, device, self.task, log.info)
         self._resumed_at = self._global_epoch()
         self.report: Reporter | None = None  # of the first process, which alone writes
         if is_main():
             run.prune(config.training.keep_checkpoints)  # a run that was killed may not have done it
             self.report = Reporter(run, self._resumed_at)
-        self._recorder = choose_recorder(config.training.cuda_graph, device, self.task, log.info)
 
     @property
     def phase(self) -> Phase:
@@ -121,6 +122,8 @@ class Engine:
             changes = deciding_changes(checkpoint.get("config"), self.config.to_dict())
             why = "; ".join(filter(None, [changes, reason(error, 240)]))
             raise UserError(f"{what} is not of this configuration ({why})") from error
+        if is_main() and self.best["epoch"] and not self.run.best.exists():
+            self._replace_lost_best()
         if len(checkpoint["processes"]) != world_size():
             log.info(
                 f"resumed on {world_size()} instead of {len(checkpoint['processes'])} processes: the batches stay the "
@@ -128,6 +131,18 @@ class Engine:
             )
         elif line := keep_threads(self.device, checkpoint.get("threads")):
             log.info(line)
+
+    def _replace_lost_best(self) -> None:
+        """Choose the best epoch anew, as the user has deleted ``best.pth``.
+
+        It is that of the checkpoint that the run goes on from, or the next one if this was written within an epoch.
+        """
+        self.best = {"top1": -1.0, "epoch": 0}
+        if self.progress.step == 0 and self.val.get("top1") is not None:
+            publish_copy(self.run.last, self.run.best)
+            names = [name for name in ("top1", "class_mean") if name in self.val]
+            self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
+        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, self.progress.epoch)
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
         """Run the epochs that are left.
@@ -230,7 +245,7 @@ class Engine:
         """Show the means so far every ``training.print_iter_freq`` steps: beside the bar, or in a line without one."""
         step, steps = self.progress.step, len(self.data.train)
         if step % self.config.training.print_iter_freq == 0 and step < steps:
-            means = self._finite_means()
+            means = self._finite_means(weights=False)
             bar.set_postfix_str(summary(means))
             if bar.disable:
                 left = tqdm.format_interval(self._seconds_left(self._seconds_per_step))
@@ -252,8 +267,7 @@ class Engine:
         self.val, epoch = self._evaluate(stop), self.progress.epoch + 1
         by = self.config.validation.best_by
         now, before = self.val[by], self.best.get(by)  # None: not finite now; a checkpoint of an older version before
-        # The user may have deleted the best one.
-        is_best = now is not None and (before is None or now > before or not self.run.best.exists())
+        is_best = now is not None and (before is None or now > before)
         if is_best:
             self.best = {name: self.val[name] for name in ("top1", "class_mean")} | {"epoch": epoch}
         for line in no_progress(self.best, epoch, self.data.val.labels, self.config):
@@ -325,10 +339,14 @@ class Engine:
             self.meter, self._take_step = Meter(self.device), None  # another loss, under other names
             self.progress = Progress(self.progress.phase + 1, self._first_epoch(self.progress.phase + 1))
 
-    def _finite_means(self) -> dict[str, float]:
-        """The means of the epoch so far; raises a UserError if one of them, or a weight, is not finite."""
+    def _finite_means(self, *, weights: bool = True) -> dict[str, float]:
+        """The means of the epoch so far; raises a UserError if one of them, or a weight, is not finite.
+
+        Args:
+            weights: look at them as well.
+        """
         means, step = self.meter.means(), 0
-        wrong = not_finite(self.task.student.state_dict() | self.task.extra_state())
+        wrong = not_finite(self.task.student.state_dict() | self.task.extra_state()) if weights else []
         if not all(map(math.isfinite, means.values())):
             step, names = self.meter.first_bad_step()
             causes = [name for name in names if name != "loss/total"] or names  # the parts of the sum say more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -51,18 +51,19 @@ def log_to_file(file: Path) -> Iterator[None]:
     """Append the log lines to `file` as well, those that came before first, and why the run ends early if it does."""
     handler = LogFileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    with closing(handler):
-        log.removeHandler(_early_lines)
-        log.addHandler(handler)
-        try:
-            _early_lines.setTarget(handler)
-            _early_lines.flush()
-            yield
-        except (UserError, Interrupted) as error:  # the console is about to be told
-            with suppress(OSError):  # the disk may be full
-                handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
-            raise
-        finally:
-            _early_lines.setTarget(None)
-            log.removeHandler(handler)
-            log.addHandler(_early_lines)
+    log.removeHandler(_early_lines)
+    log.addHandler(handler)
+    try:
+        _early_lines.setTarget(handler)
+        _early_lines.flush()
+        yield
+    except (UserError, Interrupted) as error:  # the console is about to be told
+        with suppress(OSError):  # the disk may be full
+            handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, str(error), (), None))
+        raise
+    finally:
+        _early_lines.setTarget(None)
+        log.removeHandler(handler)
+        log.addHandler(_early_lines)
+        with suppress(OSError):  # what was written is flushed; the rest failed already
+            handler.close()

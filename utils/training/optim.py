@@ -72,6 +72,8 @@ class ScheduledOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, on whatever device; the settings stay those of the config."""
+        if (there := len(state["param_groups"][0]["params"])) != (here := len(self.group["params"])):
+            raise ValueError(f"an optimiser trained {there} parameters, here are {here}")
         rate = self.group["lr"]
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["state"]})
         self.group["lr"] = rate  # PyTorch has copied the tensor
