@@ -47,10 +47,8 @@ class Workers:
     """
 
     def __init__(self, work: Callable[[Any], Any], count: int):
-        # That this process may use.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._work = work
-        self.count = min(count, cores) if "fork" in multiprocessing.get_all_start_methods() else 0
+        self.count = min(count, _cores()) if "fork" in multiprocessing.get_all_start_methods() else 0
         self._is_started = False
         self._workers: list[Worker] = []
         self._under_way: deque[Worker] = deque()  # for each job, who does it
@@ -155,12 +153,14 @@ def _serve(work: Callable[[Any], Any], pipe: Connection, of_parent: Connection) 
     torch.set_num_threads(1)  # the threads of the parent are not forked along
     with suppress(EOFError, OSError):
         while True:
-            job = pipe.recv()
-            try:
-                result = work(job)
-            except Exception as error:
-                result = ExceptionWithTraceback(error, error.__traceback__)  # which comes out as the error itself
-            pipe.send(result)
+            pipe.send(_result(work, pipe.recv()))
+
+
+def _result(work: Callable[[Any], Any], job: Any) -> Any:
+    try:
+        return work(job)
+    except Exception as error:
+        return ExceptionWithTraceback(error, error.__traceback__)  # which comes out of the pipe as the error itself
 
 
 def _kill(workers: list[Worker]) -> None:
@@ -168,3 +168,8 @@ def _kill(workers: list[Worker]) -> None:
         process.kill()
     for process, _ in workers:
         process.join()
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -255,7 +255,7 @@ class TestNumbersThatChange:
     def test_a_number_by_which_a_stage_is_gone_is_one_line(self):
         view = wrap(odd.Scheduled)
         view.network.is_deep = False
-        with pytest.raises(UserError, match="following its forward again, .*: a stage does not end where it did"):
+        with pytest.raises(UserError, match=r"following its forward again, .*: a stage does not end where it did"):
             view.features(images())
 
     def test_a_forward_that_counts_its_steps_is_called_itself(self):

@@ -79,7 +79,7 @@ def test_a_command_ends_as_usual_though_its_terminal_is_gone():
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.chdir(REPOSITORY)
         os.execv(sys.executable, [sys.executable, "-c", LEFT_ALONE])
-    assert os.read(terminal, 9) == b"waiting\r\n"
+    assert os.read(terminal, 7) == b"waiting"
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == EXIT_INTERRUPTED
 

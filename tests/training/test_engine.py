@@ -95,6 +95,7 @@ class TestResuming:
     @pytest.mark.parametrize("step", [0, 1])  # between epochs and within one
     def test_without_its_best_checkpoint_chooses_the_best_anew(self, tmp_path, step):
         engine = make_engine(tmp_path, config=toy_config(**LONGER))
+        engine._step(next(iter(engine.data.train.epoch(0))))
         engine.best = {"top1": 99.0, "class_mean": 99.0, "epoch": 1}  # that no later epoch is better than
         engine.val = {"top1": 50.0, "class_mean": 40.0}
         engine.progress.epoch, engine.progress.step = 1, step

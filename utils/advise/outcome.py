@@ -12,7 +12,7 @@ from utils import evaluate
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.grid.plan import Job
-from utils.report.gain import answer, best_student, tradeoff_figure
+from utils.report.gain import answer, best_run, tradeoff_figure
 from utils.report.groups import TEACHER, Group, grouped
 from utils.report.statistics import mean_text
 from utils.report.style import png
@@ -23,6 +23,7 @@ from utils.training.facts import name_of
 from utils.training.restore import restore
 
 TABLE, PICTURE = "advice.csv", "advice.png"
+KINDS = (*SELECTIONS, SINGLE)  # of training a student, which may be best alone
 
 
 def finished(jobs: Iterable[Job]) -> list[Run]:
@@ -53,18 +54,12 @@ def conclude(jobs: Sequence[Job], root: Path) -> pd.DataFrame:
     show(table, root / PICTURE)
     print(f"latency: one image on {name_of(restored.device)}")
     for student, of_student in students.items():
-        run, cost = best_run(of_student), costs[student]
+        run, cost = best_run(of_student, KINDS), costs[student]
         print(*answer(of_student), f"{student}: {cost.megabytes:.2f} MB, {cost.milliseconds[1]:.2f} ms an image.")
         print(f"next: python -m utils.export {run.path}")
     print(f"{root}: {TABLE}, {PICTURE}; python -m utils.report {root} shows more")
-    table.attrs["best"] = str(best_run(groups).path)
+    table.attrs["best"] = str(best_run(groups, KINDS).path)
     return table
-
-
-def best_run(groups: Sequence[Group]) -> Run:
-    """The best seed of the best way to train a student, which may be alone."""
-    group, kind = best_student(groups, (*SELECTIONS, SINGLE))
-    return max((run for run in group.of(kind) if run.is_finished), key=lambda run: run.last_top1)
 
 
 def result_table(groups: Sequence[Group], costs: dict[str, evaluate.Cost]) -> pd.DataFrame:
