@@ -174,23 +174,32 @@ def make_phases(task: Task, config: Config) -> list[Phase]:
 def assemble(config: Config, student: StagedModel, teacher: StagedModel, source: Source) -> SpotAdaptiveDistillation:
     """Join the networks by the config's distiller and selection."""
     kd, loss = config.kd, config.kd_loss
-    of_loss = ("options", "spots", "feat_dim", "logits", "logits_options", "standardize")
-    of_kd = ("selection", "policy", "policy_options", "balance", "warmup_epochs", "gate_temperature", "routing_share")
     return join(
         student,
         teacher,
         loss.name,
         labels=source.labels,
         image_size=source.image_size,
+        options=loss.options,
+        spots=loss.spots,
+        feat_dim=loss.feat_dim,
+        logits=loss.logits,
+        logits_options=loss.logits_options,
+        standardize=loss.standardize,
         temperature=loss.KD_T,
         homogeneous=loss.homo,
         alpha=kd.loss_weights.kd_weight,
         beta=kd.loss_weights.other_kd,
         gamma=kd.loss_weights.classify_weight,
+        selection=kd.selection,
+        policy=kd.policy,
+        policy_options=kd.policy_options,
+        balance=kd.balance,
+        warmup_epochs=kd.warmup_epochs,
+        gate_temperature=kd.gate_temperature,
+        routing_share=kd.routing_share,
         pair=f"{kd.teacher.title}-{kd.student.title}",
         label_loss=make_label_loss(config, source),
-        **{name: getattr(loss, name) for name in of_loss},
-        **{name: getattr(kd, name) for name in of_kd},
     )
 
 

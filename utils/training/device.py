@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from utils.config import Config
-from utils.errors import UserError, doing, exhausted_memory, reason
+from utils.errors import UserError, exhausted_memory, reason
 from utils.files import warn_once
 from utils.processes.rank import rank_info
 from utils.training.precision import has_tensor_cores, set_precision
@@ -33,8 +33,10 @@ def choose_device(name: str) -> torch.device:
         UserError: a GPU is asked for that is not there or cannot be used, or one for several processes, or `name` is
             no device.
     """
-    with doing(f"training.device: looking for {name!r}"):
+    try:
         device = torch.device("cuda" if name == "auto" else name)
+    except RuntimeError:
+        raise UserError(f"training.device: found {name!r}, must be auto, cpu, cuda or cuda:N") from None
     if device.type != "cuda":
         return device
     is_several = rank_info().world > 1
