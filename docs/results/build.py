@@ -39,7 +39,7 @@ KEYS = {RUNS: ["root", "student", "distiller", "selection", "seed"]}
 KEYS[SHARES] = ["root", "distiller", "selection", "seed", "spot"]
 
 # What repetitions have in common; they differ in their seed.
-SETTINGS = ["dataset", "images", "pixels", "teacher_weights", "student", "homo", "gamma", "routing_share", "precision"]
+SETTINGS = ["dataset", "images", "pixels", "teacher_weights", "homo", "gamma", "routing_share", "precision"]
 SETTINGS += ["epochs"]
 
 # The folders of the runs (``run.root``) by their teacher; the student is resnet8. A folder of the first two ends in
@@ -113,25 +113,31 @@ QUESTIONS = [
 ]
 
 
-def last(runs: pd.DataFrame, root: str, selection: str, distiller: str) -> pd.Series:
-    """Top-1 after the last epoch by machine and seed.
+Cells = dict[tuple[str, str, str], pd.Series]
+
+
+def by_cell(runs: pd.DataFrame) -> Cells:
+    """Top-1 of resnet8 after the last epoch by seed, for each root, selection and distiller.
 
     Raises:
-        UserError: the runs differ in more than their seed, so they are no repetitions of one experiment.
+        UserError: the runs of one differ in more than their seed, so they are no repetitions of one experiment.
     """
-    of_machine = {}
-    for machine in MACHINES:
-        cell = {"root": root.replace("run", machine, 1), "selection": selection, "distiller": distiller}
-        found = runs
-        for name, value in cell.items():
-            found = found[found[name] == value]
-        for name in SETTINGS if len(found) > 1 else ():
-            if found[name].nunique() > 1:
-                raise UserError(f"{RUNS}: runs with {cell} differ in {name}; each experiment needs a root of its own")
-        if found["seed"].duplicated().any():
-            raise UserError(f"{RUNS}: runs with {cell} have the same seed")
-        of_machine[machine] = found.set_index("seed")["last_top1"]
-    return pd.concat(of_machine)
+    found = {}
+    for cell, same in runs[runs["student"] == "resnet8"].groupby(["root", "selection", "distiller"]):
+        for name in SETTINGS:
+            if same[name].nunique() > 1:
+                raise UserError(f"{RUNS}: runs of {cell} differ in {name}; each experiment needs a root of its own")
+        if same["seed"].duplicated().any():
+            raise UserError(f"{RUNS}: runs of {cell} have the same seed")
+        found[cell] = same.set_index("seed")["last_top1"]
+    return found
+
+
+def last(runs: Cells, root: str, selection: str, distiller: str) -> pd.Series:
+    """Top-1 after the last epoch by machine and seed."""
+    roots = {machine: root.replace("run", machine, 1) for machine in MACHINES}
+    none = pd.Series(dtype=float, index=pd.Index([], dtype=int, name="seed"))
+    return pd.concat({machine: runs.get((place, selection, distiller), none) for machine, place in roots.items()})
 
 
 def difference(ours: pd.Series, base: pd.Series) -> str:
@@ -140,9 +146,9 @@ def difference(ours: pd.Series, base: pd.Series) -> str:
     return f"**{found}**" if found and found.is_significant else str(found or "")
 
 
-def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
+def cells(runs: Cells) -> list[tuple[str, str, dict[str, pd.Series]]]:
     """Teacher, distiller, and top-1 by seed of every column of the main table."""
-    found, alone = [], last(runs[runs["student"] == "resnet8"], "run", SINGLE, "alone")
+    found, alone = [], last(runs, "run", SINGLE, "alone")
     for root, teacher in TEACHERS.items():
         for name, distiller in DISTILLERS.items():
             columns = {selection: last(runs, root, selection, name) for selection in RUN}
@@ -153,7 +159,7 @@ def cells(runs: pd.DataFrame) -> list[tuple[str, str, dict[str, pd.Series]]]:
     return found
 
 
-def main_table(runs: pd.DataFrame) -> pd.DataFrame:
+def main_table(runs: Cells) -> pd.DataFrame:
     """Top-1 of every selection under each teacher, and what the policy gains over distilling everywhere."""
     return pd.DataFrame(
         {"teacher": teacher, "distiller": distiller}
@@ -163,7 +169,7 @@ def main_table(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def comparison_table(runs: pd.DataFrame) -> pd.DataFrame:
+def comparison_table(runs: Cells) -> pd.DataFrame:
     """Paired differences of further students."""
     rows = []
     for pixels, ours, our_place, base, base_place, distillers in COMPARISONS:
@@ -177,7 +183,7 @@ def comparison_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def arms(runs: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, pd.Series]]]:
+def arms(runs: Cells) -> list[tuple[dict[str, str], dict[str, pd.Series]]]:
     """Of every teacher and distiller that was balanced: which it is, and top-1 by seed of each of the `ARMS`."""
     found = []
     for root, pixels in ARM_TEACHERS.items():
@@ -192,13 +198,13 @@ def arms(runs: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, pd.Series]]
     return found
 
 
-def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
+def arm_table(runs: Cells) -> pd.DataFrame:
     """Top-1 of every one of the `ARMS`."""
     rows = [cell | {arm: mean_text(values, " ± ") for arm, values in columns.items()} for cell, columns in arms(runs)]
     return without_empty(pd.DataFrame(rows))
 
 
-def question_table(runs: pd.DataFrame) -> pd.DataFrame:
+def question_table(runs: Cells) -> pd.DataFrame:
     """Paired differences for the `QUESTIONS`; p of Student's t by Holm's correction, in bold below 0.05.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
@@ -236,7 +242,7 @@ def choice_table(shares: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tables(runs: pd.DataFrame, shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def tables(runs: Cells, shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All tables by name; the README's has the two better teachers, and no ablations."""
     main = main_table(runs)
     short = main[main["teacher"].str.endswith("50,000 images")].drop(columns=["random", "anti"])
@@ -262,7 +268,7 @@ def filled(document: str, made: dict[str, pd.DataFrame]) -> str:
 
 
 @styled()
-def accuracy_figure(runs: pd.DataFrame) -> Figure:
+def accuracy_figure(runs: Cells) -> Figure:
     """Every run of the main table as a dot, the mean as a bar, a panel for each teacher."""
     colors = SELECTION_COLORS | OWN_COLORS | {"alone": SELECTION_COLORS[SINGLE]}
     figure = Figure(figsize=(8.4, 5.8), layout="constrained")
@@ -328,9 +334,10 @@ def main() -> None:
         known = zip(files, texts, collect(folders))
         texts = [added(read_csv(io.StringIO(text)), new, KEYS[file]).to_csv(index=False) for file, text, new in known]
     runs, shares = (read_csv(io.StringIO(text)) for text in texts)
-    made = tables(runs, shares)
+    of_cells = by_cell(runs)
+    made = tables(of_cells, shares)
     documents = {path: filled(path.read_text(encoding="utf-8"), made) for path in DOCUMENTS}
-    figures = {"accuracy.png": png(accuracy_figure(runs)), "shares.png": png(share_figure(shares))}
+    figures = {"accuracy.png": png(accuracy_figure(of_cells)), "shares.png": png(share_figure(shares))}
     # Whatever is wrong with the runs has been said by now.
     for document, text in (documents | dict(zip(files, texts))).items():
         write_text(document, text)

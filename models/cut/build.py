@@ -13,7 +13,7 @@ from torch.fx.proxy import TraceError
 
 from models.cut.ends import Ends
 from models.cut.given import BEFORE, Stages, given_pieces
-from models.cut.trace import Place, PlaceTracer, cut_points, record_shapes, slices
+from models.cut.trace import Place, PlaceTracer, cut_points, logits_of, record_shapes, slices
 from models.cut.view import Piece, StagedView, compiled, find_layout, prefix_tokens
 from models.staged import StagedModel, copied, fresh
 from utils.errors import UserError, doing, exhausted_memory, explain
@@ -216,7 +216,7 @@ class Trial:
         for head in reversed(linear[-TRIED:]):
             with suppress(UserError):
                 return self.view(given_pieces(self.network, [[f"{BEFORE}{head}"], [head]]), uncut)
-        whole = Piece(lambda network, x: network(x), frozenset(self.network.state_dict()))
+        whole = Piece(lambda network, x: logits_of(network(x)), frozenset(self.network.state_dict()))
         return self.view([whole, Piece(lambda network, x: x, frozenset())], uncut)
 
     def view(self, pieces: Sequence[Piece], uncut: str = "") -> StagedView:
@@ -245,13 +245,13 @@ class Trial:
     def _own_logits(self, mode: bool, num_classes: int | None) -> Tensor:
         size = "x".join(map(str, self.images.shape[2:]))
         with doing(f"running it on images of {size} in {MODES[mode]}"), _same_draws(), torch.set_grad_enabled(mode):
-            logits = fresh(self.copy, mode)(self.images.clone())
+            logits = logits_of(fresh(self.copy, mode)(self.images.clone()))
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if len(shape) != 2 or shape != (len(self.images), num_classes or shape[1]):
             expected = (len(self.images), num_classes or "classes")
             raise UserError(
                 f"gives {shape} for {len(self.images)} images in {MODES[mode]}, not logits of {expected}; let its "
-                "forward, or that of a module around it, return the logits alone"
+                "forward, or that of a module around it, return the logits first"
             )
         return logits
 

@@ -26,6 +26,15 @@ def shared(places: Iterable[Place]) -> Place:
     return tuple(calls[0] for calls in takewhile(lambda calls: len(set(calls)) == 1, levels))
 
 
+def logits_of(output: Any) -> Any:
+    """The logits among what a forward returns: all of it, what it calls so, or the first of several tensors."""
+    if isinstance(output, Tensor | fx.Proxy):
+        return output
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    return output[0] if isinstance(output, tuple | list) and output else getattr(output, "logits", output)
+
+
 class PlaceTracer(fx.Tracer):
     """Records where in the calls of submodules every operation is made, as ``node.meta["place"]``.
 
@@ -48,7 +57,8 @@ class PlaceTracer(fx.Tracer):
             return _repeatable(root, lambda: super(PlaceTracer, self).trace(root, *args, **kwargs))
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
-        return root_fn, [self.root, self.create_proxy("placeholder", "image", (), {})]  # others keep their defaults
+        image = self.create_proxy("placeholder", "image", (), {})
+        return lambda *images: logits_of(root_fn(*images)), [self.root, image]  # other arguments keep their defaults
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._opened is not None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from models.cut.trace import has_gradients
+from models.cut.trace import has_gradients, logits_of
 from models.staged import Stage, StagedModel, constants
 from utils.errors import UserError, doing
 
@@ -184,7 +184,7 @@ class StagedView(StagedModel):
         """`train` sets that of the network."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        return logits_of(self.network(x))
 
     def stages(self) -> list[Stage]:
         if self._opened and (now := self._read_constants()) != self._constants:

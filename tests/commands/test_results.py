@@ -37,7 +37,7 @@ def shares():
 
 
 def test_every_table_of_the_documents_comes_out_of_the_runs(runs, shares):
-    made = build.tables(runs, shares)
+    made = build.tables(build.by_cell(runs), shares)
     for document in build.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert "<!-- results: " in text
@@ -64,7 +64,7 @@ def test_the_p_values_of_a_question_are_corrected_together(runs):
         for seed, gain in enumerate(values)
         for root, ending in (("run/all", ""), ("run/all-balanced", "-balanced"))
     ]
-    table = build.question_table(pd.DataFrame(rows))
+    table = build.question_table(build.by_cell(pd.DataFrame(rows)))
     plain = {name: ttest_1samp(values, 0).pvalue for name, values in gains.items()}
     expected = [plain["at"] * 3, max(plain["at"] * 3, plain["sp"] * 2), max(plain["sp"] * 2, plain["crd"])]
     assert table["p (Holm)"].tolist() == [f"**{expected[0]:.3f}**", f"{expected[1]:.3f}", f"{expected[2]:.3f}"]
@@ -112,9 +112,9 @@ def settings(config: Config) -> dict[str, object]:
 def test_runs_that_are_no_repetitions_are_refused(runs):
     cell = runs[(runs["root"] == "run/all") & (runs["distiller"] == "at") & (runs["selection"] == "fixed")]
     with pytest.raises(UserError, match="have the same seed"):
-        build.last(cell.assign(seed=1), "run/all", "fixed", "at")
+        build.by_cell(cell.assign(seed=1))
     with pytest.raises(UserError, match="differ in epochs"):
-        build.last(cell.assign(epochs=range(len(cell))), "run/all", "fixed", "at")
+        build.by_cell(cell.assign(epochs=range(len(cell))))
 
 
 def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_the_files_are_made_of_the_finished_runs_alone(tmp_path, monkeypatch):
 
 
 def test_the_figures_are_drawn(runs, shares):
-    assert len(build.accuracy_figure(runs).axes) == len(build.TEACHERS)
+    assert len(build.accuracy_figure(build.by_cell(runs)).axes) == len(build.TEACHERS)
     assert len(build.share_figure(shares).axes[0].lines) == 20
 
 

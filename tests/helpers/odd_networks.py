@@ -264,6 +264,21 @@ class Connected(nn.Module):
         return x if self.fc is None else self.fc(x)
 
 
+class Answer(Connected):
+    """Gives more than logits, as networks of Hugging Face do."""
+
+    def forward(self, x, labels=None):
+        return {"loss": None, "logits": super().forward(x)}
+
+
+class Tupled(Chain):
+    """Gives the logits of a part as well while it is trained, as GoogLeNet does."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits[:, :1]) if self.training else logits
+
+
 class LayerDrop(nn.Module):
     """Leaves a layer out at random, drawn by Python."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from distillers.spot_adaptive.frozen import follow_numbers, frozen_twin
 from models import StagedModel, get_model
+from models.cut.trace import logits_of
 from models.cut.view import ChannelsLast, Tokens, find_layout
 from utils.errors import UserError
 from utils.training.average import WeightAverage
@@ -46,7 +47,7 @@ def images(count: int = 2, size: tuple[int, int] = SIZE) -> torch.Tensor:
 def check_cuts(view, network, x):
     """The features lead to the logits of the network from everywhere, and nothing overwrites one."""
     with torch.no_grad():
-        expected = network(x)
+        expected = logits_of(network(x))
         features, logits = view.features(x)
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
         for index, feature in enumerate(features):
@@ -102,6 +103,8 @@ class TestTorchvision:
 
 AUTOMATIC = [
     (odd.Chain, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (odd.Answer, [(10,)]),
+    (odd.Tupled, [(4, 32, 32), (8, 16, 16), (8,)]),
     (odd.perceptron, [(16,)]),
     (odd.Unchained, [(4, 30, 30), (8, 14, 14), (8,)]),
     (odd.Listed, [(4, 32, 32), (4, 16, 16), (4,)]),
@@ -139,7 +142,7 @@ class TestAutomaticCut:
         for parameter in view.parameters():
             parameter.data.zero_()
         x, logits = images(4), []
-        for forward in (original.train(), lambda x: twin.features(x)[1]):
+        for forward in (lambda x: logits_of(original.train()(x)), lambda x: twin.features(x)[1]):
             torch.manual_seed(0)
             random.seed(0)
             logits.append(forward(x))

@@ -102,6 +102,12 @@ def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path
         main_distill(arguments=[*pair, "--distiller", "pkt", *names])
 
 
+def test_logits_alone_are_exported_of_a_network_that_gives_more(tmp_path, capsys):
+    main_single(["--dataset", "pets", "--model", "odd_networks.Answer"])
+    export.main(["run/pets/1029/odd_networks.Answer", "--trust", f"--out={tmp_path / 'answer.pt2'}"])
+    assert "same logits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("model", "words", "complaint"),
     [

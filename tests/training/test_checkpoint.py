@@ -42,6 +42,7 @@ class TestRunDir:
             with pytest.raises(UserError, match="holds an unfinished run already"):
                 RunDir(run.path).open(resume=False, overwrite=False)
             assert run.open(resume=True, overwrite=False) == read_checkpoint(run.last) == {"epoch": kept}
+            assert read_checkpoint(run.path) == {"epoch": 1}, "a folder stands for its best epoch"
             run.epoch_checkpoint(kept).unlink(missing_ok=True)
 
     def test_a_kill_within_the_first_save_leaves_something_to_go_on_from(self, run, monkeypatch):

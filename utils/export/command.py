@@ -59,8 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sidecar, files = target.with_suffix(".json"), [target.with_suffix(ending) for ending in endings]
     refuse_to_replace([target, sidecar, *files], sidecar, mark=NORMALISED)
     student, told = restored.student(), description(restored, name)
-    model = original(student)  # under its own names
     images = next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES]
+    model = original(student)  # under its own names
+    with torch.no_grad():
+        if not isinstance(model(images), Tensor):  # but the logits and more; the view gives them alone
+            model = student
     program = export_program(model, images, target)
     with doing(f"writing {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -68,9 +68,9 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
     Raises:
         UserError: there is no such file, or it is no checkpoint.
     """
+    if (best := Layout(path).best).exists():  # the folder of a run
+        path = best
     with doing(f"reading {path}"):
-        if (inside := Layout(path).best).exists():
-            raise UserError(f"{path}: is a folder, expected a file; {inside} is one")
         check_regular(path)
         with path.open("rb") as file:
             start = file.read(64)
