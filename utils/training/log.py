@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import naming
 from utils.processes.stopping import Interrupted
 
 log = logging.getLogger("sakd")
@@ -29,7 +30,8 @@ class LogFileHandler(logging.FileHandler):
     """Raises the errors of writing, e.g. that the disk is full, where `logging` would print each and go on."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        raise  # called by `logging` in its `except` block
+        with naming(Path(self.baseFilename)):
+            raise  # called by `logging` in its `except` block
 
 
 # Keeps the lines that come before there is a log file.
