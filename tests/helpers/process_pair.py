@@ -32,10 +32,8 @@ def process_pair() -> Iterator[Callable[..., list[Any]]]:
 
     def call(function: Callable[..., Any], *arguments: Any) -> list[Any]:
         if not pools:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            pools.extend(ProcessPoolExecutor(1, ready_context(), _join, (number, port)) for number in range(2))
+            places = places_of_two()
+            pools.extend(ProcessPoolExecutor(1, ready_context(), _join, (place,)) for place in places)
         answers = [pool.submit(function, *arguments) for pool in pools]
         try:
             for done in wait(answers, PATIENCE, FIRST_EXCEPTION).done:
@@ -49,8 +47,15 @@ def process_pair() -> Iterator[Callable[..., list[Any]]]:
     end()
 
 
-def _join(number: int, port: int) -> None:
+def places_of_two() -> list[dict[str, str]]:
+    """The variables that two processes find each other by."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    return [common | {"RANK": number, "LOCAL_RANK": number} for number in "01"]
+
+
+def _join(place: dict[str, str]) -> None:
     torch.set_num_threads(1)
-    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in place.items()})
+    os.environ.update(place)
     _group.enter_context(process_group(torch.device("cpu")))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import toy_runs
-from process_pair import process_pair
+from process_pair import places_of_two, process_pair
+from ready_process import ReadyProcess
 from torch import nn
 from toy_runs import (
     RECIPE,
@@ -32,19 +33,22 @@ from datasets.batch import Batch
 from distillers.crd import Contrast
 from distillers.spot_adaptive.distillation import routing_loss
 from distillers.task import Pretraining
-from utils.errors import UserError
+from utils.command import guarded
+from utils.errors import CONNECTION_LOST, UserError
 from utils.processes.group import (
     Replica,
     all_sum,
+    barrier,
     from_main,
     gather_objects,
     gather_rows,
     is_main,
     main_first,
+    process_group,
     rank,
     world_size,
 )
-from utils.processes.stopping import Interrupted
+from utils.processes.stopping import EXIT_INTERRUPTED, Interrupted
 from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.training.build import synchronize_batchnorm
@@ -108,6 +112,18 @@ def test_processes_tell_each_other(on_both, tmp_path, function, answers):
 
 def test_a_process_alone_talks_to_itself(tmp_path):
     assert introduce(tmp_path) == (0, 1, True, [0], "of 0")
+
+
+def die_or_wait():
+    with process_group(CPU):
+        if rank():
+            os.kill(os.getpid(), signal.SIGKILL)
+        guarded(barrier)
+
+
+def test_that_the_other_process_died_is_a_lost_connection():
+    first, _ = [ReadyProcess(die_or_wait, environment=place) for place in places_of_two()]
+    assert first.ending() == (EXIT_INTERRUPTED, f"error: {CONNECTION_LOST}\n")
 
 
 # ---- gradients

@@ -10,7 +10,6 @@ import gc
 import importlib
 import json
 import runpy
-import socket
 import sys
 import traceback
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
@@ -25,6 +24,7 @@ import fakecuda
 import pytest
 import torch
 from gpu_runs import BATCH, WaitsOnlyInACapture, is_captured, little_memory, make_engine, steps_on_gpu, trained
+from process_pair import places_of_two
 from stand_in import in_forks
 from toy_runs import RECIPE, break_off, records, toy_config
 from toys import ToyNet, toy_data
@@ -41,7 +41,7 @@ from utils.training.cuda_graph import CudaRecorder, waiting_refused
 from utils.training.device import choose_device, set_up
 
 CHECKS = {}  # by name, in order; they are called with a folder
-IMPORTED = ("torch._dynamo", "torch.distributed.nn.functional", "sklearn.datasets")  # shared by forks
+IMPORTED = ("torch._dynamo", "torch.distributed.nn.functional")  # shared by forks
 WORKSPACES = (32 * 2**20, 2**20)  # bytes that cuBLAS keeps for a stream, and in PyTorch 2.11 cuBLASLt
 DIGITS = ["--dataset", "digits", "training.epochs=2", "training.batch_size=64", "validation.batch_size=60"]
 DIGITS_STEPS = 26  # of two epochs; the last one of each is smaller
@@ -94,11 +94,7 @@ def take_part(folder):
 
 @check
 def two_processes_that_see_both_gpus_train_eagerly_and_talk_in_one_order(folder):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "FAKECUDA_DEVICES": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    environments = [place | {"FAKECUDA_DEVICES": "2"} for place in places_of_two()]
     (first, calls), (second, others) = in_forks(take_part, folder, environments=environments)
     equal((first, second, others), ("cuda:0", "cuda:1", calls))
     steps, passes = 4, 2
