@@ -23,7 +23,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 100  # seconds
 _IMPORTED = ["utils.training.run", "models", "toy_runs", "torch._dynamo", "torch.distributed.launcher.api"]
-_IMPORTED += ["datasets", "datasets.loading.decode", "sklearn.datasets", "torchvision", "torch.utils.tensorboard"]
+_IMPORTED += ["datasets", "datasets.loading.decode", "torch.utils.tensorboard"]
 
 
 class ReadyProcess:
