@@ -43,7 +43,7 @@ class TestDistilling:
         cls.anti = quick_sh("train_anti.sh", *cls.keys, f"run.root={cls.root}", **cls.names)
         there = f"run.root={cls.elsewhere}"
         data = {"dataset": "imagefolder", "seed": "7", "model": "resnet14"}
-        cls.single = sh("train_single.sh", cls.keys[0], cls.keys[-1], there, *own.split(), **data)
+        cls.single = quick_sh("train_single.sh", cls.keys[0], cls.keys[-1], there, *own.split(), **data)
         cls.teacher = fingerprint(RunDir(cls.elsewhere / "imagefolder/7/resnet14"))
         (cls.elsewhere / "imagefolder/7/resnet14/result.json").unlink()
         cls.second = quick_sh("train.sh", *cls.keys, there, **cls.names)
