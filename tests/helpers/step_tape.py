@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Tape(TorchDispatchMode):
@@ -24,24 +23,34 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None) -> Any:
         options = options or {}
-        operands = tree_map(alias, (arguments, options))
-        result = function(*arguments, **options)
         # A view remains one, whatever is written into its base.
-        if not (function.is_view or torch.Tag.inplace_view in function.tags):
-            self._calls.append((function, *operands, tree_map(alias, result)))
+        if function.is_view or torch.Tag.inplace_view in function.tags:
+            return function(*arguments, **options)
+        operands = alias(arguments), {name: alias(value) for name, value in options.items()}
+        result = function(*arguments, **options)
+        self._calls.append((function, *operands, alias(result)))
         return result
 
     @torch.no_grad()
     def repeat(self) -> None:
         for function, arguments, options, result in self._calls:
-            for before, now in zip(tree_leaves(result), tree_leaves(function(*arguments, **options))):
-                if isinstance(before, Tensor):
-                    before.copy_(now)
+            overwrite(result, function(*arguments, **options))
 
 
 def alias(value: Any) -> Any:
     """The same memory, but not the same tensor, whose shape may yet be changed by an operation such as ``squeeze_``."""
+    if isinstance(value, list | tuple):
+        return [alias(part) for part in value]
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def overwrite(value: Any, now: Any) -> None:
+    """Put the values of `now`, a tensor or several, into `value`."""
+    if isinstance(value, list):
+        for part, new in zip(value, now):
+            overwrite(part, new)
+    elif isinstance(value, Tensor):
+        value.copy_(now)
 
 
 class TapeRecorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +61,14 @@ def toy_batch(size: int = 6, seed: int = 0) -> Batch:
     return Batch(torch.randn(size, 3, *IMAGE_SIZE, generator=generator), toy_labels()[index], index)
 
 
+@cache
+def toy_shapes(kind: type[StagedModel]) -> list[tuple[int, ...]]:
+    with torch.random.fork_rng(devices=[]):
+        return kind().feature_shapes(*IMAGE_SIZE)
+
+
 def toy_setting(student: StagedModel, teacher: StagedModel, **changes) -> Setting:
-    shapes = {"student": student.feature_shapes(*IMAGE_SIZE), "teacher": teacher.feature_shapes(*IMAGE_SIZE)}
+    shapes = {"student": toy_shapes(type(student)), "teacher": toy_shapes(type(teacher))}
     return Setting(**shapes, labels=toy_labels(), feat_dim=8, pair="toy-toy", **changes)
 
 
