@@ -35,8 +35,9 @@ class HereAndNow(nullcontext):
 
 
 def be_quick(monkeypatch):
-    """Train in this process, and time one step and one forward pass."""
+    """Train in this process, time one step and one forward pass, and draw coarsely."""
     monkeypatch.setattr("utils.advise.advice.queue_of", HereAndNow)
+    monkeypatch.setattr("utils.report.style.DPI", 20)
     for name in ("evaluate.TIMED", "training.dry_run.TIMED", "training.dry_run.WARM_UP"):
         monkeypatch.setattr(f"utils.{name}", 1)
 
