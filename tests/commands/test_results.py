@@ -12,7 +12,6 @@ from documents import REPOSITORY, commands, run_python
 from launchers import handed_over
 from made_up_runs import write_run
 from PIL import Image
-from scipy.stats import ttest_1samp
 
 from utils.config import Config, find_config
 from utils.errors import UserError
@@ -55,6 +54,8 @@ def test_every_decimal_number_of_the_findings_stands_in_a_table():
 
 def test_the_p_values_of_a_question_are_corrected_together(runs):
     """Holm's rule in words: the smallest of n is multiplied by n, the next by n - 1; none is below the one before."""
+    from scipy.stats import ttest_1samp  # whose import takes a second
+
     cell = {"dataset": "", "images": "", "pixels": "16x16", "teacher_weights": "", "student": "resnet8", "homo": ""}
     cell |= {"gamma": "", "routing_share": "", "precision": "", "epochs": 60, "selection": "fixed"}
     gains = {"at": (1.0, 1.1, 0.9), "sp": (1.0, 2.0, 0.2), "crd": (0.1, -0.1, 0.2)}
