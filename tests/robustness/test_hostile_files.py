@@ -121,15 +121,9 @@ def put_into_zip(path: Path) -> None:
         archive.writestr("teacher.pth", "weights")
 
 
-def put_run(folder: Path) -> None:
-    (folder / "ckpt").mkdir(parents=True)
-    (folder / "ckpt/best.pth").touch()
-
-
 NO_CHECKPOINTS = {
     "missing": (Path.unlink, "No such file or directory"),
     "empty": (text(""), "refused, it is damaged, of another kind"),
-    "run": (instead(put_run), "w.pth/ckpt/best.pth is one"),
     "device": (
         instead(lambda path: path.symlink_to("/dev/zero")),
         "is a folder, a link, a pipe or a device, expected a file",
