@@ -56,7 +56,7 @@ def ship(folder: Path) -> str:
     torch.set_num_threads(1)
     write_images(folder / "images")
     sizes = {"img_h": 66, "img_w": 72}  # more than 64: the margins are cut off
-    unsure = {"lr": 0.02, "seed": 3}  # about a quarter of the images, which 8 bits then tell apart otherwise
+    unsure = {"lr": 0.02, "seed": 3}  # in 8 bits it gives about a quarter of the images another class
     config = Config.from_dict(
         {
             "dataset": {"name": "imagefolder", "root": str(folder / "images"), **sizes},
