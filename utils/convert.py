@@ -23,7 +23,7 @@ from utils.config import Config
 from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError, doing, printable
 from utils.files import replacing
-from utils.run_folder.checkpoint import read_checkpoint, save_atomically
+from utils.run_folder.checkpoint import checkpoint_file, read_checkpoint, save_atomically
 from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, find_weights, flattened, unusual
 
 _ENDINGS = (".pth", ".pt", ".safetensors")
@@ -77,7 +77,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
 def describe(path: Path) -> str:
     """What is in a checkpoint: a summary, then every tensor with its shape and data type."""
-    content = read_checkpoint(path)
+    content, path = read_checkpoint(path), checkpoint_file(path)
     tensors = {key: value for key, value in flattened(content).items() if isinstance(value, Tensor)}
     classes = count_classes(content)
     rows = {

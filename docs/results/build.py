@@ -123,21 +123,21 @@ def by_cell(runs: pd.DataFrame) -> Cells:
         UserError: the runs of one differ in more than their seed, so they are no repetitions of one experiment.
     """
     found = {}
-    for cell, same in runs[runs["student"] == "resnet8"].groupby(["root", "selection", "distiller"]):
+    for cell, repetitions in runs[runs["student"] == "resnet8"].groupby(["root", "selection", "distiller"]):
         for name in SETTINGS:
-            if same[name].nunique() > 1:
+            if repetitions[name].nunique() > 1:
                 raise UserError(f"{RUNS}: runs of {cell} differ in {name}; each experiment needs a root of its own")
-        if same["seed"].duplicated().any():
+        if repetitions["seed"].duplicated().any():
             raise UserError(f"{RUNS}: runs of {cell} have the same seed")
-        found[cell] = same.set_index("seed")["last_top1"]
+        found[cell] = repetitions.set_index("seed")["last_top1"]
     return found
 
 
 def last(runs: Cells, root: str, selection: str, distiller: str) -> pd.Series:
     """Top-1 after the last epoch by machine and seed."""
     roots = {machine: root.replace("run", machine, 1) for machine in MACHINES}
-    none = pd.Series(dtype=float, index=pd.Index([], dtype=int, name="seed"))
-    return pd.concat({machine: runs.get((place, selection, distiller), none) for machine, place in roots.items()})
+    no_runs = pd.Series(dtype=float, index=pd.Index([], dtype=int, name="seed"))
+    return pd.concat({machine: runs.get((there, selection, distiller), no_runs) for machine, there in roots.items()})
 
 
 def difference(ours: pd.Series, base: pd.Series) -> str:

@@ -251,7 +251,7 @@ class Trial:
             expected = (len(self.images), num_classes or "classes")
             raise UserError(
                 f"gives {shape} for {len(self.images)} images in {MODES[mode]}, not logits of {expected}; let its "
-                "forward, or that of a module around it, return the logits first"
+                "forward, or that of a module around it, return the logits alone or as `logits`"
             )
         return logits
 

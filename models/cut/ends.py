@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.dropout import _DropoutNd
 
 from models.cut.trace import Place, cut_points, shared
@@ -64,6 +65,8 @@ class Ends:
         They are the features that timm names, or else the last cut of each resolution; then the vector that the
         classifier takes or, where there is none, the logits.
         """
+        if not self.cuts:
+            raise TraceError("all of it is one submodule that torch.fx cannot follow")
         vector = self._vector()
         maps = [cut for cut in self.cuts if cut.index < vector.index and cut.resolution not in (None, "vector")]
         return [*(self._named(maps) or self._by_resolution(maps, vector)), vector]

@@ -27,12 +27,10 @@ def shared(places: Iterable[Place]) -> Place:
 
 
 def logits_of(output: Any) -> Any:
-    """The logits among what a forward returns: all of it, what it calls so, or the first of several tensors."""
+    """What a forward returns; of a dictionary or an object that has ``logits``, these alone."""
     if isinstance(output, Tensor | fx.Proxy):
         return output
-    if isinstance(output, dict) and "logits" in output:
-        return output["logits"]
-    return output[0] if isinstance(output, tuple | list) and output else getattr(output, "logits", output)
+    return output["logits"] if isinstance(output, dict) and "logits" in output else getattr(output, "logits", output)
 
 
 class PlaceTracer(fx.Tracer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -271,12 +272,30 @@ class Answer(Connected):
         return {"loss": None, "logits": super().forward(x)}
 
 
-class Tupled(Chain):
-    """Gives the logits of a part as well while it is trained, as GoogLeNet does."""
+class Exits(Chain):
+    """Gives logits twice, and does not say which are meant."""
 
     def forward(self, x):
-        logits = super().forward(x)
-        return (logits, logits[:, :1]) if self.training else logits
+        return [super().forward(x), super().forward(x)]
+
+
+class Outputs(NamedTuple):
+    auxiliary: torch.Tensor
+    logits: torch.Tensor
+
+
+class Auxiliary(Chain):
+    """Has a second classifier while it is trained, as GoogLeNet does."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.second = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        second = self.second(x.mean(dim=(2, 3))) if self.training else None
+        logits = self.classifier(self.pool(self.down(x)).flatten(1))
+        return Outputs(second, logits) if self.training else logits
 
 
 class LayerDrop(nn.Module):

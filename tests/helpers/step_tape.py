@@ -47,7 +47,7 @@ def alias(value: Any) -> Any:
 def overwrite(value: Any, now: Any) -> None:
     """Put the values of `now`, a tensor or several, into `value`."""
     if isinstance(value, list):
-        for part, new in zip(value, now):
+        for part, new in zip(value, now, strict=True):
             overwrite(part, new)
     elif isinstance(value, Tensor):
         value.copy_(now)

@@ -104,7 +104,7 @@ class TestTorchvision:
 AUTOMATIC = [
     (odd.Chain, [(4, 32, 32), (8, 16, 16), (8,)]),
     (odd.Answer, [(10,)]),
-    (odd.Tupled, [(4, 32, 32), (8, 16, 16), (8,)]),
+    (odd.Auxiliary, [(4, 32, 32), (8, 16, 16), (8,)]),
     (odd.perceptron, [(16,)]),
     (odd.Unchained, [(4, 30, 30), (8, 14, 14), (8,)]),
     (odd.Listed, [(4, 32, 32), (4, 16, 16), (4,)]),
@@ -353,6 +353,7 @@ class TestComplaints:
             (odd.Failing, {}, "calling it with num_classes failed: RuntimeError: no weights here"),
             (odd.Chain, {"depth": 3}, "calling it with num_classes, depth failed: TypeError"),
             (odd.not_a_module, {}, "calling it gives a int, not a torch.nn.Module"),
+            (odd.Exits, {}, "gives list for 2 images in evaluation mode, not logits of (2, 10); let"),
             (odd.SevenClasses, {}, "gives (2, 7) for 2 images in evaluation mode, not logits of (2, 10); let"),
             (odd.Squeezed, {}, "gives (10,) for a single image, not a row of logits; does a squee"),
             (odd.Uncopyable, {}, "copying it failed: TypeError: holds a lock"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import odd_networks
 import pytest
 import torch
 import torchvision
@@ -100,6 +101,13 @@ def test_networks_that_cannot_be_cut_are_trained_distilled_and_exported(tmp_path
         main_distill(arguments=[*pair, "--distiller", "at", *names])
     with pytest.raises(UserError, match=r"^pkt: the teacher is one piece [^;]*; distiller=kd [^;]*; kd\.student"):
         main_distill(arguments=[*pair, "--distiller", "pkt", *names])
+
+
+def test_a_new_head_is_also_that_of_a_classifier_that_only_training_has(tmp_path):
+    torch.save(odd_networks.Auxiliary(1000).state_dict(), tmp_path / "wide.pth")
+    words = [f"model.checkpoint={tmp_path / 'wide.pth'}", "model.new_head=true"]
+    main_single(["--dataset", "pets", "--model", "odd_networks.Auxiliary", *words])
+    assert weights_of("odd_networks.Auxiliary")["second.weight"].shape == (2, 4)
 
 
 def test_logits_alone_are_exported_of_a_network_that_gives_more(tmp_path, capsys):

@@ -116,6 +116,7 @@ def test_a_process_alone_talks_to_itself(tmp_path):
 
 def die_or_wait():
     with process_group(CPU):
+        barrier()
         if rank():
             os.kill(os.getpid(), signal.SIGKILL)
         guarded(barrier)

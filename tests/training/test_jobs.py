@@ -64,7 +64,7 @@ from pathlib import Path
 from models import get_model
 
 def note_threads():
-    names = [Path("/proc/self/task", number, "comm").read_text() for number in os.listdir("/proc/self/task")]
+    names = [Path("/proc/self/task", thread, "comm").read_text() for thread in os.listdir("/proc/self/task")]
     Path(__file__).with_name(os.environ["RANK"]).write_text("".join(name for name in names if "gloo" in name))
 
 def Net(num_classes):

@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     student, told = restored.student(), description(restored, name)
     images = next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES]
     model = original(student)  # under its own names
-    with torch.no_grad():
-        if not isinstance(model(images), Tensor):  # but the logits and more; the view gives them alone
-            model = student
+    with doing(f"{target}: running the network"), torch.no_grad():
+        if not isinstance(model(images), Tensor):
+            model = student  # the view returns the logits alone; its names begin with "network."
     program = export_program(model, images, target)
     with doing(f"writing {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,7 @@ def comparable(run: Run) -> dict[str, Any]:
     if not run.is_single:
         # Its checkpoint, e.g. run/teacher-all/epoch-24; empty for that of its own training. What every such path has is
         # left out: data set, network, and seed, because each seed may have a teacher of its own.
-        path, usual = Path(run.teacher_weights), {run.dataset, run.teacher, "ckpt"}
+        path, usual = Path(run.teacher_weights), {run.dataset, run.teacher, "ckpt", "best"}
         parts = [part for part in (*path.parts[:-1], path.stem) if part not in usual and not part.isdigit()]
         settings["teacher"] = "/".join(parts)
     return settings

@@ -59,6 +59,12 @@ def save_atomically(state: dict[str, Any], path: Path, also: Sequence[Path] = ()
         raise UserError(f"{path}: cannot write the checkpoint ({reason(cause)}){kept}") from error
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The file that a path stands for: of a run's folder, its best checkpoint."""
+    best = Layout(path).best
+    return best if best.exists() else path
+
+
 def read_checkpoint(path: Path) -> dict[Any, Any]:
     """Read a checkpoint in PyTorch's format or as safetensors, whatever its name ends in. Nothing in it is executed.
 
@@ -68,9 +74,8 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
     Raises:
         UserError: there is no such file, or it is no checkpoint.
     """
-    if (best := Layout(path).best).exists():  # the folder of a run
-        path = best
     with doing(f"reading {path}"):
+        path = checkpoint_file(path)
         check_regular(path)
         with path.open("rb") as file:
             start = file.read(64)

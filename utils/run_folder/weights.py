@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.staged import StagedModel
+from models.staged import StagedModel, fresh
 from utils.errors import UserError, doing
 from utils.run_folder.checkpoint import read_checkpoint
 
@@ -140,9 +140,14 @@ def average_instead(content: dict[Any, Any], path: Path) -> dict[Any, Any]:
 
 
 def head_keys(model: StagedModel) -> set[str]:
-    """state_dict keys of the classifier, the last stage."""
-    owned = {id(tensor) for tensor in model.stage_tensors(-1)}
-    return {key for key, value in model.state_dict(keep_vars=True).items() if id(value) in owned}
+    """state_dict keys of the classifier, the last stage, and of further ones that only training uses (GoogLeNet)."""
+
+    def keys(network: StagedModel, start: int) -> set[str]:
+        used = {id(tensor) for tensor in network.stage_tensors(start)}
+        return {key for key, value in network.state_dict(keep_vars=True).items() if id(value) in used}
+
+    evaluated, trained = fresh(model), fresh(model, True)
+    return keys(evaluated, -1) | (keys(trained, 0) - keys(evaluated, 0))
 
 
 def flattened(content: dict[Any, Any]) -> dict[str, Any]:
