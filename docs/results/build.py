@@ -63,6 +63,7 @@ PLAIN, WARM, KD = "plain distiller", "plain distiller, warm-up", "KD alone"
 OPEN, UNDECIDED, UNDECIDED_WARM = "policy, open gates", "policy, undecided gates", "policy, undecided gates, warm-up"
 ONCE, QUARTER = "policy", "policy, 1/4 of the batch"
 BALANCED, STANDARD = "plain distiller, balanced", "KD alone, standardised logits"
+TIGHT, LOOSE = "plain distiller, balanced, 0.25", "plain distiller, balanced, 1"
 SMALL, LARGE = "16x16", "32x32"
 
 # Students to compare: pixels; what one is, its folder and selection; the same of the other; the distillers.
@@ -78,6 +79,8 @@ COMPARISONS = [
     (SMALL, PLAIN, "run/all fixed", KD, "run/all fixed kd", ("at", "sp", "crd", "reviewkd", *LOGITS)),
     (SMALL, STANDARD, "run/all-standardized fixed kd", KD, "run/all fixed kd", ("kd",)),
     (SMALL, BALANCED, "run/all-balanced fixed", KD, "run/all fixed kd", ("at", "sp", "crd")),
+    (SMALL, LOOSE, "run/all-balanced-1 fixed", BALANCED, "run/all-balanced fixed", ("at", "sp")),
+    (SMALL, TIGHT, "run/all-balanced-0.25 fixed", BALANCED, "run/all-balanced fixed", ("at", "sp")),
     (SMALL, "anti", "run/wide anti", "student alone", "run single alone", ("at", "sp")),
     (SMALL, QUARTER, "run/all-quarter adaptive", ONCE, "run/all adaptive", ("at", "sp", "crd")),
     (SMALL, QUARTER, "run/all-apart-quarter adaptive", ONCE, "run/all-apart adaptive", ("at",)),
