@@ -54,9 +54,14 @@ class StopRequest:
     """Remembers that a stop signal arrived, so that the step under way can be finished first.
 
     A second SIGINT stops at once. Use as a context manager; it restores the handlers that it found.
+
+    Attributes:
+        too_late: all is done; what `interrupt_on_stop_signals` has set is not restored, so that no signal ends a
+            command between its last line and its end.
     """
 
     def __init__(self) -> None:
+        self.too_late = False
         self._signalled = False
         self._found: dict[int, Handler] = {}
 
@@ -71,7 +76,8 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._found.items():
-            signal.signal(number, handler)
+            if not (self.too_late and handler is _interrupt):
+                signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -88,6 +88,7 @@ def train(
                 train_teacher(teacher, source if teacher.config.dataset == config.dataset else None, device, stop)
             resume = resume and run.begun
         result = fit(config, source, task, device, stop, resume=resume, overwrite=overwrite, command=command)
+        stop.too_late = True
         if is_main():
             with log_to_file(run.log):
                 log.info(f"next: {next_command(config, command)}")
