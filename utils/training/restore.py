@@ -21,8 +21,7 @@ from models import StagedModel
 from utils.config import Config, load_config
 from utils.config.layers import Layers
 from utils.errors import UserError, doing
-from utils.run_folder.checkpoint import read_checkpoint
-from utils.run_folder.layout import Layout
+from utils.run_folder.checkpoint import checkpoint_file, read_checkpoint
 from utils.run_folder.resume import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
 from utils.training.build import assemble, build_network, load_split, load_teacher, prefix_of
@@ -143,11 +142,9 @@ def restore(
     Raises:
         UserError: it cannot be read, does not say what it is of, or names what is not to be trusted.
     """
-    if path.is_dir():
-        folder, path = path, Layout(path).best
-        below = [str(file.parents[1]) for file in sorted(folder.glob("**/ckpt/best.pth"))]
-        if below and not path.exists():
-            raise UserError(f"{folder}: is no run; the runs in it are {enumerate_some(below, 20)}")
+    path = checkpoint_file(path)
+    if path.is_dir() and (below := [str(file.parents[1]) for file in sorted(path.glob("**/ckpt/best.pth"))]):
+        raise UserError(f"{path}: is no run; the runs in it are {enumerate_some(below, 20)}")
     content = read_checkpoint(path)
     if average:
         content = average_instead(content, path)
