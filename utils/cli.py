@@ -69,8 +69,9 @@ def _parser(description: str) -> Parser:
         "train.sh and train_anti.sh take these names from variables: seed, dataset, num_classes (dataset.num_classes), "
         "model, or net1, net2 and distiller; nproc is the number of processes, nnodes that of machines, and each "
         "blank-separated word of teacher_args is a --teacher-arg. Many runs are usually faster as one per GPU "
-        "(python -m utils.grid) than with nproc. Exit code: 0 done, 2 wrong input, 75 stopped by SIGTERM, SIGUSR1 or "
-        "Ctrl-C (saved, if there was anything to save), or another machine was lost, 130 stopped by a second Ctrl-C.",
+        "(python -m utils.grid) than with nproc. Exit code: 0 done, 1 unexpected error, 2 wrong input, 75 stopped by "
+        "SIGTERM, SIGUSR1, SIGHUP or Ctrl-C (saved, if there was anything to save), or another machine was lost, 130 "
+        "stopped by a second Ctrl-C.",
     )
     source = parser.add_argument_group("what to run: a file, or names from which the file is found or composed")
     source.add_argument("--config", metavar="FILE", help="a config file")
@@ -82,7 +83,7 @@ def _parser(description: str) -> Parser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what the run would do, with time and memory of a few steps; write nothing",
+        help="say what the run would do, with time and memory of a few steps; write no run",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="config keys, e.g. training.epochs=10 dataset.root=data"

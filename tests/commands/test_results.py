@@ -72,11 +72,13 @@ def test_the_p_values_of_a_question_are_corrected_together(runs):
     assert set(table["question"]) == {"balanced - fixed"}
 
 
-def test_a_run_takes_the_place_of_the_same_run(runs):
-    new = runs.tail(1).assign(last_top1=1.5)
+def test_a_run_takes_the_place_of_the_same_run_alone(runs):
+    new = runs.tail(1).assign(minutes=1.5)
     table = build.added(runs, new, build.KEYS[build.RUNS])
     assert len(table) == len(runs)
-    assert table["last_top1"].iloc[-1] == 1.5
+    assert table["minutes"].iloc[-1] == 1.5
+    with pytest.raises(UserError, match="another result"):
+        build.added(runs, new.assign(last_top1=1.5), build.KEYS[build.RUNS])
 
 
 def test_the_command_of_a_run_starts_that_very_run(runs):
