@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.command import Parser, whole_number
 from utils.errors import UserError
-from utils.registry import names_in_source
+from utils.registry import fold, names_in_source
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -107,7 +107,7 @@ def _train(options: argparse.Namespace, names: Sequence[str], script: str) -> in
     if options.dry_run:
         from utils.training.dry_run import dry_run
 
-        dry_run(config, teacher_args, is_new=not (options.resume or options.overwrite))
+        dry_run(config, teacher_args, resume=options.resume, overwrite=options.overwrite)
         return 0
     from utils.training.run import train
 
@@ -143,7 +143,7 @@ def _load(file: str | None, given: dict[str, Any], names: Sequence[str], words: 
         )
     if file:
         return load_config(file, words)
-    usual = DEFAULTS | (SMALL if given.get("dataset") == "digits" else {})
+    usual = DEFAULTS | (SMALL if fold(given.get("dataset", "")) == "digits" else {})
     chosen = {name: given.get(name, usual[name]) for name in names}
     renamed = {"net1": "teacher", "net2": "student"}
     composed = find_config(**{renamed.get(name, name): value for name, value in chosen.items()})

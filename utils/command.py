@@ -37,7 +37,7 @@ from utils.processes.stopping import (
     interrupt_on_stop_signals,
 )
 
-EXIT_UNFORESEEN = 1
+EXIT_UNEXPECTED = 1
 EXIT_USER_ERROR = 2
 
 
@@ -77,8 +77,8 @@ def positive(kind: Callable[[str], Any] = float, most: float = math.inf) -> Call
 def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn:
     """Run `main` and exit. Any error, or a signal, is one line on standard error.
 
-    The exit code is 2 for an error that the user can put right, and 1 for an unforeseen one. The line about the latter
-    names a file with the traceback.
+    The exit code is 2 for a `UserError`, of which an `Unforeseen` one has a file with the traceback, and for what the
+    operating system refuses. It is 1 for any other error, whose traceback is in a file, too.
 
     Of several processes only the first one, or the first to fail, prints.
 
@@ -115,7 +115,7 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
             wait_for_the_cause()
         if lost_connection(error):
             _leave(f"error: {CONNECTION_LOST}", EXIT_INTERRUPTED)
-        _leave(f"error: {explain(error)}{kept}{traceback_clause(error)}", EXIT_UNFORESEEN)
+        _leave(f"error: {explain(error)}{kept}{traceback_clause(error)}", EXIT_UNEXPECTED)
     if status == 0:
         report_success()
     sys.exit(status)

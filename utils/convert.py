@@ -23,7 +23,7 @@ from utils.config import Config
 from utils.config.yaml_text import parse_yaml
 from utils.errors import UserError, doing, printable
 from utils.files import replacing
-from utils.run_folder.checkpoint import checkpoint_file, read_checkpoint, save_atomically
+from utils.run_folder.checkpoint import checkpoint_file, is_ours, read_checkpoint, save_atomically
 from utils.run_folder.weights import EMA_HELP, assign_weights, average_instead, find_weights, flattened, unusual
 
 _ENDINGS = (".pth", ".pt", ".safetensors")
@@ -85,7 +85,7 @@ def describe(path: Path) -> str:
         "classes": str(classes or "unknown, there is no matrix that could be a classifier"),
         "tensors": f"{len(tensors)}, {sum(value.numel() for value in tensors.values()):,} numbers",
     }
-    if "format" in content and isinstance(content.get("config"), dict):
+    if is_ours(content) and isinstance(content.get("config"), dict):
         config = Config.from_dict(content["config"], source=str(path), written=True)
         rows["run"] = f"{config.title} | {config.dataset.label} | seed {config.training.seed}"
     else:
@@ -179,7 +179,7 @@ def import_network(
 
 def count_classes(content: dict[str, Any]) -> int | None:
     """Rows of the last matrix, which in a network that classifies is the classifier's; None if there is no matrix."""
-    network = content["model"] if "format" in content else content  # a run's checkpoint ends with other matrices
+    network = content["model"] if is_ours(content) else content  # a run's checkpoint ends with other matrices
     plain = [value for value in flattened(network).values() if isinstance(value, Tensor) and not unusual(value)]
     return next((len(value) for value in reversed(plain) if value.ndim == 2), None)
 

@@ -74,7 +74,8 @@ def doing(what: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{what} failed: {reason(error)}") from error
+        file = "" if error.filename is None or str(error.filename) in what else f"{error.filename}: "
+        raise UserError(f"{what} failed: {file}{reason(error)}") from error
     except (Exception, SystemExit) as error:  # an imported file may be a program that exits
         if exhausted_memory(error) or lost_connection(error):
             raise

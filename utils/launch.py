@@ -25,7 +25,7 @@ from typing import Any
 
 from utils.command import guarded
 from utils.errors import CONNECTION_LOST, UserError
-from utils.processes.rank import SCRATCH, VARIABLES
+from utils.processes.rank import SCRATCH, VARIABLES, thread_share
 from utils.processes.rendezvous import rendezvous_of
 from utils.processes.stopping import (
     EXIT_INTERRUPTED,
@@ -77,7 +77,7 @@ def launch(count: int, command: Sequence[str], nodes: int = 1, rendezvous: dict[
         rendezvous: of the machines, see `rendezvous_of`.
     """
     logging.disable()  # of this process alone: torchrun logs failures
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.update(thread_share(count))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)
     with tempfile.TemporaryDirectory(prefix="sakd-") as scratch:
         os.environ[SCRATCH] = scratch

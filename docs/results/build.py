@@ -323,9 +323,10 @@ def added(known: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> pd.DataFram
         UserError: a new run has another result than a known one, so it is of another machine or of other code.
     """
     both = pd.concat([known, new])
-    if "last_top1" in both and len(changed := both.groupby(key).filter(lambda of_run: of_run["last_top1"].nunique() > 1)):
-        runs = ", ".join(sorted(set(changed["root"])))
-        raise UserError(f"{RUNS}: has another result of runs in {runs}; put the new ones elsewhere, or delete its lines")
+    if "last_top1" in both:
+        results = both.groupby(key)["last_top1"].nunique()
+        if roots := sorted(set(results[results > 1].index.get_level_values("root"))):
+            raise UserError(f"{RUNS}: has other results of runs in {', '.join(roots)}; put the new ones elsewhere")
     return both.drop_duplicates(key, keep="last")
 
 

@@ -117,6 +117,8 @@ def test_the_unforeseen_is_one_line_that_names_the_place_and_a_file_with_the_tra
     ("error", "line"),
     [
         (FileNotFoundError(2, "No such file or directory"), "error: reading x failed: No such file or directory"),
+        (PermissionError(13, "Permission denied", "x"), "error: reading x failed: Permission denied"),
+        (PermissionError(13, "Permission denied", "y"), "error: reading x failed: y: Permission denied"),
         (UserError("x: better words"), "error: x: better words"),
         (MemoryError(), "error: out of memory"),
     ],

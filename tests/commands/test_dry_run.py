@@ -55,3 +55,5 @@ def test_a_run_that_is_there_is_refused_unless_it_goes_on(tmp_path, capsys):
         main_single(words)
     main_single([*words, "--resume"])
     assert capsys.readouterr().out.count("in all about ") == 2
+    with pytest.raises(UserError, match="nothing to resume there"):
+        main_single([*words, "--resume", "--seed", "7"])

@@ -195,7 +195,12 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch):
     assert slots(None) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(3)] == ["3", "5", "3"]
     monkeypatch.setattr("utils.grid.command.visible_gpus", list)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert slots(None) == [{}]
+    assert [slot["OMP_NUM_THREADS"] for slot in slots(3)] == ["2", "2", "2"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user knows better
+    assert slots(3) == [{}, {}, {}]
 
 
 def test_progress_names_running_jobs_and_the_time_of_the_epochs_to_go(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_run_takes_the_place_of_the_same_run_alone(runs):
     table = build.added(runs, new, build.KEYS[build.RUNS])
     assert len(table) == len(runs)
     assert table["minutes"].iloc[-1] == 1.5
-    with pytest.raises(UserError, match="another result"):
+    with pytest.raises(UserError, match="other results of runs in run"):
         build.added(runs, new.assign(last_top1=1.5), build.KEYS[build.RUNS])
 
 

@@ -94,6 +94,8 @@ def test_data_set_and_distiller_may_be_spelt_as_in_the_papers_and_overrides_leav
     found = find_config("Cifar100", 1, **{**AT, "distiller": "AT"})
     assert found.load(["training.epochs=2", "training.seed=3"]).training.epochs == 2
     assert found.load().training.epochs == 10
+    write("configs/base/reviewkd.yml", "kd: {loss_weights: {other_kd: 5}}\n")
+    assert find_config("cifar-100", 1, **{**AT, "distiller": "Review-KD"}).load().kd.loss_weights.other_kd == 5
 
 
 def test_an_import_path_is_looked_up_as_a_whole():

@@ -56,6 +56,12 @@ class TestTeacher:
         config = student(*words)
         assert teacher_run(config).config.model.model_dump() == config.kd.teacher.model_dump()
 
+    def test_sees_the_images_as_its_student_does_also_where_a_file_says_otherwise(self):
+        words = ("dataset.img_h=96", "dataset.img_w=null")
+        config = find_config("imagefolder", 7, teacher="resnet14", student="resnet8", distiller="at").load(words)
+        found = teacher_run(config).config.dataset
+        assert (found.img_h, found.img_w) == (config.dataset.img_h, config.dataset.img_w) == (96, None)
+
     def test_has_words_of_its_own_that_win(self):
         run = teacher_run(student(), ["training.epochs=3", "training.precision=bf16"])
         assert (run.config.training.epochs, run.config.training.precision) == (3, "bf16")

@@ -14,6 +14,7 @@ from toys import ToyNet
 from models import get_model
 from utils.errors import UserError
 from utils.files import warn_once
+from utils.processes.rank import SHARED_THREADS
 from utils.training.build import val_batch_size
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, keep_threads
 from utils.training.facts import flops_without_computing
@@ -92,6 +93,13 @@ class TestAGpuThatCannotBeUsed:
             choose_device("cuda:0")
         assert cause in str(caught.value)
 
+    def test_that_several_processes_ask_for_is_not_there(self, broken, monkeypatch):
+        broken(RuntimeError("No CUDA GPUs are available"))
+        for key, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(key, str(value))
+        with pytest.raises(UserError, match="PyTorch cannot use cuda: No CUDA GPUs are available; auto takes"):
+            choose_device("cuda")
+
     def test_is_no_matter_where_it_is_hidden_or_not_there(self, broken, caplog, monkeypatch):
         broken(RuntimeError("No CUDA GPUs are available"))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -162,6 +170,7 @@ class TestPrecision:
     [
         ("cpu", 1, None, "resumed on 1 threads as before, not 2", 1),
         ("cpu", 1, "2", "resumed on 2 threads (OMP_NUM_THREADS) instead of 1", 2),
+        ("cpu", 1, "2, by the grid", "resumed on 1 threads as before, not 2", 1),
         ("cpu", 2, None, "", 2),
         ("cpu", None, None, "", 2),
         ("cuda", 1, None, "", 2),
@@ -170,7 +179,9 @@ class TestPrecision:
 def test_a_resumed_run_has_as_many_threads_as_before(monkeypatch, device, before, environment, line, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment:
-        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    if environment == "2, by the grid":
+        monkeypatch.setenv(SHARED_THREADS, "1")
     torch.set_num_threads(2)
     found = keep_threads(torch.device(device), before)
     assert found.startswith(line)

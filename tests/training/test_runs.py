@@ -87,7 +87,8 @@ def test_a_teacher_whose_logits_are_not_finite_is_refused_by_name(finished, tmp_
     assert not config.run_dir.exists()
 
 
-def test_where_there_is_nothing_to_resume_nothing_is_made(finished, tmp_path):
+def test_where_there_is_nothing_to_resume_nothing_is_made_or_decoded(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.run.fit", None)
     config = load_config(finished[0], [f"run.root={tmp_path}"])
     with pytest.raises(UserError, match="nothing to resume there"):
         train(config, resume=True)

@@ -63,8 +63,10 @@ class TestTrainedAlong:
                 start(config)
         log = RunDir(config.teacher_checkpoint.parents[1]).log.read_text()
         assert log.count("all saved; the same command with --resume goes on") == 2
+        logging.getLogger("sakd").info("line of the student")  # as the entry points log before a run
         start(config, resume=True)
         teacher, run = RunDir(config.teacher_checkpoint.parents[1]), RunDir(config.run_dir)
+        assert ["line of the student" in folder.log.read_text() for folder in (teacher, run)] == [False, True]
         assert (fingerprint(teacher), fingerprint(run)) == tuple(map(fingerprint, together))
 
     def test_a_stop_that_comes_with_its_last_step_does_not_begin_the_student(self, images, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import model_label, needs_small_lr, same_family
 from utils.errors import UserError, did_you_mean
-from utils.registry import fold
+from utils.registry import fold, names_in_source
 
 SMALL_LR = 0.01
 OWN_IMAGES = ("imagefolder", "csv", "parquet")  # for which no β was ever tuned
@@ -39,7 +39,7 @@ def find_config(
     if model and not any(pair):
         method, networks = "single", (model,)
     elif all(pair) and not model:
-        method, networks = distiller.lower(), (teacher, student)
+        method, networks = _registered(distiller), (teacher, student)
     else:
         raise UserError(f"{COMMAND_LINE}: give a model to train, or a teacher, a student and a distiller")
     folder = _dataset_folder(dataset, Path(root))
@@ -87,6 +87,12 @@ def _compose(layers: Layers, bases: list[Path], method: str, networks: tuple[str
             parts += f", kd.balance {BALANCE} as for all images of one's own"
     layers.add({"kd": kd, "kd_loss": {"name": method, "homo": homo}}, layers.name)
     return parts
+
+
+def _registered(distiller: str) -> str:
+    """The spelling that the config files of a distiller go by: that of its registration."""
+    names = names_in_source("distillers", "distiller")
+    return next((name for name in names if fold(name) == fold(distiller)), distiller)
 
 
 def _dataset_folder(dataset: str, root: Path) -> Path:

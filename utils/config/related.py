@@ -92,7 +92,7 @@ def teacher_run(config: Config, overrides: Iterable[str] = ()) -> SingleRun:
     others = {"name", "checkpoint"} | ({"new_head"} if weights_key(network.name) not in network.kwargs else set())
     built = network.model_dump(mode="json", exclude=others, exclude_defaults=True)
     shared |= {f"model.{key}": value for key, value in built.items()}
-    words = [f"{key}={spell(value)}" for key, value in shared.items() if value is not None and usual.get(key) != value]
+    words = [f"{key}={spell(value)}" for key, value in shared.items() if usual.get(key) != value]
     run = single_run(*names, [*words, *overrides])
     wanted = config.teacher_checkpoint.parents[1]
     if run.config.run_dir != wanted:

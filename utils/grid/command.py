@@ -13,6 +13,7 @@ from utils.grid.plan import Job
 from utils.grid.pool import DONE, Outcome, Pool
 from utils.grid.progress import Progress
 from utils.grid.slurm import Request, SlurmQueue
+from utils.processes.rank import thread_share
 from utils.processes.stopping import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
@@ -94,9 +95,7 @@ def slots(jobs: int | None) -> list[dict[str, str]]:
     count = jobs or max(len(devices), 1)
     if devices:
         return [{"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} for k in range(count)]
-    # Processes that each take all cores are slower than one after another.
-    threads = max((os.cpu_count() or 1) // count, 1)
-    return [{"OMP_NUM_THREADS": str(threads)} if count > 1 else {} for _ in range(count)]
+    return [thread_share(count)] * count if count > 1 else [{}]
 
 
 def visible_gpus() -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from utils.grid.plan import Job, state
 from utils.grid.pool import BUSY_SECONDS, last_line
+from utils.processes.rank import thread_share
 from utils.processes.stopping import EXIT_INTERRUPTED
 from utils.run_folder.layout import Layout
 
@@ -51,14 +52,14 @@ class Task:
         python, *words = self.job.command(resume=found.status == "unfinished")
         if self.processes > 1:
             words = ["-m", "utils.launch", str(self.processes), *words]
-        threads = max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // self.processes)
+        share = thread_share(self.processes, cores=int(os.environ.get("SLURM_CPUS_ON_NODE", "1")))
         with layout.slurm_log.open("ab") as log:
             self._child = subprocess.Popen(
                 [python, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": str(threads)} | os.environ,
+                env=os.environ | share,
             )
         if code := self._child.wait():
             raise RuntimeError(f"exit code {code}: {last_line(layout.slurm_log)}")

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 PATIENCE = 2.0  # seconds in which the launcher, which looks ten times a second, notices the end of another process
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # set by torchrun
 SCRATCH = "SAKD_SCRATCH"  # environment variable: the folder in which the processes of a machine and `utils.launch` talk
+SHARED_THREADS = "SAKD_SHARED_THREADS"  # environment variable: not the user, but `thread_share` chose OMP_NUM_THREADS
 _launcher: int | None = None  # process id of the parent of this process of several
 
 
@@ -35,6 +36,17 @@ def rank_info() -> RankInfo:
     texts = [os.environ.get(name) or "0" for name in VARIABLES]
     numbers = RankInfo(*map(int, texts)) if all(text.isdecimal() for text in texts) else RankInfo(0, 0, 1)
     return numbers if numbers.world > 1 else RankInfo(0, 0, 1)
+
+
+def thread_share(processes: int, cores: int | None = None) -> dict[str, str]:
+    """Environment of each of several processes on this machine: its share of the cores; empty if the user has chosen.
+
+    Processes that each take all cores are slower than one after another.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    threads = max(1, (cores or os.cpu_count() or 1) // processes)
+    return {"OMP_NUM_THREADS": str(threads), SHARED_THREADS: "1"}
 
 
 def introduce() -> None:

@@ -65,11 +65,19 @@ def checkpoint_file(path: Path) -> Path:
     return best if best.exists() else path
 
 
+def is_ours(content: dict[Any, Any]) -> bool:
+    """Whether a checkpoint is one that a run of this project wrote, or `utils.convert`."""
+    return "format" in content and "model" in content
+
+
 def read_checkpoint(path: Path) -> dict[Any, Any]:
     """Read a checkpoint in PyTorch's format or as safetensors, whatever its name ends in. Nothing in it is executed.
 
     Objects of classes that PyTorch does not count as safe are read as their attributes and entries alone, see
     `_Attributes`: hyperparameters, callbacks, whole networks.
+
+    Args:
+        path: the file, or a run's folder, see `checkpoint_file`.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint.
@@ -79,10 +87,10 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         check_regular(path)
         with path.open("rb") as file:
             start = file.read(64)
-        if kind := _other_kind(path, start):
-            raise UserError(f"{path}: is {kind}")
-        # A file of safetensors begins with the length of a JSON header, and the header.
+        # A file of safetensors begins with the length of a JSON header, whose bytes may look like text, and the header.
         is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+        if not is_safetensors and (kind := _other_kind(path, start)):
+            raise UserError(f"{path}: is {kind}")
         content = safetensors.torch.load_file(path) if is_safetensors else _read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of weights")

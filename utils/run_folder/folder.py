@@ -59,8 +59,8 @@ class RunDir(Layout):
             UserError: another process is writing there; there is a run and neither `resume` nor `overwrite` is
                 set; or the folder cannot be written to.
         """
-        if resume and not self.begun:
-            raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
+        if resume:
+            self.refuse_if_new()
         with doing(f"writing to {self.path}, which is below run.root,"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire_lock()
@@ -72,6 +72,11 @@ class RunDir(Layout):
             return self._newest_checkpoint()
         self.refuse_if_taken()
         return None
+
+    def refuse_if_new(self) -> None:
+        """Raise a UserError if there is no run in the folder to go on with."""
+        if not self.begun:
+            raise UserError(f"{self.path}: nothing to resume there (no ckpt/last.pth); leave out --resume to start")
 
     def refuse_if_taken(self, wanted: Config | None = None) -> None:
         """Raise a UserError if there is a run in the folder, which says how its settings differ from the `wanted`."""
@@ -182,7 +187,8 @@ class RunDir(Layout):
         deadline = time.monotonic() + LOCK_RETRY_SECONDS
         while True:
             try:
-                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise UserError(f"{self.path}: another run is writing there right now") from error
@@ -190,4 +196,5 @@ class RunDir(Layout):
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise
-                return log.warning("%s: this file system has no locks; do not start a second run there", self.path)
+                log.warning("%s: this file system has no locks; do not start a second run there", self.path)
+                return

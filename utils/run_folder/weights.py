@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.staged import StagedModel, fresh
 from utils.errors import UserError, doing
-from utils.run_folder.checkpoint import read_checkpoint
+from utils.run_folder.checkpoint import is_ours, read_checkpoint
 
 log = logging.getLogger("sakd")
 
@@ -59,7 +59,7 @@ def take_weights(
         head = head_keys(model) if new_head else set()
         weights, taken = find_weights(model, content, path, what, prefix=prefix, head=head, key=key)
         assign_weights(model, weights, f"{path}: not the weights of {what}", new_head=new_head)
-    if "format" not in content:
+    if not is_ours(content):
         log.info(f"{what}: weights of {path}, {taken}")
 
 
@@ -86,7 +86,7 @@ def find_weights(
     Raises:
         UserError: no set fits, or several do and nothing says which is meant.
     """
-    if "format" in content and "model" in content:  # a checkpoint of ours
+    if is_ours(content):
         content = {"model": content["model"]}
     expected, entries = model.state_dict(), flattened(content)
     candidates = _by_name(entries, expected, head) or {"": entries}

@@ -15,7 +15,7 @@ import torch
 from utils.config import Config
 from utils.errors import UserError, exhausted_memory, reason
 from utils.files import warn_once
-from utils.processes.rank import rank_info
+from utils.processes.rank import SHARED_THREADS, rank_info
 from utils.training.precision import has_tensor_cores, set_precision
 
 GPU_FILES = Path("/dev/nvidia[0-9]*")  # what NVIDIA's driver makes on Linux
@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's are of several lines, `cause` is one
         is_there = torch.cuda.is_available()
-        if is_several and (is_there or name != "auto"):
+        if is_several and is_there:
             device = _own_gpu(device)
         device = torch.device("cuda", device.index or 0)
         cause = why_unusable(device)
@@ -150,7 +150,7 @@ def keep_freed_memory(device: torch.device) -> bool:
 def keep_threads(device: torch.device, before: int | None) -> str:
     """Compute on a CPU with as many threads as `before`, since another number rounds differently.
 
-    ``OMP_NUM_THREADS`` in the environment wins.
+    ``OMP_NUM_THREADS`` wins if the user has set it.
 
     Returns:
         a line about it for the log; empty if the number is the same, or not known.
@@ -158,7 +158,7 @@ def keep_threads(device: torch.device, before: int | None) -> str:
     now = torch.get_num_threads()
     if device.type != "cpu" or before in (None, now):
         return ""
-    if "OMP_NUM_THREADS" in os.environ:
+    if "OMP_NUM_THREADS" in os.environ and SHARED_THREADS not in os.environ:
         return f"resumed on {now} threads (OMP_NUM_THREADS) instead of {before}, which rounds differently"
     torch.set_num_threads(before)
     return (

@@ -106,10 +106,10 @@ def poor_teacher(top1: float, labels: Tensor, config: Config) -> list[str]:
     if top1 <= least:
         return [f"warning: the teacher has {top1:.2f}%, and predicting the largest class for every image {least:.2f}%"]
     alone = config.model_copy(update={"model": config.kd.student, "kd": None, "kd_loss": None}).run_dir
-    result = read_result(Layout(alone).result)
-    if result is None or top1 >= result["best_top1"]:
+    best = (read_result(Layout(alone).result) or {}).get("best_top1", 0.0)
+    if top1 >= best:
         return []
-    return [f"warning: the teacher has {top1:.2f}%, less than the student alone: {result['best_top1']:.2f}% in {alone}"]
+    return [f"warning: the teacher has {top1:.2f}%, less than the student alone: {best:.2f}% in {alone}"]
 
 
 def other_images(config: Config) -> list[str]:

@@ -27,13 +27,14 @@ from utils.training.step import EagerStep, Phase
 WARM_UP, TIMED = 3, 5  # steps; libraries choose their kernels in the first ones
 
 
-def dry_run(config: Config, teacher_args: Sequence[str] = (), *, is_new: bool = True) -> None:
+def dry_run(config: Config, teacher_args: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False) -> None:
     """Print the settings of a run, what it is made of, and the time and memory of a few of its steps.
 
     Args:
         config: validated.
         teacher_args: ``key=value`` words for the training of a missing teacher.
-        is_new: the run would neither go on with one that is there nor take its place.
+        resume: the run would go on with the one that is there.
+        overwrite: it would take its place.
 
     Raises:
         UserError: what the run itself would raise before its first step.
@@ -58,8 +59,11 @@ def dry_run(config: Config, teacher_args: Sequence[str] = (), *, is_new: bool = 
             total += step * len(data.train) * phase.epochs
             print(f"{phase.name}: {1000 * step:.1f} ms a step, {len(data.train)} steps an epoch, {phase.epochs} epochs")
     print(f"in all about {tqdm.format_interval(total)} without validation, {peak_gigabytes(device):.2f} GB at most")
-    if is_new:
-        RunDir(config.run_dir).refuse_if_taken(config)
+    run = RunDir(config.run_dir)
+    if resume and not missing:
+        run.refuse_if_new()
+    elif not (resume or overwrite):
+        run.refuse_if_taken(config)
 
 
 def describe_network(network: StagedModel, size: tuple[int, int]) -> str:

@@ -16,7 +16,7 @@ from datasets.loading.order import derive_seed
 from distillers.task import Task
 from utils.config import Config
 from utils.config.changes import deciding_changes
-from utils.errors import UserError, reason
+from utils.errors import UserError, exhausted_memory, reason
 from utils.files import publish_copy
 from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
@@ -119,6 +119,8 @@ class Engine:
             for process in checkpoint["processes"][rank() : rank() + 1]:  # none if there are more now
                 set_rng_state(process["rng"], self.device)
         except Exception as error:
+            if exhausted_memory(error):
+                raise
             changes = deciding_changes(checkpoint.get("config"), self.config.to_dict())
             why = "; ".join(filter(None, [changes, reason(error, 240)]))
             raise UserError(f"{what} is not of this configuration ({why})") from error
@@ -137,12 +139,12 @@ class Engine:
 
         It is that of the checkpoint that the run goes on from, or the next one if this was written within an epoch.
         """
-        self.best = {"top1": -1.0, "epoch": 0}
+        self.best, first = {"top1": -1.0, "epoch": 0}, self.progress.epoch + 1
         if self.progress.step == 0 and self.val.get("top1") is not None:
             publish_copy(self.run.last, self.run.best)
             names = [name for name in ("top1", "class_mean") if name in self.val]
-            self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
-        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, self.progress.epoch)
+            self.best, first = {name: self.val[name] for name in names} | {"epoch": first - 1}, first - 1
+        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, first)
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
         """Run the epochs that are left.
@@ -266,8 +268,8 @@ class Engine:
         """Evaluate the student into `val`, and keep `best` up to date; whether this epoch is the best one so far."""
         self.val, epoch = self._evaluate(stop), self.progress.epoch + 1
         by = self.config.validation.best_by
-        now, before = self.val[by], self.best.get(by)  # None: not finite now; a checkpoint of an older version before
-        is_best = now is not None and (before is None or now > before)
+        now, before = self.val[by], self.best.get(by, -1.0)  # before the first epoch, there is no class_mean
+        is_best = now is not None and now > before
         if is_best:
             self.best = {name: self.val[name] for name in ("top1", "class_mean")} | {"epoch": epoch}
         for line in no_progress(self.best, epoch, self.data.val.labels, self.config):

@@ -49,6 +49,16 @@ def log_to_console() -> None:
 
 
 @contextmanager
+def set_aside() -> Iterator[None]:
+    """Keep the lines that came so far for the first log file after those within."""
+    before, _early_lines.buffer = _early_lines.buffer, []
+    try:
+        yield
+    finally:
+        _early_lines.buffer = before + _early_lines.buffer
+
+
+@contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
     """Append the log lines to `file` as well, those that came before first, and why the run ends early if it does."""
     handler = LogFileHandler(file, encoding="utf-8")

@@ -41,7 +41,7 @@ from utils.training.device import choose_device, explaining_limits, keep_freed_m
 from utils.training.doubts import other_images, poor_teacher, shared_images, uneven_classes, wide_interval
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
-from utils.training.log import log, log_to_console, log_to_file
+from utils.training.log import log, log_to_console, log_to_file, set_aside
 from utils.training.precision import autocast, place_task, precision_advice
 from utils.training.step import Phase
 
@@ -84,9 +84,12 @@ def train(
                 log.info("teacher_args (--teacher-arg) changes nothing: no teacher is to be trained")
         if teacher:
             generators = [device] if device.type == "cuda" else []
-            with torch.random.fork_rng(generators):  # the student goes on from the state that it was built with
+            # The student goes on from the generators that it was built with, and its own lines are for its own log.
+            with torch.random.fork_rng(generators), set_aside():
                 train_teacher(teacher, source if teacher.config.dataset == config.dataset else None, device, stop)
             resume = resume and run.begun
+        elif resume:
+            run.refuse_if_new()
         result = fit(config, source, task, device, stop, resume=resume, overwrite=overwrite, command=command)
         stop.too_late = True
         if is_main():
