@@ -95,6 +95,8 @@ def find_source(name: str, root: str | Path, *, image_range: Sequence[float] | N
     for split in source.splits().values():
         if isinstance(split, Files):
             split.value_range = image_range
+        elif image_range is not None:
+            raise UserError(f"dataset.image_range: {name} has no use for it; leave it out")
     return source
 
 

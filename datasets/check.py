@@ -17,9 +17,8 @@ import torch
 from datasets.download import may_write
 from datasets.images import DEEP_RANGE, is_deep, open_image
 from datasets.loading.decode import find_unreadable
-from datasets.rows import enumerate_some
 from datasets.source import Arrays, Files, Source, Split
-from utils.errors import UserError
+from utils.errors import UserError, enumerate_some
 from utils.files import write_text
 from utils.processes.group import from_main, is_main
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from datasets.registry import register_dataset
-from datasets.rows import SPLITS, enumerate_some, source_of_rows, split_called
+from datasets.rows import SPLITS, source_of_rows, split_called
 from datasets.source import Files, Source
-from utils.errors import UserError, printable
+from utils.errors import UserError, enumerate_some, printable
 from utils.files import identity
 
 log = logging.getLogger("sakd")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datasets.source import IMAGENET_NORM, Files, Source
-from utils.errors import UserError
+from utils.errors import UserError, enumerate_some
 
 log = logging.getLogger("sakd")
 
@@ -29,12 +29,6 @@ def split_called(name: str) -> str | None:
     """``"train"``, ``"val"``, ``"test"``, or None: the split that people call `name`, in upper or lower case."""
     name = name.strip().casefold()
     return next((split for split, names in SPLITS.items() if name in names), None)
-
-
-def enumerate_some(names: Sequence[str], limit: int = 5) -> str:
-    """``a, b, c``, or the first few and how many more."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def plain_text(text: str) -> str:
@@ -70,7 +64,7 @@ def source_of_rows(
     keys = _clean(labels, where, numbers)
     if class_names and all(isinstance(key, int) for key in keys if key is not None):
         names = tuple(map(plain_text, class_names))
-        number = {key: key for key in keys}
+        number = {key: key for key in keys if key is not None}
     else:
         # Numbers first, by their value.
         order = sorted({key for key in keys if key is not None}, key=lambda key: (isinstance(key, str), key))

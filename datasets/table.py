@@ -19,9 +19,9 @@ import torch
 
 from datasets.folder import is_hidden
 from datasets.registry import register_dataset
-from datasets.rows import SPLITS, enumerate_some, source_of_rows, split_called
+from datasets.rows import SPLITS, source_of_rows, split_called
 from datasets.source import Files, Source
-from utils.errors import UserError, doing
+from utils.errors import UserError, doing, enumerate_some
 from utils.files import check_regular
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _read_arrow(file: Path, of_file: str | None, image_column: str | None, label
     import pyarrow.compute
     import pyarrow.dataset
 
-    data = pyarrow.dataset.dataset(file, format=ARROW[file.suffix.lower()])
+    data = _open_arrow(file, ARROW[file.suffix.lower()])
     image, label, split = _columns(data.schema.names, image_column, label_column, file)
     table = data.to_table(columns=[name for name in (image, label, split) if name])
     column = table[image]
@@ -200,6 +200,19 @@ def _read_arrow(file: Path, of_file: str | None, image_column: str | None, label
     names = _class_names(data.schema, label)
     splits = table[split].to_pylist() if split else None
     return Rows(images, labels, _known(file, splits, of_file, len(labels)), names)
+
+
+def _open_arrow(file: Path, form: str) -> pyarrow.dataset.Dataset:
+    import pyarrow.dataset
+    import pyarrow.ipc
+
+    try:
+        return pyarrow.dataset.dataset(file, format=form)
+    except pyarrow.ArrowInvalid:
+        if form != "ipc":
+            raise
+        with pyarrow.memory_map(str(file)) as stream:  # the form in which Hugging Face's library saves a data set
+            return pyarrow.dataset.dataset(pyarrow.ipc.open_stream(stream).read_all())
 
 
 def _class_names(schema: pyarrow.Schema, label: str) -> tuple[str, ...] | None:

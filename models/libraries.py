@@ -55,8 +55,11 @@ def _of_timm(name: str, wanted: Any, kwargs: dict[str, Any], num_classes: int, n
     if wanted is not True:
         if not isinstance(wanted, str) or not Path(wanted).is_file():
             raise UserError(f"kwargs: pretrained is {wanted!r}, must be true or a file")
-        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": wanted}}
-    known = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        # timm replaces a classifier that by its own records has other classes than are wanted.
+        known, classes = None, {} if new_head else {"num_classes": num_classes}
+        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": wanted} | classes}
+    else:
+        known = timm.get_pretrained_cfg(name.removeprefix(TIMM))
     if known is not None and known.num_classes != num_classes and not new_head:
         raise UserError(
             f"kwargs: the pretrained weights know {known.num_classes} classes, here {num_classes}; "

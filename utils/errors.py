@@ -8,7 +8,7 @@ import re
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 # PyTorch raises RuntimeErrors: about a GPU, about a CPU, and about a size whose bytes exceed a 64-bit number.
@@ -90,6 +90,12 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f": did you mean {close[0]!r}?" if close else ""
+
+
+def enumerate_some(names: Sequence[str], limit: int = 5) -> str:
+    """``a, b, c``, or the first few and how many more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def explain(error: BaseException) -> str:

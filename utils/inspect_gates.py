@@ -12,7 +12,7 @@ from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.policy import Policy
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.command import Parser, guarded, whole_number
-from utils.errors import UserError
+from utils.errors import UserError, enumerate_some
 from utils.report.table import markdown
 from utils.training.restore import Restored, add_arguments, restore_from
 
@@ -83,10 +83,11 @@ def of_class(restored: Restored, task: SpotAdaptiveDistillation, name: str, limi
     """
     names = restored.source.class_names
     if name not in names:
-        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise UserError(f"--class: the data set has no class {name!r}; known are {known}")
+        raise UserError(f"--class: the data set has no class {name!r}; known are {enumerate_some(names, 20)}")
     index, label, chances = validation_chances(restored, task)
     chosen = label == names.index(name)
+    if not chosen.any():
+        raise UserError(f"--class: no validation image is of class {name!r}")
     rows = [(f"mean of {int(chosen.sum())}", chances[chosen].mean(dim=0))]
     name_of = getattr(restored.source.val, "path", "validation image {}".format)
     rows += [(name_of(k), row) for k, row in zip(index[chosen].tolist()[:limit], chances[chosen])]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,14 @@ from distillers.base import Distiller, Shape, Spot, scalar
 from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
 from distillers.spot_adaptive.balance import Balance
+from distillers.spot_adaptive.frozen import follow_numbers, frozen_twin
+from distillers.spot_adaptive.policy import Policy, Seen
+from distillers.spot_adaptive.routing import Router
 from distillers.spot_adaptive.selection import SELECTIONS
 from distillers.task import Task, TaskOutput
 from models.staged import StagedModel
 from utils.errors import UserError
 from utils.processes.group import world_size
-
-if TYPE_CHECKING:
-    from distillers.spot_adaptive.policy import Policy, Seen
 
 
 class SpotAdaptiveDistillation(Task):
@@ -102,9 +101,6 @@ class SpotAdaptiveDistillation(Task):
         self.routed = policy is not None and policy.routed
         self.register_buffer("epoch", torch.zeros(()), persistent=False)
         if self.routed:
-            # Imported here, so that the plain distiller loads nothing of the routing.
-            from distillers.spot_adaptive.routing import Router
-
             self.router = Router(distiller.spots, student_shapes, teacher_shapes)
         self._make_twin()
 
@@ -120,8 +116,6 @@ class SpotAdaptiveDistillation(Task):
             part.fill_(min(1.0, (epoch + 1) / max(1, epochs)))
         self.epoch.fill_(epoch)
         if self.routed:
-            from distillers.spot_adaptive.frozen import follow_numbers
-
             follow_numbers(self._twin[0], self.student)
 
     def _apply(self, fn, recurse: bool = True):
@@ -131,9 +125,6 @@ class SpotAdaptiveDistillation(Task):
 
     def _make_twin(self) -> None:
         if self.routed:
-            # Imported here, so that the plain distiller loads nothing of the routing.
-            from distillers.spot_adaptive.frozen import frozen_twin
-
             # In a tuple, so that it is no submodule: it would double the student in state_dict and parameters.
             self._twin = (frozen_twin(self.student),)
 
@@ -232,9 +223,6 @@ class SpotAdaptiveDistillation(Task):
         label: Tensor,
     ) -> Seen:
         """What the policy may look at, from the features and logits of both networks."""
-        # Imported here, so that the plain distiller loads nothing of the policy.
-        from distillers.spot_adaptive.policy import Seen
-
         features = [[to_look_at(feature) for feature in features] for features in (student, teacher)]
         return Seen(*features, to_look_at(student_logits), to_look_at(teacher_logits), label, self.epoch)
 

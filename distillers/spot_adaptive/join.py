@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distillers.base import Setting
 from distillers.registry import DISTILLERS, LOGIT_LOSSES, POLICIES, build
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
+from distillers.spot_adaptive.policy import PolicySetting
 from distillers.spot_adaptive.selection import SELECTIONS
 from models import wrap_module
 from models.staged import copied
@@ -103,9 +104,6 @@ def join(
         raise UserError("; ".join([str(error), *reasons[:1]])) from error  # two would be long
     chosen_policy = None
     if SELECTIONS[selection].policy:
-        # Imported here, so that the plain distiller loads nothing of the policy.
-        from distillers.spot_adaptive.policy import PolicySetting
-
         policy_setting = PolicySetting(*shapes.values(), chosen_distiller.spots, homogeneous, gate_temperature)
         chosen_policy = build(POLICIES, policy, "kd.policy_options", policy_options, policy_setting)
     return SpotAdaptiveDistillation(

@@ -16,6 +16,8 @@ from utils.cli import main_distill, main_single
 from utils.errors import UserError
 from utils.grid.plan import plan
 from utils.grid.pool import Outcome
+from utils.grid.slurm import IN_SLURM
+from utils.processes.stopping import Interrupted
 
 COST = Cost(step=0.1, start=10.0, epoch=1.0)
 
@@ -108,6 +110,12 @@ def test_a_teacher_that_is_no_better_than_a_student_alone_is_refused(images, mon
     monkeypatch.setattr("utils.advise.advice.finished", lambda _: [SimpleNamespace(student="a", best_top1=60.0)])
     with pytest.raises(UserError, match=r"the teacher has 60.00%, not more than the students alone: 60.00%.*--anyway"):
         main([*WORDS, "--distillers", "kd", "--seeds", "1", *images])
+
+
+def test_what_stops_while_slurm_goes_on_begins_no_further_runs(images, monkeypatch):
+    monkeypatch.setattr(HereAndNow, "work", lambda self: [Outcome(job, IN_SLURM) for job in self.jobs])
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        main([*WORDS, "--distillers", "kd", "--seeds", "1", "--anyway", *images])
 
 
 def test_the_student_alone_is_built_as_the_distilled_one():

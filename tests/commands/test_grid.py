@@ -16,11 +16,12 @@ from made_up_runs import write_run
 from pictures import image_folder
 from ready_process import ReadyProcess, run_script
 
+from utils.config.yaml_text import spell
 from utils.errors import UserError
 from utils.grid.__main__ import main
 from utils.grid.command import conclude, slots, split_overrides
 from utils.grid.plan import Job, plan, state
-from utils.grid.pool import Pool
+from utils.grid.pool import Outcome, Pool
 from utils.grid.progress import Progress
 from utils.processes.stopping import EXIT_INTERRUPTED
 
@@ -28,7 +29,7 @@ NAMES = {"dataset": "digits", "pairs": ["resnet20-resnet8"], "seeds": [1029]}
 
 
 def jobs_of(root, selections=("fixed",), distillers=("at",), **changes):
-    overrides = [f"run.root={root}", "training.epochs=4"]
+    overrides = [f"run.root={spell(str(root))}", "training.epochs=4"]
     return plan(**NAMES | {"selections": selections, "distillers": distillers, "overrides": overrides} | changes)
 
 
@@ -213,10 +214,10 @@ def test_progress_names_running_jobs_and_the_time_of_the_epochs_to_go(tmp_path, 
     write_run(tmp_path, selection="adaptive", epochs=4, done=2)
     pair = "resnet20-resnet8, seed 1029"
     now = 30.0
-    # 8 epochs of the teacher and 2 of the students in 30 s, 13 to go
-    assert progress.line(jobs, {teacher.folder: None}) == (
-        f"[1/5] left 00:39 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 3/4 | "
-        f"at anti, {pair}: epoch 1/4 | 1 more"
+    # 8 epochs of the teacher and 2 of the students in 30 s; 9 to go, since a student has failed
+    ended = {teacher.folder: Outcome(teacher, "finished"), jobs[-1].folder: Outcome(jobs[-1], "failed")}
+    assert progress.line(jobs[:3], ended) == (
+        f"[2/5] left 00:27 | at fixed, {pair}: epoch 2/4 | at adaptive, {pair}: epoch 3/4 | at anti, {pair}: epoch 1/4"
     )
 
 
@@ -258,6 +259,7 @@ class TestTwoGridsOnOneRoot:
 
 def test_a_sweep_has_a_folder_for_each_combination_and_shares_the_teacher(tmp_path):
     sweep = ["kd_loss.homo=true,false", "training.lr=0.05,0.1"]
+    tmp_path = tmp_path / "runs #1: all"
     teacher, *others = jobs_of(tmp_path, ("single", "fixed"), sweep=sweep)
     assert teacher.folder == tmp_path / "digits/1029/resnet20"
     folders = [f"training.lr={lr}/digits/1029/resnet8" for lr in (0.05, 0.1)]

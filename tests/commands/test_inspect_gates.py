@@ -44,7 +44,7 @@ def test_chances_are_how_often_training_draws_the_gate(restored):
     torch.testing.assert_close(distil_chances(task, torch.zeros(1, 3, 16, 16))[0], 1 - chances)
 
 
-def test_every_class_has_a_line_and_one_class_is_listed_image_by_image(trained_run, restored, capsys):
+def test_every_class_has_a_line_and_one_class_is_listed_image_by_image(trained_run, restored, capsys, monkeypatch):
     def lines(*words):
         assert main([str(trained_run), *words]) == 0
         text = capsys.readouterr().out.splitlines()[1:]
@@ -59,6 +59,9 @@ def test_every_class_has_a_line_and_one_class_is_listed_image_by_image(trained_r
     _, _, mean, *images = lines("--class", "3", "--limit", "2")
     assert mean == ["mean of 104", *expected]
     assert [line[0] for line in images] == ["validation image 3", "validation image 13"]
+    monkeypatch.setattr("utils.inspect_gates.validation_chances", lambda *_: (label, 0 * label, chances))
+    with pytest.raises(UserError, match="no validation image is of class '3'"):
+        main([str(trained_run), "--class", "3"])
 
 
 def test_images_of_a_class_are_called_by_their_files(restored):

@@ -242,7 +242,11 @@ def test_the_settings_of_a_policy_are_keys():
 def test_students_that_lose_are_called_so(tmp_path):
     write_run(tmp_path, selection="single", accuracies=4 * [60.0])
     write_run(tmp_path, selection="fixed", accuracies=4 * [59.0])
-    assert answer(groups_of(tmp_path))[0].startswith("No distilled student is better than the student alone.")
+    (sentence,) = answer(groups_of(tmp_path))
+    assert sentence.startswith("No distilled student is better than the student alone.")
+    for selection, top1 in (("single", 30.0), ("fixed", 40.0)):
+        write_run(tmp_path, selection=selection, student="resnet14", accuracies=4 * [top1])
+    assert answer(groups_of(tmp_path)) == [sentence.partition("alone. ")[2]]
 
 
 def test_a_run_without_a_choice_is_named_in_the_tables(tmp_path):

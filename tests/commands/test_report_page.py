@@ -184,6 +184,8 @@ def test_the_page_is_self_contained_links_to_every_run_and_takes_names_for_text(
     }
     assert figures_in(out) == {f"digits-{part}" for part in parts} | of_run
     assert "## Results on digits" in capsys.readouterr().out
+    assert main([str(runs), "--out", str(out), "--no-plots"]) == 0
+    assert {file.name for file in out.iterdir() if file.is_file()} == {"report.md", "results.csv", "runs.csv"}
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, caplog):

@@ -84,6 +84,10 @@ class TestLabels:
         assert (source.class_names, source.train, source.val) == (("a", "b"), [0, 2], [3])
         assert caplog.messages == ["it: 1 of 4 images have no label (empty or -1) and are left out"]
 
+    def test_that_are_none_may_stand_beside_names_of_classes(self):
+        source = rows_source([0, -1, 1, 0], class_names=["no", "yes"])
+        assert (source.class_names, source.train, source.val) == (("no", "yes"), [0, 2], [3])
+
     def test_of_folders_stay_words(self):
         assert rows_source(["10", "2", "02", "2"], numbers=False).class_names == ("02", "10", "2")
 
@@ -122,7 +126,11 @@ WORDS, SPLITS = ["cat", "dog"] * 5, ["train"] * 6 + ["val"] * 4
 def store(path, columns):
     """Columns as a table in the format that the ending says; whatever text it is, with commas if they are not said."""
     path.parent.mkdir(exist_ok=True, parents=True)
-    if path.suffix == ".arrow":
+    if path.name == "stream.arrow":
+        rows = pyarrow.table(columns)
+        with pyarrow.ipc.new_stream(str(path), rows.schema) as stream:
+            stream.write_table(rows)
+    elif path.suffix == ".arrow":
         pyarrow.feather.write_feather(pyarrow.table(columns), path, compression="uncompressed")
     elif path.suffix == ".parquet":
         pyarrow.parquet.write_table(columns if isinstance(columns, pyarrow.Table) else pyarrow.table(columns), path)
@@ -147,12 +155,15 @@ def shows(split, index, seed):
     return np.array_equal(split.picture(index), smooth_picture(8, 8, seed=seed))
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.txt", "t.tsv", "files.parquet", "t.parquet", "t.arrow", "words.parquet"])
+@pytest.mark.parametrize(
+    "name", ["t.csv", "t.txt", "t.tsv", "files.parquet", "t.parquet", "t.arrow", "words.parquet", "stream.arrow"]
+)
 def test_every_kind_of_table_gives_the_same(tmp_path, files, name):
     images = [png(k) for k in range(10)]
     kinds = {
         "t.parquet": {"img": [{"bytes": image, "path": ""} for image in images], "fine_label": WORDS, "split": SPLITS},
         "t.arrow": {"image": images, "label": WORDS, "split": SPLITS},
+        "stream.arrow": {"image": images, "label": WORDS, "split": SPLITS},
         "words.parquet": {
             "image": pyarrow.array(images, pyarrow.large_binary()),
             "label": pyarrow.array(WORDS, pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),

@@ -132,8 +132,14 @@ class TestTimm:
         student = task("timm/resnet10t.c3_in1k", pretrained=str(tmp_path / "w.pth")).student
         assert torch.equal(student.network.layer4[0].conv2.weight, own["layer4.0.conv2.weight"])
         assert student.network.fc.weight.shape == (3, 512)
-        with pytest.raises(UserError, match="know 1000 classes, here 3; new_head=true"):
+        with pytest.raises(UserError, match=r"size mismatch for fc\.weight"):
             task("timm/resnet10t.c3_in1k", new_head=False, pretrained=str(tmp_path / "w.pth"))
+        tuned = timm.create_model("resnet10t", num_classes=3).state_dict()
+        torch.save(tuned, tmp_path / "w.pth")
+        student = task("timm/resnet10t.c3_in1k", new_head=False, pretrained=str(tmp_path / "w.pth")).student
+        assert torch.equal(student.network.fc.weight, tuned["fc.weight"])
+        with pytest.raises(UserError, match="know 1000 classes, here 3; new_head=true"):
+            task("timm/resnet10t.c3_in1k", new_head=False, pretrained=True)
         with pytest.raises(UserError, match=r"pretrained is 'nowhere\.pth', must be true or a file"):
             task("timm/resnet10t.c3_in1k", pretrained="nowhere.pth")
 

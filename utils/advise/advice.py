@@ -19,6 +19,7 @@ from utils.advise.outcome import conclude, finished
 from utils.cli import DEFAULTS
 from utils.config import Config, find_config
 from utils.config.related import SingleRun
+from utils.config.yaml_text import spell
 from utils.errors import UserError, doing
 from utils.files import check_writable, write_text
 from utils.grid.command import queue_of, slots, visible_gpus
@@ -152,8 +153,8 @@ class Question:
 
     def jobs(self, choice: Choice, config: Config, root: Path) -> dict[Candidate, list[Job]]:
         """The runs of each candidate below `root`, all under one teacher."""
-        teacher = f"kd.teacher.checkpoint={config.teacher_checkpoint}"
-        words = [*self.overrides, f"run.root={root}", f"training.epochs={choice.epochs}", teacher]
+        teacher = f"kd.teacher.checkpoint={spell(str(config.teacher_checkpoint))}"
+        words = [*self.overrides, f"run.root={spell(str(root))}", f"training.epochs={choice.epochs}", teacher]
         return {
             one: plan(
                 self.dataset,
@@ -282,7 +283,7 @@ def work(jobs: Iterable[Job], root: Path, **how: object) -> int:
     jobs = sorted(jobs, key=lambda job: job.config.training.seed)
     with queue_of(jobs, logs=root / "grid", **how) as queue:
         outcomes = queue.work()
-    if any(outcome.status in ("stopped", "not started") for outcome in outcomes):
+    if any(outcome.status not in (*DONE, "failed") for outcome in outcomes):
         raise Interrupted("stopped; the same command goes on")
     reasons = [str(outcome) for outcome in outcomes if outcome.reason]
     print(*reasons, sep="\n", end="\n" * bool(reasons))

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sidecar, files = target.with_suffix(".json"), [target.with_suffix(ending) for ending in endings]
     refuse_to_replace([target, sidecar, *files], sidecar, mark=NORMALISED)
     student, told = restored.student(), description(restored, name)
-    images = next(iter(restored.val.epoch(0))).image.repeat(IMAGES, 1, 1, 1)[:IMAGES]
+    images = next(iter(restored.val.epoch(0))).image[:IMAGES].repeat(IMAGES, 1, 1, 1)[:IMAGES]
     model = original(student)  # under its own names
     with doing(f"{target}: running the network"), torch.no_grad():
         if not isinstance(model(images), Tensor):

@@ -235,7 +235,7 @@ def _distilled(
     if not plain.kd.teacher.checkpoint:
         jobs.append(single_job(teacher_run(plain, teacher_overrides), root))
     if swept:
-        words += [*_in_its_folder(swept, root), f"kd.teacher.checkpoint={plain.teacher_checkpoint}"]
+        words += [*_in_its_folder(swept, root), f"kd.teacher.checkpoint={spell(str(plain.teacher_checkpoint))}"]
     arguments = ("--dataset", dataset, "--seed", str(seed), "--net1", teacher, "--net2", student)
     arguments = (*arguments, "--distiller", distiller, *words)
     name = ", ".join([f"{distiller} {plain.kd.selection}, {teacher}-{student}, seed {seed}", *swept])

@@ -26,7 +26,7 @@ class Outcome:
 
     Attributes:
         status: ``finished``; ``skipped``, finished before; ``failed``; ``stopped``, asked to by the user, saved;
-            ``not started``.
+            ``not started``; ``in Slurm's queue``, where it goes on.
         reason: the last line of an error, or why it was not started.
     """
 

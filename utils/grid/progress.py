@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from distillers import DISTILLERS
 from utils.grid.plan import Job
+from utils.grid.pool import Outcome
 from utils.run_folder.layout import Layout
 from utils.run_folder.records import read_epochs
 
@@ -38,7 +39,7 @@ class Progress:
         tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stdout)
         sys.stdout.flush()
 
-    def __call__(self, running: Sequence[Job], outcomes: Mapping[Path, object]) -> None:
+    def __call__(self, running: Sequence[Job], outcomes: Mapping[Path, Outcome]) -> None:
         """To be called often, with the running jobs and the outcomes of those that have ended, by their folders."""
         if time.monotonic() - self._looked < (EVERY_IN_FILE if self._bar.disable else EVERY):
             return
@@ -53,18 +54,20 @@ class Progress:
         """Take the line off the terminal."""
         self._bar.close()
 
-    def line(self, running: Sequence[Job], outcomes: Mapping[Path, object]) -> str:
+    def line(self, running: Sequence[Job], outcomes: Mapping[Path, Outcome]) -> str:
         """``[7/40] left 1:02:03 | at fixed, resnet20-resnet8, seed 1029: epoch 3/12``, of the first few running jobs.
 
         The time left is that of the epochs to go, at the rate of the epochs since the start.
         """
-        self._done |= {folder: self._all[folder] for folder in outcomes}
+        finished = [folder for folder, outcome in outcomes.items() if outcome.status == "finished"]
+        self._done |= {folder: self._all[folder] for folder in finished}
         self._done |= {job.folder: epochs_done(job) for job in running}
         done = sum(self._done.values())
         left = "not known before the first epoch"
         if done > self._before:
             seconds = (time.monotonic() - self._started) / (done - self._before)
-            left = tqdm.format_interval(seconds * (sum(self._all.values()) - done))
+            to_do = sum(self._all[folder] - self._done[folder] for folder in self._all if folder not in outcomes)
+            left = tqdm.format_interval(seconds * to_do)
         named = [
             f"{job.name}: epoch {min(self._done[job.folder] + 1, self._all[job.folder])}/{self._all[job.folder]}"
             for job in running[:NAMED]

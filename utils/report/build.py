@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from datasets.rows import enumerate_some
 from datasets.source import Source
-from utils.errors import UserError, doing
+from utils.errors import UserError, doing, enumerate_some
 from utils.files import warn_once
 from utils.report.curves import (
     accuracy_figure,

@@ -66,10 +66,10 @@ def write_report(
 
 
 def publish(out: Path, files: dict[str, bytes]) -> None:
-    """Write `files` to `out` and delete the other figures that an earlier report has written, and names."""
+    """Write `files` to `out` and delete what else an earlier report has written there."""
     report = out / TABLES[0]
     with doing(f"writing to {out}"):
-        earlier = _SHOWN.findall(report.read_text(errors="replace")) if report.exists() else []
+        earlier = [PAGE, LATEX, *_SHOWN.findall(report.read_text(errors="replace"))] if report.exists() else []
         for name in set(earlier).difference(files):
             (out / name).unlink(missing_ok=True)
         figures = "".join(f"\n![]({name})\n" for name in files if name.startswith(FIGURES))

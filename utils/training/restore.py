@@ -15,12 +15,11 @@ import torch
 from datasets import Source, open_data, readable_part
 from datasets.download import without_downloads
 from datasets.loading.loader import Loader
-from datasets.rows import enumerate_some
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from models import StagedModel
 from utils.config import Config, load_config
 from utils.config.layers import Layers
-from utils.errors import UserError, doing
+from utils.errors import UserError, doing, enumerate_some
 from utils.run_folder.checkpoint import checkpoint_file, read_checkpoint
 from utils.run_folder.resume import refuse_other_classes
 from utils.run_folder.weights import EMA_HELP, average_instead, take_weights
