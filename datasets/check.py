@@ -76,7 +76,7 @@ def check_files(source: Source) -> None:
         UserError: the line names the first.
     """
     for what, split in source.splits().items():
-        if isinstance(split, Files) and not split.seen:
+        if isinstance(split, Files) and not split.found:
             rows = [(split.path(row), label) for row, label in enumerate(split.labels.tolist())]
             labels = dict(rows)
             if path := next((path for path, label in rows if labels[path] != label), None):

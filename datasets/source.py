@@ -50,22 +50,22 @@ class Files:
     Args:
         paths: one file per image.
         labels: the class of each.
-        seen: the files were found on disk, not in a list.
+        found: the files were found on disk, not in a list.
 
     Attributes:
         labels: int64 ``[N]``.
-        seen: as above.
+        found: as above.
         value_range: see `datasets.images.to_rgb`; the data set's config sets it.
     """
 
     value_range: tuple[float, float] | None = None
 
-    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int], *, seen: bool = True):
+    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int], *, found: bool = True):
         # One array of bytes instead of a list: reading a list's strings writes to their reference counts, which
         # makes every worker process copy the pages of a million paths.
         self._items = np.array([os.fsencode(path) for path in paths])
         self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.seen = seen
+        self.found = found
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -65,7 +65,7 @@ class EncodedImages(Files):
 
         self._column, self._items, self._where = pyarrow.chunked_array(chunks), np.arange(len(labels)), where
         self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.seen = True
+        self.found = True
 
     def path(self, index: int) -> str:
         return f"{self._where} row {self._items[index]}"
@@ -107,7 +107,7 @@ def table(
         raise UserError(f"{root}: its files give the classes different names")
     images = [image for part in parts for image in getattr(part.images, "chunks", part.images)]
     is_list = bool(images) and isinstance(images[0], Path)
-    make = partial(Files, images, seen=False) if is_list else partial(EncodedImages, images, str(root))
+    make = partial(Files, images, found=False) if is_list else partial(EncodedImages, images, str(root))
     labels = [label for part in parts for label in part.labels]
     with doing(f"reading {root}"):
         return source_of_rows(make, labels, splits, val_split, str(root), class_names=names.pop())

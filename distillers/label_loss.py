@@ -84,7 +84,7 @@ class LabelLoss(nn.Module):
         loss = _cross_entropy(logits, targets.label, *how)
         if targets.other is None:
             return loss
-        # The same as with probabilities as targets, which need not be made.
+        # Without class weights the same as with probabilities as targets, which need not be made.
         return torch.lerp(_cross_entropy(logits, targets.other, *how), loss, targets.share)
 
     def _own_share(self, image: Tensor) -> Tensor:

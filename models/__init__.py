@@ -21,14 +21,14 @@ __all__ = [
     "StagedModel",
     "find_builder",
     "get_model",
-    "is_registered",
+    "is_short_name",
     "original",
     "register_model",
     "wrap_module",
 ]
 
 
-def is_registered(name: str) -> bool:
+def is_short_name(name: str) -> bool:
     """Whether `name` can only be that of a model in ``models/``."""
     return "." not in name and not is_timm(name)
 
@@ -39,8 +39,8 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
     Raises:
         utils.errors.UserError: there is no such model.
     """
-    if is_registered(name):
-        if (known := MODELS.canonical(name)) != name:  # by which folders and config files are called
+    if is_short_name(name):
+        if (known := MODELS.canonical(name)) != name:  # folders and config files are called by that
             raise UserError(f"model {name!r}: its name is {known}")
         return MODELS.get(name)
     try:
@@ -63,7 +63,8 @@ def get_model(
         name: a registered name (``list(models.MODELS)``), ``timm/<name>``, or the import path of a callable that
             returns any module, e.g. ``torchvision.models.resnet34`` or ``mypackage.nets.MyNet``.
         num_classes: width of the logits.
-        stages: how to cut a module of the second kind, see `models.cut.given.given_pieces`; None: it is cut by itself.
+        stages: how to cut a module that is not registered, see `models.cut.given.given_pieces`; None: it is cut
+            by itself.
         kwargs: further keyword arguments of the model. One that asks for weights is left out, see
             `models.libraries.offered_weights`.
         image_size: height and width of the images, on which such a cut is tried out; registered models take any.

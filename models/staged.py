@@ -74,7 +74,7 @@ class StagedModel(nn.Module):
         """
         reference = next(self.parameters())
         image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
-        features, logits = fresh(self).features(image)
+        features, logits = copy_in_mode(self).features(image)
         return [tuple(feature.shape[1:]) for feature in features], tuple(logits.shape[1:])
 
     def feature_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
@@ -97,7 +97,7 @@ def copied(network: Network, tensors: Mapping[int, Tensor] | None = None) -> Net
     return copy.deepcopy(network, computed | dict(tensors or {}))
 
 
-def fresh(network: Network, mode: bool = False) -> Network:
+def copy_in_mode(network: Network, mode: bool = False) -> Network:
     """A copy of the network in a mode, since a run may change what it remembers; the parameters are shared."""
     return copied(network, {id(tensor): tensor for tensor in network.parameters()}).train(mode)
 

@@ -15,7 +15,7 @@ from models.cut.ends import Ends
 from models.cut.given import BEFORE, Stages, given_pieces
 from models.cut.trace import Place, PlaceTracer, cut_points, logits_of, record_shapes, slices
 from models.cut.view import Piece, StagedView, compiled, find_layout, prefix_tokens
-from models.staged import StagedModel, copied, fresh
+from models.staged import StagedModel, copied, copy_in_mode
 from utils.errors import UserError, doing, exhausted_memory, explain
 from utils.files import warn_once
 
@@ -78,7 +78,7 @@ def check_logits(view: StagedView, image_size: tuple[int, int]) -> None:
         UserError: they are not one row.
     """
     with doing("running it on one image"), _same_draws(), torch.no_grad():
-        logits = fresh(view)(torch.randn(1, 3, *image_size))
+        logits = copy_in_mode(view)(torch.randn(1, 3, *image_size))
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not (isinstance(logits, Tensor) and logits.dim() == 2):
         raise UserError(f"gives {shape} for a single image, not a row of logits; does a squeeze() remove the batch?")
@@ -96,7 +96,7 @@ def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, 
     Raises:
         Exception: torch.fx cannot follow it, or it does not give logits ``[B, num_classes]``.
     """
-    network = fresh(module)  # what a forward stores in a network may be placeholders
+    network = copy_in_mode(module)  # what a forward stores in a network may be placeholders
     images = torch.randn(2, 3, *image_size)
     graph = PlaceTracer().trace(network)
     record_shapes(network, graph, images[:1])
@@ -119,7 +119,7 @@ def followed(module: nn.Module, num_classes: int | None, image_size: tuple[int, 
 
     def follow(network: nn.Module) -> dict[bool, list[Piece]]:
         with _same_draws():
-            return _pieces(network, _graphs(fresh(network), opened), places)
+            return _pieces(network, _graphs(copy_in_mode(network), opened), places)
 
     view.follow_changes(opened, follow)
     return view
@@ -165,7 +165,7 @@ def staged_view(
     logits = {}
     for mode in MODES:
         with _same_draws(), torch.set_grad_enabled(mode):
-            *features, logits[mode] = run_pieces(fresh(trial, mode), pieces[mode], images, overwriting)
+            *features, logits[mode] = run_pieces(copy_in_mode(trial, mode), pieces[mode], images, overwriting)
     with doing("looking at the features"):
         layouts = [find_layout(f.shape[1:], images.shape[2:], prefix_tokens(module)) for f in features]
     one_piece = len(features) == 1 and features[0] is logits[True]
@@ -245,7 +245,7 @@ class Trial:
     def _own_logits(self, mode: bool, num_classes: int | None) -> Tensor:
         size = "x".join(map(str, self.images.shape[2:]))
         with doing(f"running it on images of {size} in {MODES[mode]}"), _same_draws(), torch.set_grad_enabled(mode):
-            logits = logits_of(fresh(self.copy, mode)(self.images.clone()))
+            logits = logits_of(copy_in_mode(self.copy, mode)(self.images.clone()))
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if len(shape) != 2 or shape != (len(self.images), num_classes or shape[1]):
             expected = (len(self.images), num_classes or "classes")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from utils.advise.advice import DISTILLERS, SELECTIONS, advise
+from utils.advise.advice import DEFAULT_DISTILLERS, DEFAULT_SELECTIONS, advise
 from utils.command import Parser, guarded, positive, whole_number
 from utils.grid.command import EXIT_FAILED, add_run_arguments, split_overrides
 from utils.run_folder import read
@@ -31,15 +31,19 @@ def _parser() -> Parser:
     parser.add_argument("--students", required=True, nargs="+", metavar="NETWORK", help="e.g. resnet8 resnet20")
     parser.add_argument("--hours", type=positive(), metavar="H", help="fit candidates, seeds and epochs into them")
     parser.add_argument(
-        "--distillers", nargs="+", default=DISTILLERS, metavar="NAME", help=f"default: {' '.join(DISTILLERS)}"
+        "--distillers",
+        nargs="+",
+        default=DEFAULT_DISTILLERS,
+        metavar="NAME",
+        help=f"default: {' '.join(DEFAULT_DISTILLERS)}",
     )
     parser.add_argument(
         "--selections",
         nargs="+",
         choices=list(read.SELECTIONS),
-        default=SELECTIONS,
+        default=DEFAULT_SELECTIONS,
         metavar="NAME",
-        help=f"of {' '.join(read.SELECTIONS)}; default: {' '.join(SELECTIONS)}",
+        help=f"of {' '.join(read.SELECTIONS)}; default: {' '.join(DEFAULT_SELECTIONS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=whole_number(0), metavar="N", help="default: 1029 1030 1031")
     parser.add_argument("--anyway", action="store_true", help="go on under a teacher that is no better than a student")

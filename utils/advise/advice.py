@@ -38,7 +38,7 @@ from utils.training.log import log_to_console
 from utils.training.restore import Restored
 from utils.training.run import find_missing_teacher
 
-DISTILLERS, SELECTIONS = ("kd", "at", "crd", "dkd", "reviewkd"), ("fixed", "adaptive")
+DEFAULT_DISTILLERS, DEFAULT_SELECTIONS = ("kd", "at", "crd", "dkd", "reviewkd"), ("fixed", "adaptive")
 SEEDS = tuple(range(DEFAULTS["seed"], DEFAULTS["seed"] + 3))
 NAMED = 10  # classes
 
@@ -49,8 +49,8 @@ def advise(
     students: Sequence[str],
     *,
     hours: float | None = None,
-    distillers: Sequence[str] = DISTILLERS,
-    selections: Sequence[str] = SELECTIONS,
+    distillers: Sequence[str] = DEFAULT_DISTILLERS,
+    selections: Sequence[str] = DEFAULT_SELECTIONS,
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
     teacher_overrides: Sequence[str] = (),

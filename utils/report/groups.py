@@ -78,7 +78,7 @@ class Group:
             values = self.finished[TEACHER].astype(float).dropna()
             return values[~values.index.duplicated(keep="last")] if measure != "test" else values[:0]
         values = self.finished.loc[self.finished["selection"] == selection, measure].astype(float)
-        # A run that ended with NaN stays in the mean; one without a test accuracy is older or of data without a split.
+        # A run without a test accuracy is older, or of data without that split.
         return values.dropna() if measure == "test" else values
 
     def difference(self, ours: str, base: str, measure: str = "last") -> Difference | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.staged import StagedModel, fresh
+from models.staged import StagedModel, copy_in_mode
 from utils.errors import UserError, doing
 from utils.run_folder.checkpoint import is_ours, read_checkpoint
 
@@ -146,7 +146,7 @@ def head_keys(model: StagedModel) -> set[str]:
         used = {id(tensor) for tensor in network.stage_tensors(start)}
         return {key for key, value in network.state_dict(keep_vars=True).items() if id(value) in used}
 
-    evaluated, trained = fresh(model), fresh(model, True)
+    evaluated, trained = copy_in_mode(model), copy_in_mode(model, True)
     return keys(evaluated, -1) | (keys(trained, 0) - keys(evaluated, 0))
 
 

@@ -12,7 +12,7 @@ from distillers.label_loss import LabelLoss
 from distillers.spot_adaptive.distillation import SpotAdaptiveDistillation
 from distillers.spot_adaptive.join import join
 from distillers.task import Classification, Pretraining, Task
-from models import StagedModel, get_model, is_registered
+from models import StagedModel, get_model, is_short_name
 from models.libraries import expected_images, offered_weights
 from utils.config import Config, ModelConfig
 from utils.errors import UserError, doing
@@ -230,7 +230,7 @@ def build_network(config: ModelConfig, source: Source) -> StagedModel:
     """
     name, size = config.name, source.image_size
     model = get_model(name, source.num_classes, stages=config.stages, kwargs=config.kwargs, image_size=size)
-    if not is_registered(name):  # it has been run when it was cut
+    if not is_short_name(name):  # it has been run when it was cut
         return model
     with doing(f"model {name!r}: running it on images of {'x'.join(map(str, size))}"):
         _, logits = model.shapes(*size)

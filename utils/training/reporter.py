@@ -97,7 +97,7 @@ class Reporter:
 
 
 def _epoch_of(line: str) -> float:
-    """``global_epoch`` of a line of ``metrics.jsonl``; infinite if it was being written when the process died."""
+    """``global_epoch`` of a line of the records; infinite if it was being written when the process died."""
     try:
         return float(json.loads(line)["global_epoch"]) if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):

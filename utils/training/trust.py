@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from models import is_registered
+from models import is_short_name
 from utils.config import Config, ModelConfig
 from utils.config.layers import Layers
 from utils.errors import UserError, doing
@@ -81,7 +81,7 @@ def is_known_builder(name: str) -> bool:
     Raises:
         UserError: timm is needed to tell, and not installed.
     """
-    if is_registered(name) or is_timm(name):
+    if is_short_name(name) or is_timm(name):
         return True  # registered with us or timm, or refused
     package, _, builder = name.rpartition(".")
     if f"{package}.".startswith("torchvision.models."):
