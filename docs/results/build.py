@@ -90,7 +90,7 @@ COMPARISONS = [
     (SMALL, "policy, bf16", "run/all adaptive", "policy, fp32", "run/fp32 adaptive", ("sp",)),
     (LARGE, OPEN, "run/pixels-32 adaptive", PLAIN, "run/pixels-32 fixed", ("at",)),
     (LARGE, UNDECIDED, "run/pixels-32-apart adaptive", PLAIN, "run/pixels-32 fixed", ("at",)),
-    (LARGE, WARM, "run/pixels-32-warm fixed", PLAIN, "run/pixels-32 fixed", ("at",)),
+    (LARGE, WARM, "run/pixels-32-warm fixed", PLAIN, "run/pixels-32 fixed", ("at", "sp")),
     (LARGE, PLAIN, "run/pixels-32 fixed", KD, "run/pixels-32 fixed kd", ("at",)),
 ]
 
