@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config_texts import PAIR, PUBLISHED, SINGLE, complaint, load, write
+from config_texts import PAIR, PUBLISHED, SINGLE, load, write
 from pydantic import ValidationError
+from refusals import refusal
 
 from datasets import DATASETS
 from distillers import DISTILLERS
@@ -178,10 +179,10 @@ def test_a_base_may_be_reached_on_two_ways_and_an_empty_heading_changes_nothing(
 def test_errors_name_the_file_in_which_the_key_stands():
     write("sub/a.yml", "training: {epochs: 0, batch_size: 1}\n")
     path = write("x.yml", "base: sub/a.yml\ntraining: {batch_size: 2}\n" + SINGLE)
-    assert complaint(path).startswith("sub/a.yml: training.epochs: found 0")
-    assert complaint(path, "training.epochs=-1").startswith("command line: training.epochs: found -1")
+    assert refusal(load_config, path).startswith("sub/a.yml: training.epochs: found 0")
+    assert refusal(load_config, path, ["training.epochs=-1"]).startswith("command line: training.epochs: found -1")
     path.write_text("base: sub/a.yml\ntraining: {batch_size: 0, epochs: 1}\n" + SINGLE)
-    assert complaint(path).startswith("x.yml: training.batch_size: found 0")
+    assert refusal(load_config, path).startswith("x.yml: training.batch_size: found 0")
 
 
 SHORT = SINGLE + "training: {epochs: 20, lr_decay_epochs: [14, 18]}\n"

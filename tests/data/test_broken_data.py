@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from jobs import is_alive
-from pictures import image_folder, open_data, refusal, save, smooth_picture, whole
+from pictures import image_folder, open_data, save, smooth_picture, whole
 from PIL import Image
 from ready_process import wait_for
+from refusals import refusal
 
 from datasets import DATASETS, Arrays, Source, check, check_batches
 from datasets.check import check_labels

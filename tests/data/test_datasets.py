@@ -12,7 +12,8 @@ import pytest
 import torch
 import torchvision.datasets.cifar
 import torchvision.datasets.utils
-from pictures import image_folder, noise, open_data, refusal, save, smooth_picture, whole
+from pictures import image_folder, noise, open_data, save, smooth_picture, whole
+from refusals import refusal
 
 from datasets import DATASETS
 

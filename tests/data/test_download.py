@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torchvision.datasets.utils as tv
-from pictures import refusal
+from refusals import refusal
 
 from datasets.download import provide, without_downloads
 

@@ -5,8 +5,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from pictures import noise, refusal, smooth_picture
+from pictures import noise, smooth_picture
 from PIL import Image
+from refusals import refusal
 
 from datasets.images import open_rgb
 

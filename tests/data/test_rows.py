@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from pictures import open_data, refusal, save, smooth_picture
+from pictures import open_data, save, smooth_picture
+from refusals import refusal
 
 from datasets.rows import source_of_rows, split_rows
 from datasets.table import table

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from utils.config import Config, load_config
-from utils.errors import UserError
 
 SINGLE = "dataset: {name: digits}\nmodel: {name: vgg8}\n"
 PAIR = """\
@@ -83,11 +80,3 @@ def write(name: str, content: str | bytes) -> Path:
 
 def load(content: str | bytes, *overrides: str) -> Config:
     return load_config(write("x.yml", content), overrides)
-
-
-def complaint(path: str | Path, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(path, overrides)
-    message = str(caught.value)
-    assert message.isprintable(), "one line, without control characters"
-    return message

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 import datasets
 from datasets import Data, Loader, make_loader, readable_part
 from utils.config.schema import DatasetConfig
-from utils.errors import UserError
 
 SEED = 7
 
@@ -62,11 +59,3 @@ def whole(loader: Loader, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     batches = list(loader.epoch(epoch))
     order = torch.cat([batch.index for batch in batches]).argsort()
     return tuple(torch.cat([getattr(batch, name) for batch in batches])[order] for name in ("image", "label"))
-
-
-def refusal(call: Callable, *args, **kwargs) -> str:
-    """The one line of the `UserError` that the call must end in."""
-    with pytest.raises(UserError) as error:
-        call(*args, **kwargs)
-    assert "\n" not in str(error.value)
-    return str(error.value)
