@@ -59,33 +59,21 @@ class TestOwnPolicy:
             if selection != "shuffled":
                 assert torch.equal(output.gates, expected if selection == "adaptive" else 1 - expected)
 
-    def test_with_parameters_need_not_know_of_autocast(self):
-        class Linear(Policy):
-            def __init__(self, setting):
-                super().__init__(setting)
-                self.of_features = nn.Linear(setting.pooled_size, 2 * setting.num_gates)
-                self.of_logits = nn.Linear(NUM_CLASSES, 2 * setting.num_gates)
-
-            def draw_gates(self, seen):
-                logits = self.of_features(seen.pooled) + self.of_logits(seen.student_logits)
-                return straight_through_gates(logits.unflatten(1, (-1, 2)), 5.0)
-
-        with torch.autocast("cpu", torch.bfloat16):
-            for output in toy_task("at", policy=Linear)(toy_batch()):
-                output.loss.backward()
-
-    def test_sees_both_networks_the_labels_and_the_epoch_without_gradient(self):
+    def test_sees_both_networks_the_labels_and_the_epoch_without_gradient_and_in_float32(self):
         seen = []
 
-        class Looks(Policy):
+        class Even(Policy):
             def draw_gates(self, everything):
+                assert not torch.is_autocast_enabled("cpu")
                 seen.append(everything)
-                return torch.ones(len(everything.label), self.setting.num_gates)
+                return (everything.label % 2 == 0)[:, None].expand(-1, self.setting.num_gates)
 
-        task, batch = toy_task("at", policy=Looks), toy_batch()
+        task, batch = toy_task("at", policy=Even), toy_batch()
         task.start_epoch(7)
-        take_step(task, batch)
-        (found,) = seen
+        gates = [take_step(task, batch).gates]
+        with torch.autocast("cpu", torch.bfloat16):
+            gates.append(take_step(task, batch).gates)
+        found, under_autocast = seen
         features, logits = task.teacher.features(batch.image)
         assert_equal(list(found.teacher), features)
         assert torch.equal(found.teacher_logits, logits)
@@ -93,6 +81,10 @@ class TestOwnPolicy:
         assert torch.equal(found.label, batch.label)
         assert found.epoch == 7
         assert not any(x.requires_grad for x in (*found.student, found.student_logits))
+        vectors = under_autocast.pooled, under_autocast.student_logits, under_autocast.teacher_logits
+        assert [x.dtype for x in vectors] == 3 * [torch.float32]
+        for drawn in gates:
+            torch.testing.assert_close(drawn[:, 0], (batch.label % 2 == 0).float(), rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
@@ -116,15 +108,6 @@ class TestOwnPolicy:
 
         with pytest.raises(UserError, match=f"policy Wrong: {message}"):
             take_step(toy_task("at", policy=Wrong), toy_batch())
-
-    def test_may_give_truth_values(self):
-        class Even(Policy):
-            def draw_gates(self, seen):
-                return (seen.label % 2 == 0)[:, None].expand(-1, self.setting.num_gates)
-
-        batch = toy_batch()
-        gates = take_step(toy_task("at", policy=Even), batch).gates
-        assert torch.equal(gates[:, 0], (batch.label % 2 == 0).float())
 
     def test_resumes_and_is_captured(self, tmp_path, monkeypatch):
         engine = make_engine(tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config())
