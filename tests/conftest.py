@@ -8,11 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import logging
 import re
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from stand_in import Once, StandIn, make_stand_in
+from stand_in import build, call_there, find_obstacle, made_once
 
 from utils.config import Config
 from utils.processes.stopping import STOP_SIGNALS
@@ -60,16 +63,18 @@ def _same_signal_handlers():
 
 
 @pytest.fixture(scope="session")
-def stand_in(request) -> StandIn:
-    """Runs functions in processes that see a GPU; skips where there can be none."""
-    return make_stand_in(Path(request.config.cache.mkdir("fakecuda")))
+def stand_in(request) -> Callable[..., Any]:
+    """``stand_in(function, *arguments)`` calls it in a process that sees a GPU; skips where there can be none."""
+    if obstacle := find_obstacle():
+        pytest.skip(f"a stand-in for a GPU {obstacle}")
+    return partial(call_there, build(Path(request.config.cache.mkdir("fakecuda"))))
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory) -> Once:
+def once(tmp_path_factory) -> Callable[[str, Callable[[], Any]], Any]:
     """``once(name, make)`` calls `make` in a single one of the session's processes; all of them get its result."""
     folder = tmp_path_factory.getbasetemp()
-    return Once(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    return partial(made_once, folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from filelock import FileLock
 
@@ -46,66 +45,48 @@ def build(cache: Path) -> Path:
     return folder
 
 
-class StandIn:
-    """Calls functions of test modules in processes that see a GPU.
+def call_there(library: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function(*arguments)`` returns in a process that sees a GPU; both go through JSON.
 
     Args:
         library: folder of the library, see `build`.
+        function: of a test module.
     """
-
-    def __init__(self, library: Path):
-        self.library = library
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``function(*arguments)`` returns there, a function of a module; both go through JSON."""
-        folders = [REPOSITORY, SOURCES, Path(__file__).parent, Path(sys.modules[function.__module__].__file__).parent]
-        variables = {
-            "PYTHONPATH": os.pathsep.join(map(str, folders)),
-            "LD_LIBRARY_PATH": str(self.library),
-            "LD_PRELOAD": str(self.library / "libfakecuda.so"),
-            "OMP_NUM_THREADS": "1",
-        }
-        inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-        with tempfile.TemporaryDirectory() as folder:
-            answer = Path(folder) / "answer.json"
-            words = [__file__, function.__module__, function.__name__, json.dumps(arguments), str(answer)]
-            done = subprocess.run(
-                [sys.executable, *words],
-                cwd=REPOSITORY,
-                env=inherited | variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=PATIENCE,
-            )
-            assert done.returncode == 0, done.stdout
-            return json.loads(answer.read_text())
+    folders = [REPOSITORY, SOURCES, Path(__file__).parent, Path(sys.modules[function.__module__].__file__).parent]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "LD_LIBRARY_PATH": str(library),
+        "LD_PRELOAD": str(library / "libfakecuda.so"),
+        "OMP_NUM_THREADS": "1",
+    }
+    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        words = [__file__, function.__module__, function.__name__, json.dumps(arguments), str(answer)]
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=REPOSITORY,
+            env=inherited | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout
+        return json.loads(answer.read_text())
 
 
-class Once:
-    """Lets the processes of a test session share what takes long to find out.
+def made_once(folder: Path, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returned to the first who asked for `name`; it goes through JSON.
 
     Args:
-        folder: of the session.
+        folder: of the test session, whose processes share what takes long to find out.
     """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returned to the first who asked for `name`; it goes through JSON."""
-        file = self._folder / f"{name}.json"
-        with FileLock(f"{file}.lock"):
-            if not file.exists():
-                file.write_text(json.dumps(make()))
-        return json.loads(file.read_text())
-
-
-def make_stand_in(cache: Path) -> StandIn:
-    """Build it, or skip the test that asks for it."""
-    if obstacle := find_obstacle():
-        pytest.skip(f"a stand-in for a GPU {obstacle}")
-    return StandIn(build(cache))
+    file = folder / f"{name}.json"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            file.write_text(json.dumps(make()))
+    return json.loads(file.read_text())
 
 
 def in_forks(function: Callable[..., Any], *arguments: Any, environments: Sequence[dict[str, str]]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Training on a stand-in for a GPU, where PyTorch's CUDA backend is real and the values are not.
 
-The checks run one after another in a process that sees the GPU, see `stand_in.StandIn`. Each is a test, which fails
-with the traceback from there.
+The checks run one after another in a process that sees the GPU, see `stand_in.call_there`. Each is a test, which
+fails with the traceback from there.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ def run_checks(folder):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_on_the_stand_in(stand_in, once, tmp_path_factory, name):
-    problems = once("stand-in", lambda: stand_in.call(run_checks, str(tmp_path_factory.mktemp("stand-in"))))
+    problems = once("stand-in", lambda: stand_in(run_checks, str(tmp_path_factory.mktemp("stand-in"))))
     assert name not in problems, problems[name]
 
 
@@ -397,4 +397,4 @@ def run_gpu_tests():
 
 @pytest.mark.slow
 def test_the_tests_for_a_gpu_can_be_run(stand_in):
-    assert stand_in.call(run_gpu_tests) == 0
+    assert stand_in(run_gpu_tests) == 0
