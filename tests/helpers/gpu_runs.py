@@ -18,7 +18,6 @@ from utils.training.device import choose_device
 DEVICE = torch.device("cuda:0")
 BATCH = 12  # three batches of 12 of the 40 images, and one of 4
 EPOCHS = 3
-STEPS = 4  # per epoch
 
 
 def make_engine(
