@@ -129,7 +129,11 @@ def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_target
     _, (mixed, targets) = seen["mixed"]
     assert seen["student"][0][0] is seen["teacher"][0][0] is mixed.image
     count = round(share * 6)
-    assert torch.equal(seen["router"][0][0], mixed.image[:count])
+    image, _, _, start, gates = seen["router"][0]
+    features, _ = seen["teacher"][1]
+    assert torch.equal(image, mixed.image[:count])
+    assert torch.equal(start, features[task.router.spots[0].teacher][:count])
+    assert torch.equal(gates, output.gates[:count])
     assert torch.equal(seen["distiller"][0][-1].label, BATCH.label)
     assert torch.equal(output.label, targets.dominant)
 
@@ -137,6 +141,8 @@ def test_both_networks_see_the_mixed_images_and_both_losses_have_the_same_target
         return F.cross_entropy(logits, probabilities(targets)[: len(logits)], label_smoothing=0.1)
 
     torch.testing.assert_close(output.parts["loss/ce"], cross_entropy(output.logits))
+    student = sum(output.parts[f"loss/{name}"] for name in ("ce", "f1", "f2", "kl"))
+    torch.testing.assert_close(output.parts["loss/total"], student)  # whatever the share
     routed = cross_entropy(seen["router"][1].detach())
     torch.testing.assert_close(output.parts["loss/routed_ce"], routed)
     # The quota of the last gate is that of the whole batch.
