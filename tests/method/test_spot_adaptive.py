@@ -1,7 +1,5 @@
 """The policy, its gates, the routed pass and the two losses."""
 
-import copy
-
 import pytest
 import torch
 from toys import take_step, toy_batch, toy_task
@@ -9,14 +7,8 @@ from toys import take_step, toy_batch, toy_task
 from distillers.base import Spot
 from distillers.spot_adaptive.distillation import routing_loss
 from distillers.spot_adaptive.policy import Gumbel, PolicySetting, Seen
+from distillers.spot_adaptive.routing import mix
 from distillers.spot_adaptive.selection import SELECTIONS
-
-
-def route(task, batch, gates):
-    with torch.no_grad():
-        features, logits = task.teacher.features(batch.image)
-    start = task.router.start(features, logits)
-    return task.router(batch.image, task._twin[0], task.teacher, start, gates), logits
 
 
 class TestGates:
@@ -35,14 +27,10 @@ class TestGates:
         assert correlation.abs().max() < 0.03
 
 
-class TestRouting:
-    @pytest.mark.parametrize("distiller", ["kd", "at"])
-    def test_with_every_gate_open_is_the_teacher_and_with_every_gate_closed_the_evaluated_student(self, distiller):
-        task, batch = toy_task(distiller), toy_batch()
-        gates = torch.ones(6, task.num_gates)
-        routed, logits = route(task, batch, gates)
-        assert torch.equal(routed, logits)
-        assert torch.equal(route(task, batch, 0 * gates)[0], copy.deepcopy(task.student).eval()(batch.image))
+def test_a_sample_changes_sides_exactly():
+    student, teacher = torch.randn(2, 6, 4, 3, 3)
+    assert torch.equal(mix(student, teacher, torch.ones(6)), teacher)
+    assert torch.equal(mix(student, teacher, torch.zeros(6)), student)
 
 
 def test_a_routed_loss_that_equals_the_students_weighs_one():
