@@ -38,6 +38,13 @@ def test_a_routed_loss_that_equals_the_students_weighs_one():
     assert routing_loss(routed, routed, torch.ones(4), gamma=2.0) == 3
 
 
+def test_a_missing_sample_costs_one_per_process():
+    """Gradients are averaged over processes, and this is a sum over the whole batch."""
+    routed, gates = torch.tensor(3.0), torch.zeros(4, requires_grad=True)
+    routing_loss(routed, routed, gates, gamma=2.0, processes=3).backward()
+    assert gates.grad.tolist() == 4 * [-3]
+
+
 class TestTwin:
     def test_is_no_part_of_the_checkpoint(self):
         task = toy_task("at")

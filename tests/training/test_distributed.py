@@ -31,13 +31,11 @@ from toys import NUM_CLASSES, NUM_SAMPLES, ToyNet, toy_batch, toy_data, toy_task
 
 from datasets.batch import Batch
 from distillers.crd import Contrast
-from distillers.spot_adaptive.distillation import routing_loss
 from distillers.task import Pretraining
 from utils.command import guarded
 from utils.errors import CONNECTION_LOST, UserError
 from utils.processes.group import (
     Replica,
-    all_sum,
     barrier,
     from_main,
     gather_objects,
@@ -179,18 +177,6 @@ def test_gradients_are_the_average_of_those_of_the_two_parts(on_both, distiller,
     assert expected
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12 * largest)
-
-
-def quota_gradient():
-    gates = torch.zeros(8, dtype=torch.float64, requires_grad=True)  # nobody is distilled
-    zero = torch.zeros((), dtype=torch.float64)
-    routing_loss(zero, zero, gates[rank() :: 2], 1.0, processes=2).backward()
-    return all_sum(gates.grad)[0] / world_size()
-
-
-def test_gradients_of_the_policys_quota_count_the_whole_batch(on_both):
-    """Were it averaged like a mean, two processes would ask for half as much as one."""
-    torch.testing.assert_close(on_both(quota_gradient)[0], torch.full((8,), -1.0, dtype=torch.float64))
 
 
 # ---- what one process would have found
