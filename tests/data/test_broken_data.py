@@ -160,7 +160,8 @@ def test_a_folder_that_cannot_be_listed_ends_the_search(tmp_path, monkeypatch):
         return list_folder(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert refusal(of_folder, root) == "opening the data set imagefolder failed: Permission denied"
+    closed = root / "train" / "ant" / "closed"
+    assert refusal(of_folder, root) == f"opening the data set imagefolder failed: {closed}: Permission denied"
 
 
 @pytest.mark.parametrize(
