@@ -53,14 +53,6 @@ def finished_run(uninterrupted):
     return uninterrupted("at", "adaptive", toy_config(save_ep_freq=2))
 
 
-def test_another_seed_gives_another_run(tmp_path, uninterrupted):
-    """That the same seed gives the same one is shown by all that is resumed."""
-    engine = make_engine(tmp_path / "run", config=toy_config(seed=1, **SHORT))
-    finish(engine)
-    runs = (engine.run, uninterrupted("at", "adaptive", toy_config(**SHORT)))
-    assert not torch.equal(*(read_checkpoint(run.last)["model"]["conv1.weight"] for run in runs))
-
-
 class TestResuming:
     @pytest.mark.parametrize(
         ("distiller", "selection", "saves", "keys"),
