@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from toy_runs import RECIPE, assert_equal, break_off, finish, make_engine, records, toy_config
 from toys import CPU, ToyNet, toy_data
 
@@ -36,26 +35,20 @@ def test_a_run_that_asks_for_an_average_later_begins_it_with_the_weights_that_it
     assert_equal(dict(resumed.phase.average.network.state_dict()), read_checkpoint(RunDir(tmp_path).last)["model"])
 
 
-def test_the_average_is_that_of_pytorch():
-    torch.manual_seed(0)
+def test_the_average_moves_by_a_share_and_counters_are_copied():
     network = ToyNet()
-    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
-    theirs.update_parameters(network)  # it begins with the first weights that it sees
-    ours = WeightAverage(network, 0.8)
+    average = WeightAverage(network, 0.8)
+    expected = {name: value.clone() for name, value in network.state_dict().items()}
     for _ in range(3):
         network(torch.randn(4, 3, 8, 8))
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        ours.update()
-        theirs.update_parameters(network)
-    found, expected = ours.network.state_dict(), theirs.module.state_dict()
-    for name, value in expected.items():
-        if value.is_floating_point():
-            assert torch.equal(found[name], value), name
-        else:  # how many batches there were, which theirs rounds down to none
-            assert found[name] == network.state_dict()[name] == 3
-    assert not ours.network.training
+        average.update()
+        for name, now in network.state_dict().items():
+            expected[name] = expected[name].lerp(now, 0.2) if now.is_floating_point() else now.clone()
+    torch.testing.assert_close(dict(average.network.state_dict()), expected)
+    assert not average.network.training
 
 
 def test_tools_that_are_asked_for_an_average_say_if_there_is_none(tmp_path):
