@@ -16,7 +16,7 @@ from utils.files import publish_copy
 from utils.run_folder.folder import RunDir
 from utils.run_folder.resume import refuse_other_classes
 from utils.training.accuracy import evaluate
-from utils.training.build import assemble, build_network
+from utils.training.build import assemble, build, build_network, load_data
 from utils.training.precision import place_task
 from utils.training.reporter import Reporter
 
@@ -38,6 +38,22 @@ def test_every_key_of_the_policy_reaches_it(monkeypatch):
         policy = assemble(given, *networks, source).policy
         assert (type(policy), policy.size) == (Own, 3)
         assert (policy.setting.gate_temperature, policy.setting.homogeneous) == (2.5, homo)
+
+
+def test_the_seed_alone_decides_the_weights_and_the_order_of_the_images():
+    source = toy_source(toy_labels(), [str(k) for k in range(NUM_CLASSES)], (32, 32))
+
+    def made(seed):
+        config = find_config("digits", seed, model="resnet8").load(
+            ["dataset.num_classes=null", "training.batch_size=8"]
+        )
+        task, _ = build(config, source, torch.device("cpu"))
+        with closing(load_data(source, config, torch.device("cpu"))) as data:
+            return task.student.conv1.weight, next(iter(data.train.epoch(0))).index
+
+    one, same, other = made(3), made(3), made(4)
+    assert [torch.equal(a, b) for a, b in zip(one, same)] == [True, True]
+    assert [torch.equal(a, b) for a, b in zip(one, other)] == [False, False]
 
 
 def test_the_same_classes_in_another_order_are_other_classes():
