@@ -52,19 +52,19 @@ def offered_weights(
 
 def _of_timm(name: str, wanted: Any, kwargs: dict[str, Any], num_classes: int, new_head: bool) -> dict[str, Tensor]:
     timm, build = _timm(name), timm_builder(name)
-    if wanted is not True:
-        if not isinstance(wanted, str) or not Path(wanted).is_file():
-            raise UserError(f"kwargs: pretrained is {wanted!r}, must be true or a file")
-        # timm replaces a classifier that by its own records has other classes than are wanted.
-        known, classes = None, {} if new_head else {"num_classes": num_classes}
-        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": wanted} | classes}
-    else:
+    if wanted is True:
         known = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-    if known is not None and known.num_classes != num_classes and not new_head:
-        raise UserError(
-            f"kwargs: the pretrained weights know {known.num_classes} classes, here {num_classes}; "
-            "new_head=true trains a new classifier"
-        )
+        if known is not None and known.num_classes != num_classes and not new_head:
+            raise UserError(
+                f"kwargs: the pretrained weights know {known.num_classes} classes, here {num_classes}; "
+                "new_head=true trains a new classifier"
+            )
+    elif not isinstance(wanted, str) or not Path(wanted).is_file():
+        raise UserError(f"kwargs: pretrained is {wanted!r}, must be true or a file")
+    else:
+        # timm replaces a classifier that by its own records has other classes than are wanted.
+        classes = {} if new_head else {"num_classes": num_classes}
+        kwargs = {**kwargs, "pretrained_cfg_overlay": {"file": wanted} | classes}
     with doing(
         "kwargs: reading the pretrained weights (pretrained=FILE takes a file, pretrained=false random weights)"
     ):

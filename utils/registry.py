@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -57,9 +57,8 @@ class Registry(Generic[T]):
     def canonical(self, name: str) -> str:
         """The registered spelling of `name`, e.g. ``"tiny-imagenet"`` for ``"Tiny_ImageNet"``."""
         self._load()
-        for known in self._entries:
-            if fold(known) == fold(name):
-                return known
+        if known := spelling(name, self._entries):
+            return known
         close = did_you_mean(name, self._entries) or ":"
         raise UserError(f"unknown {self.kind} {name!r}{close} known are {', '.join(self._entries)}")
 
@@ -92,6 +91,11 @@ def names_in_source(package: str, kind: str = r"\w+") -> tuple[str, ...]:
                 with suppress(ValueError, SyntaxError):  # a constant, say
                     names += ast.literal_eval(f"[{arguments[1:-1]}]")
     return tuple(names)
+
+
+def spelling(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that differs from `name` in case, dashes and underscores at most; None if there is none."""
+    return next((one for one in known if fold(one) == fold(name)), None)
 
 
 def fold(name: str) -> str:

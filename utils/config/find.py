@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.config.layers import COMMAND_LINE, Layers
 from utils.config.names import model_label, needs_small_lr, same_family
 from utils.errors import UserError, did_you_mean
-from utils.registry import fold, names_in_source
+from utils.registry import fold, names_in_source, spelling
 
 SMALL_LR = 0.01
 OWN_IMAGES = ("imagefolder", "csv", "parquet")  # for which no β was ever tuned
@@ -39,7 +39,8 @@ def find_config(
     if model and not any(pair):
         method, networks = "single", (model,)
     elif all(pair) and not model:
-        method, networks = _registered(distiller), (teacher, student)
+        method = spelling(distiller, names_in_source("distillers", "distiller")) or distiller
+        networks = (teacher, student)
     else:
         raise UserError(f"{COMMAND_LINE}: give a model to train, or a teacher, a student and a distiller")
     folder = _dataset_folder(dataset, Path(root))
@@ -89,17 +90,10 @@ def _compose(layers: Layers, bases: list[Path], method: str, networks: tuple[str
     return parts
 
 
-def _registered(distiller: str) -> str:
-    """The spelling that the config files of a distiller go by: that of its registration."""
-    names = names_in_source("distillers", "distiller")
-    return next((name for name in names if fold(name) == fold(distiller)), distiller)
-
-
 def _dataset_folder(dataset: str, root: Path) -> Path:
     known = sorted(path.parent.name for path in root.glob("*/base.yml"))
-    for name in known:
-        if fold(name) == fold(dataset):
-            return root / name
+    if found := spelling(dataset, known):
+        return root / found
     close = did_you_mean(dataset, known) or ":"
     there = ", ".join(known) or "none"
     raise UserError(f"{COMMAND_LINE}: no dataset {dataset!r} in {root}{close} those with a base.yml are {there}")

@@ -13,7 +13,7 @@ from pydantic import ValidationInfo
 
 from utils.errors import UserError
 from utils.libraries import TIMM, is_timm
-from utils.registry import Registry, fold, names_in_source
+from utils.registry import Registry, names_in_source, spelling
 
 # Context in which a config is validated that a run has written. A student can be used without its policy, so a name has
 # to be known only where it is used.
@@ -53,9 +53,8 @@ def registered(package: str, kind: str, registry: str) -> Callable[[str], str]:
     """
 
     def canonical(name: str, info: ValidationInfo) -> str:
-        for known in names_in_source(package, kind):
-            if fold(known) == fold(name):
-                return known
+        if known := spelling(name, names_in_source(package, kind)):
+            return known
         # Imported this late because it brings PyTorch.
         entries: Registry = getattr(importlib.import_module(f"{package}.registry"), registry)
         try:

@@ -45,7 +45,7 @@ def answer(groups: Sequence[Group]) -> list[str]:
     sentence = f"Best student: {group.title}, {selection}, {mean_text(group.top1(selection))}"
     if over_alone := group.difference(selection, SINGLE):
         sentence += f", over the student alone {judged(over_alone)}"
-        gains = (other.difference(which, SINGLE) for other in groups for which in SELECTIONS)
+        gains = (one.difference(which, SINGLE) for one in groups for which in SELECTIONS)
         if not any(gain and gain.mean > 0 for gain in gains):
             sentence = f"No distilled student is better than the student alone. {sentence}"
     other = "adaptive" if selection == "fixed" else selection

@@ -139,11 +139,12 @@ class Engine:
 
         It is that of the checkpoint that the run goes on from, or the next one if this was written within an epoch.
         """
-        self.best, first = {"top1": -1.0, "epoch": 0}, self.progress.epoch + 1
+        self.best = {"top1": -1.0, "epoch": 0}
         if self.progress.step == 0 and self.val.get("top1") is not None:
             publish_copy(self.run.last, self.run.best)
             names = [name for name in ("top1", "class_mean") if name in self.val]
-            self.best, first = {name: self.val[name] for name in names} | {"epoch": first - 1}, first - 1
+            self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
+        first = self.best["epoch"] or self.progress.epoch + 1
         log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, first)
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
