@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets.images import fit, to_tensor
 from datasets.loading.augment import AUGMENTATIONS, Recipe
 from datasets.loading.order import derive_seed
-from datasets.loading.workers import map_in_workers, shared_images
+from datasets.loading.workers import image_memory, map_in_workers
 from datasets.source import Split
 from utils.errors import UserError, doing
 from utils.processes.group import gather_objects, rank, world_size
@@ -72,7 +72,7 @@ def decode_all(split: Split, size: tuple[int, int], *, margin: bool = False, wor
     Raises:
         UserError: a file cannot be read.
     """
-    images = shared_images(len(split), size)
+    images = image_memory(len(split), size)
     decode = Decoder(split, size, margin=margin)
 
     def work(chunk: range) -> None:

@@ -12,7 +12,7 @@ from datasets.loading.augment import Augment
 from datasets.loading.decode import Decoder
 from datasets.loading.loader import Loader
 from datasets.loading.order import Order, derive_seed
-from datasets.loading.workers import AHEAD, Workers, shared_images
+from datasets.loading.workers import AHEAD, Workers, image_memory
 from datasets.source import Split
 
 
@@ -52,7 +52,7 @@ class StreamLoader(Loader):
 
         self._workers = Workers(work, workers)
         count, largest = AHEAD * max(self._workers.count, 1), order.largest_part()
-        self._slots = slots = shared_images(count * largest, augment.size).view(count, largest, 3, *augment.size)
+        self._slots = slots = image_memory(count * largest, augment.size).view(count, largest, 3, *augment.size)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._used: deque[torch.cuda.Event] = deque()  # of each of the last batches, behind the steps before it
 

@@ -38,7 +38,7 @@ Worker: TypeAlias = tuple[multiprocessing.Process, Connection]  # and our end of
 class Workers:
     """Forked processes that do jobs; the results come in the order of the jobs.
 
-    Pictures are written into `shared_images`. A process that cannot be started is done without. Where none can be, the
+    Pictures are written into `image_memory`. A process that cannot be started is done without. Where none can be, the
     jobs are done here.
 
     Args:
@@ -141,7 +141,7 @@ def map_in_workers(work: Callable[[Any], Any], jobs: Sequence[Any], count: int) 
         yield from workers.map(jobs)
 
 
-def shared_images(count: int, size: tuple[int, int]) -> Tensor:
+def image_memory(count: int, size: tuple[int, int]) -> Tensor:
     """Memory for images, uint8 ``[count, 3, H, W]``, in which processes forked later write what this one reads."""
     memory = mmap.mmap(-1, count * 3 * size[0] * size[1])
     return torch.frombuffer(memory, dtype=torch.uint8).view(count, 3, *size)

@@ -11,7 +11,7 @@ from pictures import image_folder
 from models import get_model
 from utils.advise import advise
 from utils.advise.__main__ import main
-from utils.advise.candidates import Candidate, Choice, Cost, fit, make_candidates
+from utils.advise.candidates import Candidate, Choice, Duration, fit, make_candidates
 from utils.cli import main_distill, main_single
 from utils.errors import UserError
 from utils.grid.plan import plan
@@ -19,7 +19,7 @@ from utils.grid.pool import Outcome
 from utils.grid.slurm import IN_SLURM
 from utils.processes.stopping import Interrupted
 
-COST = Cost(step=0.1, start=10.0, epoch=1.0)
+DURATION = Duration(step=0.1, start=10.0, epoch=1.0)
 
 
 class HereAndNow(nullcontext):
@@ -150,10 +150,10 @@ def test_students_alone_come_first_and_only_what_has_spots_is_balanced():
     ],
 )
 def test_what_fits_into_some_time(seconds, kept, seeds, epochs):
-    costs = {Candidate("a"): COST, Candidate("a", "fixed"): COST, Candidate("a", "adaptive"): COST}
-    choice = Choice(tuple(costs), (1, 2, 3), 40)
-    found = fit(costs, choice, seconds, more_seeds=True)
-    assert found == Choice(tuple(costs)[:kept], seeds, epochs)
-    assert found.seconds(costs) <= seconds
+    durations = {Candidate("a"): DURATION, Candidate("a", "fixed"): DURATION, Candidate("a", "adaptive"): DURATION}
+    choice = Choice(tuple(durations), (1, 2, 3), 40)
+    found = fit(durations, choice, seconds, more_seeds=True)
+    assert found == Choice(tuple(durations)[:kept], seeds, epochs)
+    assert found.seconds(durations) <= seconds
     with pytest.raises(UserError, match=r"a kd, fixed and what it is compared with take 0.011 hours for 10 epochs"):
-        fit(costs, choice, 30.0)
+        fit(durations, choice, 30.0)

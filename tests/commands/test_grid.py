@@ -19,7 +19,7 @@ from ready_process import ReadyProcess, run_script
 from utils.config.yaml_text import spell
 from utils.errors import UserError
 from utils.grid.__main__ import main
-from utils.grid.command import conclude, slots, split_overrides
+from utils.grid.command import print_outcomes, slots, split_overrides
 from utils.grid.plan import Job, plan, state
 from utils.grid.pool import Outcome, Pool
 from utils.grid.progress import Progress
@@ -150,7 +150,7 @@ def test_a_failing_run_and_a_folder_that_cannot_be_entered_stop_no_other(tmp_pat
     found = {name: outcome.status for name, outcome in outcomes.items()}
     assert found == {"resnet20 alone": "finished", "at fixed": "failed", "sp fixed": "failed", "kd fixed": "finished"}
     assert outcomes["sp fixed"].reason.endswith("resnet20-resnet8: Permission denied")
-    assert conclude(list(outcomes.values())) == 1
+    assert print_outcomes(list(outcomes.values())) == 1
     assert "failed: at fixed, resnet20-resnet8, seed 1029: ValueError: out of luck" in capsys.readouterr().out
 
 
@@ -188,7 +188,7 @@ def test_the_running_jobs_save_themselves_before_the_grid_stops(tmp_path, monkey
     assert (tmp_path / "saved").exists()
     if asked:
         assert [outcome.status for outcome in outcomes.values()] == ["stopped", "not started"]
-        assert conclude(list(outcomes.values())) == EXIT_INTERRUPTED
+        assert print_outcomes(list(outcomes.values())) == EXIT_INTERRUPTED
 
 
 def test_gpus_are_dealt_out_in_turn(monkeypatch):

@@ -20,7 +20,7 @@ from utils.grid.plan import plan
 from utils.grid.pool import last_line
 from utils.grid.progress import Progress
 from utils.grid.slurm import SlurmQueue, describe, import_submitit, read_request
-from utils.grid.slurm_task import NOT_ENOUGH_TIME, Task
+from utils.grid.slurm_task import NOT_ENOUGH_TIME, SlurmTask
 from utils.launch import main as launch
 from utils.processes.rendezvous import first_host, rendezvous_of
 from utils.processes.stopping import EXIT_INTERRUPTED, StopRequest
@@ -216,10 +216,10 @@ class TestTask:
         monkeypatch.setattr("utils.grid.slurm_task.BUSY_SECONDS", 0)
         job = jobs_of(tmp_path)[0]
 
-        def make(script: str, processes: int = 1) -> tuple[Task, Layout]:
+        def make(script: str, processes: int = 1) -> tuple[SlurmTask, Layout]:
             command = lambda self, *, resume: [sys.executable, "-c", script, *(["--resume"] if resume else [])]  # noqa: E731
             monkeypatch.setattr("utils.grid.plan.Job.command", command)
-            return Task(job, processes), Layout(job.folder)
+            return SlurmTask(job, processes), Layout(job.folder)
 
         return make
 

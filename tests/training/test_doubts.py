@@ -15,9 +15,9 @@ from utils.config import Config
 from utils.run_folder.layout import Layout
 from utils.training.doubts import (
     constant_accuracy,
+    leaked_images,
     no_progress,
     poor_teacher,
-    shared_images,
     uneven_classes,
     wide_interval,
 )
@@ -45,19 +45,19 @@ def test_uneven_classes_are_named_unless_something_makes_up_for_them():
 
 def test_images_that_are_trained_on_and_evaluated_on_are_named(tmp_path):
     root = image_folder(tmp_path / "a", train=3, val=3)
-    assert shared_images(find_source("imagefolder", root)) == []
+    assert leaked_images(find_source("imagefolder", root)) == []
     shutil.copytree(root / "train", root / "test")
-    (line,) = shared_images(find_source("imagefolder", root))
+    (line,) = leaked_images(find_source("imagefolder", root))
     assert f"warning: test has images to train on, {root / 'test/ant/000.png'} and perhaps more" in line
     table = tmp_path / "images.csv"
     rows = [f"a/train/{name}/00{number}.png,{name}" for name in ("ant", "bee") for number in range(3)]
     table.write_text("\n".join(["image,label", *rows, *rows, *rows]))
-    (line,) = shared_images(find_source("csv", table, val_split=0.3))
+    (line,) = leaked_images(find_source("csv", table, val_split=0.3))
     assert "warning: validation has images to train on" in line
     save(smooth_picture(8, 8), tmp_path / "b/train/ant/000.png")  # another one of that name
     table.write_text("\n".join(["image,label,split", *(f"{row},train" for row in (*rows, "b/train/ant/000.png,ant"))]))
     table.write_text(f"{table.read_text()}\n{rows[0]},val")
-    (line,) = shared_images(find_source("csv", table))
+    (line,) = leaked_images(find_source("csv", table))
     assert f"{tmp_path / 'a/train/ant/000.png'} and perhaps more" in line
 
 

@@ -31,7 +31,7 @@ from utils.report.table import markdown
 from utils.run_folder.read import SINGLE
 from utils.training.accuracy import evaluate
 from utils.training.device import choose_device
-from utils.training.doubts import constant_accuracy, shared_images, uneven_classes
+from utils.training.doubts import constant_accuracy, leaked_images, uneven_classes
 from utils.training.dry_run import describe_network
 from utils.training.facts import name_of
 from utils.training.log import log_to_console
@@ -101,7 +101,7 @@ def advise(
     check_writable(folder)
     source = readable_part(open_data(config.dataset), config.dataset, config.training.num_workers)
     missing = find_missing_teacher(config, teacher_overrides)
-    print("\n".join([*describe(source, config), *uneven_classes(source, config), *shared_images(source)]))
+    print("\n".join([*describe(source, config), *uneven_classes(source, config), *leaked_images(source)]))
     top1 = None if missing else teacher_top1(config, source)
     refuse_useless(top1, constant_accuracy(source.val.labels), "predicting the largest class for every image", anyway)
     choice = choose(question, config, source, missing, folder, jobs, slurm is not None)
@@ -253,22 +253,22 @@ def fitted(
     """What can be trained of `choice` within the time that there is, told by a few steps of each candidate."""
     device, one_seed = choose_device(config.training.device), replace(choice, seeds=choice.seeds[:1])
     configs = {one: some[-1].config for one, some in question.jobs(one_seed, config, Path(config.run.root)).items()}
-    costs, refused = measure(configs, source, device)
-    if all(candidate.selection == SINGLE for candidate in costs):
+    durations, refused = measure(configs, source, device)
+    if all(candidate.selection == SINGLE for candidate in durations):
         raise next(iter(refused.values()))
     for candidate, error in refused.items():
         print(f"left out: {candidate}: {error}")
     of_teacher, _ = measure({Candidate(question.teacher): missing.config}, source, device) if missing else ({}, {})
-    before = sum(cost.of(missing.config.training.epochs) for cost in of_teacher.values())
+    before = sum(duration.of(missing.config.training.epochs) for duration in of_teacher.values())
     at_a_time = len(slots(jobs)) if visible_gpus() else 1  # runs that share the cores of a CPU take longer
-    choice = replace(choice, candidates=tuple(costs))
+    choice = replace(choice, candidates=tuple(durations))
     if question.hours:
         left = at_a_time * (3600 * question.hours - before)
-        choice = fit(costs, choice, left, more_seeds=question.seeds is None)
-    if dropped := [str(one) for one in costs if one not in choice.candidates]:
+        choice = fit(durations, choice, left, more_seeds=question.seeds is None)
+    if dropped := [str(one) for one in durations if one not in choice.candidates]:
         print(f"left out for lack of time: {'; '.join(dropped)}")
-    print(markdown(choice.table(costs)))
-    duration = tqdm.format_interval(before + choice.seconds(costs) / at_a_time)
+    print(markdown(choice.table(durations)))
+    duration = tqdm.format_interval(before + choice.seconds(durations) / at_a_time)
     first = f" after {missing.config.training.epochs} epochs of the teacher" if missing else ""
     print(f"{choice}{first}, about {duration} on {at_a_time} x {name_of(device)}")
     return choice

@@ -69,7 +69,7 @@ def make_candidates(
 
 
 @dataclass(frozen=True)
-class Cost:
+class Duration:
     """Seconds that a run takes.
 
     Attributes:
@@ -88,9 +88,9 @@ class Cost:
 
 def measure(
     configs: Mapping[Candidate, Config], source: Source, device: torch.device
-) -> tuple[dict[Candidate, Cost], dict[Candidate, UserError]]:
+) -> tuple[dict[Candidate, Duration], dict[Candidate, UserError]]:
     """Time a few steps of each candidate, with random weights of the teacher; and why others cannot be trained."""
-    costs, refused, validations = {}, {}, {}
+    durations, refused, validations = {}, {}, {}
     first = next(iter(configs.values()))
     started = time.monotonic()
     with closing(load_data(source, first, device)) as data:
@@ -98,19 +98,19 @@ def measure(
         with tqdm(configs.items(), desc="timing a few steps", leave=False, disable=None) as items:
             for candidate, config in items:
                 try:
-                    costs[candidate] = _cost(config, source, data, device, start, validations)
+                    durations[candidate] = _duration(config, source, data, device, start, validations)
                 except UserError as error:
                     refused[candidate] = error
                 gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the runs need it
-    return costs, refused
+    return durations, refused
 
 
-def _cost(
+def _duration(
     config: Config, source: Source, data: Data, device: torch.device, start: float, validations: dict[str, float]
-) -> Cost:
-    """The cost of a run; the time of a validation is that of `validations` if the student has been timed before."""
+) -> Duration:
+    """How long a run takes; the time of a validation is that of `validations` if the student has been timed before."""
     task, _ = build(config, source, device)
     phases = make_phases(place_task(task, config, device, source.image_size), config)
     *before, step = [step_seconds(phase, data, config, device) for phase in phases]
@@ -120,7 +120,7 @@ def _cost(
         started = time.monotonic()
         evaluate(task.student, data.val, device, autocast(device, config.training.precision))
         validations[config.student.title] = time.monotonic() - started
-    return Cost(step, start, steps * step + validations[config.student.title])
+    return Duration(step, start, steps * step + validations[config.student.title])
 
 
 @dataclass(frozen=True)
@@ -135,19 +135,19 @@ class Choice:
         seeds, count = " ".join(map(str, self.seeds)), len(self.candidates) * len(self.seeds)
         return f"{len(self.candidates)} candidates, seeds {seeds}, {self.epochs} epochs: {count} runs"
 
-    def table(self, costs: Mapping[Candidate, Cost]) -> pd.DataFrame:
+    def table(self, durations: Mapping[Candidate, Duration]) -> pd.DataFrame:
         """The time of a step and a run of each candidate, as text."""
         rows = [
-            (str(one), f"{1000 * costs[one].step:.1f}", tqdm.format_interval(costs[one].of(self.epochs)))
+            (str(one), f"{1000 * durations[one].step:.1f}", tqdm.format_interval(durations[one].of(self.epochs)))
             for one in self.candidates
         ]
         return pd.DataFrame(rows, columns=["candidate", "ms a step", "a run takes"])
 
-    def seconds(self, costs: Mapping[Candidate, Cost]) -> float:
-        return len(self.seeds) * sum(costs[candidate].of(self.epochs) for candidate in self.candidates)
+    def seconds(self, durations: Mapping[Candidate, Duration]) -> float:
+        return len(self.seeds) * sum(durations[candidate].of(self.epochs) for candidate in self.candidates)
 
 
-def fit(costs: Mapping[Candidate, Cost], choice: Choice, seconds: float, *, more_seeds: bool = False) -> Choice:
+def fit(durations: Mapping[Candidate, Duration], choice: Choice, seconds: float, *, more_seeds: bool = False) -> Choice:
     """As much of `choice` as takes no longer than `seconds`.
 
     First the epochs become fewer, down to a quarter, then the last candidates are left out, then seeds. A student alone
@@ -158,7 +158,7 @@ def fit(costs: Mapping[Candidate, Cost], choice: Choice, seconds: float, *, more
     """
 
     def fits(candidates: Sequence[Candidate], seeds: Sequence[int], epochs: int) -> bool:
-        return Choice(tuple(candidates), tuple(seeds), epochs).seconds(costs) <= seconds
+        return Choice(tuple(candidates), tuple(seeds), epochs).seconds(durations) <= seconds
 
     kept, seeds, least = list(choice.candidates), list(choice.seeds), ceil(choice.epochs / LEAST_SHARE)
     needed = sum(candidate.selection == SINGLE for candidate in kept) + 1
@@ -167,7 +167,7 @@ def fit(costs: Mapping[Candidate, Cost], choice: Choice, seconds: float, *, more
     while len(seeds) > 1 and not fits(kept, seeds, least):
         seeds.pop()
     if not fits(kept, seeds, least):
-        whole = Choice(tuple(kept), tuple(seeds), least).seconds(costs)
+        whole = Choice(tuple(kept), tuple(seeds), least).seconds(durations)
         raise UserError(
             f"--hours: {seconds / 3600:.2g} hours are left, but {kept[-1]} and what it is compared with take "
             f"{whole / 3600:.2g} hours for {least} epochs; a smaller training.epochs, or fewer students"

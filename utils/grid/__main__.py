@@ -17,7 +17,7 @@ from utils.grid.command import (
     EXIT_FAILED,
     SWEEP,
     add_run_arguments,
-    conclude,
+    print_outcomes,
     queue_of,
     split_overrides,
 )
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_INTERRUPTED if stop.requested else 0
         outcomes = queue.work()
     _report(jobs, root, options.out)
-    return conclude(outcomes)
+    return print_outcomes(outcomes)
 
 
 def _report(jobs: Sequence[Job], root: Path, out: str | None) -> None:

@@ -107,7 +107,7 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(k) for k in range(count)]
 
 
-def conclude(outcomes: Sequence[Outcome]) -> int:
+def print_outcomes(outcomes: Sequence[Outcome]) -> int:
     """Print the counts, and the runs that are not done; the exit code."""
     counts = Counter(outcome.status for outcome in outcomes)
     print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.grid.plan import Job, State, state
 from utils.grid.pool import DONE, POLL, Outcome, Queue, last_line
-from utils.grid.slurm_task import Task
+from utils.grid.slurm_task import SlurmTask
 from utils.processes.stopping import StopRequest
 from utils.run_folder.layout import Layout
 
@@ -141,7 +141,7 @@ class SlurmQueue(Queue):
             if not jobs or stop.requested:
                 continue
             waits_for = teacher and self._submitted[teacher].job_id
-            tasks = [Task(job, self.request.processes) for job in jobs]
+            tasks = [SlurmTask(job, self.request.processes) for job in jobs]
             for job, there in zip(jobs, submit(tasks, self.request, waits_for, self.logs)):
                 layout = Layout(job.folder)
                 layout.path.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def import_submitit():
     return submitit
 
 
-def submit(tasks: Sequence[Task], request: Request, teacher: str | None, logs: Path) -> list[SlurmJob]:
+def submit(tasks: Sequence[SlurmTask], request: Request, teacher: str | None, logs: Path) -> list[SlurmJob]:
     """Submit tasks, several as one array.
 
     Args:

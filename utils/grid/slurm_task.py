@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOT_ENOUGH_TIME = "error: the time limit came before anything could be saved; --slurm time=... asks for more"
 
 
-class Task:
+class SlurmTask:
     """Trains one run in a Slurm job; submitit pickles it. A second job for the same run waits and finds it finished.
 
     Args:
@@ -79,7 +79,7 @@ class Task:
                 with layout.slurm_log.open("a") as log:
                     log.write(NOT_ENOUGH_TIME + "\n")
                 return None
-        return DelayedSubmission(Task(self.job, self.processes))
+        return DelayedSubmission(SlurmTask(self.job, self.processes))
 
     def _stop_child(self, number: int) -> None:
         self._child.send_signal(number)

@@ -38,7 +38,7 @@ def uneven_classes(source: Source, config: Config) -> list[str]:
     ]
 
 
-def shared_images(source: Source) -> list[str]:
+def leaked_images(source: Source) -> list[str]:
     """Whether images to evaluate on are images to train on, too: one file, or two of one name, folder name and content.
 
     Images whose bytes stand in a table are not compared.

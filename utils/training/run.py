@@ -38,7 +38,7 @@ from utils.training.build import (
     teacher_accuracy,
 )
 from utils.training.device import choose_device, explaining_limits, keep_freed_memory, set_backends
-from utils.training.doubts import other_images, poor_teacher, shared_images, uneven_classes, wide_interval
+from utils.training.doubts import leaked_images, other_images, poor_teacher, uneven_classes, wide_interval
 from utils.training.engine import Engine
 from utils.training.facts import facts_of, name_of
 from utils.training.log import log, log_to_console, log_to_file, set_aside
@@ -224,7 +224,7 @@ def prepare(
         f"{source.num_classes} classes) | {config.title} | {name_of(device)} | {config.run_dir}"
     )
     warn(uneven_classes(source, config))
-    warn(shared_images(source) if is_main() else ())  # it reads files
+    warn(leaked_images(source) if is_main() else ())  # it reads files
     if advice := precision_advice(device, config.training.precision):
         log.info(advice)
     return data, make_phases(place_task(task, config, device, source.image_size), config)
