@@ -72,7 +72,7 @@ def distil_chances(task: SpotAdaptiveDistillation, images: Tensor, label: Tensor
     features, logits = task.student.features(images)
     teacher_features, teacher_logits = task.teacher.features(images)
     label = teacher_logits.argmax(dim=1) if label is None else label
-    chances = task.policy.chances(task.policy_input(features, teacher_features, logits, teacher_logits, label))
+    chances = task.chances(task.policy_input(features, teacher_features, logits, teacher_logits, label))
     return 1 - chances if task.selection == "anti" else chances
 
 

@@ -19,7 +19,7 @@ from distillers.label_loss import LabelLoss, Targets
 from distillers.logits import LOGIT_LOSSES, LogitLoss, standardized
 from distillers.spot_adaptive.balance import Balance
 from distillers.spot_adaptive.frozen import follow_numbers, frozen_twin
-from distillers.spot_adaptive.policy import Policy, Seen
+from distillers.spot_adaptive.policy import Policy, Seen, exact_gates
 from distillers.spot_adaptive.routing import Router
 from distillers.spot_adaptive.selection import SELECTIONS
 from distillers.task import Task, TaskOutput
@@ -228,18 +228,31 @@ class SpotAdaptiveDistillation(Task):
 
     def draw_gates(self, seen: Seen) -> Tensor:
         """Gates ``[B, K + 1]`` of the policy, with its gradient."""
-        size = (len(seen.label), self.num_gates)
         who = f"policy {type(self.policy).__name__}: draw_gates"
         shared = (*seen.student, *seen.teacher, seen.student_logits, seen.teacher_logits, seen.label, seen.epoch)
         with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, who):
             gates = self.policy.draw_gates(seen)
-        if gates.shape != size:
-            raise UserError(f"{who} gives {tuple(gates.shape)}, must be [B, K + 1], here {size}")
-        if not self._gates_checked:  # once, since looking at values waits for the device
+        self._check_shape(gates, seen, who)
+        if self.policy.binary:
+            return gates
+        exact = exact_gates(gates.to(seen.student_logits.dtype))
+        if not self._gates_checked:  # once, since looking at values waits for the device; later ones, the meter finds
             self._gates_checked = True
-            if ((gates != 0) & (gates != 1)).any():
+            if exact.isnan().any():
                 raise UserError(f"{who} gives values from {gates.min():g} to {gates.max():g}, must be 0 or 1 each")
-        return gates if gates.is_floating_point() else gates.float()
+        return exact
+
+    def chances(self, seen: Seen) -> Tensor:
+        """What the policy says of its gates, see `Policy.chances`, ``[B, K + 1]``."""
+        chances = self.policy.chances(seen)
+        self._check_shape(chances, seen, f"policy {type(self.policy).__name__}: chances")
+        return chances
+
+    def _check_shape(self, gates: object, seen: Seen, who: str) -> None:
+        size = (len(seen.label), self.num_gates)
+        if getattr(gates, "shape", None) != size:
+            found = tuple(gates.shape) if isinstance(gates, Tensor) else f"a {type(gates).__name__}"
+            raise UserError(f"{who} gives {found}, must be [B, K + 1], here {size}")
 
     def choose(self, gates: Tensor) -> Tensor:
         """Where the student distils, ``[B, K + 1]``, without gradient, from the policy's gates."""

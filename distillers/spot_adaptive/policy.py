@@ -15,6 +15,7 @@ from distillers.registry import register_policy
 
 TEACHER_ROUTE = 0  # entry of each pair of policy logits that stands for "through the teacher", i.e. "distil here"
 HOMOGENEOUS_BIAS = 10.0
+ROUNDING = 1e-5  # of a gate computed as hard - soft.detach() + soft
 
 
 class Seen(NamedTuple):
@@ -79,7 +80,7 @@ class Policy(nn.Module):
 
     Attributes:
         capturable: see `distillers.base.Distiller`.
-        binary: every gate is 0 or 1 by construction; otherwise the gates of the first step are checked.
+        binary: every gate is exactly 0 or 1 by construction; otherwise gates pass through `exact_gates`.
     """
 
     capturable: ClassVar[bool] = True
@@ -92,8 +93,8 @@ class Policy(nn.Module):
     @property
     def routed(self) -> bool:
         """Whether steps have a routed pass, whose loss trains the policy, see `distillers.spot_adaptive.routing`. A
-        policy without parameters needs none, and costs next to nothing."""
-        return any(True for _ in self.parameters())
+        policy without parameters to train needs none, and costs next to nothing."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def draw_gates(self, seen: Seen) -> Tensor:
         """Gates ``[B, K + 1]``, 1 where the sample is distilled and 0 where not; the last column is that of the logits.
@@ -155,3 +156,13 @@ def straight_through_gates(logits: Tensor, temperature: float) -> Tensor:
     hard = (soft >= 0.5).to(soft.dtype)
     # This order adds an exact zero, so that the gate is a true 0 or 1; hard - soft.detach() + soft can be an ulp off.
     return hard + (soft - soft.detach())
+
+
+def exact_gates(gates: Tensor) -> Tensor:
+    """`gates` rounded to exactly 0 or 1, with the same gradient. NaN where one is neither, so that the epoch ends.
+
+    Nothing here waits for the device, and a captured step does it as well.
+    """
+    hard = gates.detach().round()
+    fine = ((hard == 0) | (hard == 1)) & ((gates.detach() - hard).abs() < ROUNDING)
+    return hard.where(fine, torch.nan) + (gates - gates.detach())

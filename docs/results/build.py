@@ -81,6 +81,8 @@ COMPARISONS = [
     (SMALL, BALANCED, "run/all-balanced fixed", KD, "run/all fixed kd", ("at", "sp", "crd")),
     (SMALL, LOOSE, "run/all-balanced-1 fixed", BALANCED, "run/all-balanced fixed", ("at", "sp")),
     (SMALL, TIGHT, "run/all-balanced-0.25 fixed", BALANCED, "run/all-balanced fixed", ("at", "sp")),
+    (SMALL, LOOSE, "run/wide-balanced-1 fixed", BALANCED, "run/wide-balanced fixed", ("at", "sp")),
+    (SMALL, TIGHT, "run/wide-balanced-0.25 fixed", BALANCED, "run/wide-balanced fixed", ("at", "sp")),
     (SMALL, "anti", "run/wide anti", "student alone", "run single alone", ("at", "sp")),
     (SMALL, QUARTER, "run/all-quarter adaptive", ONCE, "run/all adaptive", ("at", "sp", "crd")),
     (SMALL, f"{UNDECIDED}, 1/4", "run/all-apart-quarter adaptive", UNDECIDED, "run/all-apart adaptive", ("at",)),

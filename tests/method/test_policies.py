@@ -93,6 +93,7 @@ class TestOwnPolicy:
                 lambda policy, seen, gates: gates[:, 1:],
                 r"draw_gates gives \(6, 2\), must be \[B, K \+ 1\], here \(6, 3\)",
             ),
+            (lambda policy, seen, gates: gates.tolist(), r"draw_gates gives a list, must be \[B, K \+ 1\]"),
             (lambda policy, seen, gates: gates.detach(), "has parameters, and draw_gates gives gates without gradient"),
             (lambda policy, seen, gates: 2 * gates, r"draw_gates gives values from [02] to 2, must be 0 or 1 each"),
             (lambda policy, seen, gates: seen.label.zero_(), "draw_gates writes into a tensor that it is given"),
@@ -108,6 +109,34 @@ class TestOwnPolicy:
 
         with pytest.raises(UserError, match=f"policy Wrong: {message}"):
             take_step(toy_task("at", policy=Wrong), toy_batch())
+
+    def test_whose_gates_are_off_by_rounding_or_whose_parameters_are_frozen_is_taken(self):
+        class Rounded(Policy):
+            def __init__(self, setting):
+                super().__init__(setting)
+                self.net = nn.Linear(setting.pooled_size, setting.num_gates)
+
+            def draw_gates(self, seen):
+                soft = self.net(seen.pooled).sigmoid()
+                return (soft > soft.median()).float() + soft - soft.detach()
+
+        batch = toy_batch(40)
+        task = toy_task("at", policy=Rounded)
+        gates = take_step(task, batch).gates
+        assert set(gates.unique().tolist()) == {0.0, 1.0}
+        assert task.policy.net.weight.grad.abs().sum() > 0
+        frozen = toy_task("at", policy=lambda setting: Rounded(setting).requires_grad_(False))
+        assert not frozen.routed
+        assert torch.equal(take_step(frozen, batch).gates, gates)
+
+    def test_whose_gates_go_wrong_in_a_later_epoch_ends_at_that_step(self, tmp_path):
+        class Ramp(Policy):
+            def draw_gates(self, seen):
+                return 0.3 * seen.epoch * torch.ones(len(seen.label), self.setting.num_gates)
+
+        engine = make_engine(tmp_path, "at", policy=Ramp, config=toy_config())
+        with pytest.raises(UserError, match=r"at train epoch 2 step 1: gate/f1 nan, .*policy must give 0 or 1"):
+            finish(engine)
 
     def test_resumes_and_is_captured(self, tmp_path, monkeypatch):
         engine = make_engine(tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config())

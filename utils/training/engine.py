@@ -359,9 +359,13 @@ class Engine:
             where = f"{self.phase.name} epoch {self.progress.epoch + 1} step {step or self.progress.step}"
             kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "nothing is saved yet"
             key = "training.lr" if self.phase.name == "train" else "pretrain.optimizer.lr"
+            advice = f"a smaller {key} may help"
+            gates = [name for name in wrong if name.startswith("gate/")]
+            if gates and not any(name.startswith("loss/ce ") for name in wrong):  # the student itself is well
+                wrong, advice = gates, "the policy must give 0 or 1; if it learns, a smaller training.lr_agent may help"
             raise UserError(
                 f"{self.run.path}: no longer finite, {when} {where}: "
-                f"{', '.join(wrong[:5])}{' and more' * (len(wrong) > 5)}; {kept}; a smaller {key} may help"
+                f"{', '.join(wrong[:5])}{' and more' * (len(wrong) > 5)}; {kept}; {advice}"
             )
         return means
 
