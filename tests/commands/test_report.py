@@ -151,8 +151,8 @@ def under(checkpoint, seed=1):
     return {"seed": seed, "settings": {"kd": kd}}
 
 
-def own_policy(name):
-    return {"selection": "adaptive", "settings": {"kd": {"policy": name}}}
+def own_policy(name, options=None):
+    return {"selection": "adaptive", "settings": {"kd": {"policy": name, "policy_options": options or {}}}}
 
 
 def images_of(root):
@@ -169,6 +169,10 @@ def images_of(root):
         ([under("run/t/1/last.pth"), under("run/t/2/last.pth", 2)], None),  # a teacher for each seed
         ([images_of("cats"), images_of("dogs")], "dataset.root=dogs"),
         ([{"distiller": "sp"}, own_policy("unsure")], "kd.policy=unsure"),
+        (
+            [own_policy("unsure"), own_policy("unsure", {"below": 0.8})],
+            "kd.policy=unsure kd.policy_options={'below': 0.8}",
+        ),
     ],
 )
 def test_settings_that_decide_a_result_make_a_row_that_names_them(runs, settings, tmp_path):
@@ -176,6 +180,15 @@ def test_settings_that_decide_a_result_make_a_row_that_names_them(runs, settings
         write_run(tmp_path / str(number), **{"selection": "fixed"} | keys)
     _, *others = sorted(groups_of(tmp_path), key=lambda group: group.first.path)
     assert [group.settings for group in others] == [settings] * (settings is not None)
+
+
+def test_a_teacher_that_one_run_finds_and_another_names_is_one(tmp_path):
+    write_run(tmp_path / "a", selection="fixed", seed=1)
+    policy = {"teacher": {"name": "resnet20", "checkpoint": f"{tmp_path}/a/digits/1/resnet20/ckpt/best.pth"}}
+    write_run(tmp_path / "b", selection="adaptive", seed=1, settings={"kd": policy | {"policy": "unsure"}})
+    _, own = groups_of(tmp_path)
+    assert (own.settings, own.first.title) == ("kd.policy=unsure", "resnet20 → resnet8, at, adaptive by unsure, seed 1")
+    assert own.difference("adaptive", "fixed") is not None
 
 
 def test_a_recipe_that_differs_stands_in_every_row(tmp_path):

@@ -243,11 +243,12 @@ class Config(Section):
 
     @property
     def title(self) -> str:
-        """``"vgg13"``, or ``"at, adaptive, vgg13 -> vgg8"``."""
+        """``"vgg13"``, ``"at, adaptive, vgg13 -> vgg8"``, or ``"at, adaptive by <policy>, ..."``."""
         if self.model:
             return self.model.title
         kd = self.kd
-        return f"{self.kd_loss.name}, {kd.selection}, {kd.teacher.title} -> {kd.student.title}"
+        policy = f" by {kd.policy}" if SELECTIONS[kd.selection].policy and kd.policy != "gumbel" else ""
+        return f"{self.kd_loss.name}, {kd.selection}{policy}, {kd.teacher.title} -> {kd.student.title}"
 
     @property
     def run_dir(self) -> Path:

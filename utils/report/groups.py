@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from os.path import normpath
 from pathlib import Path
@@ -13,6 +13,7 @@ import pandas as pd
 
 from utils.registry import fold
 from utils.report.statistics import Difference, paired_difference
+from utils.run_folder.layout import Layout
 from utils.run_folder.read import SINGLE, Run
 
 TEACHER = "teacher"  # a column beside those of the selections
@@ -106,7 +107,10 @@ class Group:
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs by data set, pair, distiller and settings, in the order of `runs`. Networks alone are groups as well."""
-    groups = []
+    runs, groups = list(runs), []
+    found = {_usual_teacher(run) for run in runs if not run.teacher_weights}
+    # What one run found by itself another one may name.
+    runs = [replace(run, teacher_weights="") if normpath(run.teacher_weights) in found else run for run in runs]
     for of_dataset in _by(runs, lambda run: run.dataset).values():
         for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
             recipe = [key for key in differing(members) if key.startswith(RECIPE)]
@@ -123,6 +127,11 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     return groups
 
 
+def _usual_teacher(run: Run) -> str:
+    """Where it looks for its teacher if its config names no file."""
+    return normpath(Layout(Path(run.config["run"]["root"], run.dataset, str(run.seed), run.teacher)).best)
+
+
 def _by(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Any, list[Run]]:
     found: dict[Any, list[Run]] = {}
     for run in runs:
@@ -133,7 +142,7 @@ def _by(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Any, list[R
 def _settings(run: Run, keys: set[str]) -> str:
     known = comparable(run)
     used = sorted(keys if run.has_policy else keys - OF_A_POLICY)
-    return " ".join(f"{key}={known[key]}" for key in used if known.get(key) is not None)
+    return " ".join(f"{key}={known[key]}" for key in used if known.get(key) not in (None, {}))
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -93,6 +93,7 @@ class Run:
     @property
     def title(self) -> str:
         what = ALONE if self.is_single else f"{self.distiller}, {self.selection}"
+        what += f" by {self.policy}" if self.policy not in ("", "gumbel") else ""
         return f"{self.pair}, {what}, seed {self.seed}"
 
     @property
