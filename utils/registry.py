@@ -40,7 +40,9 @@ class Registry(Generic[T]):
         def add(entry: T) -> T:
             for name in names:
                 if same := [known for known in self._entries if fold(known) == fold(name)]:
-                    raise ValueError(f"{self.kind} {name!r} is registered twice, also as {same[0]!r}")
+                    raise ValueError(
+                        f"{self.kind} {name!r} is registered twice, also as {same[0]!r} in {self._entries[same[0]].__module__}"
+                    )
                 self._entries[name] = entry
             return entry
 

@@ -11,35 +11,22 @@ from documents import execute, shown_file
 from step_tape import TapeRecorder
 from torch import nn
 from toy_runs import assert_equal, finish, make_engine, records, toy_config
-from toys import IMAGE_SIZE, NUM_CLASSES, ToyNet, take_step, toy_batch, toy_labels, toy_task
+from toys import IMAGE_SIZE, ToyNet, take_step, toy_batch, toy_labels, toy_task
 
 from distillers.registry import POLICIES, build
 from distillers.spot_adaptive.join import join
-from distillers.spot_adaptive.policy import Policy, straight_through_gates
+from distillers.spot_adaptive.policy import Policy
 from utils.errors import UserError
 
 
 @pytest.fixture
 def own(monkeypatch):
-    """A place in which a test may register policies; that of docs/extending.md is there."""
+    """A place in which a test may register policies; those of docs/extending.md are there."""
     monkeypatch.setattr(POLICIES, "_entries", {name: POLICIES.get(name) for name in POLICIES})
-    if "unsure" not in POLICIES:
-        execute("distillers.unsure", shown_file("distillers/unsure.py"))
+    for name in ("unsure", "mlp"):
+        if name not in POLICIES:
+            execute(f"distillers.{name}", shown_file(f"distillers/{name}.py"))
     return POLICIES
-
-
-class Learned(Policy):
-    """Looks at everything, with an MLP."""
-
-    def __init__(self, setting, *, width: int = 4):
-        super().__init__(setting)
-        inputs = setting.pooled_size + 2 * NUM_CLASSES + 1
-        self.net = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 2 * setting.num_gates))
-
-    def draw_gates(self, seen):
-        epoch = seen.epoch.expand(len(seen.label), 1)
-        inputs = torch.cat([seen.pooled, seen.student_logits, seen.teacher_logits, epoch], dim=1)
-        return straight_through_gates(self.net(inputs).view(len(inputs), -1, 2), 5.0)
 
 
 class TestOwnPolicy:
@@ -100,8 +87,8 @@ class TestOwnPolicy:
             (lambda policy, seen, gates: setattr(policy, "late", nn.Linear(2, 2)), "has made parameters in a step"),
         ],
     )
-    def test_that_does_something_else_is_named(self, spoil, message):
-        class Wrong(Learned):
+    def test_that_does_something_else_is_named(self, own, spoil, message):
+        class Wrong(own.get("mlp")):
             def draw_gates(self, seen):
                 gates = super().draw_gates(seen)
                 spoilt = spoil(self, seen, gates)
@@ -138,11 +125,12 @@ class TestOwnPolicy:
         with pytest.raises(UserError, match=r"at train epoch 2 step 1: gate/f1 nan, .*policy must give 0 or 1"):
             finish(engine)
 
-    def test_resumes_and_is_captured(self, tmp_path, monkeypatch):
-        engine = make_engine(tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config())
+    def test_resumes_and_is_captured(self, own, tmp_path, monkeypatch):
+        learned = own.get("mlp")
+        engine = make_engine(tmp_path, "at", selection="shuffled", policy=learned, config=toy_config())
         finish(engine)
         resumed = make_engine(
-            tmp_path, "at", selection="shuffled", policy=Learned, config=toy_config(epochs=4), resume=True
+            tmp_path, "at", selection="shuffled", policy=learned, config=toy_config(epochs=4), resume=True
         )
         assert_equal(resumed.task.extra_state(), engine.task.extra_state())
         finish(resumed)
@@ -150,7 +138,7 @@ class TestOwnPolicy:
         use_optimizers_of_a_gpu(monkeypatch)
         states = []
         for recorder in (None, TapeRecorder()):
-            training = Training("at", recorder, selection="shuffled", policy=Learned).take([8, 8, 5, 8, 5])
+            training = Training("at", recorder, selection="shuffled", policy=learned).take([8, 8, 5, 8, 5])
             assert not training.complaints
             states.append(training.state())
         assert_equal(*states)
