@@ -39,10 +39,9 @@ class Registry(Generic[T]):
 
         def add(entry: T) -> T:
             for name in names:
-                if same := [known for known in self._entries if fold(known) == fold(name)]:
-                    raise ValueError(
-                        f"{self.kind} {name!r} is registered twice, also as {same[0]!r} in {self._entries[same[0]].__module__}"
-                    )
+                if same := spelling(name, self._entries):
+                    where = self._entries[same].__module__
+                    raise ValueError(f"{self.kind} {name!r} is registered twice, also as {same!r} in {where}")
                 self._entries[name] = entry
             return entry
 

@@ -260,13 +260,16 @@ class TestTwoGridsOnOneRoot:
 def test_a_sweep_has_a_folder_for_each_combination_and_shares_the_teacher(tmp_path):
     sweep = ["kd_loss.homo=true,false", "training.lr=0.05,0.1"]
     tmp_path = tmp_path / "runs #1: all"
-    teacher, *others = jobs_of(tmp_path, ("single", "fixed"), sweep=sweep)
+    teacher, *others = jobs_of(tmp_path, ("single", "fixed", "adaptive"), sweep=sweep)
     assert teacher.folder == tmp_path / "digits/1029/resnet20"
     folders = [f"training.lr={lr}/digits/1029/resnet8" for lr in (0.05, 0.1)]
+    fixed = [job for job in others if job.config.kd and job.config.kd.selection == "fixed"]
+    assert [job.config.training.lr for job in fixed] == [0.05, 0.1], "there is no policy that homo could change"
     combinations = [(homo, lr) for homo in ("true", "false") for lr in (0.05, 0.1)]
+    others = [job for job in others if job not in fixed]
     for job, (homo, lr) in zip(others[2:], combinations, strict=True):
-        assert job.name == f"at fixed, resnet20-resnet8, seed 1029, kd_loss.homo={homo}, training.lr={lr}"
-        folders.append(f"kd_loss.homo={homo},training.lr={lr}/digits/1029/fixed-at/resnet20-resnet8")
+        assert job.name == f"at adaptive, resnet20-resnet8, seed 1029, kd_loss.homo={homo}, training.lr={lr}"
+        folders.append(f"kd_loss.homo={homo},training.lr={lr}/digits/1029/adaptive-at/resnet20-resnet8")
         assert (str(job.config.kd_loss.homo).lower(), job.config.training.lr) == (homo, lr)
         assert job.teacher == teacher.folder
         assert job.config.teacher_checkpoint == teacher.folder / "ckpt/best.pth"

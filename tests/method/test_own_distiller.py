@@ -59,7 +59,10 @@ def test_one_file_and_its_name_are_all_that_training_takes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('register_distiller("AT")(object)', r"ValueError: distiller 'AT' is registered twice, also as 'at' in distillers\.at"),
+        (
+            'register_distiller("AT")(object)',
+            r"ValueError: distiller 'AT' is registered twice, also as 'at' in distillers\.at",
+        ),
         ("def f(:", r"SyntaxError: "),
         ("import nowhere", r"ModuleNotFoundError: No module named 'nowhere'"),
     ],

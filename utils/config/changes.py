@@ -10,6 +10,11 @@ from utils.config.errors import all_fields
 from utils.config.schema import Config
 from utils.config.types import INCIDENTAL
 
+# What a run without a policy does not use.
+OF_A_POLICY = {"kd.policy", "kd.policy_options", "kd.gate_temperature", "kd.routing_share", "kd_loss.homo"}
+OF_A_POLICY |= {"kd.loss_weights.classify_weight", "training.lr_agent", "training.lr_agent_decay_epochs"}
+OF_A_POLICY |= {"training.optimizer.weight_decay_agent"}
+
 
 def flatten(section: dict[str, Any], whole: Container[str] = (), prefix: str = "") -> dict[str, Any]:
     """Nested settings as one dict of dotted keys; what a key of `whole` holds stays one value."""

@@ -10,8 +10,9 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config import Config, find_config
-from utils.config.changes import deciding_settings, differences
+from utils.config.changes import OF_A_POLICY, deciding_settings, differences
 from utils.config.layers import DROPS
 from utils.config.related import SingleRun, single_run, teacher_run
 from utils.config.yaml_text import spell
@@ -96,7 +97,8 @@ def plan(
         pairs: ``teacher-student``, or ``teacher:student`` where a name has a dash.
         overrides: ``key=value`` words for the runs; what a teacher shares with its student goes to it as well.
         teacher_overrides: ``key=value`` words for the teachers.
-        sweep: ``key=value,value`` words; everything is done for each combination of their values.
+        sweep: ``key=value,value`` words; everything is done for each combination of their values. Keys of the policy
+            are left out where there is none.
 
     Raises:
         UserError: a name or a key is wrong, or two runs of different settings have one folder; nothing has been started
@@ -116,7 +118,8 @@ def plan(
             alone += [_alone(dataset, seed, student, words, more) for _, student in networks if SINGLE in selections]
             for (teacher, student), distiller, selection in product(networks, distillers, to_distil):
                 names = (dataset, seed, teacher, student, distiller)
-                pair = _distilled(names, [*overrides, f"kd.selection={selection}"], swept, teacher_overrides)
+                more = swept if SELECTIONS[selection].policy else _without_policy(swept)
+                pair = _distilled(names, [*overrides, f"kd.selection={selection}"], more, teacher_overrides)
                 teachers += pair[:-1]
                 distilled.append(pair[-1])
         jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]
@@ -201,6 +204,12 @@ def _of_the_student_alone(words: Sequence[str]) -> list[str]:
         word.replace("kd.student.", "model.", 1) if word.startswith("kd.student.") else word for word in words
     ]
     return [word for word in of_network if not word.startswith(_DISTILLING_ONLY)]
+
+
+def _without_policy(words: Sequence[str]) -> list[str]:
+    """The `words` that decide something where no policy chooses."""
+    keys = (f"{key}{end}" for key in OF_A_POLICY for end in "=.")
+    return [word for word in words if not word.startswith(tuple(keys))]
 
 
 def _alone(dataset: str, seed: int, student: str, overrides: Sequence[str], swept: Sequence[str]) -> Job:

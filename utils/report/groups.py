@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from utils.config.changes import OF_A_POLICY
 from utils.registry import fold
 from utils.report.statistics import Difference, paired_difference
 from utils.run_folder.layout import Layout
@@ -20,10 +21,6 @@ TEACHER = "teacher"  # a column beside those of the selections
 OWN_COLUMN = ["training.seed", "kd.selection"]  # settings in which the runs of one group differ
 # Named wherever they are not as usual: what a row does must not depend on what it stands beside.
 ALWAYS_NAMED = {"kd.balance": None, "kd.policy": "gumbel"}
-# What a run without a policy does not use.
-OF_A_POLICY = {"kd.policy", "kd.policy_options", "kd.gate_temperature", "kd.routing_share", "kd_loss.homo"}
-OF_A_POLICY |= {"kd.loss_weights.classify_weight", "training.lr_agent", "training.lr_agent_decay_epochs"}
-OF_A_POLICY |= {"training.optimizer.weight_decay_agent"}
 RECIPE = ("dataset.", "training.", "pretrain.")  # what runs of different networks and distillers may have in common
 _SAME_EVERYWHERE = set(map(fold, ("digits", "cifar-10", "cifar-100", "tiny-imagenet", "imagenet")))  # wherever it lies
 _PUBLISHED = Path(__file__).with_name("published.csv")  # validation top-1 of the SAKD paper
