@@ -130,7 +130,7 @@ def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source
         UserError: a training class, or the whole of validation, has no readable file.
     """
     files = {what: split for what, split in source.splits().items() if isinstance(split, Files)}
-    if config.on_corrupt != "skip" or not files:
+    if config.on_corrupt != "skip" or not files or source.decoded:
         return source
     root = Path(config.root)
     memory = root / REMEMBERED if root.is_dir() else root.with_name(f"{root.name}.{REMEMBERED}")
@@ -148,7 +148,7 @@ def readable_part(source: Source, config: DatasetConfig, workers: int) -> Source
     if any(found.values()) and is_written:
         log.info("%s names all images that cannot be read", memory)
     parts = [_without(found.get(what), what, split, source) for what, split in source.splits().items()]
-    return replace(source, **dict(zip(("train", "val", "test"), parts)))
+    return replace(source, **dict(zip(("train", "val", "test"), parts)), decoded=True)
 
 
 def _without(broken: dict[int, str] | None, what: str, split: Split, source: Source) -> Split:

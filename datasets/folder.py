@@ -84,7 +84,7 @@ def scan(folder: Path) -> list[tuple[str, str]]:
         empty += [] if images else [name]
     if empty:
         raise UserError(
-            f"{folder}: no images of its own in class folder {enumerate_some(empty)} "
+            f"{folder}: no images of its own in class folder {enumerate_some(empty)}; remove it or put images there "
             f"(looked for {', '.join(EXTENSIONS)}; what two folders link to belongs to the first)"
         )
     _warn_of(others, folder)

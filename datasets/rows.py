@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +77,7 @@ def source_of_rows(
     if not rows:
         raise UserError(f"{where}: holds no images")
     numbered = [number.get(key, -1) for key in keys]
-    _divide(rows, numbered, val_split, where)
+    _divide(rows, numbered, names, val_split, where)
     trained = {keys[row] for row in rows["train"]}
     for split in ("val", "test"):
         if missing := sorted({str(keys[row]) for row in rows[split]} - set(map(str, trained))):
@@ -87,11 +87,12 @@ def source_of_rows(
     return Source(train, val, names, *IMAGENET_NORM, augment=None, image_size=None, test=test if len(test) else None)
 
 
-def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[int], list[int]]:
+def split_rows(labels: Sequence[int], names: Sequence[str], share: float, where: str) -> tuple[list[int], list[int]]:
     """Rows to train on and rows to validate on: `share` of every class, the same in every run whatever its seed.
 
     Args:
         labels: class of each row.
+        names: of the classes.
         share: ``dataset.val_split``; where that is fewer images than there are classes, so many are taken.
         where: what to call the data in messages.
 
@@ -111,21 +112,23 @@ def split_rows(labels: Sequence[int], share: float, where: str) -> tuple[list[in
     except ValueError:  # there are fewer images than classes on a side
         divided = False
     if not divided:
-        counts = np.unique(labels, return_counts=True)[1]
+        count, smallest = min((count, label) for label, count in Counter(labels).items())
         raise UserError(
             f"dataset.val_split: {share} of {where} does not leave every class images on both sides: of {len(labels)} "
-            f"images, {len(counts)} classes, the smallest class has {counts.min()}; 0.1 to 0.5 and more images would do"
+            f"images, {len(classes)} classes, {names[smallest]!r} has {count}; add images or leave it out"
         )
     return sorted(train.tolist()), sorted(val.tolist())
 
 
-def _divide(rows: dict[str | None, list[int]], labels: Sequence[int], val_split: float | None, where: str) -> None:
+def _divide(
+    rows: dict[str | None, list[int]], labels: Sequence[int], names: Sequence[str], val_split: float | None, where: str
+) -> None:
     """Settle which rows train, validate and test. Without validation rows, test rows validate."""
     rows["train"] = rows.pop(None, []) or rows["train"]
     if val_split is not None:
         if rows["val"]:
             raise UserError(f"dataset.val_split: {where} is divided into train and val already; leave it out")
-        train, val = split_rows([labels[row] for row in rows["train"]], val_split, where)
+        train, val = split_rows([labels[row] for row in rows["train"]], names, val_split, where)
         rows["train"], rows["val"] = ([rows["train"][index] for index in part] for part in (train, val))
     if not rows["val"]:
         rows["val"], rows["test"] = rows["test"], []

@@ -110,6 +110,7 @@ class Source:
         image_size: (height, width) of every batch; None: the images are of any size.
         test: images that nothing is chosen by, labelled as the others; None: there are none.
         image_range: see `datasets.images.to_rgb`; the config sets it.
+        decoded: every image has been decoded once, and those that cannot be are left out.
     """
 
     train: Split
@@ -121,6 +122,7 @@ class Source:
     image_size: tuple[int, int] | None
     test: Split | None = None
     image_range: tuple[float, float] | None = None
+    decoded: bool = False
 
     @classmethod
     def of(cls, description: dict[str, Any]) -> Source:

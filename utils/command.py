@@ -124,9 +124,10 @@ def guarded(main: Callable[[], int | None], *, trains: bool = False) -> NoReturn
 def _leave(line: str, status: int) -> NoReturn:
     if rank_info().world > 1:
         fail(printable(line), status)
-    print(printable(line), file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream, text in ((sys.stderr, printable(line) + "\n"), (sys.stdout, "")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(predict(*open_network(options), files))
     if not rows:
         raise UserError(f"{options.folder}: none of its {len(files)} images can be read")
-    write_text(options.out, pd.DataFrame(rows, columns=HEADER).to_csv(index=False))
+    write_text(options.out, pd.DataFrame(rows, columns=HEADER, dtype=object).to_csv(index=False))
     lost = len(files) - len(rows)
     print(f"{options.out}: {len(rows)} images{f'; {lost} could not be read' if lost else ''}")
     return 0
@@ -65,10 +65,11 @@ def open_network(options: argparse.Namespace) -> tuple[Network, Source]:
         UserError: the file cannot be read, or is not to be trusted.
     """
     file = Path(options.checkpoint)
-    if file.suffix in ENDINGS:
+    exported = file.suffix in ENDINGS
+    if words := [word for word in options.overrides if exported or word.startswith("dataset.")]:
+        raise UserError(f"{words[0]}: changes nothing here; images are prepared as {file} says")
+    if exported:
         return open_exported(file, trust=options.trust)
-    if words := [word for word in options.overrides if word.startswith("dataset.")]:
-        raise UserError(f"{words[0]}: images are prepared as the checkpoint says; leave the keys of the data set out")
     restored = restore_from(options, options.overrides, images=False)
     student = restored.student()
 

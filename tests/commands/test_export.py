@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,6 +201,14 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path):
             compare(tmp_path / "x", lambda images: torch.zeros(len(images), 3), other, torch.zeros(8, 1))
 
 
+def test_a_network_that_normalises_its_input_in_place_is_compared_on_equal_images(tmp_path):
+    images = torch.ones(8, 2)
+    assert "largest difference 0" in compare(
+        tmp_path / "x", lambda batch: batch.mul_(2), lambda batch: 2 * batch, images
+    )
+    assert torch.equal(images, torch.ones(8, 2))
+
+
 def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path, capsys):
     class Choosing(nn.Module):
         def forward(self, images):
@@ -225,12 +234,13 @@ def test_every_image_has_a_line_by_path_and_one_that_cannot_be_read_is_named(
     trained_run, digits, tmp_path, caplog, capsys
 ):
     folder, logits = digits
+    folder = folder.rename(folder.with_name(os.fsdecode(b"V\xf6gel")))  # as old Windows systems write it
     (folder / "broken.png").write_bytes(b"\x89PNG")
     words = [str(trained_run), str(folder), str(tmp_path / "out.csv")]
     assert predict.main(words) == 0
-    assert f"{folder}/broken.png: cannot be read as an image" in caplog.text
+    assert "gel/broken.png: cannot be read as an image" in caplog.text
     assert "6 images; 1 could not be read" in capsys.readouterr().out
-    header, *rows = csv.reader((tmp_path / "out.csv").read_text().splitlines())
+    header, *rows = csv.reader((tmp_path / "out.csv").read_text(errors="surrogateescape").splitlines())
     assert header == ["image", "predicted", "probability"]
     chances, classes = logits.softmax(dim=1).max(dim=1)
     order = [0, 2, 4, 1, 3, 5]
@@ -263,3 +273,5 @@ def test_a_program_is_not_unpickled_unasked(tmp_path):
     (tmp_path / "x.pt2").touch()
     with pytest.raises(UserError, match=r"x\.pt2: PyTorch unpickles such a file, .*--trust"):
         predict.main([str(tmp_path / "x.pt2"), str(tmp_path), str(tmp_path / "out.csv")])
+    with pytest.raises(UserError, match=r"^dataset\.img_h=9: changes nothing here"):
+        predict.main([str(tmp_path / "x.pt2"), str(tmp_path), str(tmp_path / "out.csv"), "dataset.img_h=9"])

@@ -22,6 +22,7 @@ from datasets.download import without_downloads
 from datasets.loading import decode as decoding
 from datasets.loading import workers as workers_module
 from datasets.loading.workers import Workers
+from utils.config.schema import DatasetConfig
 from utils.errors import Unforeseen, UserError
 
 LOADERS = ["memory", "stream"]
@@ -77,6 +78,8 @@ class TestUnreadableImages:
         assert "train/bee/000.png: cannot be read as an image" in found["training"]["6"]
         with monkeypatch.context() as patch:
             patch.setattr(check, "find_unreadable", lambda *_: pytest.fail("images are searched again"))
+            config = DatasetConfig(name="imagefolder", root=str(broken[0]), on_corrupt="skip")
+            assert check.readable_part(first.source, config, 0) is first.source  # as its teacher finds it
             assert same(batches(of_folder(broken[0], on_corrupt="skip").train), batches(first.train))
         save(smooth_picture(40, 40), broken[0] / "train/bee/000.png")
         assert of_folder(broken[0], on_corrupt="skip").train.num_samples == 11

@@ -43,17 +43,18 @@ def rows_source(labels, splits=None, val_split=None, **options):
 
 class TestSharesOfRows:
     def test_are_the_same_in_every_run_and_in_the_order_of_the_rows(self):
-        assert split_rows([0, 1] * 10, 0.2, "it")[1] == [0, 9, 10, 15]
+        assert split_rows([0, 1] * 10, "ab", 0.2, "it")[1] == [0, 9, 10, 15]
 
     def test_give_each_class_an_image_to_validate_on(self, caplog):
-        train, val = split_rows([0, 1, 2] * 6, 0.1, "it")
+        train, val = split_rows([0, 1, 2] * 6, "abc", 0.1, "it")
         assert caplog.messages == ["dataset.val_split: 0.1 of it is 2 images; one for each class is taken"]
         assert (sorted(row % 3 for row in val), len(train)) == ([0, 1, 2], 15)
 
     @pytest.mark.parametrize(("labels", "share"), [([0, 0, 1], 0.1), ([0] * 1000 + [1] * 2, 0.1)])
     def test_of_too_few_images_are_one_line(self, labels, share):
-        line = refusal(split_rows, labels, share, "it")
+        line = refusal(split_rows, labels, "ab", share, "it")
         assert line.startswith(f"dataset.val_split: {share} of it does not leave every class images on both sides: ")
+        assert f"'b' has {labels.count(1)}; " in line
 
 
 class TestLabels:

@@ -113,6 +113,15 @@ class TestStopRequest:
                 os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_closed_pipe_stops_a_training_as_a_closed_terminal_does(tmp_path):
+    process = start(config_file(prepare(tmp_path), None), "training.epochs=100", "training.lr_decay_epochs=[]")
+    process.wait_for_line("train 1/")
+    process.stdout.close()
+    assert process.wait() == EXIT_INTERRUPTED
+    (log,) = tmp_path.rglob("log.txt")
+    assert "all saved; the same command with --resume goes on" in log.read_text().splitlines()[-1]
+
+
 def test_a_signal_after_the_last_line_is_too_late(tmp_path):
     process = start(config_file(prepare(tmp_path), None), "training.epochs=1", "training.lr_decay_epochs=[]")
     process.wait_for_line("curves: ")

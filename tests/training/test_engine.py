@@ -99,6 +99,19 @@ class TestResuming:
         assert finish(again)["best_top1"] >= (0 if step else 50.0)
         assert again.run.best.exists()
 
+    def test_on_other_validation_images_chooses_the_best_anew(self, tmp_path, caplog):
+        engine = make_engine(tmp_path, config=toy_config(**LONGER))
+        break_off(engine, 3)
+        content = read_checkpoint(engine.run.last)
+        assert content["best"]["epoch"] == 1
+        content["best"]["top1"] = 99.0
+        content["data"]["val_images"] += 1
+        torch.save(content, engine.run.last)
+        again = make_engine(tmp_path, resume=True, config=toy_config(**LONGER))
+        line = "validation differs from before in val_images; the best epoch is chosen anew, from epoch 2 on"
+        assert line in caplog.messages
+        assert finish(again)["best_epoch"] == 2
+
     def test_refuses_the_checkpoint_of_another_number_of_images(self, tmp_path):
         engine = make_engine(tmp_path / "run", "at", config=toy_config(**SHORT))
         finish(engine)

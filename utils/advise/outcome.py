@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from utils.run_folder.layout import Layout
 from utils.run_folder.read import SELECTIONS, SINGLE, Run, read_run
 from utils.training.facts import name_of
 from utils.training.restore import restore
+from utils.training.trust import is_known_builder
 
 TABLE, PICTURE = "advice.csv", "advice.png"
 KINDS = (*SELECTIONS, SINGLE)  # of training a student, which may be best alone
@@ -56,7 +58,9 @@ def conclude(jobs: Sequence[Job], root: Path) -> pd.DataFrame:
     for student, of_student in students.items():
         run, cost = best_run(of_student, KINDS), costs[student]
         print(*answer(of_student), f"{student}: {cost.megabytes:.2f} MB, {cost.milliseconds[1]:.2f} ms an image.")
-        print(f"next: python -m utils.export {run.path}")
+        network = (run.config.get("model") or run.config["kd"]["student"])["name"]
+        trust = "" if is_known_builder(network) else " --trust"  # it is the user's own
+        print(f"next: python -m utils.export {shlex.quote(str(run.path))}{trust}")
     print(f"{root}: {TABLE}, {PICTURE}; python -m utils.report {root} shows more")
     table.attrs["best"] = str(best_run(groups, KINDS).path)
     return table

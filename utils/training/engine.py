@@ -124,6 +124,10 @@ class Engine:
             changes = deciding_changes(checkpoint.get("config"), self.config.to_dict())
             why = "; ".join(filter(None, [changes, reason(error, 240)]))
             raise UserError(f"{what} is not of this configuration ({why})") from error
+        if self.best["epoch"] and self.progress.epoch < self.phase.epochs:
+            theirs, ours = checkpoint.get("data", {}), self._describe_data()
+            if changed := [key for key, value in ours.items() if theirs.get(key, value) != value]:
+                self._choose_best_anew(f"validation differs from before in {', '.join(changed)}")
         if is_main() and self.best["epoch"] and not self.run.best.exists():
             self._replace_lost_best()
         if len(checkpoint["processes"]) != world_size():
@@ -139,13 +143,20 @@ class Engine:
 
         It is that of the checkpoint that the run goes on from, or the next one if this was written within an epoch.
         """
-        self.best = {"top1": -1.0, "epoch": 0}
-        if self.progress.step == 0 and self.val.get("top1") is not None:
+        names = [name for name in ("top1", "class_mean") if self.progress.step == 0 and name in self.val]
+        is_known = bool(names) and self.val["top1"] is not None
+        self._choose_best_anew(f"{self.run.best} is gone", since=self.progress.epoch + (not is_known))
+        if is_known:
             publish_copy(self.run.last, self.run.best)
-            names = [name for name in ("top1", "class_mean") if name in self.val]
             self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
-        first = self.best["epoch"] or self.progress.epoch + 1
-        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, first)
+
+    def _choose_best_anew(self, why: str, since: int | None = None) -> None:
+        self.best = {"top1": -1.0, "epoch": 0}
+        if is_main():
+            log.warning("%s; the best epoch is chosen anew, from epoch %d on", why, since or self.progress.epoch + 1)
+
+    def _describe_data(self) -> dict[str, Any]:
+        return self.data.source.describe() | {"val_images": self.data.val.num_samples}
 
     def fit(self, stop: StopRequest) -> dict[str, Any]:
         """Run the epochs that are left.
@@ -326,7 +337,7 @@ class Engine:
                 "val": self.val,
                 "best": self.best,
                 "threads": torch.get_num_threads(),
-                "data": self.data.source.describe(),
+                "data": self._describe_data(),
                 "config": self.config.to_dict(),
             }
             if self.phase.average:
