@@ -112,10 +112,11 @@ def split_rows(labels: Sequence[int], names: Sequence[str], share: float, where:
     except ValueError:  # there are fewer images than classes on a side
         divided = False
     if not divided:
-        count, smallest = min((count, label) for label, count in Counter(labels).items())
+        count, label = min((count, label) for label, count in Counter(labels).items())
+        smallest = dict(enumerate(names)).get(label, label)
         raise UserError(
             f"dataset.val_split: {share} of {where} does not leave every class images on both sides: of {len(labels)} "
-            f"images, {len(classes)} classes, {names[smallest]!r} has {count}; add images or leave it out"
+            f"images, {len(classes)} classes, {smallest!r} has {count}; 0.1 to 0.5 and more images of it would do"
         )
     return sorted(train.tolist()), sorted(val.tolist())
 

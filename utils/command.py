@@ -126,8 +126,7 @@ def _leave(line: str, status: int) -> NoReturn:
         fail(printable(line), status)
     for stream, text in ((sys.stderr, printable(line) + "\n"), (sys.stdout, "")):
         try:
-            stream.write(text)
-            stream.flush()
+            print(text, end="", file=stream, flush=True)  # on standard output where there is no other
         except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)

@@ -65,11 +65,12 @@ def open_network(options: argparse.Namespace) -> tuple[Network, Source]:
         UserError: the file cannot be read, or is not to be trusted.
     """
     file = Path(options.checkpoint)
-    exported = file.suffix in ENDINGS
-    if words := [word for word in options.overrides if exported or word.startswith("dataset.")]:
-        raise UserError(f"{words[0]}: changes nothing here; images are prepared as {file} says")
-    if exported:
+    if file.suffix in ENDINGS:
+        if options.overrides:
+            raise UserError(f"{options.overrides[0]}: an exported file is used as it is; leave config keys out")
         return open_exported(file, trust=options.trust)
+    if words := [word for word in options.overrides if word.startswith("dataset.")]:
+        raise UserError(f"{words[0]}: images are prepared as the checkpoint says; leave the keys of the data set out")
     restored = restore_from(options, options.overrides, images=False)
     student = restored.student()
 

@@ -233,13 +233,14 @@ class SpotAdaptiveDistillation(Task):
         with torch.autocast(seen.label.device.type, enabled=False), unchanged(shared, who):
             gates = self.policy.draw_gates(seen)
         self._check_shape(gates, seen, who)
+        gates = gates.to(seen.student_logits.dtype)
         if self.policy.binary:
             return gates
-        exact = exact_gates(gates.to(seen.student_logits.dtype))
+        exact = exact_gates(gates)
         if not self._gates_checked:  # once, since looking at values waits for the device; later ones, the meter finds
             self._gates_checked = True
-            if exact.isnan().any():
-                raise UserError(f"{who} gives values from {gates.min():g} to {gates.max():g}, must be 0 or 1 each")
+            if len(wrong := gates[exact.isnan()]):
+                raise UserError(f"{who} gives {wrong[0]:g}, must be 0 or 1 each")
         return exact
 
     def chances(self, seen: Seen) -> Tensor:
@@ -250,7 +251,7 @@ class SpotAdaptiveDistillation(Task):
 
     def _check_shape(self, gates: object, seen: Seen, who: str) -> None:
         size = (len(seen.label), self.num_gates)
-        if getattr(gates, "shape", None) != size:
+        if not isinstance(gates, Tensor) or gates.shape != size:
             found = tuple(gates.shape) if isinstance(gates, Tensor) else f"a {type(gates).__name__}"
             raise UserError(f"{who} gives {found}, must be [B, K + 1], here {size}")
 

@@ -163,6 +163,6 @@ def exact_gates(gates: Tensor) -> Tensor:
 
     Nothing here waits for the device, and a captured step does it as well.
     """
-    hard = gates.detach().round()
-    fine = ((hard == 0) | (hard == 1)) & ((gates.detach() - hard).abs() < ROUNDING)
+    hard = (gates.detach() > 0.5).to(gates.dtype)
+    fine = (gates.detach() - hard).abs() < ROUNDING
     return hard.where(fine, torch.nan) + (gates - gates.detach())

@@ -143,6 +143,9 @@ def test_output_that_nobody_takes_is_one_line():
     script = f"{{ {sys.executable} -m utils.config; echo $? >&2; }} | (exec <&-; sleep 1)"
     found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert found.stderr == "error: standard output: Broken pipe\n2\n"
+    closed = subprocess.run(["bash", "-c", f"{sys.executable} -m utils.config --no 2>&-"], stdout=subprocess.PIPE)
+    assert closed.returncode == 2
+    assert closed.stdout.startswith(b"error: ")
 
 
 def test_variables_that_another_program_left_are_refused_or_ignored(monkeypatch):

@@ -273,5 +273,5 @@ def test_a_program_is_not_unpickled_unasked(tmp_path):
     (tmp_path / "x.pt2").touch()
     with pytest.raises(UserError, match=r"x\.pt2: PyTorch unpickles such a file, .*--trust"):
         predict.main([str(tmp_path / "x.pt2"), str(tmp_path), str(tmp_path / "out.csv")])
-    with pytest.raises(UserError, match=r"^dataset\.img_h=9: changes nothing here"):
-        predict.main([str(tmp_path / "x.pt2"), str(tmp_path), str(tmp_path / "out.csv"), "dataset.img_h=9"])
+    with pytest.raises(UserError, match=r"^training\.device=cpu: an exported file is used as it is"):
+        predict.main([str(tmp_path / "x.pt2"), str(tmp_path), str(tmp_path / "out.csv"), "training.device=cpu"])

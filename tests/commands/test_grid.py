@@ -276,6 +276,13 @@ def test_a_sweep_has_a_folder_for_each_combination_and_shares_the_teacher(tmp_pa
     assert [str(job.folder.relative_to(tmp_path)) for job in others] == folders
 
 
+def test_a_sweep_over_options_of_the_policy_is_none_where_there_is_no_policy(tmp_path):
+    words = ["kd.policy_options.width=4,8", "training.lr_agent=0.1,0.2"]
+    jobs = jobs_of(tmp_path, ("single", "fixed", "adaptive"), sweep=words)
+    names = [job.name.partition(",")[0] for job in jobs]
+    assert sorted(names) == [*4 * ["at adaptive"], "at fixed", "resnet20 alone", "resnet8 alone"]
+
+
 def test_a_sweep_may_have_mappings_and_lists_as_values(tmp_path):
     sweep = ["kd_loss.options={power: 1, spread: 2},{power: 3}", "training.lr_decay_epochs=[1,2],[3]"]
     jobs = [job for job in jobs_of(tmp_path, ("fixed",), sweep=sweep) if job.config.kd]

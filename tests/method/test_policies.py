@@ -82,7 +82,7 @@ class TestOwnPolicy:
             ),
             (lambda policy, seen, gates: gates.tolist(), r"draw_gates gives a list, must be \[B, K \+ 1\]"),
             (lambda policy, seen, gates: gates.detach(), "has parameters, and draw_gates gives gates without gradient"),
-            (lambda policy, seen, gates: 2 * gates, r"draw_gates gives values from [02] to 2, must be 0 or 1 each"),
+            (lambda policy, seen, gates: 2 * gates, r"draw_gates gives 2, must be 0 or 1 each"),
             (lambda policy, seen, gates: seen.label.zero_(), "draw_gates writes into a tensor that it is given"),
             (lambda policy, seen, gates: setattr(policy, "late", nn.Linear(2, 2)), "has made parameters in a step"),
         ],
@@ -112,6 +112,10 @@ class TestOwnPolicy:
         gates = take_step(task, batch).gates
         assert set(gates.unique().tolist()) == {0.0, 1.0}
         assert task.policy.net.weight.grad.abs().sum() > 0
+        task.policy.chances = lambda seen: torch.rand(3)
+        features, logits = task.student.features(batch.image)
+        with pytest.raises(UserError, match=r"chances gives \(3,\), must be \[B, K \+ 1\]"):
+            task.chances(task.policy_input(features, features, logits, logits, batch.label))
         frozen = toy_task("at", policy=lambda setting: Rounded(setting).requires_grad_(False))
         assert not frozen.routed
         assert torch.equal(take_step(frozen, batch).gates, gates)

@@ -114,12 +114,13 @@ def plan(
     for seed in seeds:
         teachers, alone, distilled = [], [], []
         for swept in combinations:
-            words, more = map(_of_the_student_alone, (overrides, swept))
-            alone += [_alone(dataset, seed, student, words, more) for _, student in networks if SINGLE in selections]
+            without = _without_policy(swept)
+            words, kept = map(_of_the_student_alone, (overrides, without))
+            alone += [_alone(dataset, seed, student, words, kept) for _, student in networks if SINGLE in selections]
             for (teacher, student), distiller, selection in product(networks, distillers, to_distil):
                 names = (dataset, seed, teacher, student, distiller)
-                more = swept if SELECTIONS[selection].policy else _without_policy(swept)
-                pair = _distilled(names, [*overrides, f"kd.selection={selection}"], more, teacher_overrides)
+                used = swept if SELECTIONS[selection].policy else without
+                pair = _distilled(names, [*overrides, f"kd.selection={selection}"], used, teacher_overrides)
                 teachers += pair[:-1]
                 distilled.append(pair[-1])
         jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]

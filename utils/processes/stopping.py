@@ -106,7 +106,8 @@ def leave_terminal(number: int) -> None:
     if number == signal.SIGHUP:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
-            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a closed terminal does not say any more that it is one
+            # A closed terminal does not say any more that it is one.
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
                 os.dup2(nowhere, stream)
         os.close(nowhere)
 

@@ -105,9 +105,10 @@ class Group:
 def grouped(runs: Iterable[Run]) -> list[Group]:
     """Runs by data set, pair, distiller and settings, in the order of `runs`. Networks alone are groups as well."""
     runs, groups = list(runs), []
-    found = {_usual_teacher(run) for run in runs if not run.teacher_weights}
-    # What one run found by itself another one may name.
-    runs = [replace(run, teacher_weights="") if normpath(run.teacher_weights) in found else run for run in runs]
+    # What one run found by itself another one of its seed may name.
+    found = {(run.seed, _usual_teacher(run)) for run in runs if not run.teacher_weights}
+    is_found = lambda run: (run.seed, normpath(run.teacher_weights)) in found  # noqa: E731
+    runs = [replace(run, teacher_weights="") if is_found(run) else run for run in runs]
     for of_dataset in _by(runs, lambda run: run.dataset).values():
         for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
             recipe = [key for key in differing(members) if key.startswith(RECIPE)]
@@ -126,7 +127,8 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
 
 def _usual_teacher(run: Run) -> str:
     """Where it looks for its teacher if its config names no file."""
-    return normpath(Layout(Path(run.config["run"]["root"], run.dataset, str(run.seed), run.teacher)).best)
+    root = run.config.get("run", {}).get("root", "")
+    return normpath(Layout(Path(root, run.dataset, str(run.seed), run.teacher)).best)
 
 
 def _by(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Any, list[Run]]:

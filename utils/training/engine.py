@@ -14,12 +14,14 @@ from datasets import Data
 from datasets.batch import Batch
 from datasets.loading.order import derive_seed
 from distillers.task import Task
+from models.staged import StagedModel, copied
 from utils.config import Config
 from utils.config.changes import deciding_changes
 from utils.errors import UserError, exhausted_memory, reason
 from utils.files import publish_copy
-from utils.processes.group import Agreement, barrier, gather_objects, is_main, rank, world_size
+from utils.processes.group import Agreement, barrier, from_main, gather_objects, is_main, rank, world_size
 from utils.processes.stopping import Interrupted, StopRequest
+from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.folder import RunDir
 from utils.run_folder.resume import FORMAT, Progress, check_checkpoint, refuse_other_classes
 from utils.training.accuracy import evaluate
@@ -77,6 +79,7 @@ class Engine:
         self.gates = GateRecorder(list(self.task.gate_labels), data.source.num_classes, data.train.num_samples, device)
         self.val: dict[str, float | None] = {}
         self.best: dict[str, float] = {"top1": -1.0, "epoch": 0}
+        self._changed_data: list[str] = []  # what is different about the validation images since the checkpoint
         self._autocast = autocast(device, config.training.precision)
         self._agreed = Agreement()
         self._take_step: EagerStep | CapturedStep | None = None  # of the phase under way
@@ -124,10 +127,8 @@ class Engine:
             changes = deciding_changes(checkpoint.get("config"), self.config.to_dict())
             why = "; ".join(filter(None, [changes, reason(error, 240)]))
             raise UserError(f"{what} is not of this configuration ({why})") from error
-        if self.best["epoch"] and self.progress.epoch < self.phase.epochs:
-            theirs, ours = checkpoint.get("data", {}), self._describe_data()
-            if changed := [key for key, value in ours.items() if theirs.get(key, value) != value]:
-                self._choose_best_anew(f"validation differs from before in {', '.join(changed)}")
+        before = checkpoint.get("data", {})
+        self._changed_data = [key for key, now in self._describe_data().items() if before.get(key, now) != now]
         if is_main() and self.best["epoch"] and not self.run.best.exists():
             self._replace_lost_best()
         if len(checkpoint["processes"]) != world_size():
@@ -143,17 +144,27 @@ class Engine:
 
         It is that of the checkpoint that the run goes on from, or the next one if this was written within an epoch.
         """
-        names = [name for name in ("top1", "class_mean") if self.progress.step == 0 and name in self.val]
-        is_known = bool(names) and self.val["top1"] is not None
-        self._choose_best_anew(f"{self.run.best} is gone", since=self.progress.epoch + (not is_known))
-        if is_known:
-            publish_copy(self.run.last, self.run.best)
-            self.best = {name: self.val[name] for name in names} | {"epoch": self.progress.epoch}
-
-    def _choose_best_anew(self, why: str, since: int | None = None) -> None:
         self.best = {"top1": -1.0, "epoch": 0}
-        if is_main():
-            log.warning("%s; the best epoch is chosen anew, from epoch %d on", why, since or self.progress.epoch + 1)
+        if self.progress.step == 0 and self.val.get("top1") is not None:
+            publish_copy(self.run.last, self.run.best)
+            self.best = accuracies(self.val) | {"epoch": self.progress.epoch}
+        first = self.best["epoch"] or self.progress.epoch + 1
+        log.warning("%s is gone; the best epoch is chosen anew, from epoch %d on", self.run.best, first)
+
+    def _evaluate_best_again(self) -> None:
+        """So that later epochs are compared with the best one on the same images."""
+        self.best |= accuracies(evaluate(self.best_student(), self.data.val, self.device, self._autocast))
+        log.warning(
+            f"validation is not as before ({', '.join(self._changed_data)}): the best epoch, {self.best['epoch']}, has "
+            f"{self.best['top1']:.2f}% now"
+        )
+
+    def best_student(self) -> StagedModel:
+        """The student of the best epoch."""
+        weights = from_main(read_checkpoint(self.run.best)["model"] if is_main() else None)
+        student = copied(self.task.student)
+        student.load_state_dict(weights)
+        return student
 
     def _describe_data(self) -> dict[str, Any]:
         return self.data.source.describe() | {"val_images": self.data.val.num_samples}
@@ -172,8 +183,11 @@ class Engine:
             UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         try:
-            if is_main() and self.progress.epoch < self.phase.epochs:
-                self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
+            if self.progress.epoch < self.phase.epochs:
+                if from_main(bool(self._changed_data and self.best["epoch"])):
+                    self._evaluate_best_again()
+                if is_main():
+                    self.run.result.unlink(missing_ok=True)  # of a shorter run, which now goes on
             while self.progress.epoch < self.phase.epochs:
                 self._fit_epoch(stop)
             self._agreed.end()
@@ -283,7 +297,7 @@ class Engine:
         now, before = self.val[by], self.best.get(by, -1.0)  # before the first epoch, there is no class_mean
         is_best = now is not None and now > before
         if is_best:
-            self.best = {name: self.val[name] for name in ("top1", "class_mean")} | {"epoch": epoch}
+            self.best = accuracies(self.val) | {"epoch": epoch}
         for line in no_progress(self.best, epoch, self.data.val.labels, self.config):
             log.info(line)
         return is_best
@@ -395,6 +409,11 @@ class Engine:
     def _seconds_left(self, per_step: float | None) -> float:
         """Time of the steps that are left; evaluation is not counted."""
         return (per_step or 0.0) * (self._epochs_left() * len(self.data.train) - self.progress.step)
+
+
+def accuracies(means: dict[str, float | None]) -> dict[str, float | None]:
+    """Those by which the best epoch may be chosen."""
+    return {name: means[name] for name in ("top1", "class_mean") if name in means}
 
 
 def contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from datasets import Data, Source, open_data
 from distillers.spot_adaptive.balance import excessive_beta
 from distillers.task import Task
 from models import find_builder
-from models.staged import copied
 from utils.config import Config
 from utils.config.changes import differences
 from utils.config.related import Command, SingleRun, next_command, remembered, teacher_run
@@ -23,7 +22,6 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.processes.group import from_main, gather_objects, is_main, process_group
 from utils.processes.stopping import Interrupted, StopRequest
-from utils.run_folder.checkpoint import read_checkpoint
 from utils.run_folder.choice import no_choice
 from utils.run_folder.folder import RunDir
 from utils.run_folder.layout import Layout
@@ -233,11 +231,8 @@ def prepare(
 def test_best(engine: Engine, source: Source) -> dict[str, float]:
     """Accuracies of the best epoch's student on the test images, which nothing was chosen by, in percent."""
     config, device = engine.config, engine.device
-    weights = from_main(read_checkpoint(engine.run.best)["model"] if is_main() else None)
-    student = copied(engine.task.student)
-    student.load_state_dict(weights)
     with closing(load_split(source, config, device, "test")) as images:
-        found = evaluate(student, images, device, autocast(device, config.training.precision))
+        found = evaluate(engine.best_student(), images, device, autocast(device, config.training.precision))
     return {f"test_{name}": found[name] for name in ("top1", "top5", "class_mean") if name in found}
 
 
