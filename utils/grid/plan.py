@@ -209,8 +209,8 @@ def _of_the_student_alone(words: Sequence[str]) -> list[str]:
 
 def _without_policy(words: Sequence[str]) -> list[str]:
     """The `words` that decide something where no policy chooses."""
-    keys = (f"{key}{end}" for key in OF_A_POLICY for end in "=.")
-    return [word for word in words if not word.startswith(tuple(keys))]
+    keys = tuple(f"{key}{end}" for key in OF_A_POLICY for end in "=.")
+    return [word for word in words if not word.startswith(keys)]
 
 
 def _alone(dataset: str, seed: int, student: str, overrides: Sequence[str], swept: Sequence[str]) -> Job:
