@@ -24,6 +24,15 @@ register_policy = POLICIES.register
 def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | None, argument: Any) -> Any:
     """What is registered as `name`, built from `argument` and the `options` that the config gives under `key`.
 
+    Raises:
+        UserError: see `check_options`.
+    """
+    return kinds.get(name)(argument, **check_options(kinds, name, key, options))
+
+
+def check_options(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `options` of what is registered as `name`, which the config gives under `key`, converted to their types.
+
     Options are the keyword arguments of its constructor or, of a loss at the logits, of its function. They are checked
     by the types that these say, such as ``pydantic.PositiveFloat``.
 
@@ -56,4 +65,4 @@ def build(kinds: Registry, name: str, key: str, options: Mapping[str, Any] | Non
     needed = [each.name for each in arguments if each.default is each.empty and each.name in known]
     if missing := [option for option in needed if option not in checked]:
         raise UserError(f"{key}: {name} needs {', '.join(missing)}")
-    return kind(argument, **checked)
+    return checked

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,8 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
         ({"overrides": ["training.seed=5"]}, "training.seed=5: the option --seeds sets this key; leave it out"),
         ({"teacher_overrides": ["model.name=vgg8"]}, "model.name=vgg8: the option --pairs sets"),
         ({"sweep": ["kd.selection=fixed"]}, "kd.selection=fixed: the option --selections sets"),
+        ({"sweep": ["training.lr=1", "training.lr=2"]}, "--sweep: training.lr is given twice"),
+        ({"sweep": ["kd_loss.options={wrong: 1},{}"]}, "kd_loss.options: at has no option 'wrong'"),
         ({"sweep": ["training.lr"]}, "--sweep: found 'training.lr', must be"),
         ({"sweep": ["training.lr=1,,2"]}, "--sweep: found"),
         ({"sweep": ["run.root=a,b"]}, "--sweep: found"),
@@ -276,21 +279,27 @@ def test_a_sweep_has_a_folder_for_each_combination_and_shares_the_teacher(tmp_pa
     assert [str(job.folder.relative_to(tmp_path)) for job in others] == folders
 
 
-def test_a_sweep_over_options_of_the_policy_is_none_where_there_is_no_policy(tmp_path):
-    words = ["kd.policy_options.width=4,8", "training.lr_agent=0.1,0.2"]
+def test_a_sweep_over_keys_of_the_policy_is_none_where_there_is_no_policy(tmp_path):
+    words = ["kd.gate_temperature=4,8", "training.lr_agent=0.1,0.2"]
     jobs = jobs_of(tmp_path, ("single", "fixed", "adaptive"), sweep=words)
     names = [job.name.partition(",")[0] for job in jobs]
     assert sorted(names) == [*4 * ["at adaptive"], "at fixed", "resnet20 alone", "resnet8 alone"]
 
 
 def test_a_sweep_may_have_mappings_and_lists_as_values(tmp_path):
-    sweep = ["kd_loss.options={power: 1, spread: 2},{power: 3}", "training.lr_decay_epochs=[1,2],[3]"]
-    jobs = [job for job in jobs_of(tmp_path, ("fixed",), sweep=sweep) if job.config.kd]
-    found = [(job.config.kd_loss.options, job.config.training.lr_decay_epochs) for job in jobs]
-    assert found == [
-        (options, drops) for options in ({"power": 1, "spread": 2}, {"power": 3}) for drops in ((1, 2), (3,))
-    ]
+    sweep = ["kd_loss.options={distance: 1, angle: 2},{angle: 3}", "kd_loss.spots=[[1, 1], [2, 2]],[[1, 1]]"]
+    jobs = [job for job in jobs_of(tmp_path, ("fixed",), ("rkd",), sweep=sweep) if job.config.kd]
+    found = [(job.config.kd_loss.options, len(job.config.kd_loss.spots)) for job in jobs]
+    assert found == [(options, spots) for options in ({"distance": 1, "angle": 2}, {"angle": 3}) for spots in (2, 1)]
     assert len({job.folder for job in jobs}) == 4
+
+
+def test_a_finished_teacher_is_taken_as_it_is(tmp_path):
+    teacher, _ = jobs_of(tmp_path)
+    write_run(tmp_path, selection="single", student="resnet20", epochs=3)
+    found = state(teacher)
+    assert (found.status, "training.epochs 3, now 8" in found.differs) == ("finished", True)
+    assert state(replace(teacher, is_teacher=False)).status == "unfinished", "a run of the grid's own goes on"
 
 
 def test_a_real_grid_trains_the_teacher_and_the_student_and_reports(tmp_path, monkeypatch, capsys):

@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     request = read_request(options.slurm, options.jobs) if on_slurm else None
     root = jobs[0].root
     if options.dry_run:
-        here = (f"{state(job).status:<10}  {job.name}  {job.folder}" for job in jobs)
-        print("\n".join(describe(jobs, root / "grid") if on_slurm else here))
+        print("\n".join(describe(jobs, root / "grid") if on_slurm else map(_as_it_stands, jobs)))
         return 0
     with queue_of(jobs, request, options.jobs, root / "grid") as queue:
         if options.detach:  # Slurm goes on with the runs alone
@@ -62,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcomes = queue.work()
     _report(jobs, root, options.out)
     return print_outcomes(outcomes)
+
+
+def _as_it_stands(job: Job) -> str:
+    found = state(job)
+    return f"{found.status:<10}  {job.name}  {job.folder}" + (f"  ({found.differs})" if found.differs else "")
 
 
 def _report(jobs: Sequence[Job], root: Path, out: str | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -45,6 +45,7 @@ class Job:
         config: that they compose.
         root: ``run.root`` of the grid; that of a run in a sweep is a folder in it.
         teacher: folder of the run that has to be finished first, if that is part of the grid.
+        is_teacher: it is that of others, so that it is taken as it is once it is finished.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Job:
     config: Config
     root: Path
     teacher: Path | None = None
+    is_teacher: bool = False
 
     @cached_property
     def folder(self) -> Path:
@@ -109,6 +111,8 @@ def plan(
             raise UserError(f"{word}: the option {option} sets this key; leave it out")
     networks = [split_pair(pair) for pair in pairs]
     to_distil = [selection for selection in selections if selection != SINGLE]
+    if twice := [key for key, count in Counter(word.partition("=")[0] for word in sweep).items() if count > 1]:
+        raise UserError(f"--sweep: {twice[0]} is given twice; give all of its values at once")
     combinations = list(product(*map(split_sweep, sweep)))  # one without words if there is no sweep
     jobs: list[Job] = []
     for seed in seeds:
@@ -124,8 +128,14 @@ def plan(
                 teachers += pair[:-1]
                 distilled.append(pair[-1])
         jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]
-    from models import find_builder  # brings PyTorch, for which a wrong key need not wait
+    # They bring PyTorch, for which a wrong key need not wait.
+    from distillers.registry import DISTILLERS, POLICIES, check_options
+    from models import find_builder
 
+    for config in (job.config for job in jobs if job.config.kd):
+        check_options(DISTILLERS, config.kd_loss.name, "kd_loss.options", config.kd_loss.options)
+        if SELECTIONS[config.kd.selection].policy:
+            check_options(POLICIES, config.kd.policy, "kd.policy_options", config.kd.policy_options)
     roles = [network for job in jobs for network in (job.config.student, job.config.kd and job.config.kd.teacher)]
     for name in dict.fromkeys(network.name for network in roles if network):
         find_builder(name)  # refuses a name that it does not know
@@ -159,7 +169,13 @@ def split_sweep(word: str) -> list[str]:
         UserError: it is not of this form, or about the data, the teacher or the folder of a run.
     """
     key, sign, values = word.partition("=")
-    split = re.split(r",(?![^\[{]*[\]}])", values)
+    split, depth = [""], 0
+    for letter in values:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            split.append("")
+        else:
+            split[-1] += letter
     if key.startswith(_NOT_SWEPT):
         raise UserError(f"--sweep: found {word!r}; give each value of {key} a grid and a run.root of its own")
     if not (key and sign and all(split)):
@@ -191,12 +207,12 @@ def state(job: Job) -> State:
     if run is None:
         return State("unfinished")
     changes = differences(run.settings, deciding_settings(job.config.to_dict()))
-    if run.epochs < job.epochs:  # it goes on, and the drops follow from the epochs
+    ended = run.status == "finished" and (job.is_teacher or run.epochs_done >= job.epochs)
+    if run.epochs < job.epochs and not ended:  # it goes on, and the drops follow from the epochs
         for name in ("epochs", *DROPS):
             changes.pop(f"training.{name}", None)
     differs = ", ".join(f"{key} {old}, now {new}" for key, (old, new) in changes.items())
-    finished = run.status == "finished" and run.epochs_done >= job.epochs
-    return State("finished" if finished else "unfinished", differs)
+    return State("finished" if ended else "unfinished", differs)
 
 
 def _of_the_student_alone(words: Sequence[str]) -> list[str]:
@@ -243,7 +259,7 @@ def _distilled(
     plain = composed.load(overrides)
     root, words, jobs = Path(plain.run.root), list(overrides), []
     if not plain.kd.teacher.checkpoint:
-        jobs.append(single_job(teacher_run(plain, teacher_overrides), root))
+        jobs.append(replace(single_job(teacher_run(plain, teacher_overrides), root), is_teacher=True))
     if swept:
         words += [*_in_its_folder(swept, root), f"kd.teacher.checkpoint={spell(str(plain.teacher_checkpoint))}"]
     arguments = ("--dataset", dataset, "--seed", str(seed), "--net1", teacher, "--net2", student)

@@ -179,7 +179,8 @@ class Pool(Queue):
             elif code == EXIT_INTERRUPTED or stopped:
                 self.note(one.job, "stopped")
             else:
-                self.note(one.job, "failed", f"{last_line(one.log) or f'exit code {code}'} [{one.log}]")
+                why = f"killed by signal {-code}" if code < 0 else last_line(one.log) or f"exit code {code}"
+                self.note(one.job, "failed", f"{why} [{one.log}]")
 
     def _stop(self) -> None:
         """Let the running jobs save themselves, and wait for them."""

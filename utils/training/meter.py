@@ -44,8 +44,8 @@ class Meter:
             self.finite_steps = torch.zeros_like(row, dtype=torch.int64)
         if list(values) != self.names:
             raise UserError(
-                f"every step of an epoch must log the same values, found {', '.join(values)} after "
-                f"{', '.join(self.names)}; a run that is resumed within an epoch keeps its losses until its end"
+                f"every step of an epoch must log the same values, but {', '.join(sorted({*values} ^ {*self.names}))} "
+                "is new or missing; a run that was stopped within an epoch is resumed with the settings it had then"
             )
         self.sums += row
         self.finite_steps += self.sums.isfinite()  # a sum that is not finite stays so
