@@ -74,6 +74,7 @@ def test_teachers_come_first_then_students_alone_then_everything_distilled(tmp_p
         ({"sweep": ["kd.selection=fixed"]}, "kd.selection=fixed: the option --selections sets"),
         ({"sweep": ["training.lr=1", "training.lr=2"]}, "--sweep: training.lr is given twice"),
         ({"sweep": ["kd_loss.options={wrong: 1},{}"]}, "kd_loss.options: at has no option 'wrong'"),
+        ({"overrides": ["kd_loss.logits=dkd", "kd_loss.logits_options.wrong=1"]}, "kd_loss.logits_options: dkd has no"),
         ({"sweep": ["training.lr"]}, "--sweep: found 'training.lr', must be"),
         ({"sweep": ["training.lr=1,,2"]}, "--sweep: found"),
         ({"sweep": ["run.root=a,b"]}, "--sweep: found"),

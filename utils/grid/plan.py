@@ -129,13 +129,15 @@ def plan(
                 distilled.append(pair[-1])
         jobs += [*sorted(teachers, key=lambda job: job.name), *alone, *distilled]
     # They bring PyTorch, for which a wrong key need not wait.
-    from distillers.registry import DISTILLERS, POLICIES, check_options
+    from distillers.registry import DISTILLERS, LOGIT_LOSSES, POLICIES, check_options
     from models import find_builder
 
-    for config in (job.config for job in jobs if job.config.kd):
-        check_options(DISTILLERS, config.kd_loss.name, "kd_loss.options", config.kd_loss.options)
-        if SELECTIONS[config.kd.selection].policy:
-            check_options(POLICIES, config.kd.policy, "kd.policy_options", config.kd.policy_options)
+    for kd, loss in ((job.config.kd, job.config.kd_loss) for job in jobs if job.config.kd):
+        check_options(DISTILLERS, loss.name, "kd_loss.options", loss.options)
+        if loss.logits:  # else it depends on the distiller
+            check_options(LOGIT_LOSSES, loss.logits, "kd_loss.logits_options", loss.logits_options)
+        if SELECTIONS[kd.selection].policy:
+            check_options(POLICIES, kd.policy, "kd.policy_options", kd.policy_options)
     roles = [network for job in jobs for network in (job.config.student, job.config.kd and job.config.kd.teacher)]
     for name in dict.fromkeys(network.name for network in roles if network):
         find_builder(name)  # refuses a name that it does not know
