@@ -35,6 +35,7 @@ from utils.processes.stopping import (
     Interrupted,
     ignore_stop_signals,
     interrupt_on_stop_signals,
+    silence,
 )
 
 EXIT_UNEXPECTED = 1
@@ -128,5 +129,5 @@ def _leave(line: str, status: int) -> NoReturn:
         try:
             print(text, end="", file=stream, flush=True)  # on standard output where there is no other
         except OSError:  # what cannot be written must not be tried again by the interpreter's own clean-up
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            silence(stream.fileno())
     sys.exit(status)

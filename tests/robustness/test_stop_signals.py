@@ -24,7 +24,7 @@ from utils.processes.stopping import (
     Interrupted,
     StopRequest,
 )
-from utils.training.log import log_to_file
+from utils.training.log import log_to_file, set_aside
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -85,7 +85,7 @@ def test_a_command_ends_as_usual_though_its_terminal_is_gone():
 
 
 def test_why_a_run_ends_is_told_though_its_log_cannot_be_written():
-    with pytest.raises(Interrupted, match="all saved"), log_to_file(Path("/dev/full")):
+    with set_aside(), pytest.raises(Interrupted, match="all saved"), log_to_file(Path("/dev/full")):
         raise Interrupted("all saved")
 
 

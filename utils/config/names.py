@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationInfo
 
+from distillers.spot_adaptive.selection import SELECTIONS
 from utils.errors import UserError
 from utils.libraries import TIMM, is_timm
 from utils.registry import Registry, names_in_source, spelling
@@ -85,6 +86,11 @@ def model_label(name: str, kwargs: Mapping[str, Any] | None = None, label: str |
     readable = re.sub(r"(?:[^A-Za-z0-9_.-]|\.(?![A-Za-z0-9]))+", "_", full).replace("-_", "-")[:_LONGEST_LABEL]
     digest = hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()
     return f"{readable.rstrip('._-')}-{digest[:6]}"
+
+
+def selection_label(selection: str, policy: str) -> str:
+    """``"adaptive"``, or ``"adaptive by <policy>"`` where it is not the published one."""
+    return f"{selection} by {policy}" if SELECTIONS[selection].policy and policy != "gumbel" else selection
 
 
 def function_name(model: str) -> str:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config.errors import Key, validate
-from utils.config.names import WRITTEN, model_label, registered
+from utils.config.names import WRITTEN, model_label, registered, selection_label
 from utils.config.training import PretrainingConfig, TrainingConfig, ValidationConfig
 from utils.config.types import (
     Count,
@@ -247,8 +247,8 @@ class Config(Section):
         if self.model:
             return self.model.title
         kd = self.kd
-        policy = f" by {kd.policy}" if SELECTIONS[kd.selection].policy and kd.policy != "gumbel" else ""
-        return f"{self.kd_loss.name}, {kd.selection}{policy}, {kd.teacher.title} -> {kd.student.title}"
+        where = selection_label(kd.selection, kd.policy)
+        return f"{self.kd_loss.name}, {where}, {kd.teacher.title} -> {kd.student.title}"
 
     @property
     def run_dir(self) -> Path:

@@ -104,12 +104,17 @@ class StopRequest:
 def leave_terminal(number: int) -> None:
     """After SIGHUP, write nothing more to the terminal, which is closed and answers with an error."""
     if number == signal.SIGHUP:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             # A closed terminal does not say any more that it is one.
             if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-                os.dup2(nowhere, stream)
-        os.close(nowhere)
+                silence(stream)
+
+
+def silence(stream: int) -> None:
+    """From now on throw away what is written to a file descriptor, which would answer with an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _interrupt(number: int = 0, frame: FrameType | None = None) -> None:

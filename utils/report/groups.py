@@ -107,8 +107,9 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     runs, groups = list(runs), []
     # What one run found by itself another one of its seed may name.
     found = {(run.seed, _usual_teacher(run)) for run in runs if not run.teacher_weights}
-    is_found = lambda run: (run.seed, normpath(run.teacher_weights)) in found  # noqa: E731
-    runs = [replace(run, teacher_weights="") if is_found(run) else run for run in runs]
+    runs = [
+        replace(run, teacher_weights="") if (run.seed, normpath(run.teacher_weights)) in found else run for run in runs
+    ]
     for of_dataset in _by(runs, lambda run: run.dataset).values():
         for _, members in sorted(_by(of_dataset, lambda run: run.is_single).items()):
             recipe = [key for key in differing(members) if key.startswith(RECIPE)]

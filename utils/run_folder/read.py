@@ -16,7 +16,7 @@ import pandas as pd
 
 from distillers.spot_adaptive.selection import SELECTIONS
 from utils.config.changes import deciding_settings
-from utils.config.names import model_label
+from utils.config.names import model_label, selection_label
 from utils.config.yaml_text import read_yaml
 from utils.errors import UserError
 from utils.files import identity, warn_once
@@ -92,8 +92,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        what = ALONE if self.is_single else f"{self.distiller}, {self.selection}"
-        what += f" by {self.policy}" if self.policy not in ("", "gumbel") else ""
+        what = ALONE if self.is_single else f"{self.distiller}, {selection_label(self.selection, self.policy)}"
         return f"{self.pair}, {what}, seed {self.seed}"
 
     @property

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import naming
-from utils.processes.stopping import Interrupted
+from utils.processes.stopping import Interrupted, silence
 
 log = logging.getLogger("sakd")
 
@@ -28,7 +28,7 @@ class ConsoleHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:  # `tee` or `ssh` has ended, which is as if the terminal were closed
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout.fileno())
             os.kill(os.getpid(), signal.SIGHUP)
 
 
